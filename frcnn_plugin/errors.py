@@ -1,0 +1,8 @@
+"""The one exception type that is meant for the user's eyes."""
+
+
+class UserError(ValueError):
+    """A mistake in the user's input; the message names it and the fix.
+
+    `tools/` print it without a traceback.
+    """
