@@ -1,0 +1,139 @@
+"""Configuration keys of the plugin: one function per component, every key commented.
+
+Keys that Detectron2 already has (``MODEL.RPN.IOU_THRESHOLDS``, ``SOLVER.BIAS_LR_FACTOR``, ...) are
+used as they are and set in ``configs/``; the keys below exist only where the host has none. All
+defaults are neutral, so a stock YAML loads unchanged after :func:`add_frcnn_config`.
+
+Comments name the paper's symbol, the unit and the source. "paper" is arXiv 1506.01497v3, "MATLAB"
+the authors' code, "py" py-faster-rcnn.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from detectron2.config import CfgNode as CN
+
+from .errors import UserError
+
+
+def add_frcnn_config(cfg: CN) -> None:
+    """Add the plugin's keys to ``cfg``, in place.
+
+    Calling it twice changes nothing.
+
+    Args:
+        cfg: the result of :func:`detectron2.config.get_cfg`, or a config other projects extended.
+    """
+    if "VGG" in cfg.MODEL:
+        return
+    _add_backbones(cfg)
+    _add_rpn(cfg)
+    _add_roi_box_head(cfg)
+    _add_meta_arch(cfg)
+    _add_data(cfg)
+    _add_solver(cfg)
+    _add_test(cfg)
+
+
+def _add_backbones(cfg: CN) -> None:
+    # The number of frozen stages is the host's MODEL.BACKBONE.FREEZE_AT: 0 (none) to 5 (all);
+    # 2 freezes conv1_1..conv2_2 of VGG16 (paper, section 3.1.3).
+    cfg.MODEL.VGG = CN()
+    # Output channels of stages conv1..conv5. Smaller numbers make a narrow network for trials.
+    cfg.MODEL.VGG.CHANNELS = [64, 128, 256, 512, 512]
+    # Features handed on, any of conv1..conv5, each after its last ReLU and before its pooling.
+    cfg.MODEL.VGG.OUT_FEATURES = ["conv5"]
+
+    cfg.MODEL.ZF = CN()
+    # Output channels of conv1..conv5.
+    cfg.MODEL.ZF.CHANNELS = [96, 256, 384, 384, 256]
+    cfg.MODEL.ZF.OUT_FEATURES = ["conv5"]
+
+
+def _add_rpn(cfg: CN) -> None:
+    # Used by PaperRPN. MODEL.RPN.BBOX_REG_LOSS_WEIGHT is the paper's lambda and
+    # MODEL.RPN.BOUNDARY_THRESH the border (px) an anchor may cross and still be trained on.
+
+    # N_reg, what the sum of the box loss is divided by:
+    #   "samples"    the number of anchors really sampled (py; goes with lambda 1)
+    #   "locations"  H*W of the feature map, about 2400 (paper eq. 1, MATLAB; with lambda 10)
+    # The class loss is always divided by the number sampled (N_cls, 256 where there are enough).
+    cfg.MODEL.RPN.LOSS_NORM = "samples"
+    # All originals call an anchor positive if it has the highest IoU with some ground truth. When
+    # no inside anchor touches a ground truth that highest IoU is 0 and *every* anchor not touching
+    # it turns positive. True skips such a ground truth; False is faithful to the flaw (MATLAB, py).
+    cfg.MODEL.RPN.GUARD_ZERO_IOU = True
+    # Smallest side of a proposal in pixels of the *original* image (MATLAB, py: 16). Needs
+    # META_ARCHITECTURE "PaperRCNN", which knows the image scale. The host's
+    # MODEL.PROPOSAL_GENERATOR.MIN_SIZE (network-input pixels) is applied as well.
+    cfg.MODEL.RPN.MIN_SIZE_IMAGE = 16.0
+    # Upper bound of the predicted dw, dh; .inf: none (all originals). Detectron2: log(1000/16).
+    cfg.MODEL.RPN.SCALE_CLAMP = float("inf")
+    # Pixels added to x2, y2 when deltas are decoded: 0 is the exact inverse of the encoding
+    # (MATLAB), 1 what py-faster-rcnn does, and its released weights expect.
+    cfg.MODEL.RPN.DECODE_GROWTH = 0.0
+
+
+def _add_roi_box_head(cfg: CN) -> None:
+    # Used by FC6FC7Head. MODEL.ROI_BOX_HEAD.FC_DIM is the width of fc6 and fc7 (paper: 4096).
+    # Probability of dropping a unit after fc6 and fc7; 0 removes dropout (py's COCO networks).
+    cfg.MODEL.ROI_BOX_HEAD.DROPOUT = 0.5
+    # True: kept units are scaled up in training (VGG16). False: units are scaled by the keep
+    # probability at test time (ZF's `scale_train: false`; its ImageNet weights need it).
+    cfg.MODEL.ROI_BOX_HEAD.DROPOUT_SCALE_TRAIN = True
+    # Used by CaffeROIHeads: as the two RPN keys above. DECODE_GROWTH is in original-image pixels.
+    cfg.MODEL.ROI_BOX_HEAD.SCALE_CLAMP = float("inf")
+    cfg.MODEL.ROI_BOX_HEAD.DECODE_GROWTH = 0.0
+    # True: RoIs are divided by the image scale, as inclusive coordinates, before the deltas are
+    # applied (py). False: deltas are applied in network coordinates, where they were trained.
+    cfg.MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE = False
+
+
+def _add_meta_arch(cfg: CN) -> None:
+    cfg.MODEL.PAPER_RCNN = CN()
+    # True: the images of a training batch pass the network one by one, unpadded, and their losses
+    # are averaged: Caffe's iter_size (py end2end: 2). False: one zero-padded batch.
+    cfg.MODEL.PAPER_RCNN.ONE_BY_ONE = False
+
+
+def _add_data(cfg: CN) -> None:
+    # VOC-format sets to register before anything else, a list of
+    #   {name: my_train, root: /data/my, split: train, classes: [cat, dog]}
+    # Then DATASETS.TRAIN ("my_train",) finds them. See frcnn_plugin/data/voc.py for all fields.
+    cfg.DATASETS.REGISTER = []
+
+
+def _add_solver(cfg: CN) -> None:
+    # Caffe keeps the learning rate inside the momentum buffer, torch outside; after a drop of the
+    # rate they differ for about 20 steps. True rescales the buffer at each drop, as Caffe would.
+    cfg.SOLVER.CAFFE_MOMENTUM = False
+
+
+def _add_test(cfg: CN) -> None:
+    # A detection is right if its IoU with an object is ">=" 0.5 (VOC devkit, MATLAB) or ">" (py).
+    cfg.TEST.VOC_MATCH = ">="
+    # Metric of the headline: "11point" (VOC 2007), "area" (VOC 2010 on), "auto" (by the set's
+    # year, 11point if it has none). Both are always printed.
+    cfg.TEST.VOC_METRIC = "auto"
+
+
+def get_config_file(name: str) -> str:
+    """Path of a configuration that comes with the plugin.
+
+    Args:
+        name: path below ``configs/``, such as ``"faster_rcnn_vgg16_voc_joint.yaml"``.
+
+    Raises:
+        UserError: there is no such file; the message lists close names.
+    """
+    package = Path(__file__).resolve().parent
+    # An installed wheel carries the YAMLs in the package; a checkout has them beside it.
+    roots = [package / "configs", package.parent / "configs"]
+    for root in roots:
+        if (root / name).is_file():
+            return str(root / name)
+    known = sorted({str(p.relative_to(r)) for r in roots for p in r.rglob("*.yaml")})
+    close = get_close_matches(name, known, n=3, cutoff=0.3) or known
+    raise UserError(f"no config '{name}' comes with frcnn_plugin; did you mean {', '.join(close)}?")

@@ -1,0 +1,84 @@
+"""The reference's rounded anchors (facts 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
+
+from ..errors import UserError
+
+# Side (px) of the square that all anchors are scaled from; independent of the stride.
+_BASE_SIZE = 16
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class CaffeAnchorGenerator(DefaultAnchorGenerator):
+    """Anchors of the original code, in continuous coordinates.
+
+    They differ from the host's in three ways: a 16x16 base square is turned into each aspect ratio
+    and *rounded* (23x12, 16x16, 11x22) before it is scaled; the ratio is the outer loop, the scale
+    the inner one, so released weights fit channel by channel; the centre of the first cell is
+    (8, 8), whatever the stride. Continuous means x2, y2 = the reference's inclusive ones + 1: the
+    first anchor is (-84, -40, 100, 56).
+
+    Source: py-faster-rcnn generate_anchors.py, MATLAB proposal_generate_anchors.m.
+    """
+
+    # TorchScript does not inherit annotations.
+    box_dim: torch.jit.Final[int] = 4
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[Sequence[float]] | Sequence[float],
+        aspect_ratios: Sequence[Sequence[float]] | Sequence[float],
+        strides: Sequence[int],
+    ) -> None:
+        """Compute the anchors of one cell.
+
+        Args:
+            sizes: nominal sides in network-input pixels, per feature map or for all; the paper's
+                128, 256, 512 are the scales 8, 16, 32 of the reference.
+            aspect_ratios: height / width, likewise.
+            strides: stride of each feature map in pixels.
+        """
+        # The centre is part of the cell anchors, hence no offset.
+        super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=0.0)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
+        """Arguments of :meth:`__init__` from ``MODEL.ANCHOR_GENERATOR``.
+
+        Raises:
+            UserError: ``OFFSET`` is not 0, which would move the anchors off the reference's.
+        """
+        ret = DefaultAnchorGenerator.from_config(cfg, input_shape)
+        offset = ret.pop("offset")
+        if offset != 0.0:
+            raise UserError(
+                f"MODEL.ANCHOR_GENERATOR.OFFSET is {offset}, but CaffeAnchorGenerator has its "
+                "centre (8, 8) built in: set MODEL.ANCHOR_GENERATOR.OFFSET 0.0"
+            )
+        return ret
+
+    def generate_cell_anchors(
+        self,
+        sizes: Sequence[float] = (128, 256, 512),
+        aspect_ratios: Sequence[float] = (0.5, 1, 2),
+    ) -> torch.Tensor:
+        """Anchors of the first cell, (len(aspect_ratios) * len(sizes), 4), XYXY, pixels."""
+        centre = _BASE_SIZE / 2
+        anchors = []
+        for ratio in aspect_ratios:
+            width = np.round(np.sqrt(_BASE_SIZE**2 / ratio))
+            height = np.round(width * ratio)
+            for size in sizes:
+                half = size / _BASE_SIZE / 2 * np.array([width, height])
+                anchors.append(np.concatenate([centre - half, centre + half]))
+        return torch.tensor(np.stack(anchors), dtype=torch.float32)

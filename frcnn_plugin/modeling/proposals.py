@@ -1,0 +1,137 @@
+"""Which boxes are proposals: clip, size filter, top-N, NMS, top-N. No weights here (facts 5)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torchvision.ops import nms
+
+
+class ScaledImageSize(tuple):
+    """Network-input size ``(height, width)`` that also knows the scale it was resized by.
+
+    It is a plain tuple everywhere the host looks; the originals need the scale because their
+    minimum proposal size and their final box decoding are in original-image pixels.
+    """
+
+    scale: float
+
+    def __new__(cls, size: tuple[int, int], scale: float) -> ScaledImageSize:
+        """Attach ``scale`` (network pixels per original pixel) to ``size``."""
+        self = super().__new__(cls, size)
+        self.scale = scale
+        return self
+
+    def __getnewargs__(self) -> tuple[tuple[int, ...], float]:
+        """Arguments for copying and pickling."""
+        return tuple(self), self.scale
+
+
+def image_scale(image_size: tuple[int, int]) -> float:
+    """Network pixels per original-image pixel, 1.0 for a plain size that does not know it."""
+    return getattr(image_size, "scale", 1.0)
+
+
+def float32_threshold(thresh: float) -> float:
+    """The IoU threshold as Caffe's kernels see it.
+
+    torchvision compares float32 IoUs with a double threshold and so suppresses an IoU of exactly
+    0.3, which the originals keep (check E14b). Rounding the threshold to float32 first agrees.
+    """
+    return float(np.float32(thresh))
+
+
+def inside_image(boxes: torch.Tensor, image_size: tuple[int, int], border: float) -> torch.Tensor:
+    """Which boxes cross the image's border by at most ``border`` pixels.
+
+    A box that ends flush with the image is inside, unlike in the host's ``Boxes.inside_box``
+    (facts trap 6).
+
+    Args:
+        boxes: (R, 4), continuous XYXY.
+        image_size: (height, width).
+        border: pixels; negative: every box counts as inside.
+
+    Returns:
+        (R,) bool.
+    """
+    if border < 0:
+        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    height, width = image_size
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return (x1 >= -border) & (y1 >= -border) & (x2 <= width + border) & (y2 <= height + border)
+
+
+def prefix_nms(
+    boxes: torch.Tensor, scores: torch.Tensor, thresh: float, limit: int
+) -> torch.Tensor:
+    """The first ``limit`` survivors of non-maximum suppression, exactly.
+
+    Whether a box survives depends only on boxes with higher scores, so suppression over a prefix
+    of the sorted boxes is final for that prefix. The prefix grows until enough boxes survive.
+
+    Args:
+        boxes: (R, 4), sorted by descending score.
+        scores: (R,), descending.
+        thresh: boxes with IoU > thresh to a kept one are suppressed.
+        limit: number of survivors wanted.
+
+    Returns:
+        (min(limit, survivors),) int64 indices, ascending.
+    """
+    total = len(boxes)
+    size = 2 * limit
+    # A traced graph cannot grow; once most boxes are in, the rest costs less than another round.
+    while size < 0.75 * total and not torch.jit.is_tracing():
+        keep = nms(boxes[:size], scores[:size], thresh)
+        if len(keep) >= limit:
+            return keep[:limit]
+        size *= 4
+    return nms(boxes, scores, thresh)[:limit]
+
+
+def select_proposals(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    image_size: tuple[int, int],
+    *,
+    min_side: float,
+    pre_nms_topk: int,
+    post_nms_topk: int,
+    nms_thresh: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn the decoded boxes of one image into proposals.
+
+    Algorithm, in the originals' order (the host filters by size *after* the first top-N, check
+    E34): clip to the image; drop boxes with a side below ``min_side`` (or without area); sort by
+    score; keep ``pre_nms_topk``; NMS; keep ``post_nms_topk``.
+
+    Args:
+        boxes: (R, 4), continuous XYXY in network-input pixels. Boxes with NaN are dropped.
+        scores: (R,), any monotone score.
+        image_size: (height, width) of the network input.
+        min_side: pixels; a side of exactly this length is kept.
+        pre_nms_topk: boxes that enter NMS; 0 or less: all.
+        post_nms_topk: proposals returned at most.
+        nms_thresh: IoU above which the lower-scored box is suppressed.
+
+    Returns:
+        (P, 4) boxes and (P,) scores, sorted by descending score.
+
+    Source: py-faster-rcnn proposal_layer.py, MATLAB proposal_test.m.
+    """
+    height, width = image_size
+    x1, y1, x2, y2 = boxes.unbind(1)
+    boxes = torch.stack(
+        (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), dim=1
+    )
+    sides = boxes[:, 2:] - boxes[:, :2]
+    large = ((sides >= min_side) & (sides > 0)).all(dim=1)
+    boxes, scores = boxes[large], scores[large]
+
+    scores, order = scores.sort(descending=True, stable=True)
+    if pre_nms_topk > 0:
+        scores, order = scores[:pre_nms_topk], order[:pre_nms_topk]
+    boxes = boxes[order]
+    keep = prefix_nms(boxes, scores, nms_thresh, post_nms_topk)
+    return boxes[keep], scores[keep]

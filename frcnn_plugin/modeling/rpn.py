@@ -1,0 +1,294 @@
+"""The paper's region proposal network (facts 1.3, 4 and 5).
+
+Shape shorthand in this module:
+
+    N: number of images in the batch
+    A: anchors per cell (9)
+    H, W: size of the feature map
+    R: all anchors of an image, H * W * A
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.memory import retry_if_cuda_oom
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import UserError
+from .box_regression import CaffeBox2BoxTransform
+from .proposals import float32_threshold, image_scale, inside_image, select_proposals
+
+
+@RPN_HEAD_REGISTRY.register()
+class SoftmaxRPNHead(nn.Module):
+    """3x3 conv, then a two-way softmax classifier and a box regressor per anchor.
+
+    The classifier has 2A channels in Caffe's order: background of anchors 0..A-1, then object of
+    anchors 0..A-1. The head returns ``object - background``: the host's sigmoid cross entropy of
+    that difference *is* the softmax cross entropy, in value and in gradient, while both weight
+    vectors keep training (a one-logit head would learn half as fast, check E12).
+
+    Source: paper section 3.1 and footnote 4; py-faster-rcnn and MATLAB prototxts.
+    """
+
+    @configurable
+    def __init__(
+        self, *, in_channels: int, num_anchors: int, conv_channels: int = -1, box_dim: int = 4
+    ) -> None:
+        """Build the layers with N(0, 0.01) weights and zero biases.
+
+        Args:
+            in_channels: channels of the feature map.
+            num_anchors: A.
+            conv_channels: width of the 3x3 conv; -1: ``in_channels`` (512 VGG16, 256 ZF).
+            box_dim: numbers per box; 4.
+        """
+        super().__init__()
+        width = in_channels if conv_channels == -1 else conv_channels
+        self.rpn_conv = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
+        self.rpn_cls_score = nn.Conv2d(width, 2 * num_anchors, kernel_size=1)
+        self.rpn_bbox_pred = nn.Conv2d(width, box_dim * num_anchors, kernel_size=1)
+        for layer in (self.rpn_conv, self.rpn_cls_score, self.rpn_bbox_pred):
+            nn.init.normal_(layer.weight, std=0.01)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
+        """Arguments of :meth:`__init__`; ``MODEL.RPN.CONV_DIMS`` is the width of the 3x3 conv.
+
+        Raises:
+            UserError: more than one conv is asked for.
+        """
+        ret = StandardRPNHead.from_config(cfg, input_shape)
+        dims = ret.pop("conv_dims")
+        if len(dims) != 1:
+            raise UserError(
+                f"MODEL.RPN.CONV_DIMS is {dims}, but SoftmaxRPNHead has one 3x3 conv: "
+                "give one number, or -1 for as many channels as the feature map"
+            )
+        return {**ret, "conv_channels": dims[0]}
+
+    def forward(
+        self, features: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Predict objectness and deltas.
+
+        Args:
+            features: feature maps, each (N, C, H, W).
+
+        Returns:
+            logits ``object - background``, each (N, A, H, W), and deltas, each (N, A*4, H, W),
+            channel 4a + j being delta j of anchor a.
+        """
+        pred_objectness_logits = []
+        pred_anchor_deltas = []
+        for x in features:
+            t = F.relu(self.rpn_conv(x))
+            background, foreground = self.rpn_cls_score(t).chunk(2, dim=1)
+            pred_objectness_logits.append(foreground - background)
+            pred_anchor_deltas.append(self.rpn_bbox_pred(t))
+        return pred_objectness_logits, pred_anchor_deltas
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class PaperRPN(RPN):
+    """The host's RPN with the original rules for labels, losses and proposals.
+
+    - Anchors that cross the border are removed *before* matching, so that every ground truth keeps
+      its best inside anchor (the host matches first, check E9e).
+    - Losses are divided by the number of anchors really sampled, or, for the box loss of the paper,
+      by the number of locations.
+    - Proposals: see :func:`~frcnn_plugin.modeling.proposals.select_proposals`.
+
+    The minimum size in original-image pixels needs the image scale, which
+    :class:`~frcnn_plugin.modeling.meta_arch.PaperRCNN` provides; under another meta-architecture
+    the scale counts as 1. Several feature maps compete in one common selection.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        loss_norm: str = "samples",
+        guard_zero_iou: bool = True,
+        min_size_image: float = 16.0,
+        **kwargs: Any,
+    ) -> None:
+        """Set the constants.
+
+        Args:
+            loss_norm: "samples" or "locations", see ``MODEL.RPN.LOSS_NORM``.
+            guard_zero_iou: see ``MODEL.RPN.GUARD_ZERO_IOU``.
+            min_size_image: smallest side of a proposal, original-image pixels.
+            kwargs: arguments of the host's RPN.
+
+        Raises:
+            UserError: unknown ``loss_norm``.
+        """
+        super().__init__(**kwargs)
+        if loss_norm not in ("samples", "locations"):
+            raise UserError(f"MODEL.RPN.LOSS_NORM is '{loss_norm}': use 'samples' or 'locations'")
+        self.loss_norm = loss_norm
+        self.guard_zero_iou = guard_zero_iou
+        self.min_size_image = min_size_image
+        self.nms_thresh: float = float32_threshold(kwargs.get("nms_thresh", 0.7))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
+        """Arguments of :meth:`__init__` from ``MODEL.RPN``."""
+        ret = super().from_config(cfg, input_shape)
+        ret["box2box_transform"] = CaffeBox2BoxTransform(
+            cfg.MODEL.RPN.BBOX_REG_WEIGHTS, cfg.MODEL.RPN.SCALE_CLAMP, cfg.MODEL.RPN.DECODE_GROWTH
+        )
+        ret["loss_norm"] = cfg.MODEL.RPN.LOSS_NORM
+        ret["guard_zero_iou"] = cfg.MODEL.RPN.GUARD_ZERO_IOU
+        ret["min_size_image"] = cfg.MODEL.RPN.MIN_SIZE_IMAGE
+        return ret
+
+    def match_anchors(self, anchors: Boxes, gt_boxes: Boxes) -> tuple[torch.Tensor, torch.Tensor]:
+        """Label anchors by IoU alone.
+
+        Positive: IoU >= 0.7 with a ground truth, or the highest IoU with some ground truth, all
+        ties included. Negative: IoU < 0.3 with all. The ground truth an anchor regresses to is the
+        one it overlaps most, even if another one made it positive (checks E9, E9d).
+
+        Args:
+            anchors: (I, 4), those inside the image.
+            gt_boxes: (G, 4), same frame.
+
+        Returns:
+            labels (I,) int8 in {1 object, 0 background, -1 ignore}; index of the ground truth (I,).
+        """
+        iou = retry_if_cuda_oom(pairwise_iou)(gt_boxes, anchors)  # (G, I)
+        if not (self.guard_zero_iou and iou.numel()):
+            matched, labels = retry_if_cuda_oom(self.anchor_matcher)(iou)
+            return labels.to(anchors.device), matched.to(anchors.device)
+        # A row of zeros makes all its columns "best" (facts trap 12): leave such rows out.
+        touched = (iou.amax(dim=1) > 0).nonzero().squeeze(1)
+        matched, labels = retry_if_cuda_oom(self.anchor_matcher)(iou[touched])
+        matched, labels = matched.to(anchors.device), labels.to(anchors.device)
+        return labels, touched.to(anchors.device)[matched] if len(touched) else matched
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Label all anchors and sample a mini-batch of them per image.
+
+        Replaces the host's method, which matches before it drops outside anchors; that order
+        cannot be changed from outside.
+
+        Args:
+            anchors: per feature map; R in all.
+            gt_instances: per image, with ``gt_boxes`` in network-input pixels.
+
+        Returns:
+            per image: labels (R,) int8, 1 object, 0 background, -1 not in the mini-batch; and the
+            matched ground-truth boxes (R, 4), meaningful where the label is 1.
+        """
+        all_anchors = Boxes.cat(anchors)
+        gt_labels, matched_gt_boxes = [], []
+        for instances in gt_instances:
+            gt_boxes = instances.gt_boxes
+            inside = inside_image(
+                all_anchors.tensor, instances.image_size, self.anchor_boundary_thresh
+            )
+            labels_inside, matched = self.match_anchors(all_anchors[inside], gt_boxes)
+            labels = torch.full_like(inside, -1, dtype=torch.int8)
+            labels[inside] = labels_inside
+            boxes = torch.zeros_like(all_anchors.tensor)
+            if len(gt_boxes):
+                boxes[inside] = gt_boxes.tensor[matched]
+            gt_labels.append(self._subsample_labels(labels))
+            matched_gt_boxes.append(boxes)
+        return gt_labels, matched_gt_boxes
+
+    @torch.jit.unused
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[torch.Tensor],
+        gt_labels: list[torch.Tensor],
+        pred_anchor_deltas: list[torch.Tensor],
+        gt_boxes: list[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """The host's losses, divided by what the originals divide by.
+
+        Args:
+            anchors: per feature map.
+            pred_objectness_logits: per feature map, (N, H*W*A).
+            gt_labels: per image, (R,).
+            pred_anchor_deltas: per feature map, (N, H*W*A, 4).
+            gt_boxes: per image, (R, 4).
+
+        Returns:
+            ``loss_rpn_cls`` and ``loss_rpn_loc``, scalars.
+        """
+        losses = super().losses(
+            anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
+        )
+        num_images = len(gt_labels)
+        host_norm = self.batch_size_per_image * num_images
+        num_sampled = (torch.stack(gt_labels) >= 0).sum().clamp(min=1)
+        losses["loss_rpn_cls"] = losses["loss_rpn_cls"] * (host_norm / num_sampled)
+        if self.loss_norm == "samples":
+            losses["loss_rpn_loc"] = losses["loss_rpn_loc"] * (host_norm / num_sampled)
+        else:
+            locations = sum(
+                logits.shape[1] // num_anchors
+                for logits, num_anchors in zip(
+                    pred_objectness_logits, self.anchor_generator.num_anchors, strict=True
+                )
+            )
+            losses["loss_rpn_loc"] = losses["loss_rpn_loc"] * (host_norm / (num_images * locations))
+        return losses
+
+    @torch.no_grad()
+    def predict_proposals(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[torch.Tensor],
+        pred_anchor_deltas: list[torch.Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[Instances]:
+        """Decode all anchors and select proposals; no gradient flows to boxes or scores.
+
+        Args:
+            anchors: per feature map.
+            pred_objectness_logits: per feature map, (N, H*W*A).
+            pred_anchor_deltas: per feature map, (N, H*W*A, 4).
+            image_sizes: per image, network-input (height, width).
+
+        Returns:
+            per image, ``proposal_boxes`` and ``objectness_logits``, sorted by descending score.
+        """
+        all_boxes = torch.cat(self._decode_proposals(anchors, pred_anchor_deltas), dim=1)
+        all_scores = torch.cat(pred_objectness_logits, dim=1).float()
+        proposals = []
+        for boxes, scores, image_size in zip(all_boxes, all_scores, image_sizes, strict=True):
+            min_side = max(self.min_box_size, self.min_size_image * image_scale(image_size))
+            boxes, scores = select_proposals(
+                boxes,
+                scores,
+                image_size,
+                min_side=min_side,
+                pre_nms_topk=int(self.pre_nms_topk[self.training]),
+                post_nms_topk=int(self.post_nms_topk[self.training]),
+                nms_thresh=self.nms_thresh,
+            )
+            result = Instances(image_size)
+            result.proposal_boxes = Boxes(boxes)
+            result.objectness_logits = scores
+            proposals.append(result)
+        return proposals

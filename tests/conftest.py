@@ -1,0 +1,67 @@
+"""What several tests need: a small config, inputs for a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.structures import Boxes, Instances
+
+from frcnn_plugin import add_frcnn_config, get_config_file
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def make_instances(
+    image_size: tuple[int, int], boxes: list[list[float]], classes: list[int] | None = None
+) -> Instances:
+    """Ground truth of one image, boxes in network-input pixels."""
+    instances = Instances(image_size)
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(classes if classes is not None else [0] * len(boxes))
+    instances.gt_classes = instances.gt_classes.to(torch.int64)
+    return instances
+
+
+def make_input(
+    height: int, width: int, boxes: list[list[float]], *, scale: float = 1.0, seed: int = 0
+) -> dict[str, Any]:
+    """One entry of a batch, as the host's mapper makes it, from noise."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "image": torch.randint(0, 256, (3, height, width), generator=generator).float(),
+        "height": round(height / scale),
+        "width": round(width / scale),
+        "instances": make_instances((height, width), boxes),
+        "file_name": f"{seed}.jpg",
+        "image_id": str(seed),
+    }
+
+
+@pytest.fixture
+def tiny_cfg() -> Callable[..., CfgNode]:
+    """A function that gives a joint config of narrow layers on the CPU, with overrides."""
+
+    def build(*opts: Any) -> CfgNode:
+        cfg = get_cfg()
+        add_frcnn_config(cfg)
+        cfg.merge_from_file(get_config_file("Base-PyEnd2End.yaml"))
+        cfg.merge_from_list(
+            [
+                *("MODEL.DEVICE", "cpu"),
+                *("MODEL.BACKBONE.FREEZE_AT", 0),
+                *("MODEL.VGG.CHANNELS", [4, 4, 8, 8, 8]),
+                *("MODEL.ZF.CHANNELS", [4, 4, 8, 8, 8]),
+                *("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64, 128]]),
+                *("MODEL.ROI_HEADS.NUM_CLASSES", 3),
+                *("MODEL.ROI_BOX_HEAD.FC_DIM", 16),
+                *opts,
+            ]
+        )
+        return cfg
+
+    return build

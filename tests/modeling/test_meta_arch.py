@@ -1,0 +1,145 @@
+"""The whole detector, small."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from frcnn_plugin.modeling import PaperRCNN
+from frcnn_plugin.modeling.proposals import image_scale
+from tests.conftest import make_input
+
+LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
+BOXES = [[10.0, 12.0, 60.0, 70.0], [50.0, 20.0, 120.0, 90.0]]
+
+
+@pytest.fixture(params=["VGG16", "ZF"])
+def model(request, tiny_cfg) -> PaperRCNN:
+    torch.manual_seed(0)
+    return build_model(tiny_cfg("MODEL.BACKBONE.NAME", request.param))
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_train_two_sizes_in_a_batch(model: PaperRCNN, one_by_one: bool) -> None:
+    model.one_by_one = one_by_one
+    batch = [make_input(97, 131, BOXES), make_input(131, 160, BOXES[:1], seed=1)]
+    with EventStorage():
+        losses = model.train()(batch)
+    assert set(losses) == LOSSES
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+def test_train_image_without_objects(model: PaperRCNN) -> None:
+    with EventStorage():
+        losses = model.train()([make_input(96, 128, []), make_input(96, 128, BOXES, seed=1)])
+        alone = model([make_input(96, 128, [])])
+    assert all(torch.isfinite(v) for v in losses.values())
+    assert alone["loss_rpn_loc"].item() == alone["loss_box_reg"].item() == 0
+    assert alone["loss_cls"].item() > 0
+
+
+def test_one_by_one_is_the_mean_over_single_images(tiny_cfg) -> None:
+    """Nothing is sampled here that could differ between the two runs: few anchors, few RoIs."""
+    torch.manual_seed(0)
+    model = build_model(
+        tiny_cfg(
+            *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100000),
+            *("MODEL.RPN.POSITIVE_FRACTION", 1.0),
+            *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100000),
+            *("MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0),
+            *("MODEL.ROI_BOX_HEAD.DROPOUT", 0.0),
+        )
+    ).train()
+    batch = [make_input(97, 131, BOXES), make_input(131, 160, BOXES[:1], seed=1)]
+    with EventStorage():
+        together = model(batch)
+        single = [model([x]) for x in batch]
+        model.one_by_one = False
+        padded = model(batch)
+    for name in LOSSES:
+        mean = (single[0][name] + single[1][name]) / 2
+        assert together[name].item() == pytest.approx(mean.item(), rel=1e-5), name
+    # The negative control: a zero-padded batch is something else.
+    assert abs(padded["loss_cls"].item() - together["loss_cls"].item()) > 1e-7
+
+
+def test_inference_is_in_original_pixels(model: PaperRCNN) -> None:
+    model.eval()
+    model.roi_heads.box_predictor.test_score_thresh = 0.0
+    batch = [make_input(96, 128, [], scale=1.6), make_input(131, 97, [], seed=1)]
+    with torch.no_grad():
+        results = [x["instances"] for x in model(batch)]
+    assert [r.image_size for r in results] == [(60, 80), (131, 97)]
+    for r in results:
+        assert 0 < len(r) <= 100
+        height, width = r.image_size
+        boxes = r.pred_boxes.tensor
+        assert (boxes >= 0).all() and boxes[:, 2].max() <= width and boxes[:, 3].max() <= height
+        assert r.pred_classes.max() < 3
+
+
+def test_image_scale_reaches_the_proposals(model: PaperRCNN) -> None:
+    images = model.preprocess_image([make_input(600, 800, [], scale=1.6), make_input(97, 131, [])])
+    assert [image_scale(s) for s in images.image_sizes] == [1.6, 1.0]
+    assert images.image_sizes[0] == (600, 800)
+
+
+def test_image_scale_without_original_size(model: PaperRCNN) -> None:
+    images = model.preprocess_image([{"image": torch.zeros(3, 64, 96)}])
+    assert image_scale(images.image_sizes[0]) == 1.0
+
+
+def test_preprocessing_subtracts_the_bgr_mean(model: PaperRCNN) -> None:
+    images = model.preprocess_image([{"image": torch.zeros(3, 2, 2)}])
+    assert images.tensor[0, :, 0, 0].tolist() == pytest.approx([-102.9801, -115.9465, -122.7717])
+
+
+def test_no_gradient_through_proposals(model: PaperRCNN) -> None:
+    """Approximate joint training: the head's losses must not move the RPN."""
+    with EventStorage():
+        losses = model.train()([make_input(96, 128, BOXES)])
+    (losses["loss_cls"] + losses["loss_box_reg"]).backward()
+    assert all(p.grad is None for p in model.proposal_generator.rpn_head.parameters())
+
+
+def test_frozen_stages_do_not_move(tiny_cfg) -> None:
+    model = build_model(tiny_cfg("MODEL.BACKBONE.FREEZE_AT", 2)).train()
+    with EventStorage():
+        sum(model([make_input(96, 128, BOXES)]).values()).backward()
+    grads = {n: p.grad is not None for n, p in model.backbone.named_parameters()}
+    assert {n.split(".")[0] for n, has in grads.items() if not has} == {"conv1", "conv2"}
+
+
+def test_two_seeded_runs_are_identical(tiny_cfg) -> None:
+    def run() -> list[float]:
+        torch.manual_seed(7)
+        model = build_model(tiny_cfg()).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+        values = []
+        with EventStorage():
+            for step in range(5):
+                loss = sum(model([make_input(96, 128, BOXES, seed=step)]).values())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                values.append(loss.item())
+        return values
+
+    assert run() == run()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("amp", [False, True])
+def test_train_and_infer_on_gpu(tiny_cfg, amp: bool) -> None:
+    model = build_model(tiny_cfg("MODEL.DEVICE", "cuda")).train()
+    batch = [make_input(97, 131, BOXES), make_input(131, 160, [], seed=1)]
+    with EventStorage(), torch.autocast("cuda", enabled=amp):
+        losses = model(batch)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(v) for v in losses.values())
+    with torch.no_grad(), torch.autocast("cuda", enabled=amp):
+        assert len(model.eval()(batch)) == 2
