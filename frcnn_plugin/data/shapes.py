@@ -1,0 +1,235 @@
+"""Pictures of circles, squares and triangles with exact boxes: one image of the synthetic set.
+
+Everything is a function of a numpy Generator. Shapes are drawn enlarged and shrunk again
+(anti-aliasing); a pixel belongs to a shape if the shape covers at least half of it. Boxes are
+continuous XYXY_ABS, tight to the visible pixels.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+SHAPE_CLASSES: tuple[str, ...] = ("circle", "square", "triangle")
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+
+_SUPERSAMPLING = 4
+_SCALES = (0.15, 0.7)  # size of a shape as a share of the image's short side
+_TINY_SCALES = (0.04, 0.07)  # of one shape in `_TINY_ONE_IN`
+_TINY_ONE_IN = 12
+_BORDER_ONE_IN = 6  # shapes that are pushed over the border
+_MAX_IOU = 0.3  # between the boxes of two objects
+_MIN_CONTRAST = 120.0  # RGB distance of a shape to what is behind it; black to white is 442
+_DIFFICULT_SIDE = 16  # pixels, one cell of a stride-16 feature map; shorter sides are difficult
+_DIFFICULT_VISIBLE = 0.5  # objects of which less is visible are marked difficult
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object of a picture.
+
+    Attributes:
+        name: one of `SHAPE_CLASSES`.
+        box: continuous XYXY_ABS, whole numbers, tight to the visible pixels.
+        truncated: whether the shape leaves the image.
+        difficult: too small, or too little of it visible, to be asked for.
+    """
+
+    name: str
+    box: tuple[int, int, int, int]
+    truncated: bool
+    difficult: bool
+
+
+@dataclass
+class _Drawn:
+    """A shape on the canvas: the pixels that are visible of it, (H, W), and its full area."""
+
+    name: str
+    mask: BoolArray
+    full_area: int
+    truncated: bool
+
+
+def draw_scene(
+    rng: np.random.Generator, width: int, height: int, num_objects: int
+) -> tuple[npt.NDArray[np.uint8], list[Shape]]:
+    """Draws one image.
+
+    Args:
+        rng: source of all randomness.
+        width: image width in pixels.
+        height: image height in pixels.
+        num_objects: shapes to draw; fewer come out if no room is found.
+
+    Returns:
+        The image, (H, W, 3) uint8 RGB, and its objects.
+    """
+    canvas = _background(rng, width, height)
+    drawn: list[_Drawn] = []
+    for _ in range(num_objects):
+        for _attempt in range(20):
+            if _try_to_add(rng, canvas, drawn):
+                break
+    shapes = []
+    for item in drawn:
+        box = tight_box(item.mask)
+        tiny = min(box[2] - box[0], box[3] - box[1]) < _DIFFICULT_SIDE
+        hidden = item.mask.sum() < _DIFFICULT_VISIBLE * item.full_area
+        shapes.append(Shape(item.name, box, item.truncated, bool(tiny or hidden)))
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), shapes
+
+
+def tight_box(mask: BoolArray) -> tuple[int, int, int, int]:
+    """Smallest box around the true pixels of `mask`, (H, W): continuous XYXY_ABS."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _try_to_add(rng: np.random.Generator, canvas: FloatArray, drawn: list[_Drawn]) -> bool:
+    """Draws one more shape over the others, unless it hides too much; says whether it did."""
+    height, width = canvas.shape[:2]
+    name = SHAPE_CLASSES[rng.integers(len(SHAPE_CLASSES))]
+    low, high = _TINY_SCALES if rng.integers(_TINY_ONE_IN) == 0 else _SCALES
+    # Log-uniform: small ones are as frequent as large ones.
+    size = min(width, height) * math.exp(rng.uniform(math.log(low), math.log(high)))
+    alpha = _render_alpha(rng, name, size)
+    left, top = _place(rng, (width, height), (alpha.shape[1], alpha.shape[0]))
+    x1, y1 = max(left, 0), max(top, 0)
+    x2, y2 = min(left + alpha.shape[1], width), min(top + alpha.shape[0], height)
+    inside = alpha[y1 - top : y2 - top, x1 - left : x2 - left]
+    mask = np.zeros((height, width), dtype=bool)
+    mask[y1:y2, x1:x2] = inside >= 0.5
+    full_area = int((alpha >= 0.5).sum())
+    if mask.sum() < max(9, full_area / 4):
+        return False
+
+    # Most of each older shape must stay visible; one time in ten, less of it may.
+    least = 0.3 if rng.integers(10) == 0 else 0.7
+    for other in drawn:
+        remaining = other.mask & ~mask
+        if remaining.sum() < max(9, least * other.full_area):
+            return False
+        if _iou(tight_box(mask), tight_box(remaining)) > _MAX_IOU:
+            return False
+    region = canvas[y1:y2, x1:x2]
+    texture = _texture(rng, region[inside > 0], (x2 - x1, y2 - y1), size)
+    region += (texture - region) * inside[..., None]
+    for other in drawn:
+        other.mask &= ~mask
+    drawn.append(_Drawn(name, mask, full_area, bool(mask.sum() < full_area)))
+    return True
+
+
+def _render_alpha(rng: np.random.Generator, name: str, size: float) -> FloatArray:
+    """Coverage of one shape in [0, 1], (h, w), tightly cropped; `size` is its side in pixels."""
+    stretch = math.exp(rng.uniform(-0.2, 0.2))
+    half = np.array([size / 2 * stretch, size / 2 / stretch])
+    if name == "circle":
+        angles = np.arange(96) * (2 * math.pi / 96)
+        points = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        turn = rng.uniform(0, math.pi)
+    elif name == "square":
+        points = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.9
+        turn = rng.uniform(-0.4, 0.4)
+    else:
+        points = np.array([[0, -1.1], [1.1, 0.85], [-1.1, 0.85]])
+        turn = rng.integers(4) * math.pi / 2 + rng.uniform(-0.4, 0.4)
+    rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    points = (points * half) @ rotation
+
+    corner = points.min(axis=0) - 1
+    extent = np.ceil(points.max(axis=0) - corner + 1).astype(int)
+    scale = _SUPERSAMPLING
+    image = Image.new("L", (int(extent[0]) * scale, int(extent[1]) * scale))
+    pen = ImageDraw.Draw(image)
+    pen.polygon([tuple(point) for point in (points - corner) * scale], fill=255)
+    if size >= 20 and rng.random() < 0.25:  # an outline: the middle is cut out
+        keep = rng.uniform(0.55, 0.72)  # the hole's share of the side
+        pen.polygon([tuple(point) for point in (points * keep - corner) * scale], fill=0)
+    # Box filter = share of the pixel that is covered.
+    blocks = np.asarray(image, dtype=np.float32) / 255
+    blocks = blocks.reshape(extent[1], scale, extent[0], scale)
+    alpha: FloatArray = blocks.mean(axis=(1, 3))
+    x1, y1, x2, y2 = tight_box(alpha > 0)
+    return alpha[y1:y2, x1:x2]
+
+
+def _place(
+    rng: np.random.Generator, image_size: tuple[int, int], shape_size: tuple[int, int]
+) -> tuple[int, int]:
+    """Left and top of a shape; (width, height) pairs in, possibly negative pixels out."""
+    spare = [total - part for total, part in zip(image_size, shape_size, strict=True)]
+    corner = [int(rng.integers(min(0, room), max(0, room) + 1)) for room in spare]
+    if rng.integers(_BORDER_ONE_IN) == 0:
+        axis = int(rng.integers(2))
+        # 0 touches the border exactly; 0.6 leaves 40 % of the shape's side in the image.
+        outside = round(rng.choice([0.0, rng.uniform(0.05, 0.6)]) * shape_size[axis])
+        corner[axis] = -outside if rng.integers(2) else spare[axis] + outside
+    return corner[0], corner[1]
+
+
+def _background(rng: np.random.Generator, width: int, height: int) -> FloatArray:
+    """Plain, gradient, noise or stripes: (H, W, 3) float RGB in [0, 255]."""
+    base, other = rng.uniform(20, 235, (2, 3))
+    kind = rng.integers(4)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    angle = rng.uniform(0, 2 * math.pi)
+    along = x * math.cos(angle) + y * math.sin(angle)
+    if kind == 0:
+        mix = np.zeros_like(x)
+    elif kind == 1:
+        mix = (along - along.min()) / np.ptp(along) * 0.8
+    elif kind == 2:
+        coarse = rng.uniform(0, 255, (5, 6)).astype(np.uint8)
+        smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        mix = np.asarray(smooth, dtype=np.float32) / 255 * 0.4
+    else:
+        mix = (0.5 + 0.5 * np.sin(along * (2 * math.pi / rng.uniform(6, 40)))) * 0.25
+    canvas = base + (other - base) * mix[..., None]
+    grain = rng.uniform(8, 18) if kind == 2 else rng.uniform(0, 5)
+    canvas = canvas + rng.normal(0, grain, (height, width, 1))
+    return np.clip(canvas, 0, 255).astype(np.float32)
+
+
+def _texture(
+    rng: np.random.Generator, behind: FloatArray, patch: tuple[int, int], size: float
+) -> FloatArray:
+    """Paint for a shape: (h, w, 3) for a `patch` of (w, h), distinct from `behind`, (n, 3)."""
+    first = _contrasting_colour(rng, behind)
+    y, x = np.mgrid[0 : patch[1], 0 : patch[0]].astype(np.float32)
+    paint = np.broadcast_to(first, (patch[1], patch[0], 3)).astype(np.float32)
+    kind = rng.integers(4) if size >= 20 else 0
+    if kind >= 2:
+        second = _contrasting_colour(rng, behind)
+        period = max(5.0, size * rng.uniform(0.12, 0.3))
+        angle = rng.uniform(0, math.pi)
+        u = (x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / period)
+        v = (y * math.cos(angle) - x * math.sin(angle)) * (2 * math.pi / period)
+        wave = np.sin(u) if kind == 2 else np.sin(u) * np.sin(v)  # stripes, or a chequer pattern
+        paint = paint + (second - first) * (0.5 + 0.5 * np.tanh(3 * wave))[..., None]
+    shade = 1 + rng.uniform(-0.12, 0.12) * (x / patch[0] - 0.5)
+    return np.clip(paint * shade[..., None], 0, 255).astype(np.float32)
+
+
+def _contrasting_colour(rng: np.random.Generator, behind: FloatArray) -> npt.NDArray[np.float64]:
+    """The first of 24 random RGB colours that is far from nearly all of `behind`, else the best."""
+    sample = behind[:: max(1, len(behind) // 400)]
+    candidates = rng.uniform(0, 255, (24, 3))
+    distances = np.linalg.norm(candidates[:, None] - sample[None], axis=2)  # (24, n)
+    contrast = np.percentile(distances, 5, axis=1)
+    enough = np.flatnonzero(contrast >= _MIN_CONTRAST)
+    chosen: npt.NDArray[np.float64] = candidates[enough[0] if len(enough) else contrast.argmax()]
+    return chosen
+
+
+def _iou(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
+    """Intersection over union of two continuous boxes."""
+    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return width * height / (areas - width * height)

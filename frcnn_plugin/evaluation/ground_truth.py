@@ -1,0 +1,79 @@
+"""The ground truth of any registered data set, as arrays."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from ..data.checks import HOST_VOC_EVALUATOR
+from ..data.voc import load_voc_instances
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Objects of one data set.
+
+    Attributes:
+        image_ids: ids of all images, with or without objects; position = image index.
+        boxes: (G, 4) float64, continuous XYXY.
+        classes: (G,) class index.
+        images: (G,) image index.
+        ignored: (G,) difficult or crowd objects: a detection on one counts neither way.
+    """
+
+    image_ids: list[str]
+    boxes: npt.NDArray[np.float64]
+    classes: npt.NDArray[np.int64]
+    images: npt.NDArray[np.int64]
+    ignored: npt.NDArray[np.bool_]
+
+
+def load_ground_truth(dataset_name: str) -> GroundTruth:
+    """Loads the ground truth of a registered data set.
+
+    Detectron2's own ``voc_2007_*`` and ``voc_2012_*`` dicts do not say which objects are difficult;
+    for those names the annotation files are read with this plugin's loader.
+
+    Args:
+        dataset_name: any name in the DatasetCatalog.
+
+    Returns:
+        All objects, ignored ones marked.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("evaluator_type") == HOST_VOC_EVALUATOR:
+        dicts = load_voc_instances(
+            metadata.dirname, metadata.split, metadata.thing_classes, name=dataset_name
+        )
+    else:
+        dicts = DatasetCatalog.get(dataset_name)
+    return from_dicts(dicts)
+
+
+def from_dicts(dicts: list[dict[str, Any]]) -> GroundTruth:
+    """Collects the objects of Detectron2 dataset dicts.
+
+    Args:
+        dicts: one per image; `image_id` may be a number or a string, boxes in any box mode;
+            objects may carry `difficult` or `iscrowd`.
+
+    Returns:
+        The objects, in the order of the dicts.
+    """
+    boxes, classes, images, ignored = [], [], [], []
+    for index, item in enumerate(dicts):
+        for obj in item.get("annotations", ()):
+            boxes.append(BoxMode.convert(list(obj["bbox"]), obj["bbox_mode"], BoxMode.XYXY_ABS))
+            classes.append(obj["category_id"])
+            images.append(index)
+            ignored.append(bool(obj.get("difficult", 0) or obj.get("iscrowd", 0)))
+    return GroundTruth(
+        image_ids=[str(item["image_id"]) for item in dicts],
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        classes=np.array(classes, dtype=np.int64),
+        images=np.array(images, dtype=np.int64),
+        ignored=np.array(ignored, dtype=bool),
+    )

@@ -1,0 +1,146 @@
+import json
+import logging
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances, register_pascal_voc
+from detectron2.structures import BoxMode
+
+from frcnn_plugin.data import check_datasets, register_voc
+from frcnn_plugin.errors import UserError
+
+from .voc_folder import add_image, obj, write_image
+
+SEVEN = ["cat", "dog", "cow", "hen", "pig", "ox", "bee"]
+
+
+@pytest.fixture
+def root(tmp_path):
+    add_image(tmp_path, "a", obj("cat"))
+    return tmp_path
+
+
+def test_all_well(root):
+    register_voc("my_train", root, "train", SEVEN)
+    check_datasets(["my_train", "my_train"], 7, train=["my_train"])
+    check_datasets(["my_train"], None)
+    check_datasets([], 20)
+
+
+def test_unknown_name():
+    with pytest.raises(UserError) as caught:
+        check_datasets(["voc07_trianval"], 20)
+    assert "'voc07_trianval' is not registered; did you mean voc07_trainval" in str(caught.value)
+    with pytest.raises(UserError, match=r"'qqqq' is not registered; .*DATASETS.REGISTER"):
+        check_datasets(["qqqq"], 20)
+
+
+def test_class_count(root):
+    register_voc("my_train", root, "train", SEVEN)
+    with pytest.raises(UserError) as caught:
+        check_datasets(["my_train"], 20)
+    assert str(caught.value) == (
+        "NUM_CLASSES is 20 but dataset 'my_train' has 7 classes "
+        "(cat, dog, cow, hen, pig, ox, bee). Type: MODEL.ROI_HEADS.NUM_CLASSES 7 "
+        "(background is not counted)"
+    )
+
+
+def test_class_count_of_a_set_with_background():
+    DatasetCatalog.register("theirs", lambda: [{"image_id": 1}])
+    MetadataCatalog.get("theirs").thing_classes = ["__background__", "cat"]
+    with pytest.raises(UserError, match="'theirs' lists '__background__' as a class"):
+        check_datasets(["theirs"], 2)
+
+
+def test_class_lists_that_differ(root):
+    register_voc("one", root, "train", ["cat", "dog"])
+    register_voc("two", root, "train", ["dog", "cat"])
+    register_voc("three", root, "train", ["cat"])
+    with pytest.raises(UserError, match="class 0 is 'cat' in the one and 'dog' in the other"):
+        check_datasets(["one", "two"], 2)
+    with pytest.raises(UserError, match="'one' and 'three' differ in their classes: 2 and 1"):
+        check_datasets(["one", "three"], None)
+
+
+def test_missing_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(UserError, match=f"voc07_trainval: missing {tmp_path}/VOC2007\n"):
+        check_datasets(["voc07_trainval"], 20)
+
+
+def test_bad_annotation_is_found(root):
+    add_image(root, "b", obj("Cat"))
+    register_voc("my_train", root, "train", ["cat"])
+    with pytest.raises(UserError, match=r"b\.xml: object 1 has class 'Cat'"):
+        check_datasets(["my_train"], 1)
+
+
+def test_missing_files_of_the_hosts_own_voc_names(tmp_path):
+    register_pascal_voc("voc_2007_here", str(tmp_path / "VOC2007"), "test", 2007)
+    MetadataCatalog.get("voc_2007_here").evaluator_type = "pascal_voc"
+    with pytest.raises(UserError) as caught:
+        check_datasets(["voc_2007_here"], 20)
+    message = str(caught.value)
+    assert f"missing {tmp_path}/VOC2007/ImageSets/Main/test.txt" in message
+    assert "'voc07_here' accepts VOCdevkit/VOC2007 too" in message
+
+
+def test_missing_files_of_coco(tmp_path):
+    register_coco_instances("my_coco", {}, str(tmp_path / "a.json"), str(tmp_path / "images"))
+    with pytest.raises(UserError) as caught:
+        check_datasets(["my_coco"], 80)
+    message = str(caught.value)
+    assert f"my_coco: missing {tmp_path}/a.json" in message
+    assert "annotations/instances_*.json" in message and "make demo" in message
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(UserError, match=f"my_coco: missing {tmp_path}/images"):
+        check_datasets(["my_coco"], 80)
+
+
+def test_class_count_of_a_coco_format_set(tmp_path):
+    write_image(tmp_path / "images" / "a.jpg")
+    (tmp_path / "a.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 80}],
+                "categories": [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}],
+                "annotations": [
+                    {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "iscrowd": 0}
+                ],
+            }
+        )
+    )
+    register_coco_instances("my_coco", {}, str(tmp_path / "a.json"), str(tmp_path / "images"))
+    with pytest.raises(UserError, match=r"'my_coco' has 2 classes \(cat, dog\)"):
+        check_datasets(["my_coco"], 80)
+
+
+def test_empty_sets(tmp_path, caplog):
+    add_image(tmp_path, "a", obj("cat", extra="<difficult>1</difficult>"))
+    (tmp_path / "ImageSets" / "Main" / "none.txt").write_text("\n")
+    register_voc("no_images", tmp_path, "none", ["cat"])
+    with pytest.raises(UserError, match="no_images: no images"):
+        check_datasets(["no_images"], 1)
+    register_voc("no_objects", tmp_path, "train", ["cat"])
+    with pytest.raises(UserError, match="no_objects: no objects in its 1 images"):
+        check_datasets(["no_objects"], 1, train=["no_objects"])
+    with caplog.at_level(logging.WARNING):
+        check_datasets(["no_objects"], 1)
+    assert "no_objects: no objects" in caplog.text
+
+
+def test_official_counts(monkeypatch, root, tmp_path, caplog):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    add_image(tmp_path / "VOC2007", "000005", obj("cat"), split="trainval")
+    with caplog.at_level(logging.WARNING):
+        check_datasets(["voc07_trainval"], 20, train=["voc07_trainval"])
+    assert "voc07_trainval: 1 images, but PASCAL's image set has 5011" in caplog.text
+
+
+def test_sets_of_other_code():
+    item = {"category_id": 0, "bbox": [0, 0, 5, 5], "bbox_mode": BoxMode.XYXY_ABS}
+    DatasetCatalog.register("theirs", lambda: [{"image_id": 1, "annotations": [item]}])
+    check_datasets(["theirs"], 5, train=["theirs"])  # no class names: nothing to compare
+    DatasetCatalog.register("lazy", lambda: iter(()))  # not a list: not counted
+    check_datasets(["lazy"], 5, train=["lazy"])

@@ -1,0 +1,290 @@
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_pascal_voc
+from detectron2.evaluation import PascalVOCDetectionEvaluator, print_csv_format
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from frcnn_plugin.data import register_voc
+from frcnn_plugin.errors import UserError
+from frcnn_plugin.evaluation import VOCEvaluator
+
+from ..data.voc_folder import add_image, obj
+
+CLASSES = ["cat", "dog", "cow"]
+
+
+def output(boxes, scores, classes):
+    instances = Instances((80, 100))
+    instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.scores = torch.tensor(scores, dtype=torch.float32)
+    instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
+    return {"instances": instances}
+
+
+def annotation(category, box, **flags):
+    return {"category_id": category, "bbox": box, "bbox_mode": BoxMode.XYXY_ABS, **flags}
+
+
+def register(name, images, **metadata):
+    """Registers {image_id: annotations}."""
+    dicts = [{"image_id": key, "annotations": value} for key, value in images.items()]
+    DatasetCatalog.register(name, lambda: dicts)
+    MetadataCatalog.get(name).set(thing_classes=CLASSES, **metadata)
+
+
+def evaluate(name, predictions, **kwargs):
+    evaluator = VOCEvaluator(name, **kwargs)
+    for image_id, prediction in predictions.items():
+        evaluator.process([{"image_id": image_id}], [output(*prediction)])
+    return evaluator.evaluate()
+
+
+def no_prediction():
+    return [], [], []
+
+
+# Facts E19 as boxes: cat TP, FP, TP, TP with 3 gt. A dog found at once. No cow.
+IMAGES = {
+    "a": [annotation(0, [0, 0, 10, 10]), annotation(0, [20, 20, 30, 30])],
+    "b": [annotation(0, [0, 0, 10, 10]), annotation(1, [50, 50, 60, 60])],
+    "c": [],
+}
+PREDICTIONS = {
+    "a": ([[0, 0, 10, 10], [20, 20, 30, 30]], [0.9, 0.7], [0, 0]),
+    "b": ([[0, 0, 10, 10], [50, 50, 60, 60]], [0.6, 0.5], [0, 1]),
+    "c": ([[0, 0, 10, 10]], [0.8], [0]),
+}
+
+
+def test_results(caplog):
+    register("small", IMAGES)
+    with caplog.at_level(logging.INFO):
+        results = evaluate("small", PREDICTIONS)
+    bbox = results["bbox"]
+    # Means over cat (facts E19) and dog (1); cow has no objects and is left out.
+    assert bbox["AP50-11point"] == pytest.approx(50 * (0.8409091 + 1), abs=1e-4)
+    assert bbox["AP50-area"] == pytest.approx(50 * (0.8333333 + 1), abs=1e-4)
+    assert bbox["AP50"] == bbox["AP50-11point"] == bbox["AP75"]
+    assert bbox["AP"] == pytest.approx(bbox["AP50"])
+    assert bbox["AP50/cat"] == pytest.approx(84.09091, abs=1e-4)
+    assert bbox["AP50/dog"] == pytest.approx(100)
+    assert "AP50/cow" not in bbox
+    assert all(type(value) is float and math.isfinite(value) for value in bbox.values())
+
+    lines = caplog.records[-1].getMessage().splitlines()
+    assert lines[0] == (
+        "small: headline metric 11point, match at IoU >= 0.5, difficult and crowd objects "
+        "ignored; 3 images, 4 objects (+ 0 ignored), 5 detections"
+    )
+    assert lines[2].split() == ["cat", "3", "4", "84.09", "83.33"]
+    assert lines[3].split() == ["dog", "1", "1", "100.00", "100.00"]
+    assert lines[4].split() == ["cow", "0", "0", "-", "-"]
+    assert lines[5].split() == ["mean", "4", "5", "92.05", "91.67"]
+    assert lines[6].startswith("1 classes have no objects here ('-')")
+    assert lines[7].startswith("Mean AP = 0.9205 (11point, IoU 0.5)")
+    print_csv_format(results)
+
+
+@pytest.mark.parametrize(
+    ("year", "metric", "headline"),
+    [
+        (None, "auto", "11point"), (2007, "auto", "11point"), (2010, "auto", "area"),
+        (2012, "auto", "area"), (2012, "11point", "11point"), (2007, "area", "area"),
+    ],
+)  # fmt: skip
+def test_headline(year, metric, headline):
+    register("small", IMAGES, **({} if year is None else {"year": year}))
+    bbox = evaluate("small", PREDICTIONS, metric=metric)["bbox"]
+    assert bbox["AP50"] == bbox[f"AP50-{headline}"]
+    assert bbox["AP50-11point"] != bbox["AP50-area"]
+
+
+def test_ap_is_the_mean_over_thresholds():
+    # IoU 7/10 passes .50 ... .70, so 5 thresholds of 10 (and .70 itself only with ">=").
+    register("small", {"a": [annotation(0, [0, 0, 10, 10])]})
+    prediction = {"a": ([[0, 0, 10, 7]], [0.9], [0])}
+    bbox = evaluate("small", prediction)["bbox"]
+    assert bbox["AP"] == pytest.approx(50) and bbox["AP50"] == pytest.approx(100)
+    assert bbox["AP75"] == 0
+    assert evaluate("small", prediction, match=">")["bbox"]["AP"] == pytest.approx(40)
+
+
+def test_e19c_match_rule():
+    # Facts E19c.
+    register("small", {"a": [annotation(0, [0, 0, 10, 5])]})
+    prediction = {"a": ([[0, 0, 10, 10]], [0.9], [0])}
+    assert evaluate("small", prediction)["bbox"]["AP50"] == pytest.approx(100)
+    assert evaluate("small", prediction, match=">")["bbox"]["AP50"] == 0
+
+
+@pytest.mark.parametrize("flag", ["difficult", "iscrowd"])
+def test_e19d_ignored_objects(flag):
+    # Facts E19d: TP, difficult, FP, TP with 2 gt.
+    boxes = [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]]
+    truth = [annotation(0, boxes[0]), annotation(0, boxes[1], **{flag: 1}),
+             annotation(0, boxes[3])]  # fmt: skip
+    register("small", {"a": truth})
+    bbox = evaluate("small", {"a": (boxes, [0.9, 0.8, 0.7, 0.6], [0] * 4)})["bbox"]
+    assert bbox["AP50-11point"] == pytest.approx(84.8485, abs=1e-4)
+    assert bbox["AP50-area"] == pytest.approx(83.3333, abs=1e-4)
+
+
+def test_scores_are_exact():
+    # Rounded to three digits the scores would tie and the wrong one could come first.
+    register("small", {"a": [annotation(0, [0, 0, 10, 10])]})
+    boxes = [[50, 50, 60, 60], [0, 0, 10, 10]]
+    bbox = evaluate("small", {"a": (boxes, [0.90001, 0.90002], [0, 0])})["bbox"]
+    assert bbox["AP50"] == pytest.approx(100)
+
+
+def test_numeric_ids_and_xywh_boxes():
+    truth = {"category_id": 0, "bbox": [5, 5, 10, 10], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0}
+    register("small", {7: [truth]})
+    bbox = evaluate("small", {7: ([[5, 5, 15, 15]], [0.9], [0])})["bbox"]
+    assert bbox["AP50"] == bbox["AP"] == pytest.approx(100)
+
+
+def test_image_seen_twice_counts_once():
+    register("small", IMAGES)
+    evaluator = VOCEvaluator("small")
+    for image_id in "aabca":
+        evaluator.process([{"image_id": image_id}], [output(*PREDICTIONS[image_id])])
+    assert evaluator.evaluate() == evaluate("small", PREDICTIONS)
+
+
+def test_reset_forgets():
+    register("small", IMAGES)
+    evaluator = VOCEvaluator("small")
+    evaluator.process([{"image_id": "a"}], [output([[0, 0, 9, 9]], [0.3], [2])])
+    evaluator.reset()
+    for image_id, prediction in PREDICTIONS.items():
+        evaluator.process([{"image_id": image_id}], [output(*prediction)])
+    assert evaluator.evaluate() == evaluate("small", PREDICTIONS)
+
+
+def test_no_detections(caplog):
+    register("small", IMAGES)
+    bbox = evaluate("small", {image_id: no_prediction() for image_id in IMAGES})["bbox"]
+    assert bbox["AP"] == bbox["AP50"] == bbox["AP50/cat"] == 0.0
+    assert "small: no detections at all: is MODEL.WEIGHTS the trained detector" in caplog.text
+
+
+def test_untrained_predictor(caplog):
+    register("small", IMAGES)
+    boxes = [[0, 0, 10, 10]] * 4
+    evaluate("small", {"a": (boxes, [0.2501, 0.2503, 0.2499, 0.25], [0, 1, 2, 0])})
+    assert "all 4 scores lie within 0.001 of 0.2503 (chance is 0.2500)" in caplog.text
+    assert "2 of 3 images were not processed" in caplog.text
+
+
+def test_nan_scores(caplog):
+    register("small", IMAGES)
+    clean = evaluate("small", PREDICTIONS)
+    boxes = [*PREDICTIONS["c"][0], [0, 0, 5, 5], [0, float("inf"), 5, 5]]
+    dirty = {**PREDICTIONS, "c": (boxes, [0.8, float("nan"), 0.99], [0, 0, 0])}
+    assert evaluate("small", dirty) == clean
+    assert "2 of 7 detections have a score or box that is nan or infinite" in caplog.text
+
+
+def test_no_ground_truth(caplog):
+    register("small", {"a": [annotation(0, [0, 0, 10, 10], difficult=1)], "b": []})
+    assert evaluate("small", {"a": ([[0, 0, 10, 10]], [0.9], [0])}) == {}
+    assert "small: no ground truth (difficult objects not counted) in 2 images" in caplog.text
+
+
+def test_wrong_predictions():
+    register("small", IMAGES)
+    with pytest.raises(UserError, match=r"1 images with predictions \(first: 'z'\) are not in"):
+        evaluate("small", {**PREDICTIONS, "z": no_prediction()})
+    with pytest.raises(UserError, match=r"class 3 but .* has 3 classes.*NUM_CLASSES 3"):
+        evaluate("small", {"a": ([[0, 0, 1, 1]], [0.5], [3])})
+
+
+def test_wrong_arguments():
+    register("small", IMAGES)
+    with pytest.raises(UserError, match="match must be '>=' or '>', got '=='"):
+        VOCEvaluator("small", match="==")
+    with pytest.raises(UserError, match="metric must be 'auto', '11point' or 'area', got '07'"):
+        VOCEvaluator("small", metric="07")
+    with pytest.raises(UserError, match="'nameless' has no class names"):
+        VOCEvaluator("nameless")
+
+
+def test_submission_files(tmp_path):
+    register("small", IMAGES, split="val")
+    evaluate("small", PREDICTIONS, output_dir=str(tmp_path / "out"))
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [f"comp4_det_val_{name}.txt" for name in ("cat", "cow", "dog")]
+    # 1-based inclusive: continuous x1, y1 plus 1.
+    assert (tmp_path / "out" / "comp4_det_val_dog.txt").read_text() == (
+        "b 0.50000000 51.000 51.000 60.000 60.000\n"
+    )
+    assert len((tmp_path / "out" / "comp4_det_val_cat.txt").read_text().splitlines()) == 4
+    assert (tmp_path / "out" / "comp4_det_val_cow.txt").read_text() == ""
+
+
+def random_folder(root, rng):
+    """40 images with objects as the host's loader needs them: all tags, whole numbers."""
+    tags = "<pose>Frontal</pose><truncated>0</truncated><difficult>{}</difficult>"
+    for number in range(40):
+        objects = []
+        for _ in range(rng.integers(0, 6)):
+            x, y = rng.integers(1, 50, 2)
+            box = (x, y, x + rng.integers(8, 40), y + rng.integers(8, 30))
+            extra = tags.format(int(rng.random() < 0.25))
+            objects.append(obj(CLASSES[rng.integers(3)], box, extra))
+        add_image(root, f"{number:06d}", *objects, split="test")
+
+
+def random_predictions(root, rng):
+    """Noisy copies of the objects, and noise; boxes to .1, scores to .001 and all different."""
+    register_voc("read_back", root, "test", CLASSES)
+    scores = iter(rng.permutation(999) / 1000 + 0.001)
+    predictions = {}
+    for item in DatasetCatalog.get("read_back"):
+        boxes, classes = [], []
+        for annotation in item["annotations"] * 2:
+            boxes.append(np.add(annotation["bbox"], rng.normal(0, 1.5, 4)))
+            classes.append(annotation["category_id"])
+        for _ in range(3):
+            x, y = rng.uniform(0, 50, 2)
+            boxes.append([x, y, x + rng.uniform(8, 40), y + rng.uniform(8, 30)])
+            classes.append(int(rng.integers(3)))
+        predictions[item["image_id"]] = (
+            np.round(boxes, 1).tolist(), [next(scores) for _ in boxes], classes,
+        )  # fmt: skip
+    return predictions
+
+
+@pytest.mark.parametrize(("year", "metric"), [(2007, "11point"), (2012, "area")])
+def test_agrees_with_the_hosts_evaluator(tmp_path, year, metric):
+    rng = np.random.default_rng(year)
+    random_folder(tmp_path, rng)
+    predictions = random_predictions(tmp_path, rng)
+    register_pascal_voc("theirs", str(tmp_path), "test", year, CLASSES)
+    MetadataCatalog.get("theirs").evaluator_type = "pascal_voc"
+    host = PascalVOCDetectionEvaluator("theirs")
+    host.reset()
+    for image_id, prediction in predictions.items():
+        host.process([{"image_id": image_id}], [output(*prediction)])
+    expected = host.evaluate()["bbox"]
+    ours = evaluate("theirs", predictions, match=">")["bbox"]
+    assert 5 < expected["AP75"] < expected["AP50"] < 95  # not a trivial case
+    for key in ("AP", "AP50", "AP75"):
+        assert ours[key] == pytest.approx(expected[key], abs=1e-9)
+    assert ours["AP50"] == ours[f"AP50-{metric}"]
+
+
+def test_difficult_is_respected_for_the_hosts_names(tmp_path):
+    # The host's dicts do not say what is difficult; ours for the same folder do.
+    rng = np.random.default_rng(3)
+    random_folder(tmp_path, rng)
+    predictions = random_predictions(tmp_path, rng)
+    register_pascal_voc("theirs", str(tmp_path), "test", 2007, CLASSES)
+    MetadataCatalog.get("theirs").evaluator_type = "pascal_voc"
+    assert evaluate("theirs", predictions) == evaluate("read_back", predictions)
