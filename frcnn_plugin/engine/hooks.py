@@ -1,0 +1,40 @@
+"""Small hooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.engine import HookBase
+
+
+class CaffeMomentum(HookBase):
+    """Rescale SGD's momentum at every change of the learning rate, as Caffe's update implies.
+
+    Caffe keeps ``lr * gradient`` in the momentum buffer, torch the bare gradient. With a constant
+    rate both take the same steps; after a drop Caffe keeps the old rate's momentum for about 20
+    steps. Multiplying torch's buffer by old rate / new rate reproduces that exactly (check E17,
+    facts trap 34).
+
+    Put it right behind the host's ``LRScheduler`` hook.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        """Watch the learning rates of ``optimizer`` (``torch.optim.SGD``)."""
+        self._optimizer = optimizer
+        self._rates: list[float] = []
+
+    def before_train(self) -> None:
+        """Remember the rates that training starts, or resumes, with."""
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+
+    def after_step(self) -> None:
+        """Rescale the buffers of every group whose rate has just changed."""
+        for i, group in enumerate(self._optimizer.param_groups):
+            before, now = self._rates[i], group["lr"]
+            if now == before or now == 0:
+                continue
+            for parameter in group["params"]:
+                buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
+                if buffer is not None:
+                    buffer.mul_(before / now)
+            self._rates[i] = now

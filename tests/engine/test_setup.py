@@ -1,0 +1,110 @@
+"""What stops a run before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from frcnn_plugin import get_config_file
+from frcnn_plugin.data.synthetic import write_synthetic_voc
+from frcnn_plugin.engine import check_cfg, setup_cfg
+from frcnn_plugin.errors import UserError
+from tests.conftest import CONFIGS
+
+DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
+
+
+@pytest.fixture
+def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    return write_synthetic_voc(tmp_path / "demo_shapes", num_trainval=4, num_test=2)
+
+
+def problem(*opts: str, config: str = DEMO, eval_only: bool = False) -> str:
+    with pytest.raises(UserError) as caught:
+        check_cfg(setup_cfg(config, opts), eval_only=eval_only)
+    return str(caught.value)
+
+
+def test_demo_config_passes(shapes: Path) -> None:
+    check_cfg(setup_cfg(DEMO))
+
+
+def test_cpu_is_chosen_without_cuda(caplog: pytest.LogCaptureFixture) -> None:
+    cfg = setup_cfg(DEMO)
+    if torch.cuda.is_available():
+        assert cfg.MODEL.DEVICE == "cuda"
+    else:
+        assert cfg.MODEL.DEVICE == "cpu"
+        assert "there is no CUDA: using the CPU" in caplog.text
+
+
+def test_missing_config_file() -> None:
+    assert "no config file 'configs/nothing.yaml'" in problem(config="configs/nothing.yaml")
+
+
+def test_unknown_key() -> None:
+    assert problem("MODEL.NOTHING", "1") == "the command line: Non-existent key: MODEL.NOTHING"
+
+
+def test_unknown_key_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("MODEL:\n  NOTHING: 1\n")
+    message = problem(config=str(path))
+    assert str(path) in message and "MODEL.NOTHING" in message
+
+
+def test_wrong_type() -> None:
+    assert "SOLVER.MAX_ITER" in problem("SOLVER.MAX_ITER", "many")
+
+
+def test_odd_number_of_words() -> None:
+    assert "KEY VALUE pairs, but there are 1 words: SOLVER.MAX_ITER" in problem("SOLVER.MAX_ITER")
+
+
+def test_class_count(shapes: Path) -> None:
+    message = problem("MODEL.ROI_HEADS.NUM_CLASSES", "4")
+    assert "MODEL.ROI_HEADS.NUM_CLASSES 3" in message
+    assert "circle, square, triangle" in message
+
+
+def test_missing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    message = problem(
+        *("MODEL.BACKBONE.FREEZE_AT", "0"), config=str(CONFIGS / "faster_rcnn_vgg16_voc_joint.yaml")
+    )
+    assert "VOCtrainval_06-Nov-2007.tar" in message and "make demo" in message
+    assert str(tmp_path) in message
+
+
+def test_unknown_data_set() -> None:
+    assert "voc07_trainval" in problem("DATASETS.TRAIN", "('voc07_trainvla',)")
+
+
+def test_nothing_to_train_on() -> None:
+    assert "DATASETS.TRAIN is empty" in problem("DATASETS.TRAIN", "()")
+
+
+def test_missing_weights(shapes: Path) -> None:
+    assert "there is no file 'nothing.pth'" in problem("MODEL.WEIGHTS", "nothing.pth")
+
+
+def test_frozen_random_layers(shapes: Path) -> None:
+    message = problem("MODEL.BACKBONE.FREEZE_AT", "2")
+    assert "FREEZE_AT is 2" in message and "MODEL.BACKBONE.FREEZE_AT 0" in message
+
+
+def test_evaluation_without_weights(shapes: Path) -> None:
+    assert "--eval-only needs trained weights" in problem(eval_only=True)
+
+
+def test_steps_behind_the_end(shapes: Path) -> None:
+    message = problem("SOLVER.STEPS", "(800,)", "SOLVER.MAX_ITER", "700")
+    assert 'SOLVER.STEPS "(500,)"' in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="AMP works here")
+def test_amp_on_the_cpu(shapes: Path) -> None:
+    assert "SOLVER.AMP.ENABLED False" in problem("SOLVER.AMP.ENABLED", "True")

@@ -1,0 +1,146 @@
+"""Every YAML is loaded and built; the joint one is compared with the facts document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from frcnn_plugin import add_frcnn_config, get_config_file
+from frcnn_plugin.errors import UserError
+from tests.conftest import CONFIGS
+
+ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
+
+
+def load(name: str):
+    cfg = get_cfg()
+    add_frcnn_config(cfg)
+    cfg.merge_from_file(get_config_file(name))
+    return cfg
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_config_loads_and_builds(name: str) -> None:
+    cfg = load(name)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = min(cfg.MODEL.ROI_BOX_HEAD.FC_DIM, 64)  # seconds, not minutes
+    model = build_model(cfg)
+    assert type(model).__name__ == "PaperRCNN"
+    assert set(cfg.SOLVER.STEPS) == {s for s in cfg.SOLVER.STEPS if s < cfg.SOLVER.MAX_ITER}
+    anchors = len(cfg.MODEL.ANCHOR_GENERATOR.SIZES[0]) * 3
+    assert model.proposal_generator.rpn_head.rpn_cls_score.out_channels == 2 * anchors
+    assert (
+        model.roi_heads.box_predictor.bbox_pred.out_features == 4 * cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    )
+
+
+def test_there_are_configs() -> None:
+    assert "faster_rcnn_vgg16_voc_joint.yaml" in ALL
+
+
+# py-faster-rcnn end2end: facts sections 1.6, 2, 4 to 6, 8, 9 and 12b.
+END2END = {
+    "INPUT.MIN_SIZE_TRAIN": (600,),
+    "INPUT.MAX_SIZE_TRAIN": 1000,
+    "INPUT.MIN_SIZE_TEST": 600,
+    "INPUT.MAX_SIZE_TEST": 1000,
+    "INPUT.FORMAT": "BGR",
+    "MODEL.PIXEL_MEAN": [102.9801, 115.9465, 122.7717],
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+    "MODEL.BACKBONE.FREEZE_AT": 2,
+    "MODEL.PAPER_RCNN.ONE_BY_ONE": True,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 256,
+    "MODEL.RPN.POSITIVE_FRACTION": 0.5,
+    "MODEL.RPN.SMOOTH_L1_BETA": 1 / 9,
+    "MODEL.RPN.LOSS_NORM": "samples",
+    "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": 1.0,
+    "MODEL.RPN.BOUNDARY_THRESH": 0,
+    "MODEL.RPN.IOU_THRESHOLDS": [0.3, 0.7],
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 12000,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 300,
+    "MODEL.RPN.NMS_THRESH": 0.7,
+    "MODEL.RPN.MIN_SIZE_IMAGE": 16.0,
+    "MODEL.RPN.DECODE_GROWTH": 1.0,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 128,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.25,
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.5],
+    "MODEL.ROI_HEADS.IOU_LABELS": [0, 1],
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": True,
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.3,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.05,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 20,
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIPool",
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 4096,
+    "MODEL.ROI_BOX_HEAD.DROPOUT": 0.5,
+    "MODEL.ROI_BOX_HEAD.DROPOUT_SCALE_TRAIN": True,
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 1.0,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (10.0, 10.0, 5.0, 5.0),
+    "MODEL.ROI_BOX_HEAD.DECODE_GROWTH": 1.0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.BASE_LR": 0.001,
+    "SOLVER.MOMENTUM": 0.9,
+    "SOLVER.WEIGHT_DECAY": 0.0005,
+    "SOLVER.WEIGHT_DECAY_BIAS": None,
+    "SOLVER.BIAS_LR_FACTOR": 2.0,
+    "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.GAMMA": 0.1,
+    "SOLVER.STEPS": (50000,),
+    "SOLVER.MAX_ITER": 70000,
+    "TEST.DETECTIONS_PER_IMAGE": 100,
+    "DATASETS.TRAIN": ("voc07_trainval",),
+    "DATASETS.TEST": ("voc07_test",),
+}
+
+
+def value(cfg, key: str):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+@pytest.mark.parametrize("key", END2END)
+def test_joint_config_is_end2end(key: str) -> None:
+    assert value(load("faster_rcnn_vgg16_voc_joint.yaml"), key) == END2END[key]
+
+
+def test_what_zf_changes() -> None:
+    cfg = load("faster_rcnn_zf_voc_joint.yaml")
+    changed = {
+        **END2END,
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 6,
+        "MODEL.ROI_BOX_HEAD.DROPOUT_SCALE_TRAIN": False,
+    }
+    assert {k: value(cfg, k) for k in changed} == changed
+    assert cfg.MODEL.BACKBONE.NAME == "ZF"
+
+
+def test_what_coco_changes() -> None:
+    cfg = load("faster_rcnn_vgg16_coco_joint.yaml")
+    changed = {
+        **END2END,
+        "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+        "MODEL.ROI_BOX_HEAD.DROPOUT": 0.0,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[64, 128, 256, 512]],
+        "SOLVER.STEPS": (350000,),
+        "SOLVER.MAX_ITER": 490000,
+        "DATASETS.TRAIN": ("coco_2014_train", "coco_2014_valminusminival"),
+        "DATASETS.TEST": ("coco_2014_minival",),
+    }
+    assert {k: value(cfg, k) for k in changed} == changed
+
+
+def test_config_by_a_wrong_name() -> None:
+    with pytest.raises(UserError, match=r"did you mean faster_rcnn_vgg16_voc_joint.yaml"):
+        get_config_file("faster_rcnn_vgg16_voc_joint.yml")
+
+
+def test_paths_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Path(get_config_file("demo/vgg16_shapes_joint.yaml")).is_file()
