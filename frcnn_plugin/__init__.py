@@ -1,0 +1,17 @@
+"""The original Faster R-CNN (Ren et al., 2015) as a Detectron2 plugin.
+
+Importing the package registers its components with Detectron2 by name; ``add_frcnn_config`` adds
+their keys to a config.
+"""
+
+from .host import check_host
+
+__version__ = "0.1.0"
+
+check_host()  # before the first import that needs torch or Detectron2
+
+from . import data as _data  # noqa: E402, F401  only registration
+from . import modeling as _modeling  # noqa: E402, F401  only registration
+from .config import add_frcnn_config, get_config_file  # noqa: E402
+
+__all__ = ["__version__", "add_frcnn_config", "get_config_file"]

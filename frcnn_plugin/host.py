@@ -1,0 +1,127 @@
+"""Is there a PyTorch, a torchvision and a Detectron2 that this package can work with?
+
+Run before anything else is imported, so that a missing or unsuitable host ends in one sentence and
+one command instead of a stack trace from somewhere inside Detectron2. It only does imports that the
+package needs anyway. Nothing here may import torch or Detectron2 at module level, and nothing is
+decided by version number: every Detectron2 since 2021 calls itself "0.6".
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+_PIP = "python -m pip install"
+_UPSTREAM = "'git+https://github.com/facebookresearch/detectron2.git'"
+_INSTALL_DETECTRON2 = (
+    "python tools/install_detectron2.py (in a checkout of frcnn_plugin), or, with a C++ compiler, "
+    f"{_PIP} --no-build-isolation {_UPSTREAM}"
+)
+
+# Modules whose package on the index has another name.
+_PACKAGES = {
+    "cv2": "opencv-python-headless",
+    "PIL": "Pillow",
+    "yaml": "PyYAML",
+    "pkg_resources": "'setuptools<82'",  # gone from setuptools 82, and Detectron2 imports it
+}
+
+
+def check_host() -> None:
+    """Check that PyTorch, torchvision and Detectron2 can be used together.
+
+    Raises:
+        ImportError: One of them is missing or unsuitable; the text says which and names the
+            command that mends it.
+    """
+    check_torch()
+    check_detectron2()
+
+
+def check_torch() -> None:
+    """Check that PyTorch and torchvision are there and belong together.
+
+    Raises:
+        ImportError: They are not; the text names the command that mends it.
+    """
+    torch = _import("torch", f"{_PIP} torch torchvision", f"{_PIP} --force-reinstall torch")
+    version = str(torch.__version__).partition("+")[0]
+    pair = f"{_PIP} --upgrade torch torchvision"
+    # Naming the installed torch makes pip choose the torchvision that was made for it.
+    torchvision = _import("torchvision", f"{_PIP} torch=={version} torchvision", pair)
+    # Some versions import without a word when their compiled operators do not fit this torch, and
+    # fail at the first NMS, far away from the cause.
+    if not hasattr(torch.ops.torchvision, "nms"):
+        raise ImportError(
+            f"torchvision {torchvision.__version__} does not match torch {torch.__version__}: its "
+            f"compiled operators (torchvision::nms) are missing. Install a matching pair: {pair}"
+        )
+
+
+def check_detectron2() -> None:
+    """Check that Detectron2 is there and recent enough.
+
+    Raises:
+        ImportError: It is not; the text names the command that mends it.
+    """
+    spec = importlib.util.find_spec("detectron2")
+    if spec is None or spec.origin is None:
+        # No origin: a folder of that name without code, such as the root of a clone of Detectron2
+        # seen from its parent folder, which Python takes for a namespace package.
+        places = spec.submodule_search_locations if spec else None
+        folder = f" (the folder {next(iter(places))} is not it)" if places else ""
+        raise ImportError(f"Detectron2 is not installed{folder}. Install it: {_INSTALL_DETECTRON2}")
+    where = str(spec.origin).removesuffix("__init__.py")
+    try:
+        # All of Detectron2 that this package uses is loaded by this one import.
+        engine = importlib.import_module("detectron2.engine")
+    except Exception as error:
+        raise ImportError(_explain_detectron2(where, error)) from error
+    if not hasattr(engine.SimpleTrainer, "reset_data_loader"):  # 2022
+        raise ImportError(_too_old(where))
+
+
+def _import(name: str, install: str, mend: str) -> ModuleType:
+    """Import a module, or say how to get it (missing) or mend it (broken)."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise ImportError(f"{name} is not installed. Install it: {install}") from error
+        if name == "torchvision":
+            # Typically "operator torchvision::nms does not exist" or an undefined symbol.
+            raise ImportError(
+                "torchvision does not match the installed torch, or is damaged "
+                f"({_summary(error)}). Install a matching pair: {mend}"
+            ) from error
+        raise ImportError(f"{name} is damaged ({_summary(error)}). Mend it: {mend}") from error
+
+
+def _explain_detectron2(where: str, error: Exception) -> str:
+    if isinstance(error, AttributeError) and "LINEAR" in str(error):
+        return _too_old(where)  # Image.LINEAR, which Pillow 10 removed
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = _PACKAGES.get(error.name, error.name)
+        return (
+            f"Detectron2 at {where} needs the module {error.name!r}, which is not installed. "
+            f"Install it: {_PIP} {package}"
+        )
+    return (
+        f"Detectron2 at {where} cannot be imported ({_summary(error)}). If it was compiled for "
+        "another torch, build it again: "
+        f"{_PIP} --force-reinstall --no-deps --no-build-isolation {_UPSTREAM}"
+    )
+
+
+def _too_old(where: str) -> str:
+    return (
+        f"Detectron2 at {where} is the 2021 release v0.6 or older; main of January 2024 or newer "
+        "is needed (both call themselves 0.6). Replace it: python -m pip uninstall detectron2, "
+        f"then {_INSTALL_DETECTRON2}"
+    )
+
+
+def _summary(error: Exception) -> str:
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}"

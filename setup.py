@@ -1,0 +1,57 @@
+"""Build and installation of frcnn_plugin; settings of the tools are in pyproject.toml.
+
+Detectron2 is not among the requirements: it has no release on the package index, so pip could not
+find it, and naming its repository would rebuild it over a copy that is already there.
+tools/install_detectron2.py provides it, and importing the package without it says so.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# Read, not imported: importing the package imports torch, which may not be installed yet.
+VERSION = re.search(
+    r'^__version__ = "([^"]+)"', (HERE / "frcnn_plugin" / "__init__.py").read_text(), re.MULTILINE
+)
+if VERSION is None:
+    raise SystemExit('frcnn_plugin/__init__.py has no line __version__ = "..."')
+
+setup(
+    name="frcnn-plugin",
+    version=VERSION.group(1),
+    description="The original Faster R-CNN (2015) as a Detectron2 plugin",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["frcnn_plugin*"]), "frcnn_plugin.configs"],
+    # configs/ stays at the top, where users look for it, and is installed inside the package.
+    package_dir={"frcnn_plugin.configs": "configs"},
+    package_data={"frcnn_plugin.configs": ["*.yaml", "**/*.yaml"]},
+    install_requires=[
+        "torch>=2.4",  # the networks and their training
+        "torchvision>=0.19",  # RoI max pooling and NMS; this is the pair of torch 2.4
+        "numpy>=1.24",  # anchors and evaluation
+        "Pillow>=9.1",  # image files
+        "fvcore>=0.1.5",  # Detectron2's config, registry and checkpointer
+        "iopath>=0.1.7",  # Detectron2's paths to files
+        "pycocotools>=2.0.2",  # COCO's annotations and metric
+        "matplotlib>=3.5",  # Detectron2's Visualizer draws the pictures with it
+        "opencv-python-headless>=4.5",  # Detectron2's data module; headless needs no screen
+        "tabulate>=0.8",  # tables of results
+        "tqdm>=4.30",  # progress of what takes long outside the training loop
+        "setuptools<82",  # 82 dropped pkg_resources, which detectron2.model_zoo imports
+    ],
+    extras_require={
+        "dev": [
+            "pytest>=8",  # the test suite
+            "hypothesis>=6",  # generated boxes and annotations in tests
+            "ruff>=0.6",  # format and lint
+            "mypy>=1.11",  # types
+            "types-tabulate",  # types of tabulate, for mypy
+        ],
+    },
+)

@@ -1,0 +1,464 @@
+"""tools/install_detectron2.py: the order of its sources, the wheel it builds, what it says.
+
+No network: pip is given folders with small wheels made here, and the rest is replaced by fakes.
+"""
+
+import base64
+import email
+import hashlib
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "tools" / "install_detectron2.py"
+
+LABGYM_FILES = {
+    "LabGym/__init__.py": "import tensorflow",
+    "LabGym/detectron2/__init__.py": '__version__ = "0.6"\n',
+    "LabGym/detectron2/engine.py": (
+        "from LabGym.detectron2.utils import comm\nimport LabGym.detectron2.data as data\n"
+        'LOGGER = "LabGym.detectron2.engine"\n'
+    ),
+    "LabGym/detectron2/model_zoo/configs/Base.yaml": "MODEL: {}\n",
+    "labgym-3.1.2.dist-info/METADATA": (
+        "Metadata-Version: 2.1\nName: labgym\nVersion: 3.1.2\nRequires-Python: <3.9\n"
+        "Requires-Dist: tensorflow\n"
+    ),
+    "labgym-3.1.2.dist-info/WHEEL": (
+        "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    ),
+    "labgym-3.1.2.dist-info/RECORD": "",
+}
+
+
+def write_wheel(path: Path, files: dict[str, str]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.delenv("DETECTRON2", raising=False)
+    spec = importlib.util.spec_from_file_location("install_detectron2", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def labgym(tmp_path: Path) -> Path:
+    (tmp_path / "index").mkdir()
+    return write_wheel(tmp_path / "index" / "labgym-3.1.2-py3-none-any.whl", LABGYM_FILES)
+
+
+@pytest.fixture
+def offline_pip(tmp_path: Path, labgym: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give pip the LabGym wheel's folder for an index; returns the folder it installs into."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(labgym.parent))
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "installed"))
+    return tmp_path / "installed"
+
+
+# ------------------------------------------------------------------------------- the built wheel
+
+
+def test_wheel_holds_the_copy_under_its_own_name_and_nothing_else(
+    script: ModuleType, labgym: Path, tmp_path: Path
+) -> None:
+    wheel = script.build_wheel(labgym, tmp_path / "built")
+    assert wheel.name == "detectron2-0.6-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert {name for name in files if "dist-info" not in name} == {
+        "detectron2/__init__.py",
+        "detectron2/engine.py",
+        "detectron2/model_zoo/configs/Base.yaml",
+    }
+    assert files["detectron2/engine.py"] == (
+        "from detectron2.utils import comm\nimport detectron2.data as data\n"
+        'LOGGER = "detectron2.engine"\n'
+    )
+    assert files["detectron2-0.6.dist-info/top_level.txt"] == "detectron2\n"
+
+
+def test_wheel_metadata_is_upstreams_and_says_where_it_came_from(
+    script: ModuleType, labgym: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(script.build_wheel(labgym, tmp_path)) as archive:
+        metadata = email.message_from_bytes(archive.read("detectron2-0.6.dist-info/METADATA"))
+    assert metadata["Name"] == "detectron2"
+    assert metadata["Version"] == "0.6"
+    assert metadata["License"] == "Apache-2.0"
+    assert metadata["Home-page"] == "https://github.com/facebookresearch/detectron2"
+    requirements = metadata.get_all("Requires-Dist") or []
+    assert requirements == script.REQUIREMENTS
+    assert "iopath>=0.1.7,<0.1.10" in requirements
+    assert not [name for name in requirements if "tensorflow" in name]
+    description = metadata.get_payload()
+    assert script.LABGYM in description
+    assert script.LABGYM_SHA256 in description
+
+
+def test_wheel_record_lists_every_file_with_its_hash_and_size(
+    script: ModuleType, labgym: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(script.build_wheel(labgym, tmp_path)) as archive:
+        lines = archive.read("detectron2-0.6.dist-info/RECORD").decode().splitlines()
+        rows = [line.split(",") for line in lines]
+        assert [row[0] for row in rows] == archive.namelist()
+        for name, digest, size in rows[:-1]:
+            content = archive.read(name)
+            expected = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode()
+            assert digest == "sha256=" + expected.rstrip("=")
+            assert int(size) == len(content)
+        assert rows[-1][1:] == ["", ""]
+
+
+def test_wheel_without_a_copy_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    other = write_wheel(tmp_path / "labgym.whl", {"LabGym/__init__.py": ""})
+    with pytest.raises(script.SourceError, match=r"labgym\.whl holds no LabGym/detectron2"):
+        script.build_wheel(other, tmp_path)
+
+
+# ------------------------------------------------------------------------- real pip, without net
+
+
+def test_labgym_source_installs_an_ordinary_distribution(
+    script: ModuleType, labgym: Path, offline_pip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = {
+        "needed-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: needed\nVersion: 1\n",
+        "needed-1.dist-info/WHEEL": LABGYM_FILES["labgym-3.1.2.dist-info/WHEEL"],
+        "needed-1.dist-info/RECORD": "",
+    }
+    write_wheel(labgym.parent / "needed-1-py3-none-any.whl", needed)
+    digest = hashlib.sha256(labgym.read_bytes()).hexdigest()
+    monkeypatch.setattr(script, "LABGYM_SHA256", digest)
+    monkeypatch.setattr(script, "REQUIREMENTS", ["needed"])
+    script.install_labgym([])
+
+    found = {d.metadata["Name"]: d for d in importlib.metadata.distributions(path=[offline_pip])}
+    assert set(found) == {"detectron2", "needed"}  # neither labgym nor tensorflow
+    detectron2 = found["detectron2"]
+    assert detectron2.version == "0.6"
+    assert detectron2.read_text("INSTALLER").strip() == "pip"
+    assert detectron2.read_text("direct_url.json") is None  # no temporary path in `pip freeze`
+    assert (offline_pip / "detectron2" / "engine.py").is_file()
+
+
+def test_labgym_of_another_hash_is_refused(script: ModuleType, offline_pip: Path) -> None:
+    with pytest.raises(script.SourceError, match="DO NOT MATCH THE HASHES"):
+        script.install_labgym([])
+    assert not offline_pip.exists()
+
+
+def test_labgym_out_of_reach_is_reported(
+    script: ModuleType, labgym: Path, offline_pip: Path
+) -> None:
+    labgym.unlink()
+    with pytest.raises(script.SourceError, match=r"No matching distribution.*labgym==3\.1\.2"):
+        script.install_labgym([])
+
+
+def test_given_folder_that_pip_cannot_install(
+    script: ModuleType, tmp_path: Path, offline_pip: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(script.SourceError, match=r"pip install failed: ERROR: .*empty"):
+        script.install_given(str(tmp_path / "empty"), [])
+
+
+# ------------------------------------------------------------------------- the other two sources
+
+
+def test_given_folder_reaches_pip_as_an_absolute_path(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(script, "pip", lambda *arguments: calls.append(arguments))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    script.install_given("mine", ["--constraint", "c.txt"])
+    script.install_given("git+https://example.org/d.git@main", [])
+    options = ("install", "--no-build-isolation")
+    assert calls == [
+        (*options, "--constraint", "c.txt", str(tmp_path / "mine")),
+        (*options, "git+https://example.org/d.git@main"),
+    ]
+
+
+def test_given_name_that_is_no_path_is_not_looked_up_on_the_index(script: ModuleType) -> None:
+    with pytest.raises(script.SourceError, match="'detectron3' is neither an existing file"):
+        script.install_given("detectron3", [])
+
+
+def add_command(folder: Path, name: str, body: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("commands", "reason"),
+    [
+        ({}, "git is not installed"),
+        ({"git": "exit 0"}, "there is no C++ compiler"),
+        ({"git": "exit 128", "c++": "exit 0"}, "git cannot reach https://github.com/"),
+        ({"git": "exec /bin/sleep 30", "c++": "exit 0"}, "git cannot reach https://github.com/"),
+    ],
+    ids=["no git", "no compiler", "no repository", "no answer"],
+)
+def test_upstream_is_passed_over_fast(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    commands: dict[str, str],
+    reason: str,
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(script, "GIT_SECONDS", 0.5)
+    monkeypatch.setattr(script, "pip", lambda *_: pytest.fail("pip must not run"))
+    monkeypatch.setattr(script.sysconfig, "get_path", lambda _: str(tmp_path))
+    (tmp_path / "Python.h").touch()
+    for name, body in commands.items():
+        add_command(tmp_path / "bin", name, body)
+    with pytest.raises(script.SourceError) as raised:
+        script.install_upstream([])
+    assert str(raised.value).startswith(reason)
+
+
+def test_upstream_is_built_at_the_pinned_commit_without_isolation(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(script, "pip", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(script.sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(script.SourceError):
+        script.install_upstream([])  # nothing is there
+    for name in ("git", "c++"):
+        add_command(tmp_path / "bin", name, "exit 0")
+    with pytest.raises(script.SourceError, match="headers"):
+        script.install_upstream([])
+    (tmp_path / "Python.h").touch()
+    script.install_upstream(["--constraint", "c.txt"])
+    (call,) = calls
+    assert call[:4] == ("install", "--no-build-isolation", "--constraint", "c.txt")
+    assert call[4].startswith("detectron2 @ git+https://") and script.UPSTREAM_COMMIT in call[4]
+
+
+# ---------------------------------------------------------------------- the order of the sources
+
+
+@pytest.fixture
+def fakes(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Replace sources, check and pip; returns the list in which calls of them are noted."""
+
+    def install_fakes(
+        *states: tuple[str, str], failing: tuple[str, ...] = (), ours: bool = False
+    ) -> list[str]:
+        calls: list[str] = []
+        answers = iter(states)
+
+        def source(name: str) -> Callable[..., None]:
+            def run(*arguments: object) -> None:
+                calls.append(name)
+                if name in failing:
+                    raise script.SourceError(f"{name} failed")
+
+            return run
+
+        for name in ("given", "upstream", "labgym"):
+            monkeypatch.setattr(script, f"install_{name}", source(name))
+        monkeypatch.setattr(script, "check_installed", lambda: next(answers))
+        monkeypatch.setattr(script, "installed_by_us", lambda: ours)
+        monkeypatch.setattr(script, "pip", lambda *arguments: calls.append(arguments[0]))
+        return calls
+
+    return install_fakes
+
+
+ABSENT, USABLE, BROKEN = ("absent", ""), ("usable", "/site/detectron2"), ("broken", "undefined")
+
+
+def test_a_usable_one_is_left_alone(
+    script: ModuleType,
+    fakes: Callable,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = fakes(USABLE, USABLE)
+    assert script.main([]) == 0
+    expected = "detectron2: already installed at /site/detectron2, left as it is"
+    assert capsys.readouterr().out == expected + "\n"
+    monkeypatch.setenv("DETECTRON2", "mine")
+    assert script.main([]) == 0
+    assert capsys.readouterr().out.startswith(f"{expected}; DETECTRON2=mine is ignored")
+    assert calls == []
+
+
+def test_upstream_comes_before_labgym(
+    script: ModuleType, fakes: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    calls = fakes(ABSENT, USABLE)
+    assert script.main([]) == 0
+    assert calls == ["upstream"]
+    assert capsys.readouterr().out == "detectron2: installed from upstream commit 02b5c4e295\n"
+
+
+def test_labgym_is_next_and_the_line_says_why(
+    script: ModuleType, fakes: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    calls = fakes(ABSENT, USABLE, failing=("upstream",))
+    assert script.main([]) == 0
+    assert calls == ["upstream", "labgym"]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("detectron2: installed from the January 2024 copy in labgym==3.1.2 (")
+    assert "upstream failed" in line
+
+
+def test_one_that_installs_but_does_not_work_is_taken_out_again(
+    script: ModuleType, fakes: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    calls = fakes(ABSENT, BROKEN, USABLE)
+    assert script.main([]) == 0
+    assert calls == ["upstream", "uninstall", "labgym"]
+    assert "cannot be used: undefined" in capsys.readouterr().out
+
+
+def test_failure_says_what_was_tried_and_what_to_do(
+    script: ModuleType, fakes: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    fakes(ABSENT, failing=("upstream", "labgym"))
+    assert script.main([]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("detectron2: could not be installed")
+    assert "upstream failed" in lines[1] and "labgym failed" in lines[2]
+    assert lines[3].startswith("Do this: ") and "DETECTRON2=" in lines[3]
+    assert len(lines) == 4
+
+
+def test_given_is_the_only_source_then(
+    script: ModuleType,
+    fakes: Callable,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DETECTRON2", "mine.whl")
+    calls = fakes(ABSENT, USABLE)
+    assert script.main([]) == 0
+    assert calls == ["given"]
+    assert capsys.readouterr().out == "detectron2: installed from DETECTRON2=mine.whl\n"
+
+    calls = fakes(ABSENT, failing=("given",))
+    assert script.main([]) == 1
+    assert calls == ["given"]
+    assert "Do this: correct DETECTRON2" in capsys.readouterr().out
+
+
+def test_a_broken_one_of_the_user_is_reported_not_replaced(
+    script: ModuleType, fakes: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    calls = fakes(BROKEN)
+    assert script.main([]) == 1
+    assert calls == []
+    assert "undefined" in capsys.readouterr().out
+
+
+def test_a_broken_one_of_our_own_is_replaced(script: ModuleType, fakes: Callable) -> None:
+    calls = fakes(BROKEN, USABLE, ours=True)
+    assert script.main([]) == 0
+    assert calls == ["uninstall", "upstream"]
+
+
+def test_torch_comes_first(
+    script: ModuleType, fakes: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    calls = fakes(("no torch", "torch is not installed. Install it: pip install torch"))
+    assert script.main([]) == 1
+    assert calls == []
+    assert "pip install torch" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- the check and the script
+
+
+def test_check_finds_the_detectron2_of_this_environment(script: ModuleType) -> None:
+    state, folder = script.check_installed()
+    assert state == "usable", folder
+    assert (Path(folder) / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("detectron2", "state"), [(None, "absent"), ("", "broken"), ("exit", "broken")]
+)
+def test_check_tells_absent_from_broken(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    detectron2: str | None,
+    state: str,
+) -> None:
+    torch = "__version__ = '2'\nclass ops:\n    class torchvision:\n        nms = None\n"
+    files = {"torch.py": torch, "torchvision.py": "__version__ = '2'"}
+    if detectron2 is not None:
+        ending = "import os; os._exit(139)" if detectron2 == "exit" else ""
+        files["detectron2.py"] = ending
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    # -S: none of this environment's packages, only those of the folder.
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(script.sys, "executable", str(python))
+    assert script.check_installed()[0] == state
+
+
+@pytest.mark.parametrize(
+    ("record", "text", "ours"),
+    [
+        ("METADATA", "wheel (sha256 {LABGYM_SHA256})", True),
+        ("direct_url.json", '"commit_id": "{UPSTREAM_COMMIT}"', True),
+        ("direct_url.json", '"commit_id": "0123456789"', False),
+        ("METADATA", "Name: detectron2", False),
+    ],
+)
+def test_only_what_this_script_pins_is_its_own(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record: str,
+    text: str,
+    ours: bool,
+) -> None:
+    (tmp_path / "detectron2-0.6.dist-info").mkdir()
+    (tmp_path / "detectron2-0.6.dist-info" / record).write_text(text.format(**vars(script)))
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert script.installed_by_us() is ours
+
+
+def test_nothing_installed_is_not_ours(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    assert script.installed_by_us() is False
+
+
+def test_script_is_known_by_its_help() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", str(SCRIPT), "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "--constraint" in done.stdout
