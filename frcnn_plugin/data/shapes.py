@@ -5,6 +5,7 @@ Everything is a function of a numpy Generator. Shapes are drawn enlarged and shr
 continuous XYXY_ABS, tight to the visible pixels.
 """
 
+import colorsys
 import math
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 _SUPERSAMPLING = 4
-_SCALES = (0.15, 0.7)  # size of a shape as a share of the image's short side
+_SCALES = (0.2, 0.7)  # size of a shape as a share of the image's short side
 _TINY_SCALES = (0.04, 0.07)  # of one shape in `_TINY_ONE_IN`
 _TINY_ONE_IN = 12
 _BORDER_ONE_IN = 6  # shapes that are pushed over the border
@@ -148,9 +149,6 @@ def _render_alpha(rng: np.random.Generator, name: str, size: float) -> FloatArra
     image = Image.new("L", (int(extent[0]) * scale, int(extent[1]) * scale))
     pen = ImageDraw.Draw(image)
     pen.polygon([tuple(point) for point in (points - corner) * scale], fill=255)
-    if size >= 20 and rng.random() < 0.25:  # an outline: the middle is cut out
-        keep = rng.uniform(0.55, 0.72)  # the hole's share of the side
-        pen.polygon([tuple(point) for point in (points * keep - corner) * scale], fill=0)
     # Box filter = share of the pixel that is covered.
     blocks = np.asarray(image, dtype=np.float32) / 255
     blocks = blocks.reshape(extent[1], scale, extent[0], scale)
@@ -175,7 +173,8 @@ def _place(
 
 def _background(rng: np.random.Generator, width: int, height: int) -> FloatArray:
     """Plain, gradient, noise or stripes: (H, W, 3) float RGB in [0, 255]."""
-    base, other = rng.uniform(20, 235, (2, 3))
+    # Muted: grey with a tint. Shapes are vivid, so a small network can tell them in minutes.
+    base, other = rng.uniform(40, 150, (2, 1)) + rng.uniform(-25, 25, (2, 3))
     kind = rng.integers(4)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     angle = rng.uniform(0, 2 * math.pi)
@@ -203,23 +202,29 @@ def _texture(
     first = _contrasting_colour(rng, behind)
     y, x = np.mgrid[0 : patch[1], 0 : patch[0]].astype(np.float32)
     paint = np.broadcast_to(first, (patch[1], patch[0], 3)).astype(np.float32)
-    kind = rng.integers(4) if size >= 20 else 0
-    if kind >= 2:
+    kind = rng.integers(8) if size >= 20 else 0
+    if kind >= 6:
         second = _contrasting_colour(rng, behind)
         period = max(5.0, size * rng.uniform(0.12, 0.3))
         angle = rng.uniform(0, math.pi)
         u = (x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / period)
         v = (y * math.cos(angle) - x * math.sin(angle)) * (2 * math.pi / period)
-        wave = np.sin(u) if kind == 2 else np.sin(u) * np.sin(v)  # stripes, or a chequer pattern
+        wave = np.sin(u) if kind == 6 else np.sin(u) * np.sin(v)  # stripes, or a chequer pattern
         paint = paint + (second - first) * (0.5 + 0.5 * np.tanh(3 * wave))[..., None]
     shade = 1 + rng.uniform(-0.12, 0.12) * (x / patch[0] - 0.5)
     return np.clip(paint * shade[..., None], 0, 255).astype(np.float32)
 
 
 def _contrasting_colour(rng: np.random.Generator, behind: FloatArray) -> npt.NDArray[np.float64]:
-    """The first of 24 random RGB colours that is far from nearly all of `behind`, else the best."""
+    """The first of 24 vivid RGB colours that is far from nearly all of `behind`, else the best."""
     sample = behind[:: max(1, len(behind) // 400)]
-    candidates = rng.uniform(0, 255, (24, 3))
+    candidates = np.array(
+        [
+            colorsys.hsv_to_rgb(hue, saturation, value)
+            for hue, saturation, value in rng.uniform((0, 0.55, 0.8), (1, 1, 1), (24, 3))
+        ]
+    )
+    candidates *= 255
     distances = np.linalg.norm(candidates[:, None] - sample[None], axis=2)  # (24, n)
     contrast = np.percentile(distances, 5, axis=1)
     enough = np.flatnonzero(contrast >= _MIN_CONTRAST)

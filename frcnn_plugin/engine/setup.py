@@ -74,9 +74,7 @@ def check_cfg(cfg: CfgNode, *, eval_only: bool = False) -> None:
     if not eval_only and not train:
         raise UserError("DATASETS.TRAIN is empty: name at least one data set to train on")
     if not cfg.MODEL.MASK_ON and not cfg.MODEL.KEYPOINT_ON:
-        check_datasets(
-            [*train, *cfg.DATASETS.TEST], cfg.MODEL.ROI_HEADS.NUM_CLASSES, train=train
-        )
+        check_datasets([*train, *cfg.DATASETS.TEST], cfg.MODEL.ROI_HEADS.NUM_CLASSES, train=train)
     _check_weights(cfg, eval_only)
     if not eval_only:
         _check_solver(cfg)

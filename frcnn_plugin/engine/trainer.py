@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -53,6 +54,14 @@ class PaperTrainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    def train(self) -> dict[str, Any] | None:
+        """Train; returns the last evaluation's results, None if there was none.
+
+        The host returns them only if ``TEST.EXPECTED_RESULTS`` is set.
+        """
+        super().train()
+        return getattr(self, "_last_eval_results", None)
 
     @staticmethod
     def wrap(model: nn.Module) -> nn.Module:

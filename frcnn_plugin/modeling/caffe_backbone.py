@@ -65,7 +65,7 @@ class CaffeBackbone(Backbone):
         # variance of ReLU activations, without which a 13-layer plain network does not start.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
