@@ -34,6 +34,7 @@ def add_frcnn_config(cfg: CN) -> None:
     _add_meta_arch(cfg)
     _add_data(cfg)
     _add_solver(cfg)
+    _add_four_step(cfg)
     _add_test(cfg)
 
 
@@ -96,6 +97,12 @@ def _add_meta_arch(cfg: CN) -> None:
     # True: the images of a training batch pass the network one by one, unpadded, and their losses
     # are averaged: Caffe's iter_size (py end2end: 2). False: one zero-padded batch.
     cfg.MODEL.PAPER_RCNN.ONE_BY_ONE = False
+    # What the model does:
+    #   "joint"      trains and runs everything
+    #   "rpn"        trains the RPN alone; run, it returns proposals
+    #   "fast_rcnn"  trains the detector on given proposals (MODEL.LOAD_PROPOSALS True); run, too
+    # Four-step training switches it by itself and ends with "joint".
+    cfg.MODEL.PAPER_RCNN.PHASE = "joint"
 
 
 def _add_data(cfg: CN) -> None:
@@ -103,12 +110,52 @@ def _add_data(cfg: CN) -> None:
     #   {name: my_train, root: /data/my, split: train, classes: [cat, dog]}
     # Then DATASETS.TRAIN ("my_train",) finds them. See frcnn_plugin/data/voc.py for all fields.
     cfg.DATASETS.REGISTER = []
+    # True: the training set and its mirrored copy, every entry once per epoch, batches of one
+    # orientation (all originals); give INPUT.RANDOM_FLIP "none". The order depends on SEED alone,
+    # so a resumed run sees the very images an uninterrupted one would. False: the host's loader.
+    cfg.DATALOADER.MIRRORED_COPIES = False
 
 
 def _add_solver(cfg: CN) -> None:
     # Caffe keeps the learning rate inside the momentum buffer, torch outside; after a drop of the
     # rate they differ for about 20 steps. True rescales the buffer at each drop, as Caffe would.
     cfg.SOLVER.CAFFE_MOMENTUM = False
+
+
+def _add_four_step(cfg: CN) -> None:
+    # The paper's four-step alternating training (section 3.2). SOLVER.MAX_ITER and STEPS follow
+    # from the lists below, one entry per step: RPN, detector, RPN, detector.
+    cfg.FOUR_STEP = CN()
+    cfg.FOUR_STEP.ENABLED = False
+    # Iterations (facts 9.1, 9.2).
+    cfg.FOUR_STEP.ITERS = [80000, 40000, 80000, 40000]
+    # Iterations, counted from the start of the step, at which the rate drops by SOLVER.GAMMA.
+    cfg.FOUR_STEP.DROPS = [[60000], [30000], [60000], [30000]]
+    # Images per iteration and process. With N processes a batch is N times as large; rate and
+    # iterations stay as they are.
+    cfg.FOUR_STEP.IMS_PER_BATCH = [1, 2, 1, 2]
+    # RoIs per image are MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE (64 for 2 images).
+    # cls_score and bbox_pred at the start of step 4: "continue" from step 2 (MATLAB) or "restart"
+    # at random (py). fc6 and fc7 continue from step 2 in both.
+    cfg.FOUR_STEP.PREDICTOR_START = "continue"
+    # Mean and deviation of the detector's box targets: "per_class", measured on the training set
+    # at the start of steps 2 and 4 (MATLAB, py alt-opt), or "fixed", MODEL.ROI_BOX_HEAD's.
+    cfg.FOUR_STEP.TARGET_STATISTICS = "per_class"
+    # True: RPN targets are whitened with their mean and deviation over the training set (MATLAB).
+    cfg.FOUR_STEP.RPN_TARGET_STATISTICS = False
+    # Proposals cached for steps 2 and 4: boxes that enter NMS (-1: all) and that leave it.
+    cfg.FOUR_STEP.PRE_NMS_TOPK = -1
+    cfg.FOUR_STEP.POST_NMS_TOPK = 2000
+    # Proposals of mirrored images: "mirror" those of the image (py), "recompute" (MATLAB).
+    cfg.FOUR_STEP.MIRRORED_PROPOSALS = "mirror"
+    # First and last step of this run. Starting later needs MODEL.WEIGHTS, the checkpoint at the
+    # end of the step before; step 2 needs the run's initial weights besides.
+    cfg.FOUR_STEP.START_AT = 1
+    cfg.FOUR_STEP.STOP_AFTER = 4
+    # Weights that step 2 starts from again; "": those this run started with.
+    cfg.FOUR_STEP.INITIAL_WEIGHTS = ""
+    # Evaluate on DATASETS.TEST after steps 1 and 3 (recall) and after step 2 (AP).
+    cfg.FOUR_STEP.EVALUATE_STEPS = True
 
 
 def _add_test(cfg: CN) -> None:

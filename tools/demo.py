@@ -24,6 +24,7 @@ import cv2
 import train_net
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
 from tqdm import tqdm
@@ -58,7 +59,7 @@ def draw_detections(cfg: CfgNode, folder: Path, number: int, min_score: float = 
     predictor = DefaultPredictor(cfg)
     pictures = []
     for record in tqdm(DatasetCatalog.get(dataset)[:number], desc="drawing", unit="image"):
-        image = cv2.imread(record["file_name"])
+        image = read_image(record["file_name"], "BGR")
         instances = predictor(image)["instances"].to("cpu")
         instances = instances[instances.scores >= min_score]
         objects = record["annotations"]

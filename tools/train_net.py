@@ -4,7 +4,7 @@
     python tools/train_net.py --config-file configs/faster_rcnn_vgg16_voc_joint.yaml
     python tools/train_net.py --config-file ... --resume
     python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.pth
-    python tools/train_net.py --config-file ... --num-gpus 2 SOLVER.IMS_PER_BATCH 4
+    python tools/train_net.py --config-file ... --num-gpus 2
 
 ``KEY VALUE`` pairs at the end override the config. Without CUDA everything runs on the CPU, and
 ``--num-gpus`` is the number of processes.
@@ -17,13 +17,21 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils.logger import setup_logger
 
 from frcnn_plugin.engine import PaperTrainer, check_cfg, launch, setup_cfg
+from frcnn_plugin.engine.evaluate import evaluate_checkpoint
 from frcnn_plugin.errors import UserError
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start anew in a folder that holds a run"
+    )
+    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> Any:
@@ -32,11 +40,7 @@ def run(args: argparse.Namespace) -> Any:
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, name="frcnn_plugin")
     if args.eval_only:
-        model = PaperTrainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
-        return PaperTrainer.test(cfg, model)
+        return evaluate_checkpoint(cfg)
     trainer = PaperTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
@@ -44,20 +48,25 @@ def run(args: argparse.Namespace) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> Any:
     """Check the config, then run it in as many processes as asked for."""
-    args = default_argument_parser(epilog=__doc__).parse_args(argv)
+    args = parse_args(argv)
     try:
         # In the parent, so that a mistake is one line and not a traceback per process.
-        check_cfg(setup_cfg(args.config_file, args.opts), eval_only=args.eval_only)
+        check_cfg(
+            setup_cfg(args.config_file, args.opts),
+            eval_only=args.eval_only,
+            resume=args.resume,
+            overwrite=args.overwrite,
+        )
+        return launch(
+            run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
     except UserError as e:
         sys.exit(f"error: {e}")
-    return launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 
 
 class CaffeMomentum(HookBase):
@@ -38,3 +40,22 @@ class CaffeMomentum(HookBase):
                 if buffer is not None:
                     buffer.mul_(before / now)
             self._rates[i] = now
+
+
+class SeedEveryStep(HookBase):
+    """Make the random numbers of an iteration depend on its number, not on what ran before.
+
+    Sampling of anchors and RoIs and dropout then repeat exactly when a run is resumed, however it
+    was interrupted.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Set the run's seed, ``cfg.SEED``."""
+        self._seed = seed
+
+    def before_step(self) -> None:
+        """Seed all generators of this process."""
+        # Starting a data loader draws a number; it must not be one of this iteration.
+        _ = self.trainer._trainer._data_loader_iter
+        # Apart by more than the number of processes, so that no two share a seed.
+        seed_all_rng((self._seed + 1009 * self.trainer.iter + comm.get_rank()) % 2**31)

@@ -13,6 +13,7 @@ from ..config import add_frcnn_config
 from ..data.builtin import register_from_config_entries
 from ..data.checks import check_datasets
 from ..errors import UserError
+from .stages import apply_four_step
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         logger.warning("MODEL.DEVICE is %s but there is no CUDA: using the CPU", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     register_from_config_entries(cfg.DATASETS.REGISTER)
+    apply_four_step(cfg)
     cfg.freeze()
     return cfg
 
@@ -60,16 +62,22 @@ def _merge(source: str, merge: Callable[[], None]) -> None:
         raise UserError(f"{source}: {message}") from e
 
 
-def check_cfg(cfg: CfgNode, *, eval_only: bool = False) -> None:
+def check_cfg(
+    cfg: CfgNode, *, eval_only: bool = False, resume: bool = False, overwrite: bool = False
+) -> None:
     """Stop on what would otherwise fail, or silently go wrong, after hours.
 
     Args:
         cfg: a config from :func:`setup_cfg`.
         eval_only: nothing will be trained.
+        resume: a run in ``OUTPUT_DIR`` will be taken up.
+        overwrite: a run in ``OUTPUT_DIR`` may be lost.
 
     Raises:
         UserError: names the key and the override to type.
     """
+    if not (eval_only or resume or overwrite):
+        _check_output_dir(cfg)
     train = () if eval_only else tuple(cfg.DATASETS.TRAIN)
     if not eval_only and not train:
         raise UserError("DATASETS.TRAIN is empty: name at least one data set to train on")
@@ -78,6 +86,14 @@ def check_cfg(cfg: CfgNode, *, eval_only: bool = False) -> None:
     _check_weights(cfg, eval_only)
     if not eval_only:
         _check_solver(cfg)
+
+
+def _check_output_dir(cfg: CfgNode) -> None:
+    if (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists():
+        raise UserError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already: go on with it (--resume), start "
+            "anew and lose it (--overwrite), or choose another OUTPUT_DIR"
+        )
 
 
 def _check_weights(cfg: CfgNode, eval_only: bool) -> None:

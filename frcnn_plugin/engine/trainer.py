@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import (
@@ -16,15 +16,20 @@ from detectron2.engine import (
     HookBase,
     SimpleTrainer,
     TrainerBase,
-    create_ddp_model,
     hooks,
 )
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from ..evaluation.proposals import ProposalEvaluator
 from ..evaluation.voc import VOCEvaluator
-from .hooks import CaffeMomentum
+from .checkpointer import AtomicCheckpointer
+from .four_step import FourStepHook, StageCheckpointer
+from .hooks import CaffeMomentum, SeedEveryStep
+from .parallel import wrap_model
+from .stages import build_four_step_scheduler
+from .train_loader import build_train_loader
 
 
 class PaperTrainer(DefaultTrainer):
@@ -45,11 +50,9 @@ class PaperTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_class(self.wrap(model), data_loader, optimizer)
+        self._trainer = trainer_class(wrap_model(model), data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -62,13 +65,6 @@ class PaperTrainer(DefaultTrainer):
         """
         super().train()
         return getattr(self, "_last_eval_results", None)
-
-    @staticmethod
-    def wrap(model: nn.Module) -> nn.Module:
-        """Wrap ``model`` for training in several processes; as it is if there is only one."""
-        on_gpu = next(model.parameters()).is_cuda
-        kwargs = {} if on_gpu else {"device_ids": None}
-        return create_ddp_model(model, broadcast_buffers=False, **kwargs)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -86,20 +82,85 @@ class PaperTrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         """The host's hooks, plus :class:`CaffeMomentum` if ``SOLVER.CAFFE_MOMENTUM``."""
         ret = super().build_hooks()
+        position = next(i for i, h in enumerate(ret) if isinstance(h, hooks.LRScheduler))
         if self.cfg.SOLVER.CAFFE_MOMENTUM:
-            position = next(i for i, h in enumerate(ret) if isinstance(h, hooks.LRScheduler))
             ret.insert(position + 1, CaffeMomentum(self._trainer.optimizer))
+        if self.cfg.SEED >= 0:
+            ret.insert(0, SeedEveryStep(self.cfg.SEED))
+        if self.cfg.FOUR_STEP.ENABLED:
+            four_step = FourStepHook(self.cfg)
+            ret.insert(0, four_step)  # first: what it does between steps is not iteration time
+            if comm.is_main_process():
+                ret.insert(-1, StageCheckpointer(four_step.stages))  # before the writers
         return ret
 
     @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """The host's schedule, or that of the four steps."""
+        if cfg.FOUR_STEP.ENABLED:
+            return build_four_step_scheduler(cfg, optimizer)
+        return super().build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> Any:
+        """The host's loader, or the doubled set of ``DATALOADER.MIRRORED_COPIES``.
+
+        Args:
+            cfg: config.
+            start_iter: iterations that were already trained; the host's loader ignores it.
+        """
+        if not cfg.DATALOADER.MIRRORED_COPIES:
+            return super().build_train_loader(cfg)
+        return build_train_loader(
+            cfg,
+            images_per_process=max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()),
+            seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+            start_iter=start_iter,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else (),
+        )
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As the host's; a resumed run goes on in the data where it stopped.
+
+        Args:
+            resume: take up ``OUTPUT_DIR``'s last checkpoint if there is one.
+        """
+        super().resume_or_load(resume)
+        if self.start_iter > 0 and not self.cfg.FOUR_STEP.ENABLED:
+            self._trainer.reset_data_loader(
+                lambda: self.build_train_loader(self.cfg, self.start_iter)
+            )
+
+    def test_on_proposals(self, model: nn.Module, proposal_files: Sequence[str]) -> dict[str, Any]:
+        """Evaluate the detector alone on given proposals.
+
+        Args:
+            model: unwrapped PaperRCNN; its phase is "fast_rcnn" afterwards.
+            proposal_files: one per entry of ``DATASETS.TEST``.
+
+        Returns:
+            per test set, its metrics by task.
+        """
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.LOAD_PROPOSALS = True
+        cfg.DATASETS.PROPOSAL_FILES_TEST = tuple(proposal_files)
+        cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+        model.set_phase("fast_rcnn")  # type: ignore[operator]
+        results = self.test(cfg, model)
+        return results if len(cfg.DATASETS.TEST) > 1 else {cfg.DATASETS.TEST[0]: results}
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """COCO's evaluator for COCO-format sets, the VOC one for all others.
+        """COCO's evaluator for COCO-format sets, the VOC one for others, recall for an RPN alone.
 
         Args:
             cfg: config; results go to ``OUTPUT_DIR/inference``.
             dataset_name: a registered data set.
         """
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        if cfg.MODEL.PAPER_RCNN.PHASE == "rpn":
+            return ProposalEvaluator(dataset_name, output_dir=folder)
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "coco":
             return COCOEvaluator(
                 dataset_name, output_dir=folder, use_fast_impl=_has_fast_cocoeval()

@@ -4,10 +4,13 @@ from .anchor_generator import CaffeAnchorGenerator
 from .box_head import FC6FC7Head, UnscaledDropout
 from .box_predictor import PaperFastRCNNOutputLayers
 from .box_regression import CaffeBox2BoxTransform
+from .feature_sizes import backbone_feature_sizes
 from .meta_arch import PaperRCNN
 from .proposals import ScaledImageSize, prefix_nms, select_proposals
 from .roi_heads import CaffeROIHeads, InclusiveROIPooler
-from .rpn import PaperRPN, SoftmaxRPNHead
+from .rpn import PaperRPN
+from .rpn_head import SoftmaxRPNHead
+from .target_statistics import TargetStatistics
 from .vgg import VGG16
 from .zf import ZF, WithinChannelLRN
 
@@ -24,8 +27,10 @@ __all__ = [
     "PaperRPN",
     "ScaledImageSize",
     "SoftmaxRPNHead",
+    "TargetStatistics",
     "UnscaledDropout",
     "WithinChannelLRN",
+    "backbone_feature_sizes",
     "prefix_nms",
     "select_proposals",
 ]

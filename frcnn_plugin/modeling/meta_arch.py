@@ -7,35 +7,63 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.structures import ImageList
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList, Instances
 
+from ..errors import UserError
 from .proposals import ScaledImageSize
+
+PHASES = ("joint", "rpn", "fast_rcnn")
 
 
 @META_ARCH_REGISTRY.register()
 class PaperRCNN(GeneralizedRCNN):
     """The host's R-CNN that also knows the scale of its images, and can mimic Caffe's iter_size.
 
-    Training is approximate joint training (paper section 3.2, py-faster-rcnn "end2end"): all four
-    losses at once, proposals treated as fixed boxes.
+    It works in one of three phases (:attr:`phase`):
+
+    - "joint": approximate joint training (paper section 3.2, py-faster-rcnn "end2end"): all four
+      losses at once, proposals treated as fixed boxes. Run, it detects.
+    - "rpn": trains the RPN alone and selects no proposals meanwhile. Run, it proposes.
+    - "fast_rcnn": trains and runs the detector on the proposals in its input.
+
+    The last two are the steps of the paper's alternating training.
     """
 
     @configurable
-    def __init__(self, *, one_by_one: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, one_by_one: bool = False, phase: str = "joint", **kwargs: Any) -> None:
         """Assemble the parts.
 
         Args:
             one_by_one: see ``MODEL.PAPER_RCNN.ONE_BY_ONE``.
+            phase: see ``MODEL.PAPER_RCNN.PHASE``.
             kwargs: arguments of the host's GeneralizedRCNN.
+
+        Raises:
+            UserError: unknown phase.
         """
         super().__init__(**kwargs)
         self.one_by_one = one_by_one
+        self.set_phase(phase)
+
+    def set_phase(self, phase: str) -> None:
+        """Switch to "joint", "rpn" or "fast_rcnn".
+
+        Raises:
+            UserError: unknown phase.
+        """
+        if phase not in PHASES:
+            raise UserError(f"MODEL.PAPER_RCNN.PHASE is '{phase}': use one of {', '.join(PHASES)}")
+        self.phase = phase
+        if self.proposal_generator is not None:
+            self.proposal_generator.select_in_training = phase != "rpn"
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         """Arguments of :meth:`__init__`."""
         ret = super().from_config(cfg)
         ret["one_by_one"] = cfg.MODEL.PAPER_RCNN.ONE_BY_ONE
+        ret["phase"] = cfg.MODEL.PAPER_RCNN.PHASE
         return ret
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
@@ -46,15 +74,80 @@ class PaperRCNN(GeneralizedRCNN):
                 ``INPUT.FORMAT`` order, 0..255; "height" and "width" are the original size.
 
         Returns:
-            in training a dict of scalar losses, else per image ``{"instances": Instances}`` with
-            ``pred_boxes`` in original-image pixels, ``scores`` and ``pred_classes``.
+            in training a dict of scalar losses. Else per image ``{"instances": Instances}`` with
+            ``pred_boxes`` in original-image pixels, ``scores`` and ``pred_classes``; in phase
+            "rpn" ``{"proposals": Instances}`` with ``proposal_boxes`` in original-image pixels and
+            ``objectness_logits``.
         """
-        if not (self.training and self.one_by_one and len(batched_inputs) > 1):
-            return super().forward(batched_inputs)
+        if not self.training:
+            return self.inference(batched_inputs)
+        if not (self.one_by_one and len(batched_inputs) > 1):
+            return self._losses(batched_inputs)
         # One graph over all images: the gradient is the mean, as with Caffe's accumulation, and
         # DistributedDataParallel sees a single forward and backward.
-        losses = [super(PaperRCNN, self).forward([x]) for x in batched_inputs]
+        losses = [self._losses([x]) for x in batched_inputs]
         return {name: torch.stack([x[name] for x in losses]).mean() for name in losses[0]}
+
+    def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if self.phase == "joint":
+            losses: dict[str, torch.Tensor] = super().forward(batched_inputs)
+            return losses
+        # The host's forward always runs both networks, or has only one of them.
+        images = self.preprocess_image(batched_inputs)
+        targets = [x["instances"].to(self.device) for x in batched_inputs]
+        features = self.backbone(images.tensor)
+        if self.phase == "rpn":
+            losses = self.proposal_generator(images, features, targets)[1]
+            return losses
+        proposals = self._given_proposals(batched_inputs)
+        losses = self.roi_heads(images, features, proposals, targets)[1]
+        return losses
+
+    def _given_proposals(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
+        if any("proposals" not in x for x in batched_inputs):
+            raise UserError(
+                "the detector alone (MODEL.PAPER_RCNN.PHASE fast_rcnn) needs proposals with every "
+                "image: set MODEL.LOAD_PROPOSALS True, DATASETS.PROPOSAL_FILES_TRAIN and "
+                "DATASETS.PROPOSAL_FILES_TEST"
+            )
+        return [x["proposals"].to(self.device) for x in batched_inputs]
+
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> Any:
+        """As the host's; see :meth:`forward` for the outputs of each phase.
+
+        Args:
+            batched_inputs: see :meth:`forward`.
+            detected_instances: known boxes, as for the host; phase "joint" only.
+            do_postprocess: scale boxes to the original image.
+        """
+        if self.phase == "joint":
+            return super().inference(batched_inputs, detected_instances, do_postprocess)
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        if self.phase == "rpn":
+            name = "proposals"
+            results, _ = self.proposal_generator(images, features, None)
+        else:
+            name = "instances"
+            proposals = self._given_proposals(batched_inputs)
+            # The sizes of preprocessing know the images' scales.
+            proposals = [
+                Instances(size, **p.get_fields())
+                for p, size in zip(proposals, images.image_sizes, strict=True)
+            ]
+            results, _ = self.roi_heads(images, features, proposals, None)
+        if not do_postprocess:
+            return results
+        outputs = []
+        for result, size, x in zip(results, images.image_sizes, batched_inputs, strict=True):
+            height, width = x.get("height", size[0]), x.get("width", size[1])
+            outputs.append({name: detector_postprocess(result, height, width)})
+        return outputs
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, batch, and attach each image's scale to its size.

@@ -17,87 +17,13 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
-from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.memory import retry_if_cuda_oom
-from torch import nn
-from torch.nn import functional as F
 
 from ..errors import UserError
 from .box_regression import CaffeBox2BoxTransform
 from .proposals import float32_threshold, image_scale, inside_image, select_proposals
-
-
-@RPN_HEAD_REGISTRY.register()
-class SoftmaxRPNHead(nn.Module):
-    """3x3 conv, then a two-way softmax classifier and a box regressor per anchor.
-
-    The classifier has 2A channels in Caffe's order: background of anchors 0..A-1, then object of
-    anchors 0..A-1. The head returns ``object - background``: the host's sigmoid cross entropy of
-    that difference *is* the softmax cross entropy, in value and in gradient, while both weight
-    vectors keep training (a one-logit head would learn half as fast, check E12).
-
-    Source: paper section 3.1 and footnote 4; py-faster-rcnn and MATLAB prototxts.
-    """
-
-    @configurable
-    def __init__(
-        self, *, in_channels: int, num_anchors: int, conv_channels: int = -1, box_dim: int = 4
-    ) -> None:
-        """Build the layers with N(0, 0.01) weights and zero biases.
-
-        Args:
-            in_channels: channels of the feature map.
-            num_anchors: A.
-            conv_channels: width of the 3x3 conv; -1: ``in_channels`` (512 VGG16, 256 ZF).
-            box_dim: numbers per box; 4.
-        """
-        super().__init__()
-        width = in_channels if conv_channels == -1 else conv_channels
-        self.rpn_conv = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
-        self.rpn_cls_score = nn.Conv2d(width, 2 * num_anchors, kernel_size=1)
-        self.rpn_bbox_pred = nn.Conv2d(width, box_dim * num_anchors, kernel_size=1)
-        for layer in (self.rpn_conv, self.rpn_cls_score, self.rpn_bbox_pred):
-            nn.init.normal_(layer.weight, std=0.01)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
-        """Arguments of :meth:`__init__`; ``MODEL.RPN.CONV_DIMS`` is the width of the 3x3 conv.
-
-        Raises:
-            UserError: more than one conv is asked for.
-        """
-        ret = StandardRPNHead.from_config(cfg, input_shape)
-        dims = ret.pop("conv_dims")
-        if len(dims) != 1:
-            raise UserError(
-                f"MODEL.RPN.CONV_DIMS is {dims}, but SoftmaxRPNHead has one 3x3 conv: "
-                "give one number, or -1 for as many channels as the feature map"
-            )
-        return {**ret, "conv_channels": dims[0]}
-
-    def forward(
-        self, features: list[torch.Tensor]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Predict objectness and deltas.
-
-        Args:
-            features: feature maps, each (N, C, H, W).
-
-        Returns:
-            logits ``object - background``, each (N, A, H, W), and deltas, each (N, A*4, H, W),
-            channel 4a + j being delta j of anchor a.
-        """
-        pred_objectness_logits = []
-        pred_anchor_deltas = []
-        for x in features:
-            t = F.relu(self.rpn_conv(x))
-            background, foreground = self.rpn_cls_score(t).chunk(2, dim=1)
-            pred_objectness_logits.append(foreground - background)
-            pred_anchor_deltas.append(self.rpn_bbox_pred(t))
-        return pred_objectness_logits, pred_anchor_deltas
+from .target_statistics import NormalisedBox2BoxTransform, TargetStatistics
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -109,6 +35,7 @@ class PaperRPN(RPN):
     - Losses are divided by the number of anchors really sampled, or, for the box loss of the paper,
       by the number of locations.
     - Proposals: see :func:`~frcnn_plugin.modeling.proposals.select_proposals`.
+    - Box targets are whitened while ``target_statistics`` are set (MATLAB; facts 4).
 
     The minimum size in original-image pixels needs the image scale, which
     :class:`~frcnn_plugin.modeling.meta_arch.PaperRCNN` provides; under another meta-architecture
@@ -139,9 +66,16 @@ class PaperRPN(RPN):
         if loss_norm not in ("samples", "locations"):
             raise UserError(f"MODEL.RPN.LOSS_NORM is '{loss_norm}': use 'samples' or 'locations'")
         self.loss_norm = loss_norm
+        # False while the RPN trains alone: nobody reads its proposals then.
+        self.select_in_training = True
         self.guard_zero_iou = guard_zero_iou
         self.min_size_image = min_size_image
         self.nms_thresh: float = float32_threshold(kwargs.get("nms_thresh", 0.7))
+        self.target_statistics = TargetStatistics(1)
+        # The host encodes targets and decodes predictions with it.
+        self.box2box_transform: Any = NormalisedBox2BoxTransform(
+            kwargs["box2box_transform"], self.target_statistics
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
@@ -271,8 +205,11 @@ class PaperRPN(RPN):
             image_sizes: per image, network-input (height, width).
 
         Returns:
-            per image, ``proposal_boxes`` and ``objectness_logits``, sorted by descending score.
+            per image, ``proposal_boxes`` and ``objectness_logits``, sorted by descending score; an
+            empty list in training if ``select_in_training`` is off.
         """
+        if self.training and not self.select_in_training:
+            return []
         all_boxes = torch.cat(self._decode_proposals(anchors, pred_anchor_deltas), dim=1)
         all_scores = torch.cat(pred_objectness_logits, dim=1).float()
         proposals = []

@@ -1,0 +1,65 @@
+"""Evaluation of a checkpoint, also of one from the middle of the four steps."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+
+from ..errors import UserError
+from .trainer import PaperTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_checkpoint(cfg: CfgNode) -> Any:
+    """Load ``MODEL.WEIGHTS`` and evaluate it on ``DATASETS.TEST``.
+
+    ``stage<k>_final.pth`` of a four-step run is evaluated as what it is: an RPN (recall) after
+    steps 1 and 3, a detector on the proposals of step 1 after step 2.
+
+    Args:
+        cfg: config; in several processes the same.
+
+    Returns:
+        the metrics, in the main process.
+
+    Raises:
+        UserError: proposals of step 1 are missing.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    weights = Path(cfg.MODEL.WEIGHTS)
+    phase, step = _phase_and_step(weights)
+    if phase and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
+        logger.info("%s is from step %d of 4: evaluated as '%s'", weights, step, phase)
+        cfg.MODEL.PAPER_RCNN.PHASE = phase
+        if phase == "fast_rcnn":
+            folder = weights.parent / "proposals" / f"stage{step - 1}"
+            files = tuple(str(folder / f"{name}.pkl") for name in cfg.DATASETS.TEST)
+            missing = [f for f in files if not Path(f).is_file()]
+            if missing:
+                raise UserError(
+                    f"{weights} detects on proposals of step {step - 1}, but {missing[0]} is "
+                    f"missing; make it with tools/dump_proposals.py from stage{step - 1}_final.pth"
+                )
+            cfg.MODEL.LOAD_PROPOSALS = True
+            cfg.DATASETS.PROPOSAL_FILES_TEST = files
+            cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+    model = PaperTrainer.build_model(cfg)
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return PaperTrainer.test(cfg, model)
+
+
+def _phase_and_step(weights: Path) -> tuple[str, int]:
+    """Phase and number of the step a checkpoint ends; ("", 0) if it is whole."""
+    name = weights.name
+    if not (name.startswith("stage") and name.endswith("_final.pth") and weights.is_file()):
+        return "", 0
+    phase = torch.load(weights, map_location="cpu", weights_only=False, mmap=True).get("phase", "")
+    step = int(name.removeprefix("stage").removesuffix("_final.pth"))
+    return ("", 0) if step == 4 else (phase, step)

@@ -1,0 +1,81 @@
+"""The plan of a four-step run, printed before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from tabulate import tabulate
+from torch import nn
+
+from .stages import Stage
+
+_WHAT = {1: "RPN", 2: "detector", 3: "RPN", 4: "detector"}
+
+
+def format_plan(cfg: CfgNode, stages: Sequence[Stage], model: nn.Module) -> str:
+    """What each step trains, from which weights, how long, at which rates, on which proposals.
+
+    Args:
+        cfg: config.
+        stages: steps of the run.
+        model: unwrapped, with ``requires_grad`` as the config's freezing set it.
+
+    Returns:
+        a table of several lines.
+    """
+    rows = []
+    for stage in stages:
+        trained = sum(
+            p.numel()
+            for n, p in model.named_parameters()
+            if p.requires_grad and n.split(".", 1)[0] in stage.trains
+        )
+        frozen = sum(p.numel() for p in model.parameters()) - trained
+        rates = [cfg.SOLVER.BASE_LR * cfg.SOLVER.GAMMA**k for k in range(len(stage.drops) + 1)]
+        ends = [*stage.drops, stage.iters]
+        rows.append(
+            [
+                f"{stage.number} {_WHAT[stage.number]}",
+                " + ".join(_parts(stage)),
+                f"{trained:,}",
+                f"{frozen:,}",
+                _start(cfg, stage, stages),
+                f"{stage.iters:,} x {stage.images}",
+                ", ".join(f"{r:g} to {e:,}" for r, e in zip(rates, ends, strict=True)),
+                _proposals(stage),
+                f"{stage.checkpoint}.pth",
+            ]
+        )
+    headers = [
+        "step", "trains", "parameters", "frozen", "starts from", "iterations x images",
+        "learning rate", "proposals", "checkpoint",
+    ]  # fmt: skip
+    total = stages[-1].end
+    title = f"four-step training, {total:,} iterations in all, in {cfg.OUTPUT_DIR}"
+    widths = [None, 22, None, None, 26, None, 24, 24, None]
+    return f"{title}\n{tabulate(rows, headers, maxcolwidths=widths)}"
+
+
+def _parts(stage: Stage) -> list[str]:
+    names = {"backbone": "backbone", "proposal_generator": "RPN head", "roi_heads": "RoI head"}
+    return [names[n] for n in stage.trains]
+
+
+def _start(cfg: CfgNode, stage: Stage, stages: Sequence[Stage]) -> str:
+    initial = cfg.MODEL.WEIGHTS or "random weights"
+    if stage.number == 1:
+        return initial
+    if stage.number == 2:
+        again = cfg.FOUR_STEP.INITIAL_WEIGHTS or (initial if stages[0].number == 1 else "?")
+        return f"{again} again"
+    if stage.number == 3:
+        return "step 2; RPN head new"
+    new = cfg.FOUR_STEP.PREDICTOR_START == "restart"
+    return "step 2; " + ("cls_score, bbox_pred new" if new else "all of the head")
+
+
+def _proposals(stage: Stage) -> str:
+    if stage.phase == "rpn":
+        return f"writes proposals/stage{stage.number}"
+    return f"reads proposals/stage{stage.number - 1}"

@@ -1,0 +1,39 @@
+"""Every log line of four-step training says its step."""
+
+from __future__ import annotations
+
+import logging
+
+_LOGGERS = ("detectron2", "fvcore", "frcnn_plugin")
+
+
+class StageLog(logging.Filter):
+    """Puts "[step 2/4]" in front of what the host's and the plugin's loggers print."""
+
+    def __init__(self) -> None:
+        """Start without a step: lines stay as they are."""
+        super().__init__()
+        self.stage = 0
+        self._handlers: list[logging.Handler] = []
+
+    def start(self) -> None:
+        """Hook into the handlers that exist now, each once."""
+        self._handlers = []
+        for name in _LOGGERS:
+            for handler in logging.getLogger(name).handlers:
+                if handler not in self._handlers:
+                    handler.addFilter(self)
+                    self._handlers.append(handler)
+
+    def stop(self) -> None:
+        """Leave the handlers."""
+        for handler in self._handlers:
+            handler.removeFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the line; never drops one."""
+        prefix = f"[step {self.stage}/4] "
+        # Several handlers see the same record.
+        if self.stage and not str(record.msg).startswith("[step "):
+            record.msg = prefix + str(record.msg)
+        return True

@@ -1,0 +1,253 @@
+"""Box targets of zero mean and unit variance, and how to get rid of them again (facts 6 and 8).
+
+Unit of everything here: deltas as the host's ``box2box_transform.get_deltas`` returns them, that
+is *after* its weights. So mean 0 and deviation 1 are what stock layers mean, whatever the weights;
+a layer that statistics were folded into predicts those deltas directly. What the loss sees,
+``(delta - mean) / std``, does not depend on the weights.
+
+Shape shorthand in this module:
+
+    C: rows of statistics: classes of a class-specific head; 1 for the RPN, class-agnostic heads
+    R: number of boxes
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_COORDINATES = ("dx", "dy", "dw", "dh")
+
+
+class TargetStatistics(nn.Module):
+    """Mean and standard deviation of box targets, or nothing.
+
+    Without statistics (the start) it changes nothing and holds nothing, so the state dict is that
+    of the stock layers. With them, the layer in front predicts *normalised* deltas. They are saved
+    and loaded with the model: loading a checkpoint makes this module what it was when the
+    checkpoint was written, with or without statistics. Statistics that are there for another
+    number of classes are left out like every other tensor of the wrong shape: the host's
+    checkpointer warns, ``load_state_dict(strict=True)`` raises.
+
+    A layer goes from one form to the other without changing what it predicts by :meth:`unfold`
+    and :meth:`fold`. The gradient does change, so clear the optimizer's momentum.
+    """
+
+    mean: torch.Tensor | None
+    std: torch.Tensor | None
+    _home: torch.Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        """Start without statistics.
+
+        Args:
+            num_classes: C.
+        """
+        super().__init__()
+        self.num_classes = num_classes
+        self.register_buffer("mean", None)
+        self.register_buffer("std", None)
+        # Where the model is, which statistics that are not there cannot tell.
+        self.register_buffer("_home", torch.empty(0), persistent=False)
+
+    @property
+    def active(self) -> bool:
+        """Whether there are statistics."""
+        return self.mean is not None
+
+    def set(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Take statistics; what the layer's output means changes with them (see :meth:`unfold`).
+
+        Args:
+            mean: (C, 4).
+            std: (C, 4), positive.
+
+        Raises:
+            UserError: wrong shape, or a value that cannot be used; the message names it.
+        """
+        self._check(mean, std)
+        # Copies, so that nobody else changes them.
+        empty = torch.empty(self.num_classes, 4, device=self._home.device)
+        self.mean, self.std = empty.clone().copy_(mean), empty.copy_(std)
+
+    def clear(self) -> None:
+        """Forget the statistics."""
+        self.mean = self.std = None
+
+    def normalise(self, deltas: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
+        """Targets for the loss.
+
+        Args:
+            deltas: (R, 4).
+            classes: (R,) int64 in [0, C); not used if C is 1.
+
+        Returns:
+            (R, 4); ``deltas`` itself without statistics.
+        """
+        if self.mean is None or self.std is None:
+            return deltas
+        if self.num_classes == 1:
+            return (deltas - self.mean) / self.std
+        return (deltas - self.mean[classes]) / self.std[classes]
+
+    def denormalise(self, deltas: torch.Tensor) -> torch.Tensor:
+        """Deltas that the host can decode.
+
+        Args:
+            deltas: (R, C*4), as predicted.
+
+        Returns:
+            (R, C*4); ``deltas`` itself without statistics.
+        """
+        if self.mean is None or self.std is None:
+            return deltas
+        return deltas * self.std.flatten() + self.mean.flatten()
+
+    def fold(self, layer: nn.Linear | nn.Conv2d) -> None:
+        """Put the statistics into ``layer``, in place, and forget them (check E18).
+
+        The originals do this when they save. Nothing happens without statistics.
+
+        Args:
+            layer: predicts C*4 channels; if C is 1 any multiple of 4, channel 4a + j being delta
+                j of anchor a.
+
+        Raises:
+            UserError: ``layer`` has another number of channels, or no bias.
+        """
+        self._check_layer(layer)
+        if self.mean is None or self.std is None:
+            return
+        _scale_output(layer, self.std.double(), self.mean.double())
+        self.clear()
+
+    def unfold(self, layer: nn.Linear | nn.Conv2d, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Take (other) statistics and change ``layer``, in place, so that its boxes stay.
+
+        Args:
+            layer: as for :meth:`fold`; in the form that belongs to the present state.
+            mean: (C, 4).
+            std: (C, 4), positive.
+
+        Raises:
+            UserError: as :meth:`set` and :meth:`fold`; nothing has been changed then.
+        """
+        self._check_layer(layer)
+        self._check(mean, std)
+        self.fold(layer)
+        mean64, std64 = mean.double().to(layer.weight.device), std.double().to(layer.weight.device)
+        _scale_output(layer, 1 / std64, -mean64 / std64)
+        self.set(mean, std)
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        return f"num_classes={self.num_classes}, {'set' if self.active else 'none'}"
+
+    def _check(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        problem = self._shape_problem(mean, std) or self._value_problem(mean, std)
+        if problem:
+            raise UserError(f"box target statistics: {problem}")
+
+    def _shape_problem(self, mean: torch.Tensor, std: torch.Tensor) -> str:
+        wanted = (self.num_classes, 4)
+        for name, values in (("mean", mean), ("std", std)):
+            if tuple(values.shape) != wanted:
+                return f"{name} has shape {tuple(values.shape)}, not {wanted}"
+        return ""
+
+    @staticmethod
+    def _value_problem(mean: torch.Tensor, std: torch.Tensor) -> str:
+        for name, values, usable in (
+            ("mean", mean, torch.isfinite(mean)),
+            ("std", std, torch.isfinite(std) & (std > 0)),
+        ):
+            for row, column in (~usable).nonzero().tolist():
+                value = values[row, column].item()
+                return f"{name} of {_COORDINATES[column]} of class {row} is {value}"
+        return ""
+
+    def _check_layer(self, layer: nn.Linear | nn.Conv2d) -> None:
+        channels, wanted = layer.weight.shape[0], 4 * self.num_classes
+        fits = channels == wanted or (self.num_classes == 1 and channels % 4 == 0)
+        if not fits or layer.bias is None:
+            raise UserError(
+                f"box target statistics of {self.num_classes} classes do not fit a layer of "
+                f"{channels} channels {'with' if layer.bias is not None else 'without'} bias"
+            )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Make or drop the buffers so that they are those of ``state_dict``."""
+        # The host's checkpointer compares shapes with the model's state dict, where absent
+        # statistics do not appear; so this is the place to create them.
+        self.clear()
+        mean, std = state_dict.get(f"{prefix}mean"), state_dict.get(f"{prefix}std")
+        if mean is not None and std is not None:
+            problem = self._shape_problem(mean, std)
+            if problem:
+                logger.warning("%s* is not loaded: %s", prefix, problem)
+            elif self._value_problem(mean, std):
+                error_msgs.append(f"{prefix}*: {self._value_problem(mean, std)}")
+            else:
+                self.set(mean, std)
+        # What is not there now counts as unexpected.
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+class NormalisedBox2BoxTransform:
+    """A host transform whose deltas are normalised by one row of statistics, while there are any.
+
+    For code of the host that takes a transform and knows no statistics.
+    """
+
+    def __init__(self, stock: Any, statistics: TargetStatistics) -> None:
+        """Wrap.
+
+        Args:
+            stock: the host's or our ``Box2BoxTransform``.
+            statistics: with C = 1; looked up at every call.
+        """
+        self.stock = stock
+        self.statistics = statistics
+
+    def get_deltas(self, src_boxes: torch.Tensor, target_boxes: torch.Tensor) -> torch.Tensor:
+        """Encode: (R, 4) and (R, 4) boxes to (R, 4) normalised deltas."""
+        return self.statistics.normalise(self.stock.get_deltas(src_boxes, target_boxes))
+
+    def apply_deltas(self, deltas: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """Decode: (R, 4) normalised deltas on (R, 4) boxes to (R, 4) boxes."""
+        return self.stock.apply_deltas(self.statistics.denormalise(deltas), boxes)
+
+
+@torch.no_grad()
+def _scale_output(layer: nn.Linear | nn.Conv2d, factor: torch.Tensor, offset: torch.Tensor) -> None:
+    """Make ``layer`` give ``factor * output + offset``.
+
+    Args:
+        layer: with a bias, in place.
+        factor: (C, 4) float64; repeated over the channels.
+        offset: (C, 4) float64.
+    """
+    assert layer.bias is not None
+    repeats = len(layer.weight) // factor.numel()
+    factor, offset = factor.flatten().repeat(repeats), offset.flatten().repeat(repeats)
+    shape = (-1,) + (1,) * (layer.weight.dim() - 1)
+    layer.weight.copy_(layer.weight.double() * factor.view(shape))
+    layer.bias.copy_(layer.bias.double() * factor + offset)
