@@ -52,6 +52,8 @@ setup(
             "ruff>=0.6",  # format and lint
             "mypy>=1.11",  # types
             "types-tabulate",  # types of tabulate, for mypy
+            "scipy>=1.9",  # tests of the "proposals" extra
         ],
+        "proposals": ["scipy>=1.9"],  # reads the .mat files of selective search
     },
 )

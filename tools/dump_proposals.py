@@ -116,25 +116,33 @@ def fingerprint(cfg: CfgNode, dicts: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def run(args: argparse.Namespace, shards: ProposalShards, done: frozenset[str]) -> None:
-    """What every process does: its share of the images that are not done."""
+def setup_logging() -> None:
     for name in ("detectron2", "fvcore", "frcnn_plugin"):
         setup_logger(distributed_rank=comm.get_rank(), name=name)
+
+
+def run(args: argparse.Namespace, shards: ProposalShards, pending: list[dict[str, Any]]) -> None:
+    """What every process does: its share of the images that are not done."""
+    setup_logging()
     cfg = make_cfg(args)
     model = build_model(cfg)
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    dicts = DatasetCatalog.get(args.dataset)
     loader = build_detection_test_loader(
-        [item for item in dicts if str(item["image_id"]) not in done],
+        pending,
         mapper=DatasetMapper(cfg, is_train=False),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     inference_on_dataset(model, loader, ShardWriter(shards, args.shard_size, args.dataset))
 
 
-def finish(cfg: CfgNode, dataset: str, output: Path, shards: ProposalShards) -> dict[str, float]:
+def finish(
+    cfg: CfgNode,
+    dataset: str,
+    dicts: list[dict[str, Any]],
+    output: Path,
+    shards: ProposalShards,
+) -> dict[str, float]:
     """Put the shards together; returns recall in percent, empty without ground truth."""
-    dicts = DatasetCatalog.get(dataset)
     proposals = shards.read().reordered([str(item["image_id"]) for item in dicts])
     save_proposals(output, proposals.ids, proposals.boxes, proposals.logits)
     proposals = check_proposals(output, dicts, dataset)
@@ -148,7 +156,7 @@ def finish(cfg: CfgNode, dataset: str, output: Path, shards: ProposalShards) -> 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
-    setup_logger(name="frcnn_plugin")
+    setup_logging()
     try:
         cfg = make_cfg(args)
         output = args.output or Path(cfg.OUTPUT_DIR, "inference", args.dataset, "proposals.pkl")
@@ -156,13 +164,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         check(cfg, args, output, shards)
         dicts = DatasetCatalog.get(args.dataset)
         shards.open(fingerprint(cfg, dicts))
-        done = frozenset(shards.read().ids)
+        done = set(shards.read().ids)
         if done:
             logger.info("%d of %d images are done already", len(done), len(dicts))
-        if len(done) < len(dicts):
-            # Decided here: processes that start late would see the shards of early ones.
-            launch(run, args.num_gpus, dist_url="auto", args=(args, shards, done))
-        return finish(cfg, args.dataset, output, shards)
+        # Decided here: processes that start late would see the shards of early ones.
+        pending = [
+            {key: value for key, value in item.items() if key != "annotations"}
+            for item in dicts
+            if str(item["image_id"]) not in done
+        ]
+        if pending:
+            launch(run, args.num_gpus, dist_url="auto", args=(args, shards, pending))
+        return finish(cfg, args.dataset, dicts, output, shards)
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -19,7 +19,7 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 _SUPERSAMPLING = 4
-_SCALES = (0.2, 0.7)  # size of a shape as a share of the image's short side
+_SCALES = (0.3, 0.8)  # size of a shape as a share of the image's short side
 _TINY_SCALES = (0.04, 0.07)  # of one shape in `_TINY_ONE_IN`
 _TINY_ONE_IN = 12
 _BORDER_ONE_IN = 6  # shapes that are pushed over the border

@@ -65,6 +65,7 @@ def plot_recall(curves: Mapping[str, RecallCurves], path: str | os.PathLike[str]
     Returns:
         The path.
     """
+    datasets = list(dict.fromkeys(item.dataset for item in curves.values()))
     available = sorted({count for item in curves.values() for count in item.recall})
     counts = [count for count in _PAPER_COUNTS if count in available] or available[:_MOST_PANELS]
     figure = Figure(figsize=(1 + 3.6 * max(len(counts), 1), 3.8), layout="constrained")
@@ -77,9 +78,9 @@ def plot_recall(curves: Mapping[str, RecallCurves], path: str | os.PathLike[str]
                 panel.plot(item.ious, item.recall[count], label=label, color=f"C{index}", lw=1.8)
         panel.set(title=f"{count} proposals", xlabel="IoU", xlim=(0.5, 1.0), ylim=(0.0, 1.0))
         panel.grid(alpha=0.35)
-        panel.legend(loc="lower left", frameon=False)
+        if list(curves) != datasets:  # the title says it already
+            panel.legend(loc="best", frameon=False)
     panels[0].set_ylabel("recall")
-    datasets = dict.fromkeys(item.dataset for item in curves.values())
     figure.suptitle(", ".join(datasets))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
