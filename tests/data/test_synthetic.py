@@ -46,7 +46,7 @@ def test_set_is_varied(folder):
         for obj in item["annotations"]
         if not obj["difficult"]
     ]
-    assert min(scales) < 0.2 and max(scales) > 0.5
+    assert min(scales) < 0.3 and max(scales) > 0.6
 
 
 def test_same_seed_same_files(folder, tmp_path):

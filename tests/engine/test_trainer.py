@@ -1,0 +1,84 @@
+"""Optimizer, schedule, evaluators. Literals: facts checks E31 to E33."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.solver import build_lr_scheduler
+
+from frcnn_plugin.data import register_voc
+from frcnn_plugin.engine import PaperTrainer
+from frcnn_plugin.evaluation.proposals import ProposalEvaluator
+from frcnn_plugin.evaluation.voc import VOCEvaluator
+
+
+class Unit(torch.nn.Module):
+    """One weight and one bias, both 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.bias = torch.nn.Parameter(torch.ones(()))
+
+
+@pytest.mark.parametrize(("bias_decay", "bias_step"), [(None, 0.001001), (0.0, 0.001)])
+def test_first_step_e32(tiny_cfg, bias_decay: float | None, bias_step: float) -> None:
+    """Gradient .5, lr .001, decay .0005: bias at twice the rate, decayed or not."""
+    model = Unit().double()
+    cfg = tiny_cfg("SOLVER.WEIGHT_DECAY_BIAS", bias_decay)
+    optimizer = PaperTrainer.build_optimizer(cfg, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    optimizer.step()
+    assert 1 - model.weight.item() == pytest.approx(0.0005005, abs=1e-10)
+    assert 1 - model.bias.item() == pytest.approx(bias_step, abs=1e-10)
+
+
+def test_fused_sgd_is_used_and_equals_the_plain_one(tiny_cfg) -> None:
+    def train(fused: bool) -> list[float]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(7, 5)
+        optimizer = PaperTrainer.build_optimizer(tiny_cfg(), model)
+        assert all(group["fused"] for group in optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.ones(3, 7)).square().sum().backward()
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
+
+    assert train(True) == pytest.approx(train(False), rel=1e-5)
+
+
+def test_gradients_of_two_images_are_averaged_e33() -> None:
+    """iter_size 2 with gradients .4 and .8: .6, by the mean of two losses."""
+    w = torch.zeros((), requires_grad=True)
+    torch.stack([0.4 * w, 0.8 * w]).mean().backward()
+    assert w.grad is not None and w.grad.item() == pytest.approx(0.6)
+
+
+def test_joint_schedule_e31(tiny_cfg) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    scheduler = build_lr_scheduler(tiny_cfg(), optimizer)
+    rate = [1e-3 * scheduler._multiplier(i / 70000) for i in (0, 49999, 50000, 69999)]
+    assert rate == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize(("phase", "kind"), [("joint", VOCEvaluator), ("rpn", ProposalEvaluator)])
+def test_evaluator_of_voc_sets(tiny_cfg, tmp_path, phase: str, kind: type) -> None:
+    name = f"evaluator_test_{phase}"
+    register_voc(name, str(tmp_path), "test", ["cat"])
+    cfg: CfgNode = tiny_cfg("MODEL.PAPER_RCNN.PHASE", phase, "OUTPUT_DIR", str(tmp_path))
+    assert type(PaperTrainer.build_evaluator(cfg, name)) is kind
+
+
+def test_evaluator_of_coco_sets(tiny_cfg, tmp_path) -> None:
+    json_file = tmp_path / "instances.json"
+    json_file.write_text('{"images": [], "annotations": [], "categories": []}')
+    MetadataCatalog.get("coco_evaluator_test").set(evaluator_type="coco", json_file=str(json_file))
+    cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path))
+    assert type(PaperTrainer.build_evaluator(cfg, "coco_evaluator_test")) is COCOEvaluator
