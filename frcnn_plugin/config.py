@@ -50,6 +50,7 @@ def _add_backbones(cfg: CN) -> None:
     cfg.MODEL.ZF = CN()
     # Output channels of conv1..conv5.
     cfg.MODEL.ZF.CHANNELS = [96, 256, 384, 384, 256]
+    # As MODEL.VGG.OUT_FEATURES.
     cfg.MODEL.ZF.OUT_FEATURES = ["conv5"]
 
 
@@ -97,6 +98,9 @@ def _add_meta_arch(cfg: CN) -> None:
     # True: the images of a training batch pass the network one by one, unpadded, and their losses
     # are averaged: Caffe's iter_size (py end2end: 2). False: one zero-padded batch.
     cfg.MODEL.PAPER_RCNN.ONE_BY_ONE = False
+    # True: images are laid out channels-last in memory, which convolutions run faster on (CPUs;
+    # GPUs with AMP). Results change by float rounding only.
+    cfg.MODEL.PAPER_RCNN.CHANNELS_LAST = True
     # What the model does:
     #   "joint"      trains and runs everything
     #   "rpn"        trains the RPN alone; run, it returns proposals
@@ -126,15 +130,16 @@ def _add_four_step(cfg: CN) -> None:
     # The paper's four-step alternating training (section 3.2). SOLVER.MAX_ITER and STEPS follow
     # from the lists below, one entry per step: RPN, detector, RPN, detector.
     cfg.FOUR_STEP = CN()
+    # True: train in four steps. False: approximate joint training, or MODEL.PAPER_RCNN.PHASE alone.
     cfg.FOUR_STEP.ENABLED = False
-    # Iterations (facts 9.1, 9.2).
+    # Iterations. The defaults are for VOC 2007 (paper, section 3.1.3; MATLAB, py).
     cfg.FOUR_STEP.ITERS = [80000, 40000, 80000, 40000]
     # Iterations, counted from the start of the step, at which the rate drops by SOLVER.GAMMA.
     cfg.FOUR_STEP.DROPS = [[60000], [30000], [60000], [30000]]
     # Images per iteration and process. With N processes a batch is N times as large; rate and
-    # iterations stay as they are.
+    # iterations stay as they are. RoIs per image are MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE (64 for
+    # 2 images).
     cfg.FOUR_STEP.IMS_PER_BATCH = [1, 2, 1, 2]
-    # RoIs per image are MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE (64 for 2 images).
     # cls_score and bbox_pred at the start of step 4: "continue" from step 2 (MATLAB) or "restart"
     # at random (py). fc6 and fc7 continue from step 2 in both.
     cfg.FOUR_STEP.PREDICTOR_START = "continue"

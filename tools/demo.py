@@ -5,13 +5,14 @@
     python tools/demo.py --quick    # a few iterations: does everything run?
 
 Writes a VOC-format data set of circles, squares and triangles, trains a narrow VGG16 on it from
-scratch with tools/train_net.py, prints the average precision per class, and draws detections
-beside the ground truth.
+scratch in the paper's four steps with tools/train_net.py, prints recall and average precision of
+each step, and draws detections beside the ground truth.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -34,10 +35,21 @@ from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.evaluation.drawing import contact_sheet, draw_comparison
 
-CONFIG = "demo/vgg16_shapes_joint.yaml"
+CONFIG = "demo/vgg16_shapes.yaml"
 # AP50 (11-point) that a full run has to reach on images it was not trained on.
 PROMISE = 90.0
-QUICK = ["SOLVER.MAX_ITER", "20", "SOLVER.STEPS", "(15,)"]
+IMAGES = (500, 100)  # to train on, to test on
+QUICK_IMAGES = (20, 10)
+QUICK = ["FOUR_STEP.ITERS", "[5,5,5,5]", "FOUR_STEP.DROPS", "[[3],[3],[3],[3]]"]
+
+
+# What is printed of each step.
+RECALL = {
+    "proposals/R@0.5@300": "recall of 300 proposals at IoU .5",
+    "proposals/AR@300": "average recall of 300 proposals",
+}
+AP50 = {"bbox/AP50": "AP50 (11-point)"}
+STEPS = {1: RECALL, 2: AP50, 3: RECALL, 4: AP50}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,7 +57,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder to write")
-    parser.add_argument("--quick", action="store_true", help="20 iterations, no promise")
+    parser.add_argument("--quick", action="store_true", help="a few iterations, no promise")
     parser.add_argument("--pictures", type=int, default=12, help="pictures to draw")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
     return parser.parse_args(argv)
@@ -81,23 +93,38 @@ def draw_detections(cfg: CfgNode, folder: Path, number: int, min_score: float = 
     return sheet
 
 
+def last_values(metrics: Path) -> dict[str, float]:
+    """The newest value of everything in a ``metrics.json``."""
+    values: dict[str, float] = {}
+    for line in metrics.read_text().splitlines():
+        values.update(json.loads(line))
+    return values
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     start = time.perf_counter()
+    datasets = args.output / ("datasets_quick" if args.quick else "datasets")
     # The config names the data by a relative root, which is looked for here.
-    os.environ["DETECTRON2_DATASETS"] = str(args.output / "datasets")
-    print(f"writing the data set to {args.output / 'datasets'} ...", flush=True)
-    write_synthetic_voc(args.output / "datasets" / "demo_shapes", num_trainval=300, num_test=80)
+    os.environ["DETECTRON2_DATASETS"] = str(datasets)
+    print(f"writing the data set to {datasets} ...", flush=True)
+    write_synthetic_voc(datasets / "demo_shapes", *(QUICK_IMAGES if args.quick else IMAGES))
 
     run = args.output / "run"
     shutil.rmtree(run, ignore_errors=True)  # the last demo's
     config = get_config_file(CONFIG)
     opts = ["OUTPUT_DIR", str(run), *(QUICK if args.quick else []), *args.opts]
     results = train_net.main(["--config-file", config, *opts])["bbox"]
+    steps = last_values(run / "metrics.json")
 
     cfg = setup_cfg(config, [*opts, "MODEL.WEIGHTS", str(run / "model_final.pth")])
     sheet = draw_detections(cfg, args.output / "pictures", args.pictures)
 
+    print("\nafter step")
+    for step, what in STEPS.items():
+        for key, name in what.items():
+            value = steps.get(f"stage{step}/{key}", results.get(key.removeprefix("bbox/")))
+            print(f"  {step}  {name:<42}{value:.1f}")
     print(f"\n{'class':<12}AP50 (11-point)")
     for key, value in results.items():
         if key.startswith("AP50/"):

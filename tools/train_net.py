@@ -19,9 +19,10 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from frcnn_plugin.engine import PaperTrainer, check_cfg, launch, setup_cfg
+from frcnn_plugin.engine import PaperTrainer, check_cfg, forget_run, launch, setup_cfg
 from frcnn_plugin.engine.evaluate import evaluate_checkpoint
 from frcnn_plugin.errors import UserError
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> Any:
     """What every process does: set up, then train or evaluate; returns the results."""
     cfg: CfgNode = setup_cfg(args.config_file, args.opts)
     default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, name="frcnn_plugin")
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="frcnn_plugin")
     if args.eval_only:
         return evaluate_checkpoint(cfg)
     trainer = PaperTrainer(cfg)
@@ -51,12 +52,10 @@ def main(argv: Sequence[str] | None = None) -> Any:
     args = parse_args(argv)
     try:
         # In the parent, so that a mistake is one line and not a traceback per process.
-        check_cfg(
-            setup_cfg(args.config_file, args.opts),
-            eval_only=args.eval_only,
-            resume=args.resume,
-            overwrite=args.overwrite,
-        )
+        cfg = setup_cfg(args.config_file, args.opts)
+        check_cfg(cfg, eval_only=args.eval_only, resume=args.resume, overwrite=args.overwrite)
+        if args.overwrite and not (args.eval_only or args.resume):
+            forget_run(cfg)
         return launch(
             run,
             args.num_gpus,

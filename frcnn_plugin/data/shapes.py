@@ -19,13 +19,16 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 _SUPERSAMPLING = 4
-_SCALES = (0.3, 0.8)  # size of a shape as a share of the image's short side
+_SCALES = (0.3, 0.65)  # size of a shape as a share of the image's short side
 _TINY_SCALES = (0.04, 0.07)  # of one shape in `_TINY_ONE_IN`
 _TINY_ONE_IN = 12
 _BORDER_ONE_IN = 6  # shapes that are pushed over the border
 _MAX_IOU = 0.3  # between the boxes of two objects
 _MIN_CONTRAST = 120.0  # RGB distance of a shape to what is behind it; black to white is 442
 _DIFFICULT_SIDE = 16  # pixels, one cell of a stride-16 feature map; shorter sides are difficult
+# As in real sets, colour says something about the class, but not enough: hues of a class lie around
+# its own third of the colour circle and reach far into the others'.
+_HUE_SPREAD = 0.25
 _DIFFICULT_VISIBLE = 0.5  # objects of which less is visible are marked difficult
 
 
@@ -118,7 +121,7 @@ def _try_to_add(rng: np.random.Generator, canvas: FloatArray, drawn: list[_Drawn
         if _iou(tight_box(mask), tight_box(remaining)) > _MAX_IOU:
             return False
     region = canvas[y1:y2, x1:x2]
-    texture = _texture(rng, region[inside > 0], (x2 - x1, y2 - y1), size)
+    texture = _texture(rng, name, region[inside > 0], (x2 - x1, y2 - y1), size)
     region += (texture - region) * inside[..., None]
     for other in drawn:
         other.mask &= ~mask
@@ -136,10 +139,10 @@ def _render_alpha(rng: np.random.Generator, name: str, size: float) -> FloatArra
         turn = rng.uniform(0, math.pi)
     elif name == "square":
         points = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.9
-        turn = rng.uniform(-0.4, 0.4)
+        turn = rng.uniform(-0.2, 0.2)
     else:
         points = np.array([[0, -1.1], [1.1, 0.85], [-1.1, 0.85]])
-        turn = rng.integers(4) * math.pi / 2 + rng.uniform(-0.4, 0.4)
+        turn = rng.uniform(-0.3, 0.3)
     rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     points = (points * half) @ rotation
 
@@ -196,15 +199,15 @@ def _background(rng: np.random.Generator, width: int, height: int) -> FloatArray
 
 
 def _texture(
-    rng: np.random.Generator, behind: FloatArray, patch: tuple[int, int], size: float
+    rng: np.random.Generator, name: str, behind: FloatArray, patch: tuple[int, int], size: float
 ) -> FloatArray:
     """Paint for a shape: (h, w, 3) for a `patch` of (w, h), distinct from `behind`, (n, 3)."""
-    first = _contrasting_colour(rng, behind)
+    first = _contrasting_colour(rng, name, behind)
     y, x = np.mgrid[0 : patch[1], 0 : patch[0]].astype(np.float32)
     paint = np.broadcast_to(first, (patch[1], patch[0], 3)).astype(np.float32)
     kind = rng.integers(8) if size >= 20 else 0
     if kind >= 6:
-        second = _contrasting_colour(rng, behind)
+        second = _contrasting_colour(rng, name, behind)
         period = max(5.0, size * rng.uniform(0.12, 0.3))
         angle = rng.uniform(0, math.pi)
         u = (x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / period)
@@ -215,13 +218,17 @@ def _texture(
     return np.clip(paint * shade[..., None], 0, 255).astype(np.float32)
 
 
-def _contrasting_colour(rng: np.random.Generator, behind: FloatArray) -> npt.NDArray[np.float64]:
+def _contrasting_colour(
+    rng: np.random.Generator, name: str, behind: FloatArray
+) -> npt.NDArray[np.float64]:
     """The first of 24 vivid RGB colours that is far from nearly all of `behind`, else the best."""
     sample = behind[:: max(1, len(behind) // 400)]
+    middle = SHAPE_CLASSES.index(name) / len(SHAPE_CLASSES)
+    low, high = (middle - _HUE_SPREAD, 0.55, 0.8), (middle + _HUE_SPREAD, 1, 1)
     candidates = np.array(
         [
-            colorsys.hsv_to_rgb(hue, saturation, value)
-            for hue, saturation, value in rng.uniform((0, 0.55, 0.8), (1, 1, 1), (24, 3))
+            colorsys.hsv_to_rgb(hue % 1, saturation, value)
+            for hue, saturation, value in rng.uniform(low, high, (24, 3))
         ]
     )
     candidates *= 255

@@ -1,10 +1,11 @@
 """Training: the trainer, its hooks, the launcher and the checks before a run."""
 
-from .four_step import FourStepHook, StageCheckpointer
+from .four_step import FourStepHook
 from .hooks import CaffeMomentum, SeedEveryStep
 from .launch import launch
-from .setup import check_cfg, setup_cfg
-from .stages import build_four_step_scheduler, build_stages
+from .setup import check_cfg, forget_run, setup_cfg
+from .stage_checkpoints import StageCheckpointer
+from .stages import apply_four_step, build_four_step_scheduler, build_stages
 from .trainer import PaperTrainer
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "PaperTrainer",
     "SeedEveryStep",
     "StageCheckpointer",
+    "apply_four_step",
     "build_four_step_scheduler",
     "build_stages",
     "check_cfg",
+    "forget_run",
     "launch",
     "setup_cfg",
 ]

@@ -10,6 +10,8 @@ from typing import IO, Any
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
+from ..errors import UserError
+
 
 class AtomicCheckpointer(DetectionCheckpointer):
     """The host's checkpointer; a file appears, or replaces another, only when it is complete.
@@ -22,6 +24,41 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Arguments of the host's class."""
         super().__init__(*args, **kwargs)
         self.path_manager: Any = _AtomicPaths(PathManager)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As the host's.
+
+        Raises:
+            UserError: the file is missing or damaged; names it.
+        """
+        # A query ("?matching_heuristics=True") may follow the name.
+        if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
+            raise UserError(f"there is no checkpoint {path}{self._advice()}")
+        try:
+            loaded: dict[str, Any] = super().load(path, *args, **kwargs)
+        finally:
+            # The host asserts that it is None, and leaves it behind when loading fails.
+            self._parsed_url_during_load = None
+        return loaded
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = super()._load_file(filename)
+        except Exception as e:  # a damaged file raises whatever its bytes happen to say
+            problem = f"{filename} is damaged, or no checkpoint ({type(e).__name__})"
+            raise UserError(f"{problem}{self._advice()}") from e
+        return content
+
+    def _advice(self) -> str:
+        """How to go on without the file that a run would be resumed from."""
+        if not (self.save_dir and self.has_checkpoint()):
+            return ""
+        last = os.path.join(self.save_dir, "last_checkpoint")
+        others = sorted(f for f in os.listdir(self.save_dir) if f.endswith(".pth"))
+        return (
+            f". {last} names the file that a run is resumed from; write the name of another one "
+            f"into it to go on from there ({', '.join(others) or 'there is none'})"
+        )
 
 
 class _AtomicPaths:

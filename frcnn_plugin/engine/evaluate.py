@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 
 from ..errors import UserError
+from .checkpointer import AtomicCheckpointer
 from .trainer import PaperTrainer
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
         the metrics, in the main process.
 
     Raises:
-        UserError: proposals of step 1 are missing.
+        UserError: the checkpoint, or the proposals of step 1, are missing or damaged.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -38,7 +38,10 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
     if phase and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
         logger.info("%s is from step %d of 4: evaluated as '%s'", weights, step, phase)
         cfg.MODEL.PAPER_RCNN.PHASE = phase
-        if phase == "fast_rcnn":
+        if phase == "rpn":  # select as the run did, so that the numbers are the run's
+            cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = cfg.FOUR_STEP.PRE_NMS_TOPK
+            cfg.MODEL.RPN.POST_NMS_TOPK_TEST = cfg.FOUR_STEP.POST_NMS_TOPK
+        else:
             folder = weights.parent / "proposals" / f"stage{step - 1}"
             files = tuple(str(folder / f"{name}.pkl") for name in cfg.DATASETS.TEST)
             missing = [f for f in files if not Path(f).is_file()]
@@ -51,7 +54,7 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
             cfg.DATASETS.PROPOSAL_FILES_TEST = files
             cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
     model = PaperTrainer.build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return PaperTrainer.test(cfg, model)
 
 
@@ -60,6 +63,10 @@ def _phase_and_step(weights: Path) -> tuple[str, int]:
     name = weights.name
     if not (name.startswith("stage") and name.endswith("_final.pth") and weights.is_file()):
         return "", 0
-    phase = torch.load(weights, map_location="cpu", weights_only=False, mmap=True).get("phase", "")
+    try:
+        content = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as e:  # a damaged file raises whatever its bytes happen to say
+        raise UserError(f"{weights} is damaged, or no checkpoint ({type(e).__name__})") from e
+    phase = content.get("phase", "")
     step = int(name.removeprefix("stage").removesuffix("_final.pth"))
     return ("", 0) if step == 4 else (phase, step)

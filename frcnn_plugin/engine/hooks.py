@@ -49,9 +49,14 @@ class SeedEveryStep(HookBase):
     was interrupted.
     """
 
-    def __init__(self, seed: int) -> None:
-        """Set the run's seed, ``cfg.SEED``."""
-        self._seed = seed
+    def __init__(self, seed: int, first: int = 0) -> None:
+        """Set the run's seed.
+
+        Args:
+            seed: ``cfg.SEED``.
+            first: number of the run's first iteration, if it is the later part of another run.
+        """
+        self._seed = seed + 1009 * first
 
     def before_step(self) -> None:
         """Seed all generators of this process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from tabulate import tabulate
@@ -40,7 +41,7 @@ def format_plan(cfg: CfgNode, stages: Sequence[Stage], model: nn.Module) -> str:
                 " + ".join(_parts(stage)),
                 f"{trained:,}",
                 f"{frozen:,}",
-                _start(cfg, stage, stages),
+                _start(cfg, stage),
                 f"{stage.iters:,} x {stage.images}",
                 ", ".join(f"{r:g} to {e:,}" for r, e in zip(rates, ends, strict=True)),
                 _proposals(stage),
@@ -54,7 +55,9 @@ def format_plan(cfg: CfgNode, stages: Sequence[Stage], model: nn.Module) -> str:
     total = stages[-1].end
     title = f"four-step training, {total:,} iterations in all, in {cfg.OUTPUT_DIR}"
     widths = [None, 22, None, None, 26, None, 24, 24, None]
-    return f"{title}\n{tabulate(rows, headers, maxcolwidths=widths)}"
+    table = tabulate(rows, headers, maxcolwidths=widths)
+    paths = [p for p in (cfg.MODEL.WEIGHTS, cfg.FOUR_STEP.INITIAL_WEIGHTS) if p]
+    return "\n".join([title, table, *(f"{Path(p).name}: {p}" for p in paths)])
 
 
 def _parts(stage: Stage) -> list[str]:
@@ -62,13 +65,13 @@ def _parts(stage: Stage) -> list[str]:
     return [names[n] for n in stage.trains]
 
 
-def _start(cfg: CfgNode, stage: Stage, stages: Sequence[Stage]) -> str:
-    initial = cfg.MODEL.WEIGHTS or "random weights"
+def _start(cfg: CfgNode, stage: Stage) -> str:
+    # File names; whole paths would be torn over several lines.
+    initial = Path(cfg.MODEL.WEIGHTS).name or "random weights"
     if stage.number == 1:
         return initial
     if stage.number == 2:
-        again = cfg.FOUR_STEP.INITIAL_WEIGHTS or (initial if stages[0].number == 1 else "?")
-        return f"{again} again"
+        return f"{Path(cfg.FOUR_STEP.INITIAL_WEIGHTS).name or initial} again"
     if stage.number == 3:
         return "step 2; RPN head new"
     new = cfg.FOUR_STEP.PREDICTOR_START == "restart"

@@ -13,6 +13,7 @@ from ..config import add_frcnn_config
 from ..data.builtin import register_from_config_entries
 from ..data.checks import check_datasets
 from ..errors import UserError
+from .stage_checkpoints import check_start
 from .stages import apply_four_step
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ def check_cfg(
         raise UserError("DATASETS.TRAIN is empty: name at least one data set to train on")
     if not cfg.MODEL.MASK_ON and not cfg.MODEL.KEYPOINT_ON:
         check_datasets([*train, *cfg.DATASETS.TEST], cfg.MODEL.ROI_HEADS.NUM_CLASSES, train=train)
+    if cfg.FOUR_STEP.ENABLED and not eval_only:
+        check_start(cfg)
     _check_weights(cfg, eval_only)
     if not eval_only:
         _check_solver(cfg)
@@ -94,6 +97,15 @@ def _check_output_dir(cfg: CfgNode) -> None:
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already: go on with it (--resume), start "
             "anew and lose it (--overwrite), or choose another OUTPUT_DIR"
         )
+
+
+def forget_run(cfg: CfgNode) -> None:
+    """Start anew in a folder that holds a run; call it before the processes start.
+
+    Otherwise, if the new run were stopped before its first checkpoint, the old one would be
+    resumed.
+    """
+    (Path(cfg.OUTPUT_DIR) / "last_checkpoint").unlink(missing_ok=True)
 
 
 def _check_weights(cfg: CfgNode, eval_only: bool) -> None:

@@ -1,8 +1,9 @@
-"""Every log line of four-step training says its step."""
+"""Every log line of four-step training says its step, and only that step's losses."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 _LOGGERS = ("detectron2", "fvcore", "frcnn_plugin")
 
@@ -37,3 +38,13 @@ class StageLog(logging.Filter):
         if self.stage and not str(record.msg).startswith("[step "):
             record.msg = prefix + str(record.msg)
         return True
+
+
+def forget_losses(storage: Any) -> None:
+    """Drop all losses from the host's ``EventStorage``.
+
+    It prints the newest value of every loss, also of those that have ended.
+    """
+    for values in (storage._history, storage._latest_scalars):
+        for name in [n for n in values if "loss" in n]:
+            del values[name]

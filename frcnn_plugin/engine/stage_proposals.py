@@ -56,6 +56,7 @@ class StageProposals:
     def __init__(self, cfg: CfgNode, stage_number: int) -> None:
         """Name the files of RPN step ``stage_number`` (1 or 3)."""
         self._cfg = cfg
+        self._number = stage_number
         self.folder = Path(cfg.OUTPUT_DIR) / "proposals" / f"stage{stage_number}"
 
     def path(self, dataset_name: str, *, mirrored: bool = False) -> str:
@@ -124,6 +125,19 @@ class StageProposals:
             dicts += [_mirror(d) for d in training_dicts(self._cfg, self.mirrored_files)]
         return dicts
 
+    def _repeat(self) -> str:
+        """The overrides that start a run with the step that these proposals are for."""
+        node, folder = self._cfg.FOUR_STEP, Path(self._cfg.OUTPUT_DIR)
+        if node.START_AT == self._number + 1:
+            weights = self._cfg.MODEL.WEIGHTS
+        else:
+            weights = str(folder / f"stage{self._number}_final.pth")
+        words = f"FOUR_STEP.START_AT {self._number + 1} MODEL.WEIGHTS {weights}"
+        if self._number == 1:
+            initial = node.INITIAL_WEIGHTS or folder / "initial_weights.pth"
+            words += f" FOUR_STEP.INITIAL_WEIGHTS {initial}"
+        return words
+
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file a detector step trains on, by file name."""
         files = [*self.train_files, *self.mirrored_files]
@@ -142,13 +156,10 @@ class StageProposals:
             path = self.folder / name
             if path.is_file() and _sha256(path) == digest:
                 continue
-            checkpoint = self.folder.parent.parent / f"{self.folder.name}_final.pth"
             problem = "has changed since" if path.is_file() else "is missing, but"
-            step = int(self.folder.name.removeprefix("stage")) + 1
             raise UserError(
-                f"{path} {problem} step {step} began to train on it. Put it back; or repeat the "
-                f"step, in a new OUTPUT_DIR, with FOUR_STEP.START_AT {step} MODEL.WEIGHTS "
-                f"{checkpoint}"
+                f"{path} {problem} step {self._number + 1} began to train on it. Put it back; or "
+                f"repeat the step in a new OUTPUT_DIR, with {self._repeat()}"
             )
         for name in self._cfg.DATASETS.TRAIN:
             dicts = get_detection_dataset_dicts(name, filter_empty=False)

@@ -39,14 +39,20 @@ def restore_initial(
         prefixes: names of sub-modules, such as "backbone".
 
     Raises:
-        UserError: the file is missing, or lacks weights.
+        UserError: the file is missing or damaged, or lacks weights.
     """
     if not Path(path).is_file():
         raise UserError(
             f"step 2 starts from the initial weights again, but {path} is missing: name a file "
             "that has them with FOUR_STEP.INITIAL_WEIGHTS"
         )
-    weights = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    except Exception as e:  # a damaged file raises whatever its bytes happen to say
+        raise UserError(
+            f"{path} is damaged, or no file of initial weights ({type(e).__name__}): name another "
+            "one with FOUR_STEP.INITIAL_WEIGHTS"
+        ) from e
     wanted = {k: v for k, v in model.state_dict().items() if k.split(".", 1)[0] in prefixes}
     missing = [k for k, v in wanted.items() if k not in weights or weights[k].shape != v.shape]
     if missing:

@@ -25,9 +25,10 @@ from torch import nn
 from ..evaluation.proposals import ProposalEvaluator
 from ..evaluation.voc import VOCEvaluator
 from .checkpointer import AtomicCheckpointer
-from .four_step import FourStepHook, StageCheckpointer
+from .four_step import FourStepHook
 from .hooks import CaffeMomentum, SeedEveryStep
 from .parallel import wrap_model
+from .stage_checkpoints import StageCheckpointer
 from .stages import build_four_step_scheduler
 from .train_loader import build_train_loader
 
@@ -86,9 +87,15 @@ class PaperTrainer(DefaultTrainer):
         if self.cfg.SOLVER.CAFFE_MOMENTUM:
             ret.insert(position + 1, CaffeMomentum(self._trainer.optimizer))
         if self.cfg.SEED >= 0:
-            ret.insert(0, SeedEveryStep(self.cfg.SEED))
+            node = self.cfg.FOUR_STEP
+            # Steps that were left out count, so that the others draw the same numbers as with them.
+            left_out = sum(node.ITERS[: node.START_AT - 1]) if node.ENABLED else 0
+            ret.insert(0, SeedEveryStep(self.cfg.SEED, left_out))
         if self.cfg.FOUR_STEP.ENABLED:
             four_step = FourStepHook(self.cfg)
+            if four_step.stages[-1].number != 4:
+                # The model is no whole detector at the end; the hook evaluates what it is.
+                ret = [h for h in ret if not isinstance(h, hooks.EvalHook)]
             ret.insert(0, four_step)  # first: what it does between steps is not iteration time
             if comm.is_main_process():
                 ret.insert(-1, StageCheckpointer(four_step.stages))  # before the writers

@@ -31,11 +31,19 @@ class PaperRCNN(GeneralizedRCNN):
     """
 
     @configurable
-    def __init__(self, *, one_by_one: bool = False, phase: str = "joint", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        one_by_one: bool = False,
+        channels_last: bool = True,
+        phase: str = "joint",
+        **kwargs: Any,
+    ) -> None:
         """Assemble the parts.
 
         Args:
             one_by_one: see ``MODEL.PAPER_RCNN.ONE_BY_ONE``.
+            channels_last: see ``MODEL.PAPER_RCNN.CHANNELS_LAST``.
             phase: see ``MODEL.PAPER_RCNN.PHASE``.
             kwargs: arguments of the host's GeneralizedRCNN.
 
@@ -44,6 +52,7 @@ class PaperRCNN(GeneralizedRCNN):
         """
         super().__init__(**kwargs)
         self.one_by_one = one_by_one
+        self.channels_last = channels_last
         self.set_phase(phase)
 
     def set_phase(self, phase: str) -> None:
@@ -63,6 +72,7 @@ class PaperRCNN(GeneralizedRCNN):
         """Arguments of :meth:`__init__`."""
         ret = super().from_config(cfg)
         ret["one_by_one"] = cfg.MODEL.PAPER_RCNN.ONE_BY_ONE
+        ret["channels_last"] = cfg.MODEL.PAPER_RCNN.CHANNELS_LAST
         ret["phase"] = cfg.MODEL.PAPER_RCNN.PHASE
         return ret
 
@@ -156,6 +166,8 @@ class PaperRCNN(GeneralizedRCNN):
         whole pixels weighs least; 1 if the input does not say its original size.
         """
         images = super().preprocess_image(batched_inputs)
+        if self.channels_last:
+            images.tensor = images.tensor.contiguous(memory_format=torch.channels_last)
         if torch.jit.is_tracing():
             return images
         sizes = []

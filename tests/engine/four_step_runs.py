@@ -14,19 +14,41 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.engine import PaperTrainer, stage_weights
+from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
 from frcnn_plugin.engine.setup import check_cfg, setup_cfg
 from frcnn_plugin.evaluation.proposals import ProposalCollector
 
+CLASSES = ["circle", "square", "triangle"]
+# On top of Base-PyEnd2End.yaml; nothing here depends on the demo's configs.
 TINY = [
     *("MODEL.DEVICE", "cpu"),
+    *("MODEL.WEIGHTS", ""),
+    *("MODEL.BACKBONE.FREEZE_AT", "0"),
+    *("MODEL.RPN.MIN_SIZE_IMAGE", "8.0"),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", "3"),
+    *(
+        "DATASETS.REGISTER",
+        str(
+            [
+                {"name": f"tiny_{split}", "root": "tiny", "split": split, "classes": CLASSES}
+                for split in ("trainval", "test")
+            ]
+        ),
+    ),
+    *("DATASETS.TRAIN", "('tiny_trainval',)"),
+    *("DATASETS.TEST", "('tiny_test',)"),
+    *("INPUT.MAX_SIZE_TRAIN", "160"),
+    *("INPUT.MAX_SIZE_TEST", "160"),
     *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
     *("MODEL.ROI_BOX_HEAD.DROPOUT", "0.5"),
@@ -61,6 +83,7 @@ class Killer(HookBase):
 
 
 def kill() -> None:
+    """End this process as the kernel would."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -105,8 +128,49 @@ def arm(point: str, trainer: PaperTrainer) -> None:
                     kill()
 
         torch.save = save_half  # type: ignore[assignment]
+    elif kind == "initial":  # while the initial weights are written
+        save_whole = torch.save
+
+        def save_initial_half(data: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+            save_whole(data, file, *args, **kwargs)
+            os.truncate(file, os.path.getsize(file) // 2)
+            kill()
+
+        torch.save = save_initial_half  # type: ignore[assignment]
+    elif kind == "last_checkpoint":  # the number-th checkpoint is complete, its name is not
+        tags = [0]
+        tag = AtomicCheckpointer.tag_last_checkpoint
+
+        def tag_half(self: AtomicCheckpointer, name: str) -> None:
+            tags[0] += 1
+            if tags[0] < int(number):
+                tag(self, name)
+                return
+            with self.path_manager.open(os.path.join(self.save_dir, "last_checkpoint"), "w") as f:
+                f.write(name[: len(name) // 2])
+                f.flush()
+                kill()
+
+        AtomicCheckpointer.tag_last_checkpoint = tag_half  # type: ignore[method-assign]
     else:
         raise ValueError(point)
+
+
+def tiny_cfg(folder: Path, opts: Sequence[str] = ()) -> CfgNode:
+    """A checked config; the data lie below ``DETECTRON2_DATASETS``."""
+    return setup_cfg(
+        get_config_file("Base-PyEnd2End.yaml"), [*TINY, "OUTPUT_DIR", str(folder), *opts]
+    )
+
+
+def make_trainer(folder: Path, opts: Sequence[str] = (), *, resume: bool = False) -> PaperTrainer:
+    """A trainer as tools/train_net.py has it in front of ``train()``."""
+    cfg = tiny_cfg(folder, opts)
+    check_cfg(cfg, resume=resume)
+    torch.manual_seed(cfg.SEED)
+    trainer = PaperTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    return trainer
 
 
 def train(folder: Path, point: str | None, opts: list[str], resume: bool) -> bool:
@@ -116,14 +180,7 @@ def train(folder: Path, point: str | None, opts: list[str], resume: bool) -> boo
         status = 1
         try:
             os.environ["DETECTRON2_DATASETS"] = str(folder.parent / "data")
-            cfg = setup_cfg(
-                get_config_file("demo/vgg16_shapes_joint.yaml"),
-                [*TINY, "OUTPUT_DIR", str(folder), *opts],
-            )
-            check_cfg(cfg, resume=resume)
-            torch.manual_seed(cfg.SEED)
-            trainer = PaperTrainer(cfg)
-            trainer.resume_or_load(resume=resume)
+            trainer = make_trainer(folder, opts, resume=resume)
             if point:
                 arm(point, trainer)
             trainer.train()
@@ -146,8 +203,12 @@ def train(folder: Path, point: str | None, opts: list[str], resume: bool) -> boo
 
 def final_weights(folder: Path) -> str:
     """SHA-256 of the weights at the end."""
+    return digest_of(torch.load(folder / "model_final.pth", weights_only=True)["model"])
+
+
+def digest_of(weights: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of a state dict."""
     module = torch.nn.Module()
-    weights = torch.load(folder / "model_final.pth", weights_only=False)["model"]
     module.state_dict = lambda: weights  # type: ignore[method-assign, assignment]
     return stage_weights.digest(module)
 

@@ -82,6 +82,17 @@ def test_inference_is_in_original_pixels(model: PaperRCNN) -> None:
         assert r.pred_classes.max() < 3
 
 
+def test_memory_layout_does_not_change_results(model: PaperRCNN) -> None:
+    batch = [make_input(96, 128, [])]
+    images = model.eval().preprocess_image(batch)
+    assert images.tensor.is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        last = model.backbone(images.tensor)["conv5"]
+        model.channels_last = False
+        first = model.backbone(model.preprocess_image(batch).tensor)["conv5"]
+    assert torch.allclose(last, first, rtol=1e-5, atol=1e-4 * first.abs().max().item())
+
+
 def test_image_scale_reaches_the_proposals(model: PaperRCNN) -> None:
     images = model.preprocess_image([make_input(600, 800, [], scale=1.6), make_input(97, 131, [])])
     assert [image_scale(s) for s in images.image_sizes] == [1.6, 1.0]

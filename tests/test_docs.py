@@ -1,0 +1,104 @@
+"""What README.md and docs/ name exists: links, files, options, config keys."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser
+
+from frcnn_plugin import add_frcnn_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+PATH = re.compile(r"\b(?:configs|tools|tests|frcnn_plugin|docs)/[\w./*-]*\w\.(?:py|yaml|md|png)\b")
+YAML_NAME = re.compile(r"`([\w./-]+\.yaml)`")
+KEY = re.compile(
+    r"\b(?:MODEL|INPUT|DATASETS|DATALOADER|SOLVER|FOUR_STEP|TEST)(?:\.[A-Z][A-Z0-9_]*)+\b"
+)
+COMMAND = re.compile(r"python (tools/\w+\.py|docs/\w+\.py)((?:.*\\\n)*.*)")
+# Written by a run, not part of the repository.
+OUTPUTS = {"config.yaml"}
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
+
+
+def slugs(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def keys(node: CfgNode, prefix: str = "") -> set[str]:
+    """Names of all keys and nodes."""
+    names = set()
+    for key, value in node.items():
+        names.add(prefix + key)
+        if isinstance(value, CfgNode):
+            names |= keys(value, f"{prefix}{key}.")
+    return names
+
+
+def config() -> CfgNode:
+    cfg = get_cfg()
+    add_frcnn_config(cfg)
+    return cfg
+
+
+def test_there_are_pages() -> None:
+    names = ("README.md", "faithfulness.md", "configuration.md", "four_step.md")
+    assert {f"docs/{name}" for name in names} <= set(IDS)
+
+
+@every_page
+def test_links(page: Path) -> None:
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{link}: there is no {target}"
+        assert ROOT in (target, *target.parents), f"{link} leads out of the repository"
+        if anchor:
+            assert anchor in slugs(target), f"{link}: no such heading"
+
+
+@every_page
+def test_files(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in PATH.findall(text):
+        assert list(ROOT.glob(path)), f"there is no {path}"
+    known = {file.name for file in (ROOT / "configs").rglob("*.yaml")} | OUTPUTS
+    for name in YAML_NAME.findall(text):
+        if "*" not in name:
+            assert Path(name).name in known, f"there is no config {name}"
+
+
+@every_page
+def test_keys(page: Path) -> None:
+    unknown = set(KEY.findall(page.read_text(encoding="utf-8"))) - keys(config())
+    assert not unknown, f"no such keys: {sorted(unknown)}"
+
+
+@every_page
+def test_options_of_commands(page: Path) -> None:
+    """Options of Detectron2's parser, and those that the script itself defines."""
+    general = {o for a in default_argument_parser()._actions for o in a.option_strings}
+    for script, rest in COMMAND.findall(page.read_text(encoding="utf-8")):
+        source = (ROOT / script).read_text(encoding="utf-8")
+        for option in re.findall(r"(?<=\s)--[\w-]+", rest.partition("`")[0]):
+            own = f'"{option}"' in source
+            assert own or (option in general and "default_argument_parser" in source), (
+                f"{script} has no {option}"
+            )
+
+
+def test_every_page_is_in_the_index() -> None:
+    linked = set(LINK.findall((ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages <= linked
