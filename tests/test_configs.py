@@ -1,4 +1,4 @@
-"""Every YAML is loaded and built; the joint one is compared with the facts document."""
+"""Every YAML is loaded and built; the joint one is compared with py-faster-rcnn."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_there_are_configs() -> None:
     assert "faster_rcnn_vgg16_voc_joint.yaml" in ALL
 
 
-# py-faster-rcnn end2end: facts sections 1.6, 2, 4 to 6, 8, 9 and 12b.
+# py-faster-rcnn end2end: its solver.prototxt, train.prototxt, config.py, faster_rcnn_end2end.yml.
 END2END = {
     "INPUT.MIN_SIZE_TRAIN": (600,),
     "INPUT.MAX_SIZE_TRAIN": 1000,

@@ -1,7 +1,8 @@
 """Reading one VOC annotation file, and checking its boxes.
 
 Coordinate frame: the XML holds 1-based inclusive pixel indices; everything that leaves this file
-is Detectron2's continuous XYXY_ABS, ``(xmin - 1, ymin - 1, xmax, ymax)`` (facts, trap 16).
+is Detectron2's continuous XYXY_ABS, ``(xmin - 1, ymin - 1, xmax, ymax)`` (point 16 of
+docs/faithfulness.md).
 """
 
 import math

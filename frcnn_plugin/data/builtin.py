@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from ..errors import UserError
 from .voc import VOC_CLASSES, VOCSource, register_source, register_voc
 
-# Registered name -> number of images in PASCAL's image set (facts, section 2, and the VOC site).
+# Registered name -> number of images in PASCAL's image set, as the VOC site gives it.
 OFFICIAL_IMAGE_COUNTS: dict[str, int] = {
     "voc07_train": 2501,
     "voc07_val": 2510,

@@ -1,7 +1,7 @@
 """A VOC-format folder as Detectron2 dataset dicts.
 
 Differs from Detectron2's own VOC loader where the original Faster R-CNN differs: difficult objects
-do not take part in training (facts, section 2 and trap 15). They stay in the dicts, because the
+do not take part in training (point 15 of docs/faithfulness.md). They stay in the dicts, because the
 evaluation needs them: each object carries ``"difficult": 0/1``, and difficult ones are also marked
 ``"iscrowd": 1``, which Detectron2's mapper and its filter for empty images leave out by themselves.
 """

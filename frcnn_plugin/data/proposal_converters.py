@@ -39,7 +39,7 @@ def convert_selective_search_mat(
     to be in the order of the data set, as py-faster-rcnn does; it must then have as many entries.
 
     Like py-faster-rcnn, of equal boxes the first is kept, and of these the ones with x2 - x1 >= 2
-    and y2 - y1 > 2 in inclusive coordinates (its ">=" and ">" differ; facts, section 2). All that
+    and y2 - y1 > 2 in inclusive coordinates (its ">=" and ">" differ: ds_utils.py). All that
     remain are written, in their order.
 
     Args:

@@ -1,4 +1,4 @@
-"""In which order images are trained on (facts 2: batching, epochs, flips)."""
+"""In which order images are trained on: batching, epochs, flips."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ class MirroredDataset(Dataset[dict[str, Any]]):
     """A list of data set dicts, and behind it the same list once more to be mirrored.
 
     The originals double the training set with mirrored images and show every entry once per epoch,
-    instead of flipping at random (facts trap 38).
+    instead of flipping at random (point 38 of docs/faithfulness.md).
     """
 
     def __init__(

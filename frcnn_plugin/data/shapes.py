@@ -25,7 +25,7 @@ _TINY_ONE_IN = 12
 _BORDER_ONE_IN = 6  # shapes that are pushed over the border
 _MAX_IOU = 0.3  # between the boxes of two objects
 _MIN_CONTRAST = 120.0  # RGB distance of a shape to what is behind it; black to white is 442
-_DIFFICULT_SIDE = 16  # pixels, one cell of a stride-16 feature map; shorter sides are difficult
+_DIFFICULT_SIDE = 20  # pixels; the smallest anchor of the demo is three times as large
 # As in real sets, colour says something about the class, but not enough: hues of a class lie around
 # its own third of the colour circle and reach far into the others'.
 _HUE_SPREAD = 0.25

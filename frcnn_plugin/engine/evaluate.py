@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 def evaluate_checkpoint(cfg: CfgNode) -> Any:
     """Load ``MODEL.WEIGHTS`` and evaluate it on ``DATASETS.TEST``.
 
-    ``stage<k>_final.pth`` of a four-step run is evaluated as what it is: an RPN (recall) after
-    steps 1 and 3, a detector on the proposals of step 1 after step 2.
+    A checkpoint of a four-step run is evaluated as what it is: an RPN (recall) in steps 1 and 3, a
+    detector on the proposals of step 1 in step 2, which must lie beside it in "proposals/stage1".
 
     Args:
         cfg: config; in several processes the same.
@@ -41,6 +41,7 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
         if phase == "rpn":  # select as the run did, so that the numbers are the run's
             cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = cfg.FOUR_STEP.PRE_NMS_TOPK
             cfg.MODEL.RPN.POST_NMS_TOPK_TEST = cfg.FOUR_STEP.POST_NMS_TOPK
+            logger.info("with the FOUR_STEP.POST_NMS_TOPK %d best", cfg.FOUR_STEP.POST_NMS_TOPK)
         else:
             folder = weights.parent / "proposals" / f"stage{step - 1}"
             files = tuple(str(folder / f"{name}.pkl") for name in cfg.DATASETS.TEST)
@@ -59,14 +60,12 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
 
 
 def _phase_and_step(weights: Path) -> tuple[str, int]:
-    """Phase and number of the step a checkpoint ends; ("", 0) if it is whole."""
-    name = weights.name
-    if not (name.startswith("stage") and name.endswith("_final.pth") and weights.is_file()):
+    """Phase and number of the step a checkpoint is from; ("", 0) if it is a whole detector."""
+    if weights.suffix != ".pth" or not weights.is_file():
         return "", 0
     try:
         content = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as e:  # a damaged file raises whatever its bytes happen to say
-        raise UserError(f"{weights} is damaged, or no checkpoint ({type(e).__name__})") from e
-    phase = content.get("phase", "")
-    step = int(name.removeprefix("stage").removesuffix("_final.pth"))
-    return ("", 0) if step == 4 else (phase, step)
+        step = content["trainer"]["hooks"]["FourStepHook"]["step"]
+    except Exception:  # not from four steps, or a file that the host's checkpointer will judge
+        return "", 0
+    return {1: "rpn", 2: "fast_rcnn", 3: "rpn"}.get(step, ""), step

@@ -1,4 +1,4 @@
-"""Four-step alternating training as a hook in one run (paper section 3.2, facts 9.1)."""
+"""Four-step alternating training as a hook in one run (paper section 3.2)."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class FourStepHook(HookBase):
                 stage_weights.save_initial(model, self._initial_weights)
             comm.synchronize()
         # The rate that a finished run saved is that of its own end, not of the step that follows.
-        scheduler, optimizer = self.trainer.scheduler, self.trainer.optimizer
-        for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
+        rates = self.trainer.scheduler.get_lr()
+        for group, rate in zip(self.trainer.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         stage = self._stage_at(self.trainer.start_iter)
         if stage is not None and stage.start != self.trainer.start_iter:
@@ -82,10 +82,9 @@ class FourStepHook(HookBase):
 
     def before_step(self) -> None:
         """Enter a step at its first iteration."""
-        iteration = self.trainer.iter
-        stage = self._stage_at(iteration)
-        assert stage is not None, iteration
-        if iteration == stage.start:
+        stage = self._stage_at(self.trainer.iter)
+        assert stage is not None, self.trainer.iter
+        if self.trainer.iter == stage.start:
             self._enter(stage)
         self.trainer.storage.put_scalar("stage", stage.number, smoothing_hint=False)
 
@@ -152,7 +151,7 @@ class FourStepHook(HookBase):
             parameter.requires_grad_(name in trainable)
             parameter.grad = None
         # A live wrapper would not notice the change, and processes would drift apart.
-        self.trainer.model = None
+        self.trainer.model = model
         self.trainer.model = wrap_model(model).train()
         forget_losses(self.trainer.storage)
         self.trainer._trainer.reset_data_loader(lambda: self._loader(stage))
@@ -204,8 +203,8 @@ class FourStepHook(HookBase):
     def _keep_results(self, results: dict[str, Any]) -> None:
         # Where the host looks for those of its own evaluation, and in the same form.
         if results:
-            names = self.cfg.DATASETS.TEST
-            self.trainer._last_eval_results = results if len(names) > 1 else results[names[0]]
+            only = next(iter(results.values()))
+            self.trainer._last_eval_results = results if len(results) > 1 else only
 
     def _check_shared(self, model: Any) -> None:
         if stage_weights.digest(model.backbone) != self._shared_convolutions:
@@ -229,12 +228,13 @@ class FourStepHook(HookBase):
     # ---- checkpoints ------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values: digests, the keys that must not change, the seed of the order of images."""
+        """Plain values: what a resumed run needs, and the step, which evaluation needs."""
         return {
             "proposals": dict(self._proposals),
             "shared_convolutions": self._shared_convolutions,
             "schedule": schedule_state(self.cfg),
             "seed": int(self._seed),
+            "step": self._active.number if self._active else 0,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

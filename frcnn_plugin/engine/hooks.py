@@ -14,8 +14,8 @@ class CaffeMomentum(HookBase):
 
     Caffe keeps ``lr * gradient`` in the momentum buffer, torch the bare gradient. With a constant
     rate both take the same steps; after a drop Caffe keeps the old rate's momentum for about 20
-    steps. Multiplying torch's buffer by old rate / new rate reproduces that exactly (check E17,
-    facts trap 34).
+    steps. Multiplying torch's buffer by old rate / new rate reproduces that exactly (check E17 of
+    docs/checks.md, point 34 of docs/faithfulness.md).
 
     Put it right behind the host's ``LRScheduler`` hook.
     """

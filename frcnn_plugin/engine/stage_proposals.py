@@ -195,7 +195,7 @@ def _sha256(path: str | Path) -> str:
 
 @contextmanager
 def _selection(model: nn.Module, cfg: CfgNode) -> Iterator[None]:
-    """Let the RPN select as for cached proposals (facts 5: all -> NMS -> 2000)."""
+    """Let the RPN select as for cached proposals: all -> NMS -> 2000."""
     rpn: Any = model.proposal_generator
     before = rpn.pre_nms_topk, rpn.post_nms_topk
     rpn.pre_nms_topk = {**before[0], False: cfg.FOUR_STEP.PRE_NMS_TOPK}

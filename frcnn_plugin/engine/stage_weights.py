@@ -1,4 +1,4 @@
-"""What happens to the weights between two steps (facts 9.1)."""
+"""What happens to the weights between two steps (paper section 3.2)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def restore_initial(
 
 
 def redraw_rpn_head(model: nn.Module, seed: int) -> None:
-    """Give the RPN head new random weights, N(0, 0.01) (facts trap 44)."""
+    """Give the RPN head new random weights, N(0, 0.01) (point 44 of docs/faithfulness.md)."""
     head: Any = model.proposal_generator.rpn_head  # type: ignore[union-attr]
     head.reset_parameters(torch.Generator().manual_seed(seed))
 

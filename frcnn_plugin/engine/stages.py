@@ -1,4 +1,4 @@
-"""The four steps as data: what trains when, for how long, at which rate (facts 9.1)."""
+"""The four steps as data: what trains when, for how long, at which rate (paper section 3.2)."""
 
 from __future__ import annotations
 

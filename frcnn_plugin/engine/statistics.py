@@ -1,4 +1,4 @@
-"""Means and deviations of box targets, from the data (facts 4 and 6).
+"""Means and deviations of box targets, from the data.
 
 Both are taken before training starts, over all candidates and not only the sampled ones, mirrored
 images included, as in the originals. Unit: deltas as ``box2box_transform.get_deltas`` returns

@@ -1,9 +1,9 @@
 """VOC evaluation of any data set: per-class AP, 11-point and area, in one or several processes.
 
-Differs from Detectron2's PascalVOCDetectionEvaluator, which repeats py-faster-rcnn (facts, section
-11 and trap 52): scores stay exact instead of being rounded to three digits, equal scores keep their
-order, the IoU must reach the threshold (">=", as in the devkit) unless ">" is asked for, and
-classes without objects are left out of the mean.
+Differs from Detectron2's PascalVOCDetectionEvaluator, which repeats py-faster-rcnn (point 52 of
+docs/faithfulness.md): scores stay exact instead of being rounded to three digits, equal scores
+keep their order, the IoU must reach the threshold (">=", as in the devkit) unless ">" is asked
+for, and classes without objects are left out of the mean.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The reference's rounded anchors (facts 3)."""
+"""The reference's rounded anchors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two fully connected layers of Fast R-CNN (facts 1.3)."""
+"""The two fully connected layers of Fast R-CNN."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 class UnscaledDropout(nn.Module):
     """Caffe's dropout with ``scale_train: false``: a plain mask in training, ``x * (1 - p)`` after.
 
-    The ZF weights were trained with it; scaled dropout would double what they expect (facts trap
-    40, check E25).
+    The ZF weights were trained with it; scaled dropout would double what they expect (point 40
+    of docs/faithfulness.md, check E25).
     """
 
     def __init__(self, p: float) -> None:

@@ -1,4 +1,4 @@
-"""Class scores and class-specific boxes (facts 6 and 8)."""
+"""Class scores and class-specific boxes."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             gt_classes: (R,) int64; K is background.
 
         Returns:
-            sum over foreground RoIs and coordinates, divided by R (facts 6).
+            sum over foreground RoIs and coordinates, divided by R.
         """
         statistics = self.target_statistics
         if not statistics.active:

@@ -1,4 +1,4 @@
-"""Decoding of box deltas as the originals do it (facts 4 and 5)."""
+"""Decoding of box deltas as the originals do it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random weights as Caffe's Gaussian filler draws them (facts 1.4)."""
+"""Random weights as Caffe's Gaussian filler draws them (filler.hpp)."""
 
 from __future__ import annotations
 

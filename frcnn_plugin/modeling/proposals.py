@@ -1,4 +1,4 @@
-"""Which boxes are proposals: clip, size filter, top-N, NMS, top-N. No weights here (facts 5)."""
+"""Which boxes are proposals: clip, size filter, top-N, NMS, top-N. No weights here."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def inside_image(boxes: torch.Tensor, image_size: tuple[int, int], border: float
     """Which boxes cross the image's border by at most ``border`` pixels.
 
     A box that ends flush with the image is inside, unlike in the host's ``Boxes.inside_box``
-    (facts trap 6).
+    (point 6 of docs/faithfulness.md).
 
     Args:
         boxes: (R, 4), continuous XYXY.

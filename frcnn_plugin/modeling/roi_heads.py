@@ -1,4 +1,4 @@
-"""RoI max pooling on Caffe's cells, and the heads that use it (facts 6 and 7)."""
+"""RoI max pooling on Caffe's cells, and the heads that use it."""
 
 from __future__ import annotations
 

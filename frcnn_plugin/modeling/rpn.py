@@ -1,4 +1,4 @@
-"""The paper's region proposal network (facts 1.3, 4 and 5).
+"""The paper's region proposal network (section 3.1).
 
 Shape shorthand in this module:
 
@@ -35,7 +35,7 @@ class PaperRPN(RPN):
     - Losses are divided by the number of anchors really sampled, or, for the box loss of the paper,
       by the number of locations.
     - Proposals: see :func:`~frcnn_plugin.modeling.proposals.select_proposals`.
-    - Box targets are whitened while ``target_statistics`` are set (MATLAB; facts 4).
+    - Box targets are whitened while ``target_statistics`` are set (MATLAB: proposal_train.m).
 
     The minimum size in original-image pixels needs the image scale, which
     :class:`~frcnn_plugin.modeling.meta_arch.PaperRCNN` provides; under another meta-architecture
@@ -107,7 +107,7 @@ class PaperRPN(RPN):
         if not (self.guard_zero_iou and iou.numel()):
             matched, labels = retry_if_cuda_oom(self.anchor_matcher)(iou)
             return labels.to(anchors.device), matched.to(anchors.device)
-        # A row of zeros makes all its columns "best" (facts trap 12): leave such rows out.
+        # A row of zeros makes all its columns "best" (check E9c): leave such rows out.
         touched = (iou.amax(dim=1) > 0).nonzero().squeeze(1)
         matched, labels = retry_if_cuda_oom(self.anchor_matcher)(iou[touched])
         matched, labels = matched.to(anchors.device), labels.to(anchors.device)

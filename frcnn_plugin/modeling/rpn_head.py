@@ -1,4 +1,4 @@
-"""The two sibling layers of the paper's region proposal network (facts 1.3).
+"""The two sibling layers of the paper's region proposal network.
 
 Shape shorthand in this module:
 

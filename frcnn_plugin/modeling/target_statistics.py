@@ -1,4 +1,4 @@
-"""Box targets of zero mean and unit variance, and how to get rid of them again (facts 6 and 8).
+"""Box targets of zero mean and unit variance, and how to get rid of them again.
 
 Unit of everything here: deltas as the host's ``box2box_transform.get_deltas`` returns them, that
 is *after* its weights. So mean 0 and deviation 1 are what stock layers mean, whatever the weights;

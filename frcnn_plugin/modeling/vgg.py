@@ -1,4 +1,4 @@
-"""VGG16 without its classifier (facts 1.1)."""
+"""VGG16 without its classifier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Zeiler-Fergus network, the paper's fast backbone (facts 1.2)."""
+"""The Zeiler-Fergus network, the paper's fast backbone."""
 
 from __future__ import annotations
 

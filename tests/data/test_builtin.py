@@ -34,7 +34,7 @@ def test_names_and_metadata():
 
 
 def test_official_counts():
-    # Facts, section 2; train + val = trainval as PASCAL's site gives them.
+    # train + val = trainval as PASCAL's site gives them.
     assert OFFICIAL_IMAGE_COUNTS["voc07_trainval"] == 5011 == 2501 + 2510
     assert OFFICIAL_IMAGE_COUNTS["voc07_test"] == 4952
     assert OFFICIAL_IMAGE_COUNTS["voc12_trainval"] == 11540 == 5717 + 5823

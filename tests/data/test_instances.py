@@ -16,7 +16,7 @@ CLASSES = ("cat", "dog")
 
 
 def test_boxes_are_continuous_and_dicts_complete(tmp_path):
-    # Design section 3: (xmin - 1, ymin - 1, xmax, ymax). A box over the whole 100x80 image.
+    # Boxes are continuous: (xmin - 1, ymin - 1, xmax, ymax). A box over the whole 100x80 image.
     add_image(tmp_path, "000001", obj("dog", (1, 1, 100, 80)), obj("cat", (11, 21, 50, 60)))
     (item,) = load_voc_instances(tmp_path, "train", CLASSES, strict=True)
     assert item["image_id"] == "000001" and type(item["image_id"]) is str
@@ -92,8 +92,8 @@ def test_difficult_tag(tmp_path, text, difficult):
 
 
 def test_training_leaves_difficult_objects_out(tmp_path):
-    # Facts, section 2: excluded by all originals. No code of ours is involved, so it is tested
-    # through the host's mapper and filter.
+    # Excluded by all originals (point 15 of docs/faithfulness.md). No code of ours is involved, so
+    # it is tested through the host's mapper and filter.
     difficult = "<difficult>1</difficult>"
     add_image(tmp_path, "a", obj("cat"), obj("dog", (1, 1, 30, 30), extra=difficult))
     add_image(tmp_path, "b", obj("dog", extra=difficult))

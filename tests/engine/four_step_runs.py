@@ -167,7 +167,7 @@ def make_trainer(folder: Path, opts: Sequence[str] = (), *, resume: bool = False
     """A trainer as tools/train_net.py has it in front of ``train()``."""
     cfg = tiny_cfg(folder, opts)
     check_cfg(cfg, resume=resume)
-    torch.manual_seed(cfg.SEED)
+    torch.manual_seed(max(cfg.SEED, 0))
     trainer = PaperTrainer(cfg)
     trainer.resume_or_load(resume=resume)
     return trainer

@@ -1,4 +1,4 @@
-"""What each of the four steps does, seen from outside (facts 9.1)."""
+"""What each of the four steps does, seen from outside (paper section 3.2)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_step_3_keeps_the_convolutions_and_draws_an_rpn_head(finished: Run) -> N
 
 
 def test_step_4_goes_on_with_the_same_function(finished: Run) -> None:
-    """With target statistics of its own (facts 9.1: MATLAB)."""
+    """With target statistics of its own, as in MATLAB."""
     entered = finished.recorder.entered
     key = "roi_heads.box_predictor.target_statistics.mean"
     assert not torch.equal(entered[2][key], entered[4][key])
@@ -115,7 +115,7 @@ def outputs(run: Run, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, t
 
 
 def test_step_4_restarts_the_predictor(finished: Run) -> None:
-    """Facts 9.1: py-faster-rcnn."""
+    """As in py-faster-rcnn."""
     opts = [*finished.opts, "FOUR_STEP.PREDICTOR_START", "restart"]
     trainer = make_trainer(
         finished.root / "restart",

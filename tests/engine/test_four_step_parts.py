@@ -57,6 +57,8 @@ def test_stopping_and_going_on_ends_with_the_same_weights(
     assert next(iter(results)) == ("bbox" if step == 2 else "proposals")
     assert not (tmp_path / f"stage{step + 1}_final.pth").exists()
     assert final_weights(tmp_path) == digest_of(finished.weights(f"stage{step}_final.pth"))
+    again = tiny_cfg(tmp_path, [*finished.opts, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth")])
+    assert evaluate_checkpoint(again).keys() == results.keys()
     make_trainer(tmp_path, finished.opts, resume=True).train()
     assert final_weights(tmp_path) == final_weights(finished.folder)
 
@@ -70,6 +72,16 @@ def test_resuming_a_finished_run_changes_nothing(finished: Run, tmp_path: Path) 
     results = trainer.train()
     assert results is not None and "bbox" in results
     assert final_weights(tmp_path) == before
+
+
+def test_a_random_seed_is_kept(finished: Run, tmp_path: Path) -> None:
+    """The order of images goes on where it was."""
+    opts = [*finished.opts, *("SEED", "-1"), *("FOUR_STEP.STOP_AFTER", "1")]
+    first = make_trainer(tmp_path, opts)
+    first.train()
+    second = make_trainer(tmp_path, opts, resume=True)
+    assert second._hooks[0]._seed == first._hooks[0]._seed
+    assert make_trainer(tmp_path / "other", opts)._hooks[0]._seed != first._hooks[0]._seed
 
 
 def logged(run: Run, prefix: str) -> dict[str, float]:
@@ -97,6 +109,12 @@ def test_a_step_s_checkpoint_is_evaluated_as_the_run_did(
     wanted = logged(finished, f"stage{step}/{task}/")
     assert wanted and wanted.keys() == results[task].keys()
     assert results[task] == pytest.approx(wanted, nan_ok=True)
+
+
+def test_any_other_checkpoint_is_evaluated_as_what_it_is(finished: Run) -> None:
+    """Iterations 2 and 14 are in the middle of steps 1 and 4, 5 and 8 in steps 2 and 3."""
+    for iteration, task in ((2, "proposals"), (5, "bbox"), (8, "proposals"), (14, "bbox")):
+        assert list(evaluated(finished, f"model_{iteration:07d}.pth")) == [task]
 
 
 def test_the_last_checkpoints_are_evaluated_as_whole_detectors(finished: Run) -> None:

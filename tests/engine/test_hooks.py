@@ -1,4 +1,4 @@
-"""Hooks. Literals: facts check E17."""
+"""Hooks. Literals: check E17 (docs/checks.md)."""
 
 from __future__ import annotations
 

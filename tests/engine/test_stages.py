@@ -1,4 +1,4 @@
-"""The schedule as data. Literals: facts sections 9.1, 9.2, check E31."""
+"""The schedule as data. Literals: MATLAB's solver files, check E31 (docs/checks.md)."""
 
 from __future__ import annotations
 

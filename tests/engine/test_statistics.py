@@ -1,4 +1,4 @@
-"""Statistics of box targets. Literals by hand, or facts checks E5, E30."""
+"""Statistics of box targets. Literals by hand, or checks E5, E30 (docs/checks.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training loader hands to the model. Literals: facts checks E7, E8."""
+"""What the training loader hands to the model. Literals: checks E7, E8 (docs/checks.md)."""
 
 from __future__ import annotations
 

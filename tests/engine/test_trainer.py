@@ -1,4 +1,4 @@
-"""Optimizer, schedule, evaluators. Literals: facts checks E31 to E33."""
+"""Optimizer, schedule, evaluators. Literals: checks E31 to E33 (docs/checks.md)."""
 
 from __future__ import annotations
 

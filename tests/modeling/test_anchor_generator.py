@@ -1,4 +1,4 @@
-"""Anchors. Literals: facts section 3, checks E1, E3, E3b, E3c."""
+"""Anchors. Literals: checks E1, E3, E3b, E3c (docs/checks.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VGG16 and ZF. Expected sizes and values: facts checks E2, E16, E24."""
+"""VGG16 and ZF. Expected sizes and values: checks E2, E16, E24 (docs/checks.md)."""
 
 from __future__ import annotations
 

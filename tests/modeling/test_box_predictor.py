@@ -1,4 +1,4 @@
-"""Decoding of detections. Literals derived by hand, or facts checks E5b, E18."""
+"""Decoding of detections. Literals derived by hand, or checks E5b, E18 (docs/checks.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoding and decoding. Literals: facts checks E4, E5, E26, E27, E28."""
+"""Encoding and decoding. Literals: checks E4, E5, E26, E27, E28 (docs/checks.md)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_growth_reaches_every_class() -> None:
 
 
 def test_scale_is_not_clamped_unless_asked() -> None:
-    """dw = 5 on a 128 px box: 128 * e^5 = 18,997 px (stock_vs_original row 10)."""
+    """dw = 5 on a 128 px box: 128 * e^5 = 18,997 px."""
     deltas = torch.tensor([[0.0, 0.0, 5.0, 0.0]])
     box = torch.tensor([[0.0, 0.0, 128.0, 128.0]])
     free = CaffeBox2BoxTransform().apply_deltas(deltas, box)[0]

@@ -23,7 +23,7 @@ def test_size_is_that_of_the_features(backbone_class: type, size: tuple[int, int
 
 
 def test_600x1000() -> None:
-    """Facts 4: 38 x 63 with VGG16, 39 x 64 with ZF."""
+    """Check E2 (docs/checks.md): 38 x 63 with VGG16, 39 x 64 with ZF."""
     for backbone, expected in ((VGG16, (38, 63)), (ZF, (39, 64))):
         assert backbone_feature_sizes(backbone(channels=CHANNELS), ["conv5"])(600, 1000) == [
             expected

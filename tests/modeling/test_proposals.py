@@ -1,4 +1,4 @@
-"""Proposal selection. Literals: facts checks E6, E13, E14, E34, or derived in the test."""
+"""Proposal selection. Literals: checks E6, E13, E14, E34 (docs/checks.md), or by hand."""
 
 from __future__ import annotations
 

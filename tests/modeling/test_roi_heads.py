@@ -1,4 +1,4 @@
-"""RoI pooling, sampling, head losses. Literals: facts checks E10b, E10c, E11d, E15*, E25."""
+"""RoI pooling, sampling, losses. Literals: checks E10b, E10c, E11d, E15*, E25 (docs/checks.md)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPE = {"conv5": ShapeSpec(channels=8, stride=16)}
 
 
 def pool(features: torch.Tensor, inclusive: list[float], output: int) -> torch.Tensor:
-    """Pool one RoI given as the inclusive corners of the facts document."""
+    """Pool one RoI given as the inclusive corners of docs/checks.md."""
     host = ROIPooler(output_size=output, scales=(1 / 16,), sampling_ratio=0, pooler_type="ROIPool")
     box = Boxes(torch.tensor([inclusive], dtype=torch.float32) + torch.tensor([0.0, 0, 1, 1]))
     return InclusiveROIPooler(host)([features], [box])[0, 0]

@@ -1,4 +1,4 @@
-"""RPN head, labels, sampling, losses. Literals: facts checks E3d, E9*, E10, E11*, E12, E23."""
+"""RPN head, labels, sampling, losses. Checks E3d, E9*, E10, E11*, E12, E23 (docs/checks.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Normalised box targets. Literals by hand, or facts checks E5, E18, E28."""
+"""Normalised box targets. Literals by hand, or checks E5, E18, E28 (docs/checks.md)."""
 
 from __future__ import annotations
 
