@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +57,7 @@ def run(tmp_path: Path, scenarios: list[dict[str, object]]) -> dict[str, dict[st
     return json.loads(line.removeprefix("RESULTS "))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_runs_end_with_the_same_weights(tmp_path: Path) -> None:
     scenarios: list[dict[str, object]] = [
         {"name": "whole", "kill": None},
