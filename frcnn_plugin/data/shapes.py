@@ -23,7 +23,7 @@ _SCALES = (0.3, 0.65)  # size of a shape as a share of the image's short side
 _TINY_SCALES = (0.04, 0.07)  # of one shape in `_TINY_ONE_IN`
 _TINY_ONE_IN = 12
 _BORDER_ONE_IN = 6  # shapes that are pushed over the border
-_MAX_IOU = 0.3  # between the boxes of two objects
+_MAX_IOU = 0.2  # between the boxes of two objects
 _MIN_CONTRAST = 120.0  # RGB distance of a shape to what is behind it; black to white is 442
 _DIFFICULT_SIDE = 20  # pixels; the smallest anchor of the demo is three times as large
 # As in real sets, colour says something about the class, but not enough: hues of a class lie around
