@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
@@ -36,6 +35,7 @@ from detectron2.utils.logger import setup_logger
 from frcnn_plugin.data import check_datasets
 from frcnn_plugin.data.proposals import check_proposals, save_proposals
 from frcnn_plugin.engine import check_cfg, launch, setup_cfg
+from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.ground_truth import load_ground_truth
 from frcnn_plugin.evaluation.proposal_shards import ProposalShards, ShardWriter
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace, shards: ProposalShards, pending: list[dict[str
     setup_logging()
     cfg = make_cfg(args)
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     loader = build_detection_test_loader(
         pending,
         mapper=DatasetMapper(cfg, is_train=False),

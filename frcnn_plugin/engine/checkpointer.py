@@ -49,6 +49,25 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise UserError(f"{problem}{self._advice()}") from e
         return content
 
+    def _load_model(self, checkpoint: Any) -> Any:
+        """As the host's, which only logs when nothing fits and then trains on random weights.
+
+        Raises:
+            UserError: not one weight of the backbone is in the file.
+        """
+        found = list(checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        wanted = [n for n, _ in self.model.named_parameters() if n.startswith("backbone.")]
+        missing = set(incompatible.missing_keys)
+        if wanted and missing.issuperset(wanted):
+            raise UserError(
+                f"MODEL.WEIGHTS: 0 of the backbone's {len(wanted)} weights were found in the "
+                f"file. It has {', '.join(found[:4])}, ...; needed are {', '.join(wanted[:4])}, ... "
+                "of the same shape. For training from scratch leave MODEL.WEIGHTS empty and set "
+                "MODEL.BACKBONE.FREEZE_AT 0"
+            )
+        return incompatible
+
     def _advice(self) -> str:
         """How to go on without the file that a run would be resumed from."""
         if not (self.save_dir and self.has_checkpoint()):
