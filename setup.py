@@ -54,6 +54,8 @@ setup(
             "types-tabulate",  # types of tabulate, for mypy
             "scipy>=1.9",  # tests of the "proposals" extra
         ],
-        "proposals": ["scipy>=1.9"],  # reads the .mat files of selective search
+        "proposals": [
+            "scipy>=1.9",  # reads the .mat files of selective search
+        ],
     },
 )

@@ -62,7 +62,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if wanted and missing.issuperset(wanted):
             raise UserError(
                 f"MODEL.WEIGHTS: 0 of the backbone's {len(wanted)} weights were found in the "
-                f"file. It has {', '.join(found[:4])}, ...; needed are {', '.join(wanted[:4])}, ... "
+                f"file. It has {', '.join(found[:4])} ...; needed are {', '.join(wanted[:4])}, ... "
                 "of the same shape. For training from scratch leave MODEL.WEIGHTS empty and set "
                 "MODEL.BACKBONE.FREEZE_AT 0"
             )

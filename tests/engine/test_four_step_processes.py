@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def run(folder: Path, opts: list[str]) -> None:
     (folder / f"rank{comm.get_rank()}.json").write_text(json.dumps(digests.values))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in another order, as more threads make them, differ in the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have the same weights all the time: those of batches twice as large."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
