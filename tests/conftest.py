@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
 from frcnn_plugin import add_frcnn_config, get_config_file
@@ -40,6 +41,15 @@ def make_input(
         "file_name": f"{seed}.jpg",
         "image_id": str(seed),
     }
+
+
+@pytest.fixture
+def restore_catalogs() -> Iterator[None]:
+    """Leaves Detectron2's catalogs as they were."""
+    saved = [(catalog, dict(catalog.data)) for catalog in (DatasetCatalog, MetadataCatalog)]
+    yield
+    for catalog, data in saved:
+        catalog.data = data
 
 
 @pytest.fixture

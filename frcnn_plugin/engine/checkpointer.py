@@ -24,6 +24,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Arguments of the host's class."""
         super().__init__(*args, **kwargs)
         self.path_manager: Any = _AtomicPaths(PathManager)
+        # Parts of the model that every file has to have weights of, and what to do if not.
+        self.required_parts = {
+            "backbone": "For training from scratch leave MODEL.WEIGHTS empty and set "
+            "MODEL.BACKBONE.FREEZE_AT 0"
+        }
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As the host's.
@@ -50,22 +55,22 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint: Any) -> Any:
-        """As the host's, which only logs when nothing fits and then trains on random weights.
+        """As the host's, which only logs when nothing fits and then goes on with random weights.
 
         Raises:
-            UserError: not one weight of the backbone is in the file.
+            UserError: not one weight of a required part is in the file.
         """
         found = list(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
-        wanted = [n for n, _ in self.model.named_parameters() if n.startswith("backbone.")]
         missing = set(incompatible.missing_keys)
-        if wanted and missing.issuperset(wanted):
-            raise UserError(
-                f"MODEL.WEIGHTS: 0 of the backbone's {len(wanted)} weights were found in the "
-                f"file. It has {', '.join(found[:4])} ...; needed are {', '.join(wanted[:4])}, ... "
-                "of the same shape. For training from scratch leave MODEL.WEIGHTS empty and set "
-                "MODEL.BACKBONE.FREEZE_AT 0"
-            )
+        for part, advice in self.required_parts.items():
+            wanted = [n for n, _ in self.model.named_parameters() if n.startswith(f"{part}.")]
+            if wanted and missing.issuperset(wanted):
+                raise UserError(
+                    f"MODEL.WEIGHTS: 0 of the {len(wanted)} weights of {part} were found in the "
+                    f"file. It has {', '.join(found[:4])} ...; needed are {', '.join(wanted[:4])} "
+                    f"... of the same shape. {advice}"
+                )
         return incompatible
 
     def _advice(self) -> str:

@@ -55,7 +55,10 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
             cfg.DATASETS.PROPOSAL_FILES_TEST = files
             cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
     model = PaperTrainer.build_model(cfg)
-    AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    checkpointer = AtomicCheckpointer(model)
+    head = "proposal_generator" if cfg.MODEL.PAPER_RCNN.PHASE == "rpn" else "roi_heads"
+    checkpointer.required_parts[head] = "Weights of a backbone alone cannot be evaluated"
+    checkpointer.load(cfg.MODEL.WEIGHTS)
     return PaperTrainer.test(cfg, model)
 
 

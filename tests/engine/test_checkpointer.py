@@ -9,6 +9,7 @@ import torch
 from detectron2.modeling import build_model
 
 from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
+from frcnn_plugin.engine.evaluate import evaluate_checkpoint
 from frcnn_plugin.errors import UserError
 
 
@@ -21,7 +22,7 @@ def test_weights_of_another_network(tiny_cfg, tmp_path: Path) -> None:
     """Names as torchvision's VGG16 has them."""
     path = save(tmp_path / "vgg16.pth", ["features.0.weight", "features.2.weight"])
     checkpointer = AtomicCheckpointer(build_model(tiny_cfg()))
-    with pytest.raises(UserError, match=r"0 of the backbone's 26 weights .* features.0.weight"):
+    with pytest.raises(UserError, match=r"0 of the 26 weights of backbone .* features.0.weight"):
         checkpointer.load(path)
 
 
@@ -37,3 +38,13 @@ def test_backbone_alone_is_enough(tiny_cfg, tmp_path: Path) -> None:
     model = build_model(tiny_cfg())
     AtomicCheckpointer(model).load(path)
     assert (model.backbone.conv1.conv1_1.weight == 1).all()
+
+
+def test_backbone_alone_cannot_be_evaluated(tiny_cfg, tmp_path: Path) -> None:
+    """`--eval-only` with an ImageNet file."""
+    cfg = tiny_cfg(
+        *("MODEL.WEIGHTS", save(tmp_path / "imagenet.pth", ["backbone.conv1.conv1_1.weight"])),
+        *("OUTPUT_DIR", str(tmp_path)),
+    )
+    with pytest.raises(UserError, match=r"weights of roi_heads .* cannot be evaluated"):
+        evaluate_checkpoint(cfg)
