@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 
 from frcnn_plugin import add_frcnn_config, get_config_file
 from frcnn_plugin.engine.stages import apply_four_step
+from tests.conftest import flatten
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "faithfulness.md"
@@ -56,16 +57,6 @@ def preset(name: str) -> dict[str, Any]:
     cfg.merge_from_file(get_config_file(f"{name}.yaml"))
     apply_four_step(cfg)
     return flatten(cfg)
-
-
-def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def code(cell: str) -> list[str]:

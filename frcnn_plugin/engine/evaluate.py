@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 
 from ..errors import UserError
 from .checkpointer import AtomicCheckpointer
+from .stage_proposals import with_test_proposals
 from .trainer import PaperTrainer
 
 logger = logging.getLogger(__name__)
@@ -51,9 +52,7 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
                     f"{weights} detects on proposals of step {step - 1}, but {missing[0]} is "
                     f"missing; make it with tools/dump_proposals.py from stage{step - 1}_final.pth"
                 )
-            cfg.MODEL.LOAD_PROPOSALS = True
-            cfg.DATASETS.PROPOSAL_FILES_TEST = files
-            cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+            cfg = with_test_proposals(cfg, files)
     model = PaperTrainer.build_model(cfg)
     checkpointer = AtomicCheckpointer(model)
     head = "proposal_generator" if cfg.MODEL.PAPER_RCNN.PHASE == "rpn" else "roi_heads"

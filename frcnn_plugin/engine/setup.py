@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
 
 from ..config import add_frcnn_config
 from ..data.builtin import register_from_config_entries
 from ..data.checks import check_datasets
+from ..data.proposals import check_proposals
 from ..errors import UserError
 from .stage_checkpoints import check_start
 from .stages import apply_four_step
@@ -86,9 +88,25 @@ def check_cfg(
         check_datasets([*train, *cfg.DATASETS.TEST], cfg.MODEL.ROI_HEADS.NUM_CLASSES, train=train)
     if cfg.FOUR_STEP.ENABLED and not eval_only:
         check_start(cfg)
+    if cfg.MODEL.LOAD_PROPOSALS:
+        _check_proposals("TRAIN", train, cfg.DATASETS.PROPOSAL_FILES_TRAIN)
+        _check_proposals("TEST", cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST)
     _check_weights(cfg, eval_only)
     if not eval_only:
         _check_solver(cfg)
+
+
+def _check_proposals(which: str, names: Sequence[str], files: Sequence[str]) -> None:
+    # The host opens them with plain pickle, and says little if they are of another data set.
+    if not names:
+        return
+    if len(names) != len(files):
+        raise UserError(
+            f"MODEL.LOAD_PROPOSALS is True, but DATASETS.{which} has {len(names)} data sets and "
+            f"DATASETS.PROPOSAL_FILES_{which} {len(files)} files: give one file per data set"
+        )
+    for name, file in zip(names, files, strict=True):
+        check_proposals(file, DatasetCatalog.get(name), name)
 
 
 def _check_output_dir(cfg: CfgNode) -> None:

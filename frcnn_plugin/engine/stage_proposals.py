@@ -29,6 +29,21 @@ from .train_loader import MirroringMapper, training_dicts
 logger = logging.getLogger(__name__)
 
 
+def with_test_proposals(cfg: CfgNode, proposal_files: Sequence[str]) -> CfgNode:
+    """A copy of ``cfg`` whose test sets come with proposals.
+
+    Args:
+        cfg: config.
+        proposal_files: one per entry of ``DATASETS.TEST``.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.LOAD_PROPOSALS = True
+    cfg.DATASETS.PROPOSAL_FILES_TEST = tuple(proposal_files)
+    cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+    return cfg
+
+
 class _MirroredBack(ProposalCollector):
     """Collects proposals of mirrored images, in the coordinates of the image itself."""
 

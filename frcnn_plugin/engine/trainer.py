@@ -22,6 +22,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from ..errors import UserError
 from ..evaluation.proposals import ProposalEvaluator
 from ..evaluation.voc import VOCEvaluator
 from .checkpointer import AtomicCheckpointer
@@ -29,6 +30,7 @@ from .four_step import FourStepHook
 from .hooks import CaffeMomentum, SeedEveryStep
 from .parallel import wrap_model
 from .stage_checkpoints import StageCheckpointer
+from .stage_proposals import with_test_proposals
 from .stages import build_four_step_scheduler
 from .train_loader import build_train_loader
 
@@ -118,9 +120,15 @@ class PaperTrainer(DefaultTrainer):
         """
         if not cfg.DATALOADER.MIRRORED_COPIES:
             return super().build_train_loader(cfg)
+        images, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
+        if (rest or not images) and not cfg.FOUR_STEP.ENABLED:  # whose steps have their own
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be divided among "
+                f"{comm.get_world_size()} processes: make it a multiple of their number"
+            )
         return build_train_loader(
             cfg,
-            images_per_process=max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()),
+            images_per_process=max(1, images),
             seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
             start_iter=start_iter,
             proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else (),
@@ -148,11 +156,7 @@ class PaperTrainer(DefaultTrainer):
         Returns:
             per test set, its metrics by task.
         """
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.LOAD_PROPOSALS = True
-        cfg.DATASETS.PROPOSAL_FILES_TEST = tuple(proposal_files)
-        cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+        cfg = with_test_proposals(self.cfg, proposal_files)
         model.set_phase("fast_rcnn")  # type: ignore[operator]
         results = self.test(cfg, model)
         return results if len(cfg.DATASETS.TEST) > 1 else {cfg.DATASETS.TEST[0]: results}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances
+from frcnn_plugin.data.proposals import save_proposals
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import check_cfg, setup_cfg
 from frcnn_plugin.errors import UserError
@@ -108,3 +111,26 @@ def test_steps_behind_the_end(shapes: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="AMP works here")
 def test_amp_on_the_cpu(shapes: Path) -> None:
     assert "SOLVER.AMP.ENABLED False" in problem("SOLVER.AMP.ENABLED", "True")
+
+
+FAST_RCNN = ["MODEL.LOAD_PROPOSALS", "True", "MODEL.PAPER_RCNN.PHASE", "fast_rcnn"]
+
+
+def test_missing_proposal_file(shapes: Path) -> None:
+    files = ["DATASETS.PROPOSAL_FILES_TRAIN", "('a.pkl',)"]
+    message = problem(*FAST_RCNN, *files)
+    assert "a.pkl" in message and "tools/dump_proposals.py" in message
+
+
+def test_too_few_proposal_files(shapes: Path) -> None:
+    message = problem(*FAST_RCNN)
+    assert "DATASETS.TRAIN has 1 data sets and DATASETS.PROPOSAL_FILES_TRAIN 0 files" in message
+
+
+def test_proposals_of_another_data_set(shapes: Path, tmp_path: Path) -> None:
+    path = tmp_path / "test.pkl"
+    test = load_voc_instances(shapes, "test", SHAPE_CLASSES)
+    box, logit = np.array([[0, 0, 9, 9]], dtype=np.float32), np.zeros(1, dtype=np.float32)
+    save_proposals(path, [d["image_id"] for d in test], [box] * len(test), [logit] * len(test))
+    message = problem(*FAST_RCNN, "DATASETS.PROPOSAL_FILES_TRAIN", f"('{path}',)")
+    assert str(path) in message and "no entry for image" in message

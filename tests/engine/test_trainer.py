@@ -11,6 +11,7 @@ from detectron2.solver import build_lr_scheduler
 
 from frcnn_plugin.data import register_voc
 from frcnn_plugin.engine import PaperTrainer
+from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.proposals import ProposalEvaluator
 from frcnn_plugin.evaluation.voc import VOCEvaluator
 
@@ -82,3 +83,9 @@ def test_evaluator_of_coco_sets(tiny_cfg, tmp_path) -> None:
     MetadataCatalog.get("coco_evaluator_test").set(evaluator_type="coco", json_file=str(json_file))
     cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path))
     assert type(PaperTrainer.build_evaluator(cfg, "coco_evaluator_test")) is COCOEvaluator
+
+
+def test_batch_that_cannot_be_divided(tiny_cfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frcnn_plugin.engine.trainer.comm.get_world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"IMS_PER_BATCH 3 cannot be divided among 2 processes"):
+        PaperTrainer.build_train_loader(tiny_cfg("SOLVER.IMS_PER_BATCH", 3))

@@ -6,12 +6,12 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 
 from frcnn_plugin import add_frcnn_config
+from tests.conftest import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = '''
@@ -59,16 +59,6 @@ def load_tool() -> ModuleType:
 
 
 tool = load_tool()
-
-
-def flatten(node: CfgNode, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def test_the_page_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
