@@ -97,7 +97,10 @@ def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
     if not isinstance(dicts, list):  # a torch Dataset: nothing to count
         return
     if not dicts:
-        raise UserError(f"{name}: no images; its image set lists none")
+        raise UserError(
+            f"{name}: no images; its image set lists none. For a VOC-format set write one image id "
+            f"per line into ImageSets/Main/<split>.txt, or name another set in DATASETS"
+        )
     expected = OFFICIAL_IMAGE_COUNTS.get(name)
     if expected is not None and expected != len(dicts):
         logger.warning(

@@ -9,6 +9,9 @@ from typing import Any
 import torch.distributed as dist
 from detectron2.engine import launch as host_launch
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessRaisedException
+
+from ..errors import UserError
 
 
 def launch(
@@ -36,17 +39,27 @@ def launch(
 
     Returns:
         what ``main`` returns if there is a single process, else None.
+
+    Raises:
+        UserError: a process raised it.
     """
     if num_machines * num_processes == 1:
         return main(*args)  # the host drops the result
-    return host_launch(
-        _run_and_shut_down,
-        num_processes,
-        num_machines=num_machines,
-        machine_rank=machine_rank,
-        dist_url=dist_url,
-        args=(main, args),
-    )
+    try:
+        return host_launch(
+            _run_and_shut_down,
+            num_processes,
+            num_machines=num_machines,
+            machine_rank=machine_rank,
+            dist_url=dist_url,
+            args=(main, args),
+        )
+    except ProcessRaisedException as e:
+        # It carries the worker's traceback as text; a user's mistake is the end of it.
+        _, mark, message = str(e).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
+        if not mark:
+            raise
+        raise UserError(message.strip()) from None
 
 
 def _run_and_shut_down(main: Callable[..., Any], args: tuple[Any, ...]) -> Any:

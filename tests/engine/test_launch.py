@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from detectron2.utils import comm
 
 from frcnn_plugin.engine import launch
+from frcnn_plugin.errors import UserError
 
 
 def add(a: int, b: int) -> int:
@@ -18,6 +20,14 @@ def check_ranks(path: str) -> None:
             file.write(str(ranks))
 
 
+def make_a_mistake() -> None:
+    raise UserError("MODEL.X is 1: set MODEL.X 2")
+
+
+def fail() -> None:
+    raise ZeroDivisionError("not the user's")
+
+
 def test_single_process_returns_its_result() -> None:
     assert launch(add, 1, args=(2, 3)) == 5
 
@@ -26,3 +36,13 @@ def test_two_processes_meet_and_end(tmp_path) -> None:
     path = tmp_path / "ranks"
     assert launch(check_ranks, 2, args=(str(path),)) is None
     assert path.read_text() == "[0, 1]"
+
+
+def test_a_mistake_found_by_a_worker_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^MODEL.X is 1: set MODEL.X 2$"):
+        launch(make_a_mistake, 2)
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    with pytest.raises(Exception, match="ZeroDivisionError: not the user's"):
+        launch(fail, 2)
