@@ -51,8 +51,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
             content: dict[str, Any] = super()._load_file(filename)
         except Exception as e:  # a damaged file raises whatever its bytes happen to say
             problem = (
-                f"{filename} is damaged, or no checkpoint ({type(e).__name__}); a .pth or .pkl file "
-                "of weights is needed"
+                f"{filename} is damaged, or no checkpoint ({type(e).__name__}); a .pth or .pkl "
+                "file of weights is needed"
             )
             raise UserError(f"{problem}{self._advice()}") from e
         return content
