@@ -28,6 +28,7 @@ def add_frcnn_config(cfg: CN) -> None:
     """
     if "VGG" in cfg.MODEL:
         return
+    _add_weights(cfg)
     _add_backbones(cfg)
     _add_rpn(cfg)
     _add_roi_box_head(cfg)
@@ -36,6 +37,15 @@ def add_frcnn_config(cfg: CN) -> None:
     _add_solver(cfg)
     _add_four_step(cfg)
     _add_test(cfg)
+
+
+def _add_weights(cfg: CN) -> None:
+    # MODEL.WEIGHTS, the host's key, also takes a .caffemodel, a VGG16 in torchvision's names, and
+    # "frcnn://name" for the known files of docs/weights.md.
+    # Sub-modules that start at random if MODEL.WEIGHTS lacks their weights, or has them in another
+    # shape, such as ["roi_heads.box_head"] for a file without fc6 and fc7. Otherwise training does
+    # not start when layers of a backbone, or fc6 and fc7, are missing.
+    cfg.MODEL.WEIGHTS_MAY_LACK = []
 
 
 def _add_backbones(cfg: CN) -> None:

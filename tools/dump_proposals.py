@@ -126,7 +126,7 @@ def run(args: argparse.Namespace, shards: ProposalShards, pending: list[dict[str
     setup_logging()
     cfg = make_cfg(args)
     model = build_model(cfg)
-    AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
     loader = build_detection_test_loader(
         pending,
         mapper=DatasetMapper(cfg, is_train=False),

@@ -1,16 +1,34 @@
-"""Checkpoints that a killed process cannot spoil."""
+"""Checkpoints that a killed process cannot spoil, and whose weights are checked when loaded."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
+from ..checkpoint.conversion import Conversion
+from ..checkpoint.from_torchvision import looks_like_torchvision
+from ..checkpoint.matching import (
+    Loaded,
+    check_classes,
+    check_complete,
+    check_preprocessing,
+    check_requirements,
+    check_shapes,
+)
+from ..checkpoint.metadata import KEY, Metadata
+from ..checkpoint.read import convert_caffemodel, convert_torchvision_file
 from ..errors import UserError
+from .weights import checkpoint_metadata, class_names, preprocessing, requirements
+
+logger = logging.getLogger(__name__)
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -20,15 +38,36 @@ class AtomicCheckpointer(DetectionCheckpointer):
     an empty ``last_checkpoint``, and can no longer be resumed.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Arguments of the host's class."""
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        cfg: CfgNode | None = None,
+        evaluating: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Build.
+
+        Args:
+            model: as for the host's class.
+            save_dir: as for the host's class.
+            cfg: of the model: what is loaded is checked against it, and checkpoints carry it with
+                class names and preprocessing. None: nothing is checked or added.
+            evaluating: nothing will be trained, so that everything has to be in the file.
+            kwargs: other arguments of the host's class.
+        """
+        super().__init__(model, save_dir, **kwargs)
         self.path_manager: Any = _AtomicPaths(PathManager)
-        # Parts of the model that every file has to have weights of, and what to do if not.
-        self.required_parts = {
-            "backbone": "For training from scratch leave MODEL.WEIGHTS empty and set "
-            "MODEL.BACKBONE.FREEZE_AT 0"
-        }
+        self._cfg = cfg
+        self._evaluating = evaluating
+        self._file = ""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As the host's, with :class:`.checkpoint.metadata.Metadata`."""
+        if self._cfg is not None:
+            kwargs.setdefault(KEY, checkpoint_metadata(self._cfg).to_dict())
+        super().save(name, **kwargs)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As the host's.
@@ -47,34 +86,56 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return loaded
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        """As the host's; also Caffe's files and those in torchvision's names, converted."""
+        self._file = filename
+        if filename.endswith(".caffemodel"):
+            return _converted(convert_caffemodel(filename))
         try:
             content: dict[str, Any] = super()._load_file(filename)
         except Exception as e:  # a damaged file raises whatever its bytes happen to say
             problem = (
-                f"{filename} is damaged, or no checkpoint ({type(e).__name__}); a .pth or .pkl "
-                "file of weights is needed"
+                f"{filename} is damaged, or no checkpoint ({type(e).__name__}); a .pth, .pkl or "
+                ".caffemodel file of weights is needed"
             )
             raise UserError(f"{problem}{self._advice()}") from e
+        if self._cfg is not None and looks_like_torchvision(content["model"]):
+            return _converted(convert_torchvision_file(filename, content["model"]))
         return content
 
     def _load_model(self, checkpoint: Any) -> Any:
-        """As the host's, which only logs when nothing fits and then goes on with random weights.
+        """As the host's, which only logs what does not fit and goes on with random weights.
 
         Raises:
-            UserError: not one weight of a required part is in the file.
+            UserError: the weights are not those that the config needs; see
+                :mod:`frcnn_plugin.checkpoint.matching`.
         """
-        found = list(checkpoint["model"])
+        keys = list(checkpoint["model"])
+        metadata = Metadata.from_dict(checkpoint.get(KEY))
+        if self._cfg is not None:
+            check_preprocessing(self._file, metadata, preprocessing(self._cfg))
         incompatible = super()._load_model(checkpoint)
-        missing = set(incompatible.missing_keys)
-        for part, advice in self.required_parts.items():
-            wanted = [n for n, _ in self.model.named_parameters() if n.startswith(f"{part}.")]
-            if wanted and missing.issuperset(wanted):
-                raise UserError(
-                    f"MODEL.WEIGHTS: 0 of the {len(wanted)} weights of {part} were found in the "
-                    f"file. It has {', '.join(found[:4])} ...; needed are {', '.join(wanted[:4])} "
-                    f"... of the same shape. {advice}"
-                )
+        if self._cfg is not None:
+            shapes = {name: (tuple(f), tuple(m)) for name, f, m in incompatible.incorrect_shapes}
+            self._check(Loaded(self._file, keys, incompatible.missing_keys, shapes), metadata)
         return incompatible
+
+    def _check(self, loaded: Loaded, metadata: Metadata | None) -> None:
+        cfg = self._cfg
+        assert cfg is not None
+        if self._evaluating:
+            unused = {"rpn": "roi_heads", "fast_rcnn": "proposal_generator"}
+            part = unused.get(cfg.MODEL.PAPER_RCNN.PHASE)
+            check_complete(loaded.without(part) if part else loaded)
+        else:
+            check_requirements(loaded, requirements(self.model, cfg))
+            for sentence in check_shapes(loaded, cfg.MODEL.WEIGHTS_MAY_LACK):
+                logger.warning(sentence)
+        check_classes(
+            self._file,
+            metadata,
+            class_names(cfg, test=self._evaluating),
+            evaluating=self._evaluating,
+        )
 
     def _advice(self) -> str:
         """How to go on without the file that a run would be resumed from."""
@@ -86,6 +147,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
             f". {last} names the file that a run is resumed from; write the name of another one "
             f"into it to go on from there ({', '.join(others) or 'there is none'})"
         )
+
+
+def _converted(result: Conversion) -> dict[str, Any]:
+    source = result.metadata.source
+    logger.info("%s (%s, %s) is converted", source["file"], result.network, source["layout"])
+    return {"model": result.state_dict, KEY: result.metadata.to_dict()}
 
 
 class _AtomicPaths:

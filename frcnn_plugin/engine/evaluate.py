@@ -54,10 +54,7 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
                 )
             cfg = with_test_proposals(cfg, files)
     model = PaperTrainer.build_model(cfg)
-    checkpointer = AtomicCheckpointer(model)
-    head = "proposal_generator" if cfg.MODEL.PAPER_RCNN.PHASE == "rpn" else "roi_heads"
-    checkpointer.required_parts[head] = "Weights of a backbone alone cannot be evaluated"
-    checkpointer.load(cfg.MODEL.WEIGHTS)
+    AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
     return PaperTrainer.test(cfg, model)
 
 

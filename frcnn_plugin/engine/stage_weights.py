@@ -77,11 +77,14 @@ def redraw_predictor(model: nn.Module, seed: int) -> None:
 
 def fold_statistics(model: nn.Module) -> None:
     """Bake target statistics into the last layers, so that they mean what stock layers mean."""
-    rpn: Any = model.proposal_generator
-    if rpn.target_statistics.active:
+    rpn: Any = getattr(model, "proposal_generator", None)
+    if getattr(rpn, "target_statistics", None) is not None and rpn.target_statistics.active:
         rpn.target_statistics.fold(rpn.rpn_head.rpn_bbox_pred)
-    predictor: Any = model.roi_heads.box_predictor  # type: ignore[union-attr]
-    if predictor.target_statistics.active:
+    predictor: Any = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
+    if (
+        getattr(predictor, "target_statistics", None) is not None
+        and predictor.target_statistics.active
+    ):
         predictor.target_statistics.fold(predictor.bbox_pred)
 
 

@@ -28,9 +28,10 @@ from ..evaluation.voc import VOCEvaluator
 from .checkpointer import AtomicCheckpointer
 from .four_step import FourStepHook
 from .hooks import CaffeMomentum, SeedEveryStep
-from .parallel import wrap_model
+from .parallel import unwrap_model, wrap_model
 from .stage_checkpoints import StageCheckpointer
 from .stage_proposals import with_test_proposals
+from .stage_weights import fold_statistics
 from .stages import build_four_step_scheduler
 from .train_loader import build_train_loader
 
@@ -55,7 +56,9 @@ class PaperTrainer(DefaultTrainer):
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_class(wrap_model(model), data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = AtomicCheckpointer(
+            model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -137,10 +140,17 @@ class PaperTrainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As the host's; a resumed run goes on in the data where it stopped.
 
+        Target statistics of weights that a new run starts with are folded: the box layer goes on
+        predicting the same, in the units of this run. (Those of a step of four-step training, from
+        which the next one starts, stay.)
+
         Args:
             resume: take up ``OUTPUT_DIR``'s last checkpoint if there is one.
         """
+        resumed = resume and self.checkpointer.has_checkpoint()
         super().resume_or_load(resume)
+        if not resumed and self.cfg.FOUR_STEP.START_AT == 1:
+            fold_statistics(unwrap_model(self.model))
         if self.start_iter > 0 and not self.cfg.FOUR_STEP.ENABLED:
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)

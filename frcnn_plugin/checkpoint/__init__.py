@@ -1,0 +1,24 @@
+"""Files of weights: Caffe's and others', conversion, and what a checkpoint says about itself."""
+
+from .caffemodel import CaffeModel, read_caffemodel, write_caffemodel
+from .conversion import Conversion
+from .from_caffe import convert_caffe
+from .from_torchvision import convert_torchvision
+from .metadata import KEY, Metadata, Preprocessing
+from .read import read_weights, save_weights
+from .to_caffe import convert_to_caffe
+
+__all__ = [
+    "KEY",
+    "CaffeModel",
+    "Conversion",
+    "Metadata",
+    "Preprocessing",
+    "convert_caffe",
+    "convert_to_caffe",
+    "convert_torchvision",
+    "read_caffemodel",
+    "read_weights",
+    "save_weights",
+    "write_caffemodel",
+]

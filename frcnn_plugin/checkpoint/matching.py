@@ -1,0 +1,206 @@
+"""Whether loaded weights are those a model needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import UserError
+from .conversion import PREDICTOR, RPN_HEAD
+from .metadata import IMAGENET_MEAN_TOLERANCE, Metadata, Preprocessing
+
+logger = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
+
+# What depends on the number of classes, and of anchors: weights of another number start at random.
+_BY_CLASSES = (
+    f"{PREDICTOR}.cls_score.",
+    f"{PREDICTOR}.bbox_pred.",
+    f"{PREDICTOR}.target_statistics.",
+)
+_BY_ANCHORS = (f"{RPN_HEAD}.rpn_cls_score.", f"{RPN_HEAD}.rpn_bbox_pred.")
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """Layers without which training makes no sense."""
+
+    what: str
+    """Name and kind, "VGG16" and "conv layers"."""
+    kind: str
+    layers: tuple[str, ...]
+    """Full names, without ".weight"."""
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What came of loading a file into a model."""
+
+    file: str
+    keys: Sequence[str]
+    """Names of the weights in the file."""
+    missing: Collection[str]
+    """Names of the model's weights that the file does not have, or not in the right shape."""
+    wrong_shapes: Mapping[str, tuple[Shape, Shape]]
+    """Those of them that it has in another shape: the file's and the model's."""
+
+    def without(self, part: str) -> Loaded:
+        """The same, as if the model did not have the sub-module."""
+        missing = [name for name in self.missing if not is_in(name, [part])]
+        shapes = {k: v for k, v in self.wrong_shapes.items() if not is_in(k, [part])}
+        return Loaded(self.file, self.keys, missing, shapes)
+
+
+def check_requirements(loaded: Loaded, requirements: Sequence[Requirement]) -> None:
+    """Stop if layers that must be there are not.
+
+    Raises:
+        UserError: says how many were found, what the file has instead, and what to do.
+    """
+    for requirement in requirements:
+        lacking = [
+            layer
+            for layer in requirement.layers
+            if any(f"{layer}.{kind}" in loaded.missing for kind in ("weight", "bias"))
+        ]
+        if not lacking:
+            continue
+        total = len(requirement.layers)
+        shapes = [
+            f"{name} is {_text(found)} there and {_text(wanted)} here"
+            for name, (found, wanted) in loaded.wrong_shapes.items()
+            if any(name.startswith(f"{layer}.") for layer in lacking)
+        ]
+        detail = shapes[0] if shapes else f"its first keys: {', '.join(loaded.keys[:4])} ..."
+        raise UserError(
+            f"{requirement.what}: {total - len(lacking)} of {total} {requirement.kind} found in "
+            f"{loaded.file}; {detail}. {requirement.advice}".rstrip()
+        )
+
+
+def check_shapes(loaded: Loaded, may_lack: Sequence[str] = ()) -> list[str]:
+    """Let differences in classes and anchors pass, which then are trained from random weights.
+
+    Args:
+        loaded: result of loading.
+        may_lack: prefixes of weights that may have any shape in the file.
+
+    Returns:
+        a sentence for each kind of difference that passed.
+
+    Raises:
+        UserError: any other weight has the wrong shape; names it.
+    """
+    wrong = {
+        name: shapes for name, shapes in loaded.wrong_shapes.items() if not is_in(name, may_lack)
+    }
+    sentences = []
+    for prefixes, reason in ((_BY_CLASSES, "classes"), (_BY_ANCHORS, "anchors")):
+        names = [name for name in wrong if name.startswith(prefixes)]
+        if names:
+            listed = ", ".join(
+                f"{n} ({_text(wrong[n][0])} in the file, {_text(wrong[n][1])} here)" for n in names
+            )
+            sentences.append(
+                f"{loaded.file} is for another number of {reason}; these start at random: {listed}"
+            )
+        wrong = {name: shapes for name, shapes in wrong.items() if name not in names}
+    for name, (found, wanted) in wrong.items():
+        raise UserError(
+            f"{name} is {_text(found)} in {loaded.file} and {_text(wanted)} in the model of the "
+            "config: use the config that the weights were trained with"
+        )
+    return sentences
+
+
+def check_complete(loaded: Loaded) -> None:
+    """Stop if anything is missing, as for evaluation.
+
+    Raises:
+        UserError: names what is missing.
+    """
+    for name, (found, wanted) in loaded.wrong_shapes.items():
+        raise UserError(
+            f"{name} is {_text(found)} in {loaded.file} and {_text(wanted)} in the model of the "
+            "config: use the config, and the number of classes, that the weights were trained with"
+        )
+    if loaded.missing:
+        names = sorted(loaded.missing)
+        raise UserError(
+            f"{loaded.file} cannot be evaluated: it lacks {len(names)} weights, such as "
+            f"{', '.join(names[:3])}. Weights of a trained detector are needed; those of ImageNet "
+            "are where training starts"
+        )
+
+
+def check_preprocessing(file: str, metadata: Metadata | None, wanted: Preprocessing) -> None:
+    """Stop if the weights expect other images than the config gives them.
+
+    Args:
+        file: name of the file, for the message.
+        metadata: of the weights; without it nothing can be said.
+        wanted: what the config does.
+
+    Raises:
+        UserError: shows both values and the override to type.
+    """
+    if metadata is None or metadata.preprocessing is None:
+        return
+    theirs = metadata.preprocessing
+    # ImageNet's Caffe weights are used with two means that are a grey level apart.
+    tolerance = IMAGENET_MEAN_TOLERANCE if metadata.kind == "imagenet" else 1e-3
+    keys = wanted.contradiction(theirs, tolerance=tolerance)
+    if not keys:
+        return
+    values = {
+        "INPUT.FORMAT": (wanted.format, theirs.format),
+        "MODEL.PIXEL_MEAN": (list(wanted.mean), list(theirs.mean)),
+        "MODEL.PIXEL_STD": (list(wanted.std), list(theirs.std)),
+    }
+    found = "; ".join(f"{k} is {values[k][0]}, the weights expect {values[k][1]}" for k in keys)
+    override = " ".join(
+        f"{k} {values[k][1]}" if k == "INPUT.FORMAT" else f'{k} "{values[k][1]}"' for k in keys
+    )
+    raise UserError(
+        f"{file} was trained on other images than the config makes: {found}. Type {override}"
+    )
+
+
+def check_classes(
+    file: str, metadata: Metadata | None, classes: Sequence[str] | None, *, evaluating: bool
+) -> None:
+    """Compare the classes that weights were trained on with those of the data.
+
+    Args:
+        file: name of the file, for the message.
+        metadata: of the weights.
+        classes: of the data; None if unknown.
+        evaluating: whether the detector is used as it is.
+
+    Raises:
+        UserError: evaluating, the same classes stand in another order.
+    """
+    theirs = metadata.classes if metadata else None
+    if not theirs or not classes or len(theirs) != len(classes) or tuple(classes) == theirs:
+        return
+    differing = [(a, b) for a, b in zip(theirs, classes, strict=True) if a != b]
+    number = list(theirs).index(differing[0][0])
+    example = f"class {number} is '{differing[0][0]}' there and '{differing[0][1]}' in the data"
+    if evaluating and sorted(theirs) == sorted(classes):
+        raise UserError(
+            f"{file} has the classes of the data in another order ({example}): give the data set "
+            "the order of the weights"
+        )
+    logger.warning("%s was trained on other classes: %s", file, example)
+
+
+def is_in(name: str, parts: Sequence[str]) -> bool:
+    """Whether a weight belongs to one of the sub-modules."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def _text(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "a number"

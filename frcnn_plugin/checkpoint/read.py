@@ -1,0 +1,146 @@
+"""Files of weights, whatever program they are from, to this plugin's names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from .caffemodel import read_caffemodel
+from .conversion import Conversion
+from .from_caffe import convert_caffe
+from .from_torchvision import KNOWN, LAYOUTS, convert_torchvision, looks_like_torchvision
+from .metadata import KEY, Metadata
+
+# Goes up when a conversion gives other weights than before.
+CONVERTER_VERSION = 1
+
+
+def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversion:
+    """Read a file and convert it.
+
+    It is a caffemodel, a VGG16 in torchvision's names, or a checkpoint of this plugin, which stays
+    as it is.
+
+    Args:
+        path: file.
+        layout: one of :data:`.from_torchvision.LAYOUTS`, for a file in torchvision's names whose
+            digest is unknown.
+
+    Returns:
+        weights, some of them views of the mapped file, and metadata with the file's SHA-256.
+
+    Raises:
+        UserError: the file is missing, damaged, or of an unknown kind; names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    if not is_torch_file(path):
+        return convert_caffemodel(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # a damaged file raises whatever its bytes happen to say
+        raise UserError(
+            f"{path} is damaged, or holds more than weights ({type(e).__name__}): copy or download "
+            "it again"
+        ) from e
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not weights by name")
+    state = state_of(content)
+    if looks_like_torchvision(state):
+        return convert_torchvision_file(path, state, layout=layout)
+    metadata = Metadata.from_dict(content.get(KEY))
+    if metadata is None and not any(name.startswith("backbone.") for name in state):
+        raise UserError(
+            f"{path} is none of the kinds that can be converted; its weights are called "
+            f"{', '.join(list(state)[:4])} ..."
+        )
+    rows = [(name, name, " x ".join(map(str, t.shape))) for name, t in state.items()]
+    return Conversion("checkpoint", state, metadata or Metadata("detector"), rows)
+
+
+def convert_caffemodel(path: str | os.PathLike[str]) -> Conversion:
+    """A caffemodel; see :func:`read_weights`."""
+    layers = read_caffemodel(path).layers
+    try:
+        result = convert_caffe(layers)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
+    return _with_source(result, path, "caffemodel")
+
+
+def convert_torchvision_file(
+    path: str | os.PathLike[str], state: Mapping[str, torch.Tensor], *, layout: str = ""
+) -> Conversion:
+    """A file in torchvision's names, whose content is ``state``; see :func:`read_weights`."""
+    digest = sha256(path)
+    if layout and layout not in LAYOUTS:
+        raise UserError(f"there is no layout '{layout}'; there are {', '.join(LAYOUTS)}")
+    known = KNOWN.get(digest[:8])
+    if not layout and known is None:
+        raise UserError(
+            f"{path} has torchvision's names, which both torchvision's own weights (RGB images) "
+            "and Caffe's saved in its names, such as vgg16_caffe.pth (BGR), have, and it is none "
+            f"of the known files (SHA-256 {digest}). Say what it is: python "
+            f"tools/convert_weights.py {path} OUTPUT.pth --layout {' | '.join(LAYOUTS)}"
+        )
+    preprocessing = LAYOUTS[layout] if layout else known[1]  # type: ignore[index]
+    try:
+        result = convert_torchvision(state, preprocessing)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
+    return _with_source(result, path, layout or known[0], digest)  # type: ignore[index]
+
+
+def save_weights(path: str | os.PathLike[str], conversion: Conversion) -> None:
+    """Write a checkpoint that any Detectron2 tool loads; it appears only when complete."""
+    temporary = f"{path}.partial"
+    content = {"model": conversion.state_dict, KEY: conversion.metadata.to_dict()}
+    with open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def state_of(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors by name of a checkpoint, which may be a level deeper."""
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    return {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
+
+
+def is_torch_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file starts as ``torch.save``'s do: a zip archive, or a pickle."""
+    with open(path, "rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _with_source(
+    result: Conversion, path: str | os.PathLike[str], layout: str, digest: str = ""
+) -> Conversion:
+    source: dict[str, str | int] = {
+        "file": Path(path).name,
+        "sha256": digest or sha256(path),
+        "layout": layout,
+        "converter": CONVERTER_VERSION,
+    }
+    result.metadata = replace(result.metadata, source=source)
+    return result
