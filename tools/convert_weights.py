@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
@@ -120,7 +120,7 @@ def print_mapping(rows: Sequence[tuple[str, str, str]]) -> None:
 
 
 def to_caffe(weights: Conversion, output: str, rpn_conv: str) -> None:
-    config = yaml.safe_load(weights.metadata.config or "{}")
+    config = CfgNode.load_cfg(weights.metadata.config or "{}")
     try:
         scale = config["MODEL"]["ROI_BOX_HEAD"]["BBOX_REG_WEIGHTS"]
     except KeyError:
