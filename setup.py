@@ -48,6 +48,7 @@ setup(
     extras_require={
         "dev": [
             "pytest>=8",  # the test suite
+            "protobuf>=4",  # a second opinion on Caffe's files, in tests
             "hypothesis>=6",  # generated boxes and annotations in tests
             "ruff>=0.6",  # format and lint
             "mypy>=1.11",  # types

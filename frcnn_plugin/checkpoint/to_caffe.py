@@ -66,8 +66,12 @@ def convert_to_caffe(
         elif layer == "cls_score":
             tensors = [torch.cat((t[-1:], t[:-1])) for t in tensors]
         elif layer == "bbox_pred":
-            if len(tensors[1]) == 4:
-                raise UserError("bbox_pred is class-agnostic; py-faster-rcnn's networks are not")
+            classes = len(state.get(f"{PREDICTOR}.cls_score.bias", ())) - 1
+            if len(tensors[1]) != 4 * classes:
+                raise UserError(
+                    f"bbox_pred has {len(tensors[1])} outputs for {classes} classes, so it is "
+                    "class-agnostic; py-faster-rcnn's networks are not"
+                )
             tensors = _fold(tensors, _statistics(state, PREDICTOR), bbox_reg_weights)
             tensors = _with_background(tensors, metadata)
         layers[layer] = [t.contiguous().numpy() for t in tensors]

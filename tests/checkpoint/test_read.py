@@ -1,0 +1,146 @@
+"""Reading files of weights of every kind, and writing checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from frcnn_plugin.checkpoint import KEY, read_weights, save_weights, write_caffemodel
+from frcnn_plugin.checkpoint.from_torchvision import KNOWN
+from frcnn_plugin.checkpoint.metadata import CAFFE, TORCHVISION, Metadata
+from frcnn_plugin.errors import UserError
+
+from . import networks
+
+
+@pytest.fixture
+def caffemodel(tmp_path: Path) -> Path:
+    path = tmp_path / "net.caffemodel"
+    write_caffemodel(path, networks.detector(networks.vgg16(), classes=20, rpn_conv="rpn_conv/3x3"))
+    return path
+
+
+@pytest.fixture
+def torchvision(tmp_path: Path) -> Path:
+    path = tmp_path / "vgg16.pth"
+    torch.save(networks.torchvision_vgg16(), path)
+    return path
+
+
+def test_caffemodel(caffemodel: Path) -> None:
+    weights = read_weights(caffemodel)
+    assert weights.network == "VGG16, detector of 20 classes"
+    assert weights.metadata.source == {
+        "file": "net.caffemodel",
+        "sha256": hashlib.sha256(caffemodel.read_bytes()).hexdigest(),
+        "layout": "caffemodel",
+        "converter": 1,
+    }
+
+
+def test_saved_and_read_again(caffemodel: Path, tmp_path: Path) -> None:
+    weights = read_weights(caffemodel)
+    save_weights(tmp_path / "out.pth", weights)
+    again = read_weights(tmp_path / "out.pth")
+    assert again.metadata.preprocessing == CAFFE
+    assert again.metadata.classes == weights.metadata.classes
+    assert again.metadata.source == weights.metadata.source
+    assert torch.equal(again.metadata.background["weight"], weights.metadata.background["weight"])
+    assert list(again.state_dict) == list(weights.state_dict)
+    assert all(torch.equal(again.state_dict[k], v) for k, v in weights.state_dict.items())
+    content = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert set(content) == {"model", KEY}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_known_file_in_torchvisions_names(
+    torchvision: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recognised by the start of its SHA-256."""
+    digest = hashlib.sha256(torchvision.read_bytes()).hexdigest()
+    monkeypatch.setitem(KNOWN, digest[:8], ("torchvision", TORCHVISION))
+    weights = read_weights(torchvision)
+    assert weights.metadata.preprocessing == TORCHVISION
+    assert weights.metadata.source["layout"] == "torchvision"
+
+
+def test_known_files() -> None:
+    """PyTorch's file names end in the first digits of the SHA-256."""
+    assert {k: p.format for k, (_, p) in KNOWN.items()} == {
+        "397923af": "RGB",  # vgg16-397923af.pth
+        "88682ab5": "RGB",  # vgg16_features-amdegroot-88682ab5.pth
+        "00b39a1b": "BGR",  # vgg16-00b39a1b.pth
+    }
+
+
+def test_unknown_file_in_torchvisions_names(torchvision: Path) -> None:
+    with pytest.raises(UserError, match=r"RGB images.*vgg16_caffe\.pth.*--layout torchvision \|"):
+        read_weights(torchvision)
+    assert read_weights(torchvision, layout="caffe-pth").metadata.preprocessing == CAFFE
+    with pytest.raises(UserError, match="no layout 'tv'; there are torchvision, "):
+        read_weights(torchvision, layout="tv")
+
+
+def test_state_dict_one_level_deeper(tmp_path: Path) -> None:
+    torch.save({"state_dict": networks.torchvision_vgg16(), "epoch": 3}, tmp_path / "a.pth")
+    weights = read_weights(tmp_path / "a.pth", layout="torchvision")
+    assert len(weights.state_dict) == 30
+
+
+def test_checkpoint_of_this_plugin_without_metadata(tmp_path: Path) -> None:
+    torch.save({"model": {"backbone.conv1.conv1_1.weight": torch.ones(1)}}, tmp_path / "old.pth")
+    weights = read_weights(tmp_path / "old.pth")
+    assert weights.metadata == Metadata("detector")
+    assert list(weights.state_dict) == ["backbone.conv1.conv1_1.weight"]
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 cut off", b"\x80\x02 nonsense"])
+def test_damaged_torch_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.pth is damaged, or holds more than weights"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_other_content(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="holds a list, not weights by name"):
+        read_weights(tmp_path / "list.pth")
+    torch.save({"layer1.0.conv1.weight": torch.ones(1)}, tmp_path / "resnet.pth")
+    with pytest.raises(UserError, match=r"none of the kinds .* called layer1\.0\.conv1\.weight"):
+        read_weights(tmp_path / "resnet.pth")
+    with pytest.raises(UserError, match=r"there is no file .*gone"):
+        read_weights(tmp_path / "gone.pth")
+
+
+def test_web_page_named_pth(tmp_path: Path) -> None:
+    (tmp_path / "vgg16.pth").write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(UserError, match=r"vgg16\.pth is a web page"):
+        read_weights(tmp_path / "vgg16.pth")
+
+
+def test_errors_of_conversions_name_the_file(tmp_path: Path) -> None:
+    layers = networks.vgg16()
+    del layers["conv5_3"]
+    write_caffemodel(tmp_path / "a.caffemodel", layers)
+    with pytest.raises(UserError, match=r"a\.caffemodel: the network lacks conv5_3"):
+        read_weights(tmp_path / "a.caffemodel")
+    torch.save({"features.0.weight": torch.ones(4, 3, 3, 3)}, tmp_path / "b.pth")
+    with pytest.raises(UserError, match=r"b\.pth: the network has torchvision's names"):
+        read_weights(tmp_path / "b.pth", layout="torchvision")
+
+
+def test_not_finite(caffemodel: Path) -> None:
+    weights = read_weights(caffemodel)
+    assert weights.not_finite() == []
+    weights.state_dict["backbone.conv3.conv3_1.bias"][2] = float("inf")
+    assert weights.not_finite() == ["backbone.conv3.conv3_1.bias"]
+
+
+def test_metadata_of_strangers_is_ignored() -> None:
+    for content in (None, [], {"kind": 3}, {"classes": ["a"]}):
+        assert Metadata.from_dict(content) is None
+    broken = {"kind": "detector", "preprocessing": {"format": "BGR", "mean": "x"}}
+    assert Metadata.from_dict(broken) == Metadata("detector")
