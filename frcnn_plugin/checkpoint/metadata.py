@@ -48,7 +48,7 @@ CAFFE = Preprocessing("BGR", CAFFE_MEAN, (1.0, 1.0, 1.0))
 # torchvision: (x / 255 - mean) / std, in grey levels.
 TORCHVISION = Preprocessing("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 # torchvision's features-only file: Caffe's weights with the colours reversed.
-TORCHVISION_FEATURES = Preprocessing("RGB", (122.99925, 116.9997, 103.9992), (1.0, 1.0, 1.0))
+TORCHVISION_FEATURES = Preprocessing("RGB", (122.99925, 116.9991, 103.9992), (1.0, 1.0, 1.0))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
+from detectron2.utils.file_io import PathManager
 
 from ..config import add_frcnn_config
 from ..data.builtin import register_from_config_entries
@@ -128,7 +129,10 @@ def forget_run(cfg: CfgNode) -> None:
 
 def _check_weights(cfg: CfgNode, eval_only: bool) -> None:
     weights = cfg.MODEL.WEIGHTS
-    if weights and "://" not in weights and not Path(weights).is_file():
+    if weights.startswith("frcnn://"):
+        # Here, where one process downloads what all of them will use.
+        PathManager.get_local_path(weights)
+    elif weights and "://" not in weights and not Path(weights.partition("?")[0]).is_file():
         raise UserError(f"MODEL.WEIGHTS: there is no file '{weights}'")
     if weights:
         return
@@ -140,8 +144,8 @@ def _check_weights(cfg: CfgNode, eval_only: bool) -> None:
         raise UserError(
             f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is "
             f"{cfg.MODEL.BACKBONE.FREEZE_AT}: the frozen layers would stay random. Add "
-            "MODEL.WEIGHTS path/to/imagenet_weights, or train from scratch with "
-            "MODEL.BACKBONE.FREEZE_AT 0"
+            "MODEL.WEIGHTS frcnn://vgg16_caffe_imagenet (docs/weights.md lists others), or train "
+            "from scratch with MODEL.BACKBONE.FREEZE_AT 0"
         )
 
 
