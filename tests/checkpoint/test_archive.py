@@ -143,3 +143,10 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"has 0\.1 MB free, and models/zf\.caffemodel needs 0\.2"):
         extract(packed, {tmp_path / "zf": known("zf", ZF)})
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    packed = write_tgz(tmp_path / "a.tgz", ("models/zf.caffemodel", ZF))
+    (tmp_path / "zf.unpacking").mkdir()  # root may write everywhere, so a folder is in the way
+    with pytest.raises(UserError, match=r"a\.tgz cannot be unpacked: Is a directory"):
+        extract(packed, {tmp_path / "zf": known("zf", ZF)})

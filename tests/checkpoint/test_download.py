@@ -189,6 +189,12 @@ def test_wrong_checksum_says_what_came_and_starts_anew(server: Server, tmp_path:
     assert ranges(server) == [None, None]
 
 
+def test_all_digits_count(server: Server, tmp_path: Path) -> None:
+    last = "0" if SHA256[-1] != "0" else "1"
+    with pytest.raises(DownloadFailed, match=f"instead of {SHA256[:-1]}{last}; it has"):
+        download(remote(server, sha256=SHA256[:-1] + last), tmp_path / "w.bin")
+
+
 def test_checksum_prefix(server: Server, tmp_path: Path) -> None:
     download(remote(server, sha256_prefix=SHA256[:8]), tmp_path / "w.bin")
     with pytest.raises(DownloadFailed, match=r"SHA-256 is \w{64} instead of 00b39a1b\.\.\.;"):

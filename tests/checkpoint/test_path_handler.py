@@ -232,6 +232,22 @@ def test_cache_that_cannot_be_written(server: Server, cache: Path, set_catalog: 
         PathManager.get_local_path("frcnn://w")
 
 
+def test_disk_without_locks(
+    server: Server, cache: Path, set_catalog: Replace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise module.portalocker.LockException("No locks available")
+
+    monkeypatch.setattr(module.portalocker, "lock", fail)
+    set_catalog(known(server))
+    with pytest.raises(UserError) as error:
+        PathManager.get_local_path("frcnn://w")
+    assert str(error.value) == (
+        f"{cache}/w.pth.lock cannot be locked (No locks available): set FVCORE_CACHE to a folder "
+        "on a disk of this machine"
+    )
+
+
 @pytest.fixture
 def packed(server: Server, tmp_path: Path, set_catalog: Replace) -> RemoteFile:
     """A .tgz on the server with the entries ``zf`` and ``vgg``."""
