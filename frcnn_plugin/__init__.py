@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 check_host()  # before the first import that needs torch or Detectron2
 
+from . import checkpoint as _checkpoint  # noqa: E402, F401  only registration
 from . import data as _data  # noqa: E402, F401  only registration
 from . import modeling as _modeling  # noqa: E402, F401  only registration
 from .config import add_frcnn_config, get_config_file  # noqa: E402
