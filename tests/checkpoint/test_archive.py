@@ -25,7 +25,6 @@ def known(name: str, content: bytes, member: str = "", size: int = 0) -> KnownFi
         file_name=f"{name}.caffemodel",
         description="",
         licence="",
-        layout="caffe",
         member=member or f"models/{name}.caffemodel",
         size=size,
         sha1=hashlib.sha1(content).hexdigest(),

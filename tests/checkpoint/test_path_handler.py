@@ -39,7 +39,7 @@ from frcnn_plugin.checkpoint.cache import local_path
 from frcnn_plugin.checkpoint.catalog import KnownFile
 logging.basicConfig(level=logging.INFO, stream=sys.stdout)
 path = local_path(KnownFile(name="w", file_name="w.pth", urls=(sys.argv[2],), sha256=sys.argv[3],
-                            description="", licence="", layout="torchvision"))
+                            description="", licence=""))
 print("got", path, path.stat().st_size)
 """
 
@@ -52,7 +52,6 @@ def known(server: Server, name: str = "w", **fields: Any) -> KnownFile:
         "urls": (f"{server.url}/{name}.pth",),
         "description": "weights",
         "licence": "none",
-        "layout": "torchvision",
         "sha256": SHA256,
     }
     return KnownFile(**{**values, **fields})

@@ -57,7 +57,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             sha256=SHA256,
             description="weights",
             licence="none",
-            layout="torchvision",
         )
         monkeypatch.setattr(catalog, "CATALOG", (only,))
         yield it
