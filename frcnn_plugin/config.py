@@ -120,9 +120,11 @@ def _add_meta_arch(cfg: CN) -> None:
 
 
 def _add_data(cfg: CN) -> None:
-    # VOC-format sets to register before anything else, a list of
-    #   {name: my_train, root: /data/my, split: train, classes: [cat, dog]}
-    # Then DATASETS.TRAIN ("my_train",) finds them. See frcnn_plugin/data/voc.py for all fields.
+    # Data sets to register before anything else, a list of entries of these forms:
+    #   {name: my_train, root: /data/my, split: train, classes: [cat, dog]}       VOC's three folders
+    #   {name: my_train, xml: /data/my, images: /data/my, classes: [cat, dog]}    any folder of XML
+    #   {name: my_train, json: /data/train.json, images: /data/images}            COCO's format
+    # Then DATASETS.TRAIN ("my_train",) finds them. docs/custom_data.md has all fields.
     cfg.DATASETS.REGISTER = []
     # True: the training set and its mirrored copy, every entry once per epoch, batches of one
     # orientation (all originals); give INPUT.RANDOM_FLIP "none". The order depends on SEED alone,
@@ -134,6 +136,9 @@ def _add_solver(cfg: CN) -> None:
     # Caffe keeps the learning rate inside the momentum buffer, torch outside; after a drop of the
     # rate they differ for about 20 steps. True rescales the buffer at each drop, as Caffe would.
     cfg.SOLVER.CAFFE_MOMENTUM = False
+    # How many of the checkpoints written every SOLVER.CHECKPOINT_PERIOD iterations stay: the newest
+    # ones; 0: all. stage<k>_final.pth, model_final.pth and model_best.pth always stay.
+    cfg.SOLVER.CHECKPOINTS_KEPT = 3
 
 
 def _add_four_step(cfg: CN) -> None:

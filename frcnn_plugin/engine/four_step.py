@@ -76,13 +76,13 @@ class FourStepHook(HookBase):
         rates = self.trainer.scheduler.get_lr()
         for group, rate in zip(self.trainer.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        stage = self._stage_at(self.trainer.start_iter)
+        stage = self.stage_at(self.trainer.start_iter)
         if stage is not None and stage.start != self.trainer.start_iter:
             self._resume(stage)
 
     def before_step(self) -> None:
         """Enter a step at its first iteration."""
-        stage = self._stage_at(self.trainer.iter)
+        stage = self.stage_at(self.trainer.iter)
         assert stage is not None, self.trainer.iter
         if self.trainer.iter == stage.start:
             self._enter(stage)
@@ -105,7 +105,7 @@ class FourStepHook(HookBase):
             if last.number == 4:
                 self._check_shared(model)
             else:
-                self._keep_results(self._evaluate(last.number, model))
+                self._keep_results(self.evaluate(last.number, model))
         self._log.stop()
         model.set_phase("joint" if last.number == 4 else last.phase)
 
@@ -119,7 +119,7 @@ class FourStepHook(HookBase):
         model.eval()
         # A run that starts with a detector step has the RPN's checkpoint, but not its proposals.
         if stage is not self.stages[0] or stage.phase == "fast_rcnn":
-            self._evaluate(stage.number - 1, model)
+            self.evaluate(stage.number - 1, model)
         if stage.number == 2:
             stage_weights.restore_initial(model, self._initial_weights, ("backbone", "roi_heads"))
         elif stage.number == 3:
@@ -176,7 +176,7 @@ class FourStepHook(HookBase):
 
     # ---- parts ------------------------------------------------------------------------------
 
-    def _evaluate(self, number: int, model: Any) -> dict[str, Any]:
+    def evaluate(self, number: int, model: Any) -> dict[str, Any]:
         """Measure a finished step; an RPN step also hands its proposals on.
 
         Returns:
@@ -214,7 +214,7 @@ class FourStepHook(HookBase):
             self._shared_convolutions,
         )
 
-    def _stage_at(self, iteration: int) -> Stage | None:
+    def stage_at(self, iteration: int) -> Stage | None:
         return next((s for s in self.stages if s.start <= iteration < s.end), None)
 
     def _stage_proposals(self, stage: Stage) -> StageProposals:

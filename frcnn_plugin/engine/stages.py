@@ -146,12 +146,6 @@ def apply_four_step(cfg: CfgNode) -> None:
         )
     if not cfg.DATALOADER.MIRRORED_COPIES:
         raise UserError("FOUR_STEP.ENABLED needs DATALOADER.MIRRORED_COPIES True")
-    if cfg.TEST.EVAL_PERIOD > 0:
-        raise UserError(
-            f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}, but in the middle of a step there is no "
-            "whole detector to evaluate: set TEST.EVAL_PERIOD 0. What each step trained is "
-            "evaluated at its end (FOUR_STEP.EVALUATE_STEPS)"
-        )
     cfg.SOLVER.MAX_ITER = stages[-1].end
     cfg.SOLVER.STEPS = tuple(learning_rate_factors(stages, cfg.SOLVER.GAMMA)[0])
     # Only one batch size exists for the host; processes beyond the first add to it (see FOUR_STEP).

@@ -18,21 +18,27 @@ from detectron2.engine import (
     TrainerBase,
     hooks,
 )
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
 from ..errors import UserError
+from ..evaluation.coco import DiagnosingCOCOEvaluator
 from ..evaluation.proposals import ProposalEvaluator
 from ..evaluation.voc import VOCEvaluator
 from .checkpointer import AtomicCheckpointer
 from .four_step import FourStepHook
 from .hooks import CaffeMomentum, SeedEveryStep
+from .kept_checkpoints import add_checkpoint_hooks
+from .memory_errors import memory_errors_explained
 from .parallel import unwrap_model, wrap_model
+from .run_warnings import RunWarnings
 from .stage_checkpoints import StageCheckpointer
+from .stage_evaluation import StageEvalHook
 from .stage_proposals import with_test_proposals
 from .stage_weights import fold_statistics
 from .stages import build_four_step_scheduler
+from .step_guard import StepGuard
 from .train_loader import build_train_loader
 
 
@@ -55,6 +61,8 @@ class PaperTrainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_class(wrap_model(model), data_loader, optimizer)
+        self._guard = StepGuard(cfg, model)
+        self._trainer.register_hooks([self._guard])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = AtomicCheckpointer(
             model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
@@ -72,6 +80,30 @@ class PaperTrainer(DefaultTrainer):
         super().train()
         return getattr(self, "_last_eval_results", None)
 
+    def before_step(self) -> None:
+        """As the host's; four-step training makes its proposals here."""
+        with memory_errors_explained(self.cfg):
+            super().before_step()
+
+    def run_step(self) -> None:
+        """As the host's.
+
+        Raises:
+            UserError: a loss is not finite, or memory ran out; says why and what to do.
+        """
+        with self._guard.explaining():
+            super().run_step()
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
+        """As the host's.
+
+        Raises:
+            UserError: memory ran out; says what to lower.
+        """
+        with memory_errors_explained(cfg):
+            return super().test(cfg, model, evaluators)
+
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """The host's SGD, in torch's fused implementation where there is one.
@@ -86,7 +118,7 @@ class PaperTrainer(DefaultTrainer):
         return optimizer
 
     def build_hooks(self) -> list[HookBase | None]:
-        """The host's hooks, plus :class:`CaffeMomentum` if ``SOLVER.CAFFE_MOMENTUM``."""
+        """The host's hooks, and those of this package that ``cfg`` asks for."""
         ret = super().build_hooks()
         position = next(i for i, h in enumerate(ret) if isinstance(h, hooks.LRScheduler))
         if self.cfg.SOLVER.CAFFE_MOMENTUM:
@@ -98,12 +130,15 @@ class PaperTrainer(DefaultTrainer):
             ret.insert(0, SeedEveryStep(self.cfg.SEED, left_out))
         if self.cfg.FOUR_STEP.ENABLED:
             four_step = FourStepHook(self.cfg)
-            if four_step.stages[-1].number != 4:
-                # The model is no whole detector at the end; the hook evaluates what it is.
-                ret = [h for h in ret if not isinstance(h, hooks.EvalHook)]
+            ret = [
+                StageEvalHook(h, four_step) if isinstance(h, hooks.EvalHook) else h for h in ret
+            ]
             ret.insert(0, four_step)  # first: what it does between steps is not iteration time
             if comm.is_main_process():
                 ret.insert(-1, StageCheckpointer(four_step.stages))  # before the writers
+        if comm.is_main_process():
+            ret.append(RunWarnings(self.cfg))
+            ret = add_checkpoint_hooks(self.cfg, ret, self.checkpointer)
         return ret
 
     @classmethod
@@ -183,7 +218,7 @@ class PaperTrainer(DefaultTrainer):
         if cfg.MODEL.PAPER_RCNN.PHASE == "rpn":
             return ProposalEvaluator(dataset_name, output_dir=folder)
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "coco":
-            return COCOEvaluator(
+            return DiagnosingCOCOEvaluator(
                 dataset_name, output_dir=folder, use_fast_impl=_has_fast_cocoeval()
             )
         return VOCEvaluator(

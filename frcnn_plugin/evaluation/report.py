@@ -1,4 +1,4 @@
-"""What the VOC evaluation says and writes: the table, the diagnosis, the server's files."""
+"""What the VOC evaluation says and writes: the table, the server's files."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,6 @@ import numpy as np
 from .average_precision import Metric
 from .ground_truth import GroundTruth
 from .results import ClassResult, Detections
-
-_SAME_SCORE = 1e-3
 
 
 def format_report(
@@ -57,31 +55,6 @@ def format_report(
         f"AP75 {results['AP75']:.2f}, AP at .50:.95 {results['AP']:.2f}"
     )
     return "\n".join(lines)
-
-
-def diagnose(detections: Detections, num_classes: int) -> str | None:
-    """Says in one line why the detections cannot be those of a trained detector.
-
-    Args:
-        detections: of the whole data set.
-        num_classes: number of classes, background not counted.
-
-    Returns:
-        The line, or None if nothing looks wrong.
-    """
-    scores = detections.scores
-    if len(scores) == 0:
-        return (
-            "no detections at all: is MODEL.WEIGHTS the trained detector, and "
-            "MODEL.ROI_HEADS.SCORE_THRESH_TEST low enough?"
-        )
-    if len(scores) > 1 and scores[0] - scores[-1] <= _SAME_SCORE:
-        return (
-            f"all {len(scores)} scores lie within {_SAME_SCORE} of {scores[0]:.4f} (chance is "
-            f"{1 / (num_classes + 1):.4f}): the predictor looks untrained; is MODEL.WEIGHTS the "
-            f"trained detector?"
-        )
-    return None
 
 
 def write_submission(

@@ -19,8 +19,9 @@ from detectron2.utils import comm
 
 from ..errors import UserError
 from .average_precision import MatchRule, Metric
+from .diagnosis import diagnose_misses, diagnose_scores
 from .ground_truth import GroundTruth, load_ground_truth
-from .report import diagnose, format_report, write_submission
+from .report import format_report, write_submission
 from .results import METRICS, Detections, evaluate_class, summarize
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class VOCEvaluator(DatasetEvaluator):
         detections = self._collect(predictions, truth)
         if self._output_dir:
             write_submission(self._output_dir, self._split, self._class_names, truth, detections)
-        diagnosis = diagnose(detections, len(self._class_names))
+        diagnosis = diagnose_scores(detections.scores, len(self._class_names))
         if diagnosis:
             logger.warning("%s: %s", self._dataset_name, diagnosis)
         if truth.ignored.all():  # also true of no objects at all
@@ -145,6 +146,9 @@ class VOCEvaluator(DatasetEvaluator):
             f"{len(detections.scores)} detections"
         )
         results = summarize(per_class, self._class_names, self._metric)
+        misses = None if diagnosis else diagnose_misses(detections.scores, results["AP50"])
+        if misses:
+            logger.warning("%s: %s", self._dataset_name, misses)
         logger.info("%s", format_report(title, self._class_names, per_class, self._metric, results))
         return OrderedDict(bbox=results)
 

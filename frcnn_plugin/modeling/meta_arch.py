@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import get_event_storage
 
 from ..errors import UserError
 from .proposals import ScaledImageSize
@@ -51,6 +52,7 @@ class PaperRCNN(GeneralizedRCNN):
             UserError: unknown phase.
         """
         super().__init__(**kwargs)
+        self._drawn_at = -1  # iteration of the last picture
         self.one_by_one = one_by_one
         self.channels_last = channels_last
         self.set_phase(phase)
@@ -106,12 +108,34 @@ class PaperRCNN(GeneralizedRCNN):
         images = self.preprocess_image(batched_inputs)
         targets = [x["instances"].to(self.device) for x in batched_inputs]
         features = self.backbone(images.tensor)
+        draws = self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0
         if self.phase == "rpn":
-            losses = self.proposal_generator(images, features, targets)[1]
-            return losses
-        proposals = self._given_proposals(batched_inputs)
-        losses = self.roi_heads(images, features, proposals, targets)[1]
+            self.proposal_generator.select_in_training = draws
+            proposals, losses = self.proposal_generator(images, features, targets)
+            self.proposal_generator.select_in_training = False
+        else:
+            proposals = self._given_proposals(batched_inputs)
+            losses = self.roi_heads(images, features, proposals, targets)[1]
+        if draws:
+            self.visualize_training(batched_inputs, proposals)
         return losses
+
+    def visualize_training(
+        self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]
+    ) -> None:
+        """As the host's (``VIS_PERIOD``): one picture, also if the images pass one by one.
+
+        It goes to TensorBoard: ground truth on the left, the 20 best proposals on the right, of the
+        first image of the batch, at the network's input size.
+
+        Args:
+            batched_inputs: see :meth:`forward`.
+            proposals: ``proposal_boxes`` in network-input pixels, best first.
+        """
+        iteration = get_event_storage().iter
+        if iteration != self._drawn_at:
+            self._drawn_at = iteration
+            super().visualize_training(batched_inputs, proposals)
 
     def _given_proposals(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
         if any("proposals" not in x for x in batched_inputs):

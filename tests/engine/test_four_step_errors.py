@@ -235,11 +235,6 @@ def test_a_later_start_with_the_weights_of_another_step(finished: Run, tmp_path:
         make_trainer(tmp_path, [*opts, "FOUR_STEP.START_AT", "3"])
 
 
-def test_evaluation_in_the_middle_of_a_step(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"TEST.EVAL_PERIOD is 5, .*set TEST.EVAL_PERIOD 0"):
-        tiny_cfg(tmp_path, ["TEST.EVAL_PERIOD", "5"])
-
-
 def test_more_images_per_batch_than_the_data_set_has(tmp_path: Path) -> None:
     """They come from several epochs."""
     trainer = make_trainer(

@@ -82,7 +82,8 @@ def test_evaluator_of_coco_sets(tiny_cfg, tmp_path) -> None:
     json_file.write_text('{"images": [], "annotations": [], "categories": []}')
     MetadataCatalog.get("coco_evaluator_test").set(evaluator_type="coco", json_file=str(json_file))
     cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path))
-    assert type(PaperTrainer.build_evaluator(cfg, "coco_evaluator_test")) is COCOEvaluator
+    evaluator = PaperTrainer.build_evaluator(cfg, "coco_evaluator_test")
+    assert isinstance(evaluator, COCOEvaluator)
 
 
 def test_batch_that_cannot_be_divided(tiny_cfg, monkeypatch: pytest.MonkeyPatch) -> None:
