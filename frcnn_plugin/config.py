@@ -121,9 +121,9 @@ def _add_meta_arch(cfg: CN) -> None:
 
 def _add_data(cfg: CN) -> None:
     # Data sets to register before anything else, a list of entries of these forms:
-    #   {name: my_train, root: /data/my, split: train, classes: [cat, dog]}       VOC's three folders
-    #   {name: my_train, xml: /data/my, images: /data/my, classes: [cat, dog]}    any folder of XML
-    #   {name: my_train, json: /data/train.json, images: /data/images}            COCO's format
+    #   {name: my_train, root: /data/my, split: train, classes: [cat, dog]}      VOC's folders
+    #   {name: my_train, xml: /data/my, images: /data/my, classes: [cat, dog]}   any folder of XML
+    #   {name: my_train, json: /data/train.json, images: /data/images}           COCO's format
     # Then DATASETS.TRAIN ("my_train",) finds them. docs/custom_data.md has all fields.
     cfg.DATASETS.REGISTER = []
     # True: the training set and its mirrored copy, every entry once per epoch, batches of one

@@ -10,8 +10,9 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from ..errors import UserError
 from .builtin import OFFICIAL_IMAGE_COUNTS
+from .class_names import is_background
+from .coco_file import check_coco_file
 from .roots import datasets_root
-from .voc import is_background
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ def check_datasets(
     """Checks every data set of a run; returns if all is well.
 
     Sets of this plugin and of the user's own code are loaded (seconds), so that their files, class
-    names and boxes are looked at too. COCO-like sets are not: only their files and class lists.
+    names and boxes are looked at too. Detectron2's own COCO-like sets are not: only their files and
+    class lists.
 
     Args:
         names: registered names, training and test sets together.
@@ -43,6 +45,15 @@ def check_datasets(
         metadata = MetadataCatalog.get(name)
         _check_files(name, metadata)
         if _is_checked_by_loading(metadata):
+            if metadata.get("json_file"):
+                by_coco = metadata.get("evaluator_type") == "coco" and name not in train
+                check_coco_file(
+                    name,
+                    metadata.json_file,
+                    metadata.get("image_root", ""),
+                    classes=metadata.get("thing_classes") if metadata.get("from_config") else None,
+                    needs_area=by_coco,
+                )
             _check_contents(name, DatasetCatalog.get(name), name in train)
         # A COCO-format set without a class list gets it when loaded: after that, if at all.
         if metadata.get("thing_classes") is not None:
@@ -88,9 +99,10 @@ def _check_files(name: str, metadata: Metadata) -> None:
 
 def _is_checked_by_loading(metadata: Metadata) -> bool:
     """COCO and its kin take long to load, and Detectron2 checks what it registers."""
-    if metadata.get("thing_classes") is None:
+    if metadata.get("thing_classes") is None or metadata.get("from_config"):
         return True
-    return metadata.get("json_file") is None and metadata.get("evaluator_type") in (None, "voc")
+    kinds = (None, "voc", "coco")
+    return metadata.get("json_file") is None and metadata.get("evaluator_type") in kinds
 
 
 def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
@@ -98,8 +110,8 @@ def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
         return
     if not dicts:
         raise UserError(
-            f"{name}: no images; its image set lists none. For a VOC-format set write one image id "
-            f"per line into ImageSets/Main/<split>.txt, or name another set in DATASETS"
+            f"{name}: no images; its image set (or COCO file) lists none. For a VOC-format set "
+            f"write one image id per line into ImageSets/Main/<split>.txt, or name another set in DATASETS"
         )
     expected = OFFICIAL_IMAGE_COUNTS.get(name)
     if expected is not None and expected != len(dicts):

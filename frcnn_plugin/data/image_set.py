@@ -11,7 +11,7 @@ from detectron2.utils.logger import log_first_n
 
 from ..errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 _EXAMPLES = 3  # how many a message gives
 _ID_AND_FLAG = re.compile(r"(.*\S)\s+(-1|0|1)")
@@ -56,7 +56,7 @@ def index_images(folder: Path) -> dict[str, str]:
 
     Returns:
         ``{"000005": "000005.jpg"}``; where an id has several images, .jpg comes before .jpeg
-        before .png.
+        before .png before .bmp.
 
     Raises:
         UserError: if the folder does not exist.
@@ -68,6 +68,17 @@ def index_images(folder: Path) -> dict[str, str]:
     for suffix in reversed(IMAGE_SUFFIXES):  # so that .jpg wins
         matching = (entry for entry in names if entry.lower().endswith(suffix))
         found.update({os.path.splitext(entry)[0]: entry for entry in matching})
+    return found
+
+
+def index_images_below(folder: Path) -> dict[str, str]:
+    """As `index_images`, sub-folders too: ``{"night/000005": "night/000005.jpg"}``."""
+    found: dict[str, str] = {}
+    for parent, folders, _ in os.walk(folder):
+        folders[:] = [entry for entry in folders if not entry.startswith(".")]
+        below = os.path.relpath(parent, folder)
+        prefix = "" if below == "." else f"{Path(below).as_posix()}/"
+        found.update({prefix + k: prefix + v for k, v in index_images(Path(parent)).items()})
     return found
 
 
@@ -88,7 +99,9 @@ def find_image(
     if image_id in image_names:
         return folder / image_names[image_id]
     candidates = [f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES] if "/" in image_id else []
-    for candidate in [*candidates, filename]:
+    # Some writers put a whole path, of another system, into <filename>.
+    last = filename.replace("\\", "/").rpartition("/")[2]
+    for candidate in [*candidates, filename, last]:
         if candidate and (folder / candidate).is_file():
             return folder / candidate
     return None
@@ -133,7 +146,7 @@ def raise_missing_images(missing: Sequence[str], folder: Path, total: int) -> No
     if not missing:
         return
     text = f"{len(missing)} of {total} images are not in {folder} ({examples(missing)})"
-    if missing[0].lower().endswith(IMAGE_SUFFIXES):
+    if missing[0].lower().endswith((*IMAGE_SUFFIXES, ".xml")):
         text += "; write the ids in ImageSets/Main without the extension"
     else:
         text += f"; looked for {', '.join(IMAGE_SUFFIXES)} and the XML's <filename>"

@@ -67,6 +67,7 @@ def load_voc_instances(
     use_difficult: bool = False,
     strict: bool = False,
     name: str | None = None,
+    numbered: bool = False,
 ) -> list[dict[str, Any]]:
     """Loads one image set of a VOC-format folder.
 
@@ -78,6 +79,7 @@ def load_voc_instances(
         strict: raise on the first bad box. Otherwise bad boxes are dropped, boxes that leave the
             image by at most one pixel are clipped, and one warning counts both.
         name: data-set name for messages; the folder and split if None.
+        numbered: ``image_id`` is the position in the split file, from 1, as COCO's metric needs.
 
     Returns:
         One dict per image, in the order of the split file, in Detectron2's format: ``file_name``,
@@ -92,10 +94,48 @@ def load_voc_instances(
             an XML without ``<object>`` for an image without objects.
     """
     root = Path(dirname)
-    title = name or f"{root.name}/{split}"
-    ids = read_image_ids(root / "ImageSets" / "Main" / f"{split}.txt")
-    image_names = index_images(root / "JPEGImages")
-    has_annotations = has_annotation_files(root / "Annotations", ids, title)
+    return load_voc_files(
+        read_image_ids(root / "ImageSets" / "Main" / f"{split}.txt"),
+        root / "Annotations",
+        root / "JPEGImages",
+        index_images(root / "JPEGImages"),
+        classes,
+        use_difficult=use_difficult,
+        strict=strict,
+        title=name or f"{root.name}/{split}",
+        numbered=numbered,
+    )
+
+
+def load_voc_files(
+    ids: Sequence[str],
+    annotations: Path,
+    images: Path,
+    image_names: dict[str, str],
+    classes: Sequence[str],
+    *,
+    use_difficult: bool = False,
+    strict: bool = False,
+    title: str = "",
+    numbered: bool = False,
+) -> list[dict[str, Any]]:
+    """Loads annotation files and what they annotate, wherever they lie.
+
+    Args:
+        ids: image ids; the annotation of one is ``<id>.xml``.
+        annotations: folder of the XML files.
+        images: folder of the images.
+        image_names: file names by id, as `index_images` returns them.
+        classes: see `load_voc_instances`; so are the others, and the result.
+        use_difficult: see there.
+        strict: see there.
+        title: data-set name for messages.
+        numbered: see there.
+
+    Raises:
+        UserError: see there.
+    """
+    has_annotations = has_annotation_files(annotations, ids, title)
     category_ids = {class_name: index for index, class_name in enumerate(classes)}
 
     findings = _Findings()
@@ -103,10 +143,12 @@ def load_voc_instances(
     dicts: list[dict[str, Any]] = []
     # tqdm's disable=None means: only on a terminal.
     hide_bar = None if len(ids) > _PROGRESS_BAR_FROM else True
-    for image_id in tqdm(ids, desc=f"reading {title}", unit="image", disable=hide_bar):
-        xml = root / "Annotations" / f"{image_id}.xml"
+    for number, image_id in enumerate(
+        tqdm(ids, desc=f"reading {title}", unit="image", disable=hide_bar), 1
+    ):
+        xml = annotations / f"{image_id}.xml"
         annotation = read_annotation(xml) if has_annotations else VOCAnnotation("", 0, 0, ())
-        image = find_image(root / "JPEGImages", image_id, annotation.filename, image_names)
+        image = find_image(images, image_id, annotation.filename, image_names)
         if image is None:
             missing_images.append(image_id)
             continue
@@ -136,14 +178,14 @@ def load_voc_instances(
         dicts.append(
             {
                 "file_name": str(image),
-                "image_id": image_id,
+                "image_id": number if numbered else image_id,
                 "height": height,
                 "width": width,
                 "annotations": objects,
             }
         )
-    raise_missing_images(missing_images, root / "JPEGImages", len(ids))
-    _raise_unknown_classes(findings, classes, root)
+    raise_missing_images(missing_images, images, len(ids))
+    _raise_unknown_classes(findings, classes, annotations)
     _warn_about_boxes(findings, title)
     _log_counts(dicts, title)
     return dicts

@@ -6,6 +6,7 @@ Nothing is read or looked for at import or registration: the folder is found whe
 so ``$DETECTRON2_DATASETS`` and the files may come later.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -15,6 +16,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
+from .class_names import classes_in_folder, is_background
 from .instances import VOC_CLASSES, load_voc_instances
 from .roots import resolve_root, root_in_words
 
@@ -25,6 +27,8 @@ __all__ = [
     "load_voc_instances",
     "register_voc",
 ]
+
+logger = logging.getLogger(__name__)
 
 EVALUATOR_TYPE = "voc"  # metadata.evaluator_type of every set registered here
 
@@ -40,11 +44,12 @@ class VOCSource:
         name: the registered name.
         roots: folders to try in this order, relative ones under ``$DETECTRON2_DATASETS``.
         split: name of the file in ``ImageSets/Main``, without ``.txt``.
-        classes: class names, background not counted.
+        classes: class names, background not counted; empty: those that occur in the files.
         year: 2007 or 2012, etc.: decides the headline metric (11-point before 2010).
         use_difficult: difficult objects take part in training.
         strict: a bad box raises instead of being dropped.
         official: the set is PASCAL's own; messages then name its archives.
+        evaluator: "voc" or "coco": whose metric.
     """
 
     name: str
@@ -55,17 +60,34 @@ class VOCSource:
     use_difficult: bool = False
     strict: bool = False
     official: bool = False
+    evaluator: str = EVALUATOR_TYPE
 
     def __call__(self) -> list[dict[str, Any]]:
         """Loads the set, in Detectron2's format."""
+        directory = self.directory()
         return load_voc_instances(
-            self.directory(),
+            directory,
             self.split,
-            self.classes,
+            note_classes(self, directory / "Annotations"),
             use_difficult=self.use_difficult,
             strict=self.strict,
             name=self.name,
+            numbered=self.evaluator == "coco",
         )
+
+    def annotation_folder(self) -> Path:
+        """Folder of the XML files, which need not exist."""
+        folders = [candidate / "Annotations" for candidate in self.candidates()]
+        return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+    def metadata(self) -> dict[str, Any]:
+        """What the catalog knows of the set."""
+        return {
+            "dirname": str(self.candidates()[0]),
+            "split": self.split,
+            "year": self.year,
+            "evaluator_type": self.evaluator,
+        }
 
     def candidates(self) -> list[Path]:
         """The folders that are tried, in order."""
@@ -137,10 +159,11 @@ def register_voc(
     name: str,
     root: str | os.PathLike[str],
     split: str,
-    classes: Sequence[str] = VOC_CLASSES,
+    classes: Sequence[str] | None = VOC_CLASSES,
     year: int | None = None,
     use_difficult: bool = False,
     strict: bool = False,
+    evaluator: str = EVALUATOR_TYPE,
 ) -> None:
     """Registers a VOC-format data set under `name`.
 
@@ -153,11 +176,13 @@ def register_voc(
             expanded; a path that starts with ./ or ../ is taken from the current folder, any other
             relative path from ``$DETECTRON2_DATASETS``.
         split: name of the file in ``ImageSets/Main``, without ``.txt``.
-        classes: class names; background is not counted.
+        classes: class names; background is not counted. None: those that occur in any file of
+            ``Annotations``, sorted.
         year: from 2010 on the evaluator's headline is the area under the curve, before it the
             11-point mean; None means 2007.
         use_difficult: let difficult objects take part in training. Evaluation ignores them anyway.
         strict: raise on a bad box instead of dropping it with a warning.
+        evaluator: "voc", or "coco" for COCO's metric.
 
     Raises:
         UserError: if `name` is taken, or `classes` is not a list of distinct names.
@@ -167,16 +192,20 @@ def register_voc(
             name=name,
             roots=(os.fspath(root),),
             split=split,
-            classes=check_classes(name, classes),
+            classes=() if classes is None else check_classes(name, classes),
             year=2007 if year is None else year,
             use_difficult=use_difficult,
             strict=strict,
+            evaluator=evaluator,
         )
     )
 
 
-def register_source(source: VOCSource) -> None:
+def register_source(source: Any) -> None:
     """Registers `source` under its own name; a no-op if it already is.
+
+    Args:
+        source: a dataclass such as `VOCSource`: called, it loads the set.
 
     Raises:
         UserError: if the name belongs to something else.
@@ -191,13 +220,31 @@ def register_source(source: VOCSource) -> None:
             f"data set '{source.name}' is already registered {what}; choose another name"
         )
     DatasetCatalog.register(source.name, source)
-    MetadataCatalog.get(source.name).set(
-        thing_classes=list(source.classes),
-        dirname=str(source.candidates()[0]),
-        split=source.split,
-        year=source.year,
-        evaluator_type=EVALUATOR_TYPE,
-    )
+    metadata = MetadataCatalog.get(source.name)
+    metadata.set(**source.metadata())
+    if source.classes:
+        metadata.set(thing_classes=list(source.classes))
+    elif source.annotation_folder().is_dir():  # else when the set is loaded
+        note_classes(source, source.annotation_folder())
+
+
+def note_classes(source: Any, annotations: Path) -> tuple[str, ...]:
+    """The class names of a set; those that were looked up go into the metadata, and the log.
+
+    Args:
+        source: as for `register_source`.
+        annotations: folder of its XML files.
+
+    Raises:
+        UserError: see `classes_in_folder`.
+    """
+    if source.classes:
+        return tuple(source.classes)
+    classes = classes_in_folder(annotations)
+    # Metadata refuses a changed value; files may well change while a notebook is open.
+    vars(MetadataCatalog.get(source.name))["thing_classes"] = list(classes)
+    logger.info("%s: %d classes: %s", source.name, len(classes), ", ".join(classes))
+    return classes
 
 
 def check_classes(name: str, classes: object) -> tuple[str, ...]:
@@ -227,8 +274,3 @@ def check_classes(name: str, classes: object) -> tuple[str, ...]:
     if not classes or len(set(classes)) < len(classes):
         raise UserError(f"{given} must be distinct and at least one; got {list(classes)}")
     return tuple(classes)
-
-
-def is_background(class_name: str) -> bool:
-    """Whether a class name stands for the background, which Detectron2 does not list."""
-    return class_name.strip().lower().strip("_") == "background"

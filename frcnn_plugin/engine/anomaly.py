@@ -176,6 +176,6 @@ def _way_back(cfg: CfgNode, iteration: int, weights_are_bad: bool) -> str:
     if weights_are_bad and name == f"model_{iteration - 1:07d}.pth":
         return f"{name} has the bad weights already: go on from one before it"
     return (
-        f"The last checkpoint is {name}. With corrected data go on from it with --resume; a resumed "
-        "run keeps its learning rate, so another one needs a new run (--overwrite)"
+        f"The last checkpoint is {name}. With corrected data go on from it with --resume; a "
+        "resumed run keeps its learning rate, so another one needs a new run (--overwrite)"
     )

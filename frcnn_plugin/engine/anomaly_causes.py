@@ -65,12 +65,15 @@ def _degenerate_boxes(images: Sequence[Mapping[str, Any]]) -> tuple[float, str]:
                 where = ", ".join(f"{v:.1f}" for v in (x1, y1, x2, y2))
                 bad.append(f"{image['file_name']} ({where})")
     if not bad:
-        return 0.1, f"degenerate boxes: not seen, all {total} ground-truth boxes of the batch are sound"
+        return (
+            0.1,
+            f"degenerate boxes: not seen, all {total} ground-truth boxes of the batch are sound",
+        )
     more = f" and {len(bad) - _MANY} more" if len(bad) > _MANY else ""
     return 4.0, (
         f"degenerate ground-truth boxes in this batch (x1, y1, x2, y2 in network pixels): "
-        f"{'; '.join(bad[:_MANY])}{more}. Correct the annotation files; in VOC-format sets `strict: "
-        f"True` in DATASETS.REGISTER names every bad box"
+        f"{'; '.join(bad[:_MANY])}{more}. Correct the annotation files; in VOC-format sets "
+        f"`strict: True` in DATASETS.REGISTER names every bad box"
     )
 
 

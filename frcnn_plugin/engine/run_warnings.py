@@ -67,9 +67,7 @@ def short_run(cfg: CfgNode, images: int | None) -> str | None:
         ]  # fmt: skip
     else:
         iterations = cfg.SOLVER.MAX_ITER
-        plans = [
-            ("the run", f"SOLVER.MAX_ITER {iterations}", iterations, cfg.SOLVER.IMS_PER_BATCH)
-        ]
+        plans = [("the run", f"SOLVER.MAX_ITER {iterations}", iterations, cfg.SOLVER.IMS_PER_BATCH)]
     short = [
         f"{what} trains less than one epoch: {key} x {batch} images per iteration are "
         f"{iterations * batch} images of {images}"

@@ -12,8 +12,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..config import add_frcnn_config
-from ..data.builtin import register_from_config_entries
 from ..data.checks import check_datasets
+from ..data.entries import register_from_config_entries
 from ..data.proposals import check_proposals
 from ..errors import UserError
 from .stage_checkpoints import check_start

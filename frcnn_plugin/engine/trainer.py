@@ -130,9 +130,7 @@ class PaperTrainer(DefaultTrainer):
             ret.insert(0, SeedEveryStep(self.cfg.SEED, left_out))
         if self.cfg.FOUR_STEP.ENABLED:
             four_step = FourStepHook(self.cfg)
-            ret = [
-                StageEvalHook(h, four_step) if isinstance(h, hooks.EvalHook) else h for h in ret
-            ]
+            ret = [StageEvalHook(h, four_step) if isinstance(h, hooks.EvalHook) else h for h in ret]
             ret.insert(0, four_step)  # first: what it does between steps is not iteration time
             if comm.is_main_process():
                 ret.insert(-1, StageCheckpointer(four_step.stages))  # before the writers

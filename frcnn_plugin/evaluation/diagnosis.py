@@ -25,8 +25,8 @@ def diagnose_scores(
     """
     if len(scores) == 0:
         return (
-            "no detections at all: is MODEL.WEIGHTS the trained detector (and not, say, a backbone), "
-            "and MODEL.ROI_HEADS.SCORE_THRESH_TEST low enough? A detector that has trained only a "
+            "no detections at all: is MODEL.WEIGHTS the trained detector (and not, say, a "
+            "backbone), and MODEL.ROI_HEADS.SCORE_THRESH_TEST low enough? A detector that has trained only a "
             "few iterations calls everything background"
         )
     lowest, highest = float(np.min(scores)), float(np.max(scores))
@@ -39,9 +39,7 @@ def diagnose_scores(
     return None
 
 
-def diagnose_misses(
-    scores: Sequence[float] | npt.NDArray[np.float64], ap50: float
-) -> str | None:
+def diagnose_misses(scores: Sequence[float] | npt.NDArray[np.float64], ap50: float) -> str | None:
     """Looks at confident detections none of which is right.
 
     Args:

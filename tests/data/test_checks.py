@@ -106,7 +106,7 @@ def test_class_count_of_a_coco_format_set(tmp_path):
                 "images": [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 80}],
                 "categories": [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}],
                 "annotations": [
-                    {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "iscrowd": 0}
+                    {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "area": 12}
                 ],
             }
         )

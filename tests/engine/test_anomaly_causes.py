@@ -47,7 +47,9 @@ def test_nothing_speaks_for_any(causes) -> None:
         "the learning rate: 0.001 with 2 images per iteration; the originals' for that batch is "
         "0.001. Not too high, but try SOLVER.BASE_LR 0.0001, or SOLVER.CLIP_GRADIENTS.ENABLED True"
     )
-    assert found[1].startswith("preprocessing that does not belong to the weights: MODEL.PIXEL_MEAN")
+    assert found[1].startswith(
+        "preprocessing that does not belong to the weights: MODEL.PIXEL_MEAN"
+    )
     assert found[2].startswith("weights that do not fit: MODEL.WEIGHTS is vgg16.pth")
     assert found[3] == (
         "degenerate boxes: not seen, all 2 ground-truth boxes of the batch are sound"

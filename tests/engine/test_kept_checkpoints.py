@@ -26,7 +26,11 @@ def quick_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """A loss that costs nothing, but where the weights matter."""
     if "real" not in request.fixturenames:
         monkeypatch.setattr(
-            PaperRCNN, "_losses", lambda self, _: {"loss": 0 * next(p for p in self.parameters() if p.requires_grad).sum()}
+            PaperRCNN,
+            "_losses",
+            lambda self, _: {
+                "loss": 0 * next(p for p in self.parameters() if p.requires_grad).sum()
+            },
         )
 
 
@@ -174,7 +178,8 @@ def test_the_first_of_several_sets_decides(tmp_path: Path, scores: list[dict[str
 
 
 @pytest.mark.parametrize(
-    "opts", [["TEST.EVAL_PERIOD", "0"], [*EVERY, *NO_TEST], [*EVERY, "MODEL.PAPER_RCNN.PHASE", "rpn"]]
+    "opts",
+    [["TEST.EVAL_PERIOD", "0"], [*EVERY, *NO_TEST], [*EVERY, "MODEL.PAPER_RCNN.PHASE", "rpn"]],
 )
 def test_without_a_metric_there_is_no_best(
     tmp_path: Path, scores: list[dict[str, Any]], opts: list[str]

@@ -19,14 +19,16 @@ from tests.engine.four_step_runs import make_trainer
 from tests.engine.joint_runs import make_joint_trainer
 
 CUDA = (
-    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB of which "
-    "1.12 GiB is free. Including non-PyTorch memory, this process has 6.66 GiB memory in use."
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB of "
+    "which 1.12 GiB is free. Including non-PyTorch memory, this process has 6.66 GiB memory in use."
 )
 CPU = (
     "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you "
     "tried to allocate 400000000000 bytes. Error code 12 (Cannot allocate memory)"
 )
-WINDOWS = "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried"
+WINDOWS = (
+    "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried"
+)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,9 @@ def fail_in(part: Any) -> None:
 def test_in_a_joint_run(tmp_path: Path) -> None:
     trainer = make_joint_trainer(tmp_path)
     fail_in(trainer.model.roi_heads)
-    with pytest.raises(UserError, match=r"The batch: 2 images of \d+x\d+, \d+x\d+ pixels") as caught:
+    with pytest.raises(
+        UserError, match=r"The batch: 2 images of \d+x\d+, \d+x\d+ pixels"
+    ) as caught:
         trainer.train()
     assert "SOLVER.IMS_PER_BATCH (now 2)" in str(caught.value)
     with pytest.raises(UserError, match=r"INPUT.MIN_SIZE_TEST \(now 96\)"):

@@ -31,8 +31,8 @@ def test_less_than_one_epoch_in_a_step(tiny_cfg) -> None:
     cfg = tiny_cfg("FOUR_STEP.ENABLED", True, "FOUR_STEP.ITERS", [5, 2, 4, 3],
                    "FOUR_STEP.DROPS", [[], [], [], []])  # fmt: skip
     assert short_run(cfg, 5) == (
-        "step 2 trains less than one epoch: FOUR_STEP.ITERS 2 x 2 images per iteration are 4 images "
-        "of 5; step 3 trains less than one epoch: FOUR_STEP.ITERS 4 x 1 images per iteration are 4 "
+        "step 2 trains less than one epoch: FOUR_STEP.ITERS 2 x 2 images per iteration are 4 "
+        "images of 5; step 3 trains less than one epoch: FOUR_STEP.ITERS 4 x 1 images per iteration are 4 "
         "images of 5"
     )
 

@@ -49,7 +49,9 @@ def test_a_learning_rate_that_is_much_too_high(
     with caplog.at_level(logging.INFO):
         message = stop(trainer.train)
     assert message.startswith("the loss became nan at iteration 1 (loss_cls nan, ")
-    assert f"{CAUSE}2 images per iteration; the originals' for that batch is 0.001. Type:" in message
+    assert (
+        f"{CAUSE}2 images per iteration; the originals' for that batch is 0.001. Type:" in message
+    )
     assert "  2. MODEL.WEIGHTS is empty: a network that starts from random numbers" in message
     assert "The last checkpoint is model_0000000.pth. With corrected data go on" in message
     # The host logs what ends a run with a traceback.
@@ -100,8 +102,9 @@ def test_a_finite_loss_with_gradients_that_are_not(tmp_path: Path) -> None:
     trainer._trainer.register_hooks([Poison(1, gradient=True)])
     message = stop(trainer.train)
     assert message.startswith("the loss became nan at iteration 2")
-    assert "1 weights of backbone were nan or infinite after iteration 1, whose loss was finite (" in (
-        message
+    assert (
+        "1 weights of backbone were nan or infinite after iteration 1, whose loss was finite ("
+        in (message)
     )
     assert "but whose gradients were not" in message
     assert "model_0000001.pth has the bad weights already: go on from one before it" in message
