@@ -111,7 +111,8 @@ def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
     if not dicts:
         raise UserError(
             f"{name}: no images; its image set (or COCO file) lists none. For a VOC-format set "
-            f"write one image id per line into ImageSets/Main/<split>.txt, or name another set in DATASETS"
+            f"write one image id per line into ImageSets/Main/<split>.txt, or name another set in "
+            f"DATASETS"
         )
     expected = OFFICIAL_IMAGE_COUNTS.get(name)
     if expected is not None and expected != len(dicts):

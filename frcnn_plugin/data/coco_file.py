@@ -158,9 +158,10 @@ def _check_annotations(
             )
         where = f"{json_file}: annotation {entry['id']}"
         if entry["category_id"] not in categories:
+            known = ", ".join(f"{number} {text}" for number, text in sorted(categories.items()))
             raise UserError(
                 f"{where} has category_id {entry['category_id']}, which is not among the "
-                f"categories ({', '.join(f'{number} {text}' for number, text in sorted(categories.items()))})"
+                f"categories ({known})"
             )
         if entry["image_id"] not in images:
             raise UserError(f"{where} is of image_id {entry['image_id']}, which is not in images")

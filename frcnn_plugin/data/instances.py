@@ -143,9 +143,8 @@ def load_voc_files(
     dicts: list[dict[str, Any]] = []
     # tqdm's disable=None means: only on a terminal.
     hide_bar = None if len(ids) > _PROGRESS_BAR_FROM else True
-    for number, image_id in enumerate(
-        tqdm(ids, desc=f"reading {title}", unit="image", disable=hide_bar), 1
-    ):
+    bar = tqdm(ids, desc=f"reading {title}", unit="image", disable=hide_bar)
+    for number, image_id in enumerate(bar, start=1):
         xml = annotations / f"{image_id}.xml"
         annotation = read_annotation(xml) if has_annotations else VOCAnnotation("", 0, 0, ())
         image = find_image(images, image_id, annotation.filename, image_names)

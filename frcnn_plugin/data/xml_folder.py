@@ -95,6 +95,7 @@ class XMLFolderSource:
         ]
         if not ids:
             raise UserError(f"{self.name}: there are no .xml files in {annotations}")
+        warn_if_images_lack_xml(self.name, annotations, resolve_root(self.images), ids)
         if self.train_fraction is None:
             return ids
         train = choose(ids, self.train_fraction)
@@ -104,7 +105,6 @@ class XMLFolderSource:
                 f"{self.name}: train_fraction {self.train_fraction} of {len(ids)} XML files leaves "
                 f"one side empty; choose another, or give lists"
             )
-        warn_if_many_images_lack_xml(self.name, annotations, resolve_root(self.images), ids)
         return chosen
 
 
@@ -183,9 +183,7 @@ def choose(ids: Sequence[str], fraction: float) -> set[str]:
     return set(ordered[: round(fraction * len(ids))])
 
 
-def warn_if_many_images_lack_xml(
-    name: str, annotations: Path, images: Path, ids: Sequence[str]
-) -> None:
+def warn_if_images_lack_xml(name: str, annotations: Path, images: Path, ids: Sequence[str]) -> None:
     """Says how many images have no XML file and so are not used."""
     lacking = set(index_images_below(images)) - set(ids)
     if lacking:

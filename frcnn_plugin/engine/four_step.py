@@ -215,6 +215,7 @@ class FourStepHook(HookBase):
         )
 
     def stage_at(self, iteration: int) -> Stage | None:
+        """The step that an iteration of the whole run belongs to."""
         return next((s for s in self.stages if s.start <= iteration < s.end), None)
 
     def _stage_proposals(self, stage: Stage) -> StageProposals:

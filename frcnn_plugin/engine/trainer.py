@@ -217,7 +217,10 @@ class PaperTrainer(DefaultTrainer):
             return ProposalEvaluator(dataset_name, output_dir=folder)
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "coco":
             return DiagnosingCOCOEvaluator(
-                dataset_name, output_dir=folder, use_fast_impl=_has_fast_cocoeval()
+                dataset_name,
+                output_dir=folder,
+                use_fast_impl=_has_fast_cocoeval(),
+                allow_cached_coco=False,
             )
         return VOCEvaluator(
             dataset_name, output_dir=folder, match=cfg.TEST.VOC_MATCH, metric=cfg.TEST.VOC_METRIC

@@ -26,8 +26,8 @@ def diagnose_scores(
     if len(scores) == 0:
         return (
             "no detections at all: is MODEL.WEIGHTS the trained detector (and not, say, a "
-            "backbone), and MODEL.ROI_HEADS.SCORE_THRESH_TEST low enough? A detector that has trained only a "
-            "few iterations calls everything background"
+            "backbone), and MODEL.ROI_HEADS.SCORE_THRESH_TEST low enough? A detector that has "
+            "trained only a few iterations calls everything background"
         )
     lowest, highest = float(np.min(scores)), float(np.max(scores))
     if len(scores) > 1 and highest - lowest <= _SAME_SCORE:

@@ -120,6 +120,21 @@ GOOD = {"name": "my_train", "root": "/data/my", "split": "train", "classes": ["c
         (GOOD, r"DATASETS.REGISTER must be a list, such as \[\{name: my_train"),
         ("my_train", r"DATASETS.REGISTER must be a list"),
         (["my_train"], r"REGISTER\[0\] must be a mapping such as .*; got 'my_train'"),
+        ([{**GOOD, "evaluator": "lvis"}], r"\.evaluator must be voc or coco; got 'lvis'"),
+        (
+            [{"name": "a", "xml": "/x"}],
+            r"missing classes \(classes: auto takes the names that occur in the files\); example",
+        ),
+        ([{"name": "a", "xml": "/x", "root": "/y"}], r"unknown key root; known keys: name, xml"),
+        ([{"name": "a", "json": "/x"}], r"missing images; example: \{name: my_train, json"),
+        (
+            [{"name": "a", "json": "/x", "images": "/y", "strict": True}],
+            r"unknown key strict; known keys: name, json, images, classes, evaluator",
+        ),
+        (
+            [{"name": "a", "xml": "/x", "classes": ["b"], "split": "train", "train_fraction": 1}],
+            r"\.train_fraction must be float; got 1 \(int\)",
+        ),
         ([{**GOOD, "class": ["cat"]}], r"REGISTER\[0\]: unknown key class; known keys: name, root"),
         ([GOOD, {"name": "b", "root": "/x"}], r"REGISTER\[1\]: missing split; example: "),
         ([{"classes": ["cat"]}], r"REGISTER\[0\]: missing name, root, split"),

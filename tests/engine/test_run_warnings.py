@@ -32,8 +32,8 @@ def test_less_than_one_epoch_in_a_step(tiny_cfg) -> None:
                    "FOUR_STEP.DROPS", [[], [], [], []])  # fmt: skip
     assert short_run(cfg, 5) == (
         "step 2 trains less than one epoch: FOUR_STEP.ITERS 2 x 2 images per iteration are 4 "
-        "images of 5; step 3 trains less than one epoch: FOUR_STEP.ITERS 4 x 1 images per iteration are 4 "
-        "images of 5"
+        "images of 5; step 3 trains less than one epoch: FOUR_STEP.ITERS 4 x 1 images per "
+        "iteration are 4 images of 5"
     )
 
 

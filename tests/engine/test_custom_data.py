@@ -1,0 +1,147 @@
+"""From a folder to a detector by config alone: XML files in one folder, and COCO's format."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+
+from frcnn_plugin import get_config_file
+from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances
+from frcnn_plugin.data.synthetic import write_synthetic_voc
+from frcnn_plugin.engine import PaperTrainer, check_cfg, setup_cfg
+from frcnn_plugin.engine.evaluate import evaluate_checkpoint
+
+pytestmark = pytest.mark.usefixtures("restore_catalogs")
+
+# What makes it quick; a user's file has the other half.
+SMALL = [
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", "300"),
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", "20"),
+    *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"),
+    *("SOLVER.STEPS", "()", "SOLVER.MAX_ITER", "3"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images and XML in one folder, and the same as two COCO files."""
+    root = tmp_path_factory.mktemp("custom")
+    voc = write_synthetic_voc(root / "voc", num_trainval=8, num_test=4)
+    (root / "mine").mkdir()
+    for file in [*(voc / "JPEGImages").iterdir(), *(voc / "Annotations").iterdir()]:
+        shutil.copy(file, root / "mine")
+    for split in ("trainval", "test"):
+        content: dict[str, Any] = {
+            "images": [],
+            "annotations": [],
+            # Not contiguous, as in COCO.
+            "categories": [{"id": 5 + 2 * i, "name": n} for i, n in enumerate(SHAPE_CLASSES)],
+        }
+        for item in load_voc_instances(voc, split, SHAPE_CLASSES):
+            number = int(item["image_id"])
+            content["images"].append(
+                {
+                    "id": number,
+                    "file_name": Path(item["file_name"]).name,
+                    "width": item["width"],
+                    "height": item["height"],
+                }
+            )
+            for obj in item["annotations"]:
+                x1, y1, x2, y2 = obj["bbox"]
+                content["annotations"].append(
+                    {
+                        "id": len(content["annotations"]) + 1,
+                        "image_id": number,
+                        "category_id": 5 + 2 * obj["category_id"],
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": (x2 - x1) * (y2 - y1),
+                        "iscrowd": 0,
+                    }
+                )
+        (root / f"{split}.json").write_text(json.dumps(content))
+    return root
+
+
+XML = """
+_BASE_: "{base}"
+MODEL: {{ROI_HEADS: {{NUM_CLASSES: 3}}}}
+DATASETS:
+  REGISTER:
+    - {{name: my_train, xml: {root}/mine, classes: auto, train_fraction: 0.75, split: train{more}}}
+    - {{name: my_test, xml: {root}/mine, classes: auto, train_fraction: 0.75, split: test{more}}}
+  TRAIN: ("my_train",)
+  TEST: ("my_test",)
+"""
+COCO = """
+_BASE_: "{base}"
+MODEL: {{ROI_HEADS: {{NUM_CLASSES: 3}}}}
+DATASETS:
+  REGISTER:
+    - {{name: my_train, json: {root}/trainval.json, images: {root}/mine{more}}}
+    - {{name: my_test, json: {root}/test.json, images: {root}/mine{more}}}
+  TRAIN: ("my_train",)
+  TEST: ("my_test",)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "config", "more", "metric"),
+    [
+        (XML, "demo/vgg16_shapes_joint.yaml", "", "AP50-11point"),
+        (XML, "demo/vgg16_shapes_joint.yaml", ", evaluator: coco", "APs"),
+        (COCO, "demo/vgg16_shapes_joint.yaml", "", "APs"),
+        (COCO, "demo/vgg16_shapes_joint.yaml", ", evaluator: voc", "AP50-11point"),
+    ],
+    ids=["xml", "xml-coco", "coco", "coco-voc"],
+)
+def test_from_a_folder_to_a_detector(
+    folder: Path, tmp_path: Path, text: str, config: str, more: str, metric: str
+) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(text.format(base=get_config_file(config), root=folder, more=more))
+    opts = [*SMALL, "OUTPUT_DIR", str(tmp_path / "run")]
+    cfg = setup_cfg(str(path), opts)
+    check_cfg(cfg)
+    trainer = PaperTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    # So that something is found: an untrained predictor may call all of it background.
+    torch.nn.init.constant_(trainer.model.roi_heads.box_predictor.cls_score.bias[-1:], -9.0)
+    results = trainer.train()
+    assert results is not None and metric in results["bbox"]
+    assert MetadataCatalog.get("my_test").thing_classes == list(SHAPE_CLASSES)
+
+    weights = str(tmp_path / "run" / "model_final.pth")
+    cfg = setup_cfg(str(path), [*opts, "MODEL.WEIGHTS", weights])
+    check_cfg(cfg, eval_only=True)
+    again = evaluate_checkpoint(cfg)
+    assert again["bbox"]["AP50"] == pytest.approx(results["bbox"]["AP50"], abs=1e-6)
+
+
+@pytest.mark.parametrize("text", [XML, COCO], ids=["xml", "coco"])
+def test_in_four_steps(folder: Path, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "my.yaml"
+    base = get_config_file("demo/vgg16_shapes.yaml")
+    path.write_text(text.format(base=base, root=folder, more=""))
+    opts = [
+        *SMALL[:-4],
+        *("FOUR_STEP.ITERS", "[1,1,1,1]", "FOUR_STEP.DROPS", "[[],[],[],[]]"),
+        *("FOUR_STEP.EVALUATE_STEPS", "False", "FOUR_STEP.PRE_NMS_TOPK", "300"),
+        *("FOUR_STEP.POST_NMS_TOPK", "20", "OUTPUT_DIR", str(tmp_path / "run")),
+    ]
+    cfg = setup_cfg(str(path), opts)
+    check_cfg(cfg)
+    trainer = PaperTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    results = trainer.train()
+    assert results is not None and "AP50" in results["bbox"]
+    assert (tmp_path / "run" / "proposals" / "stage3" / "my_train.pkl").is_file()
