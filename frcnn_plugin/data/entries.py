@@ -63,7 +63,7 @@ _FORMS = {
 }
 
 
-def register_from_config_entries(entries: Sequence[Mapping[str, object]]) -> None:
+def register_from_config_entries(entries: Sequence[Any]) -> None:
     """Registers the data sets of ``DATASETS.REGISTER``.
 
     Args:

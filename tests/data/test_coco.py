@@ -1,4 +1,4 @@
-"""Data sets in COCO's format: registered from the config, and looked into before they are loaded."""
+"""Data sets in COCO's format: registered from the config, checked before they are loaded."""
 
 import copy
 import json
