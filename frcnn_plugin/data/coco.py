@@ -8,8 +8,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ..errors import UserError
+from .class_names import check_classes
 from .roots import resolve_root
-from .voc import check_classes
 
 
 def register_coco(

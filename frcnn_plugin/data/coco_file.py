@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UserError
+from .class_names import is_background
 from .image_set import examples, warn_once
-from .voc import is_background
 
 logger = logging.getLogger(__name__)
 

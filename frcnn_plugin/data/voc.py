@@ -6,7 +6,6 @@ Nothing is read or looked for at import or registration: the folder is found whe
 so ``$DETECTRON2_DATASETS`` and the files may come later.
 """
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -16,7 +15,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
-from .class_names import classes_in_folder, is_background
+from .class_names import check_classes, note_classes
 from .instances import VOC_CLASSES, load_voc_instances
 from .roots import resolve_root, root_in_words
 
@@ -27,8 +26,6 @@ __all__ = [
     "load_voc_instances",
     "register_voc",
 ]
-
-logger = logging.getLogger(__name__)
 
 EVALUATOR_TYPE = "voc"  # metadata.evaluator_type of every set registered here
 
@@ -226,51 +223,3 @@ def register_source(source: Any) -> None:
         metadata.set(thing_classes=list(source.classes))
     elif source.annotation_folder().is_dir():  # else when the set is loaded
         note_classes(source, source.annotation_folder())
-
-
-def note_classes(source: Any, annotations: Path) -> tuple[str, ...]:
-    """The class names of a set; those that were looked up go into the metadata, and the log.
-
-    Args:
-        source: as for `register_source`.
-        annotations: folder of its XML files.
-
-    Raises:
-        UserError: see `classes_in_folder`.
-    """
-    if source.classes:
-        return tuple(source.classes)
-    classes = classes_in_folder(annotations)
-    # Metadata refuses a changed value; files may well change while a notebook is open.
-    vars(MetadataCatalog.get(source.name))["thing_classes"] = list(classes)
-    logger.info("%s: %d classes: %s", source.name, len(classes), ", ".join(classes))
-    return classes
-
-
-def check_classes(name: str, classes: object) -> tuple[str, ...]:
-    """Checks a class list.
-
-    Args:
-        name: data-set name, for messages.
-        classes: what the user gave.
-
-    Returns:
-        The class names.
-
-    Raises:
-        UserError: unless `classes` is a non-empty sequence of distinct strings without background.
-    """
-    given = f"data set '{name}': classes"
-    if isinstance(classes, str) or not isinstance(classes, Sequence):
-        raise UserError(f"{given} must be a list of names, such as [cat, dog]; got {classes!r}")
-    for entry in classes:
-        if not isinstance(entry, str) or not entry.strip():
-            raise UserError(
-                f"{given} must hold names only; got {entry!r} (in YAML, quote a name that reads "
-                f"as a number or as yes/no)"
-            )
-        if is_background(entry):
-            raise UserError(f"{given} has '{entry}': background is not counted, leave it out")
-    if not classes or len(set(classes)) < len(classes):
-        raise UserError(f"{given} must be distinct and at least one; got {list(classes)}")
-    return tuple(classes)

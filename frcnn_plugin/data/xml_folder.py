@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .class_names import xml_files
+from .class_names import check_classes, note_classes, xml_files
 from .image_set import IMAGE_SUFFIXES, index_images_below, read_image_ids, warn_once
 from .instances import load_voc_files
 from .roots import resolve_root, root_in_words
-from .voc import EVALUATOR_TYPE, check_classes, note_classes, register_source
+from .voc import EVALUATOR_TYPE, register_source
 
 _SIDES = ("train", "test")
 

@@ -135,7 +135,7 @@ class PaperTrainer(DefaultTrainer):
             if comm.is_main_process():
                 ret.insert(-1, StageCheckpointer(four_step.stages))  # before the writers
         if comm.is_main_process():
-            ret.append(RunWarnings(self.cfg))
+            ret.insert(-1, RunWarnings(self.cfg))
             ret = add_checkpoint_hooks(self.cfg, ret, self.checkpointer)
         return ret
 
