@@ -62,6 +62,7 @@ TINY = [
     *("MODEL.PAPER_RCNN.ONE_BY_ONE", "False"),
     *("SOLVER.BASE_LR", "0.003"),
     *("SOLVER.CHECKPOINT_PERIOD", "3"),
+    *("SOLVER.CHECKPOINTS_KEPT", "0"),
     *("FOUR_STEP.ENABLED", "True"),
     *("FOUR_STEP.ITERS", "[4,4,4,4]"),
     *("FOUR_STEP.DROPS", "[[2],[2],[2],[2]]"),
