@@ -103,6 +103,7 @@ class StepGuard(HookBase):
                 yield
             except FloatingPointError as e:
                 raise UserError(self._explain(str(e).partition("\n")[0])) from None
+        self._batch.clear()  # after a good step its images may go
 
     def _explain(self, found: str = "") -> str:
         return explain_anomaly(
