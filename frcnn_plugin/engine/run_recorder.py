@@ -50,6 +50,7 @@ class RunRecorder(HookBase):
         self._config_file = config_file
         self._command = list(sys.argv if command is None else command)
         self._begun = time.perf_counter()
+        self._record: RunRecord | None = None
 
     def before_train(self) -> None:
         """Begin a record, or go on with that of the run that is resumed."""
@@ -83,7 +84,7 @@ class RunRecorder(HookBase):
             environment=describe_environment(self._cfg.MODEL.DEVICE),
         )
         record.sessions.append(self._session)
-        record.save(folder)
+        self._save()
 
     def before_step(self) -> None:
         """Note where a step begins."""
@@ -91,7 +92,7 @@ class RunRecorder(HookBase):
         if i == self.trainer.start_iter or any(i == stage.start for stage in self._stages):
             step = next((s.number for s in self._stages if s.start <= i < s.end), 0)
             self._session.spans.append(Span(step, i, self._seconds()))
-            self._record.save(self._cfg.OUTPUT_DIR)
+            self._save()
 
     def after_step(self) -> None:
         """Note where a step ends."""
@@ -99,13 +100,22 @@ class RunRecorder(HookBase):
         if after == self.trainer.max_iter or any(after == stage.end for stage in self._stages):
             _wait_for_device(self._cfg.MODEL.DEVICE)
             self._session.spans[-1].ends = self._seconds()
-            self._record.save(self._cfg.OUTPUT_DIR)
+            self._save()
 
     def after_train(self) -> None:
         """Note the end; also called after an error."""
+        if self._record is None:  # an error before anything began
+            return
         self._session.ended = self._seconds()
         self._session.complete = self.trainer.iter >= self.trainer.max_iter
-        self._record.save(self._cfg.OUTPUT_DIR)
+        self._save()
+
+    def _save(self) -> None:
+        assert self._record is not None
+        try:
+            self._record.save(self._cfg.OUTPUT_DIR)
+        except OSError as error:  # not worth a training either
+            logger.warning("cannot write the notes for the report: %s", error)
 
     def _seconds(self) -> float:
         return round(time.perf_counter() - self._begun, 3)

@@ -30,7 +30,7 @@ class RunFolder:
         config: the whole config, "A.B" -> value; empty if there is none.
         metrics: what was logged.
         steps: parts of the run; empty if there is no config.
-        recalls: data set -> ("step 1" or "final" -> recall of its proposals).
+        recalls: data set -> ("step 1", or "evaluation" -> recall of its proposals).
         evaluations: of detectors, newest last.
         host_environment: what Detectron2 wrote about versions at the newest start; "" if nothing.
         finished: whether training came to its end.
@@ -77,7 +77,7 @@ def read_run(path: str | os.PathLike[str]) -> RunFolder:
         step = f"step {file.parent.name.removeprefix('stage')}"
         _add_recall(run, file, step)
     for file in sorted(folder.glob("inference/*/recall.json")):
-        _add_recall(run, file, "RPN")
+        _add_recall(run, file, "evaluation")
     for file in sorted(folder.glob(f"inference/*/{EVALUATION_FILE}"), key=os.path.getmtime):
         evaluation = _attempt(run, lambda file=file: EvaluationRecord.load(file))  # type: ignore[misc]
         if evaluation is not None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.engine import HookBase
 
 from frcnn_plugin.config import get_config_file
@@ -104,6 +105,34 @@ def test_damaged_record_does_not_stop_a_training(
     assert "the report will lack the time before this" in caplog.text
 
 
+class Fail(HookBase):
+    def before_train(self) -> None:
+        raise RuntimeError("stopped by the test")
+
+
+@pytest.mark.usefixtures("with_data")
+def test_error_before_training_is_not_hidden(four_step_root: Path) -> None:
+    trainer = make_trainer(four_step_root / "early")
+    trainer.register_hooks([Fail(), RunRecorder(trainer.cfg)])
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        trainer.train()
+    assert RunRecord.load(four_step_root / "early") is None
+
+
+@pytest.mark.usefixtures("with_data")
+def test_notes_that_cannot_be_written_do_not_stop_a_training(
+    four_step_root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunRecord, "save", full)
+    trainer = make_trainer(four_step_root / "full", ["FOUR_STEP.STOP_AFTER", "1"])
+    trainer.register_hooks([RunRecorder(trainer.cfg)])
+    trainer.train()
+    assert "cannot write the notes for the report: [Errno 28] No space left" in caplog.text
+
+
 def test_no_record(tmp_path: Path) -> None:
     assert RunRecord.load(tmp_path) is None
 
@@ -113,3 +142,10 @@ def test_environment() -> None:
     assert {"frcnn_plugin", "detectron2", "torch", "torchvision", "device"} <= values.keys()
     assert values["device"] == "cpu" and "CUDA" not in values
     assert all(isinstance(value, str) and value for value in values.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_environment_of_a_gpu() -> None:
+    values = describe_environment("cuda")
+    assert torch.cuda.get_device_name() in values["device"] and "cuDNN" in values["CUDA"]

@@ -209,7 +209,7 @@ def test_rpn_alone(tmp_path: Path) -> None:
         f"{curves.metrics()['R@0.5@300']:.1f} % recall of 300 proposals at IoU .5 shapes_test"
         in head
     )
-    assert page.table("RPN of", "proposals")[0][0] == "RPN"
+    assert page.table("RPN of", "proposals")[0][0] == "evaluation"
 
 
 def recall_and_metrics(folder: Path) -> RecallCurves:
