@@ -190,12 +190,20 @@ def get_config_file(name: str) -> str:
     Raises:
         UserError: there is no such file; the message lists close names.
     """
-    package = Path(__file__).resolve().parent
-    # An installed wheel carries the YAMLs in the package; a checkout has them beside it.
-    roots = [package / "configs", package.parent / "configs"]
-    for root in roots:
+    for root in _config_roots():
         if (root / name).is_file():
             return str(root / name)
-    known = sorted({str(p.relative_to(r)) for r in roots for p in r.rglob("*.yaml")})
+    known = list_config_files()
     close = get_close_matches(name, known, n=3, cutoff=0.3) or known
     raise UserError(f"no config '{name}' comes with frcnn_plugin; did you mean {', '.join(close)}?")
+
+
+def list_config_files() -> list[str]:
+    """Names of the configurations that come with the plugin, for :func:`get_config_file`."""
+    return sorted({str(p.relative_to(r)) for r in _config_roots() for p in r.rglob("*.yaml")})
+
+
+def _config_roots() -> list[Path]:
+    package = Path(__file__).resolve().parent
+    # An installed wheel carries the YAMLs in the package; a checkout has them beside it.
+    return [package / "configs", package.parent / "configs"]

@@ -18,11 +18,12 @@ from detectron2.engine import (
     TrainerBase,
     hooks,
 )
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
 from ..errors import UserError
+from ..evaluation.coco import RecordingCOCOEvaluator
 from ..evaluation.proposals import ProposalEvaluator
 from ..evaluation.voc import VOCEvaluator
 from .checkpointer import AtomicCheckpointer
@@ -183,7 +184,7 @@ class PaperTrainer(DefaultTrainer):
         if cfg.MODEL.PAPER_RCNN.PHASE == "rpn":
             return ProposalEvaluator(dataset_name, output_dir=folder)
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "coco":
-            return COCOEvaluator(
+            return RecordingCOCOEvaluator(
                 dataset_name, output_dir=folder, use_fast_impl=_has_fast_cocoeval()
             )
         return VOCEvaluator(

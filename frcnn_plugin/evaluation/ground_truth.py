@@ -1,6 +1,6 @@
 """The ground truth of any registered data set, as arrays."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ class GroundTruth:
         classes: (G,) class index.
         images: (G,) image index.
         ignored: (G,) difficult or crowd objects: a detection on one counts neither way.
+        files: per image its path, width and height; "" and 0 where they are not known. Empty if
+            nobody needs them.
     """
 
     image_ids: list[str]
@@ -29,6 +31,7 @@ class GroundTruth:
     classes: npt.NDArray[np.int64]
     images: npt.NDArray[np.int64]
     ignored: npt.NDArray[np.bool_]
+    files: list[tuple[str, int, int]] = field(default_factory=list)
 
 
 def load_ground_truth(dataset_name: str) -> GroundTruth:
@@ -76,4 +79,8 @@ def from_dicts(dicts: list[dict[str, Any]]) -> GroundTruth:
         classes=np.array(classes, dtype=np.int64),
         images=np.array(images, dtype=np.int64),
         ignored=np.array(ignored, dtype=bool),
+        files=[
+            (str(d.get("file_name", "")), int(d.get("width", 0)), int(d.get("height", 0)))
+            for d in dicts
+        ],
     )
