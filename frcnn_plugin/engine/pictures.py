@@ -177,8 +177,8 @@ class Pictures:
         logits = proposals.objectness_logits.double()
         boxes = proposals.proposal_boxes.tensor.double().numpy()
         scores = logits.sigmoid().numpy()
-        count = int((scores >= (self.options.score or 0.0)).sum())
-        count = min(count, self.options.topk or _MOST_PROPOSALS)
+        lowest = self.options.score or 0.0
+        count = min(int((scores >= lowest).sum()), self.options.topk or _MOST_PROPOSALS)
         objects, recall = None, {}
         if "annotations" in image.record:
             truth, objects = self._truth(image.record)
@@ -186,7 +186,7 @@ class Pictures:
             recall = _recall_in_words(found, truth, count)
         return draw_proposals(
             image.bgr, boxes[:count], scores[:count], len(boxes), objects, recall, image.name,
-            ["labels: objectness score"],
+            ["labels: objectness score" + (f", from {lowest:g} on" if lowest else "")],
         )  # fmt: skip
 
     def _detections(self, image: InspectedImage) -> Canvas:

@@ -62,6 +62,5 @@ def draw_anchors(
     canvas.box(cell_box, Style("#000000", 2))
     for box, style, i in reversed(drawn):
         w, h = network_sizes[i]
-        text = f"{w:.0f} x {h:.0f}" + ("" if inside[i] else ", outside")
-        canvas.label(box, text, style)
+        canvas.label(box, f"{w:.0f} x {h:.0f}", style, optional=True)
     return canvas

@@ -18,7 +18,7 @@ Grid = tuple[int, int, int, int]
 _MOST_BOXES = 60  # positive anchors drawn as boxes
 _LOOKS = {
     Reason.ABOVE: Style(BLUE, 2.0, filled=True),
-    Reason.BEST: Style(SKY, 2.0, "--", filled=True),
+    Reason.BEST: Style(SKY, 1.5, filled=True),
     Reason.BELOW: Style(VERMILION, filled=True),
     Reason.BETWEEN: Style(PURPLE, filled=True),
     Reason.OUTSIDE: Style("#FFFFFF", filled=True),
@@ -66,29 +66,53 @@ def draw_matches(
         f"matches: {name}, {len(positive)} positive, {counts[Reason.BELOW]} negative, "
         f"{counts[Reason.BETWEEN] + counts[Reason.OUTSIDE]} ignored anchors"
     )
-    strongest = positive[np.argsort(-reasons.iou.numpy()[positive], kind="stable")]
-    drawn = strongest[:_MOST_BOXES]
+    drawn = _choose(positive, reasons)
     shown = "positive anchors"
     if len(drawn) < len(positive):
-        shown = f"the {len(drawn)} positive anchors of highest IoU, of {len(positive)}"
+        shown = f"{len(drawn)} of {len(positive)} positive anchors, highest IoU first"
     _, _, high, wide = grid
     panels = [
-        Panel(shown, view=_reach(image_bgr, anchors[drawn])),
+        Panel(shown, _reach(image_bgr, anchors[drawn]), 0.2),
         Panel(f"all anchors: {high * wide} spots per cell, one for each shape", None, 0.6, True),
     ]
     canvas = Canvas(image_bgr, title, notes, [*legend, *objects.legend()], panels)
     for index in reversed(drawn):
         canvas.box(anchors[index], _LOOKS[Reason(int(reasons.reason[index]))])
     objects.draw(canvas, 0)
-    for index in drawn:
-        reason = Reason(int(reasons.reason[index]))
-        text = f"{reasons.iou[index]:.2f}"
-        if reason is Reason.BEST:
-            text = f"best of {int(reasons.best_object[index]) + 1}: {text}"
-        canvas.label(anchors[index], text, _LOOKS[reason], optional=True)
+    _label(canvas, anchors, reasons, drawn)
     _draw_map(canvas, reasons, grid, stride)
     objects.draw(canvas, 1, texts=[str(number + 1) for number in range(len(objects.boxes))])
     return canvas
+
+
+def _choose(positive: npt.NDArray[np.intp], reasons: MatchReasons) -> npt.NDArray[np.intp]:
+    """Those that are drawn: one of every object at least, then by IoU; in descending order."""
+    by_iou = positive[np.argsort(-reasons.iou.numpy()[positive], kind="stable")]
+    _, first = np.unique(reasons.best_object.numpy()[by_iou], return_index=True)
+    rest = np.setdiff1d(np.arange(len(by_iou)), first)
+    chosen = np.concatenate([first, rest])[: max(_MOST_BOXES, len(first))]
+    return by_iou[np.sort(chosen)]
+
+
+def _label(
+    canvas: Canvas,
+    anchors: npt.NDArray[np.float64],
+    reasons: MatchReasons,
+    drawn: npt.NDArray[np.intp],
+) -> None:
+    """IoUs; anchors that are the best of the same object share a label, as they are often many."""
+    best = reasons.reason == Reason.BEST
+    labelled = set()
+    for index in drawn:
+        reason, owner = Reason(int(reasons.reason[index])), int(reasons.best_object[index])
+        text = f"{reasons.iou[index]:.2f}"
+        if reason is Reason.BEST:
+            if owner in labelled:
+                continue
+            labelled.add(owner)
+            ties = int((best & (reasons.best_object == owner)).sum())
+            text = f"best of {owner + 1}: {text}" + (f", {ties} anchors" if ties > 1 else "")
+        canvas.label(anchors[index], text, _LOOKS[reason], optional=reason is Reason.ABOVE)
 
 
 def spots(reason: npt.NDArray[np.int64], grid: Grid) -> npt.NDArray[np.int64]:

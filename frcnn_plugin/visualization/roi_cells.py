@@ -73,8 +73,11 @@ def draw_roi_cells(
     ]
     panels = [
         Panel(f"feature map of {feature_size[1]} x {feature_size[0]} cells", whole, 0.15),
-        Panel("close-up: cells that each column and row of bins reads", close, 0.35),
+        Panel("close-up, bars: cells of each bin", close, 0.35),
     ]
+    beyond = cells.rounded[2] > feature_size[1] or cells.rounded[3] > feature_size[0]
+    if beyond:
+        notes = [*notes, "its corners round to cells beyond the feature map: nothing to read there"]
     canvas = Canvas(image_bgr, title, notes, legend, panels)
     for panel in range(2):
         _fill(canvas, panel, read * pixels, _READ.colour, 0.45)
@@ -106,7 +109,7 @@ def _grid(
     lines = [[(x * stride[0], 0.0), (x * stride[0], bottom)] for x in range(columns + 1)]
     lines += [[(0.0, y * stride[1]), (right, y * stride[1])] for y in range(rows + 1)]
     canvas.axes[panel].add_collection(
-        LineCollection(lines, colors="#222222", linewidths=0.6 if panel else 0.35, alpha=0.7)
+        LineCollection(lines, colors="#222222", linewidths=0.6 if panel else 0.35, alpha=0.55)
     )
 
 

@@ -64,9 +64,11 @@ def draw_samples(
     for sample in samples:
         boxes = np.vstack([sample.positive, sample.negative, [[0, 0, width, height]]])
         (x1, y1), (x2, y2) = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
-        panels.append(Panel(sample.summary(), (float(x1), float(y1), float(x2), float(y2)), 0.25))
+        panels.append(
+            Panel(sample.summary(), (float(x1), float(y1), float(x2), float(y2)), 0.5, True)
+        )
     legend = [
-        ("positive, foreground", RIGHT),
+        ("positive, foreground (dot: centre)", RIGHT),
         ("negative, background", _BACKGROUND),
         *objects.legend(),
     ]
@@ -74,9 +76,18 @@ def draw_samples(
     canvas = Canvas(image_bgr, title, notes, legend, panels)
     for panel, sample in enumerate(samples):
         for box in sample.negative:
-            canvas.box(box, _BACKGROUND, panel, alpha=0.55)
+            canvas.box(box, _BACKGROUND, panel, alpha=0.4)
         many = len(sample.positive) > _MANY
         for box in sample.positive:
             canvas.box(box, _THIN if many else RIGHT, panel)
+        for boxes, style, size in (
+            (sample.negative, _BACKGROUND, 3.5),
+            (sample.positive, RIGHT, 5.0),
+        ):
+            centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+            canvas.axes[panel].plot(
+                *centres.T, "o", color=style.colour, markersize=size, markeredgecolor="white",
+                markeredgewidth=0.5,
+            )  # fmt: skip
         objects.draw(canvas, panel)
     return canvas
