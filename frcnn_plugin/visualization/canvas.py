@@ -6,7 +6,6 @@ Matplotlib's objects are used directly: no pyplot, so no global state and no scr
 """
 
 import os
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +23,16 @@ from matplotlib.patheffects import withStroke
 
 from ..evaluation.drawing import ImageArray, overlap, place_label
 from ..evaluation.drawing import Rectangle as Place
+from .lettering import DPI, SMALL, legend_shape, points, text_width, wrap
 from .palette import Style
 
 View = tuple[float, float, float, float]  # x1, y1, x2, y2 in image pixels
 
-_DPI = 100
 _ONE, _TWO = (720, 1200), (560, 900)  # shortest and longest long side of a panel, by panels
 _LEAST_WIDTH = 700  # of the figure, so that the title has room
 _LEFT, _RIGHT, _GAP, _BOTTOM = 46, 14, 46, 26
-_TITLE, _NOTE, _SMALL = 19, 15, 14  # font sizes, pixels
-_LABEL_HEIGHT = 19
+_TITLE, _NOTE = 19, 15  # font sizes, pixels
+_LABEL, _LABEL_HEIGHT = 13, 19
 
 
 @dataclass(frozen=True)
@@ -88,18 +87,18 @@ class Canvas:
         ]
         content = sum(w for w, _ in sizes) + _GAP * (len(sizes) - 1)
         total_width = max(content + _LEFT + _RIGHT, _LEAST_WIDTH)
-        lines = _wrap(title, total_width, _TITLE)
-        note_lines = [line for note in notes for line in _wrap(note, total_width, _NOTE)]
+        lines = wrap(title, total_width, _TITLE, "bold")
+        note_lines = [line for note in notes for line in wrap(note, total_width, _NOTE)]
         heading = any(panel.title for panel in panels)
         top = 14 + len(lines) * (_TITLE + 8) + len(note_lines) * (_NOTE + 6) + 24 * heading
-        rows, columns = _legend_shape([text for text, _ in legend], total_width)
+        rows, columns = legend_shape([text for text, _ in legend], total_width)
         body = max(h for _, h in sizes)
         total_height = top + body + _BOTTOM + 8 + 24 * rows + (8 if rows else 0)
 
         self.figure = Figure(
-            figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI, facecolor="white"
+            figsize=(total_width / DPI, total_height / DPI), dpi=DPI, facecolor="white"
         )
-        self._renderer = FigureCanvasAgg(self.figure).get_renderer()
+        FigureCanvasAgg(self.figure)
         self._heading(lines, note_lines, total_width, total_height)
         self.axes: list[Axes] = []
         self._views, self._sizes = views, sizes
@@ -113,7 +112,7 @@ class Canvas:
         if legend:
             handles = [_handle(text, style) for text, style in legend]
             self.figure.legend(
-                handles=handles, loc="lower center", ncols=columns, fontsize=_points(_SMALL),
+                handles=handles, loc="lower center", ncols=columns, fontsize=points(SMALL),
                 frameon=False, handlelength=2.6, columnspacing=1.6, borderaxespad=0.3,
             )  # fmt: skip
 
@@ -124,7 +123,7 @@ class Canvas:
             *((line, _NOTE, "normal") for line in notes),
         ]:
             self.figure.text(
-                14 / width, 1 - y / height, text, va="top", fontsize=_points(size), weight=weight,
+                14 / width, 1 - y / height, text, va="top", fontsize=points(size), weight=weight,
                 parse_math=False,
             )  # fmt: skip
             y += size + (8 if size == _TITLE else 6)
@@ -147,9 +146,9 @@ class Canvas:
         )  # fmt: skip
         axes.set(xlim=(view[0], view[2]), ylim=(view[3], view[1]))
         axes.set_facecolor("#EDEDED")  # beyond the image
-        axes.tick_params(labelsize=_points(11), length=3)
+        axes.tick_params(labelsize=points(11), length=3)
         if panel.title:
-            axes.set_title(panel.title, fontsize=_points(_NOTE), loc="left", pad=5)
+            axes.set_title(panel.title, fontsize=points(_NOTE), loc="left", pad=5)
         return axes
 
     def box(self, box: npt.ArrayLike, style: Style, panel: int = 0, *, alpha: float = 1.0) -> None:
@@ -162,11 +161,11 @@ class Canvas:
             alpha: opacity; the rim is left out below 1.
         """
         x1, y1, x2, y2 = (float(value) for value in np.asarray(box))
-        rim = withStroke(linewidth=_points(style.width + 2), foreground=_ink(style.colour))
+        rim = withStroke(linewidth=points(style.width + 2), foreground=_ink(style.colour))
         self.axes[panel].add_patch(
             Rectangle(
                 (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=style.colour, alpha=alpha,
-                linewidth=_points(style.width), linestyle=style.dash,
+                linewidth=points(style.width), linestyle=style.dash,
                 path_effects=[rim] if alpha == 1 and style.width >= 2 else None,
             )
         )  # fmt: skip
@@ -186,11 +185,11 @@ class Canvas:
         axes, view, scale = self.axes[panel], self._views[panel], self._scales[panel]
         size = self._sizes[panel]
         artist = axes.text(
-            0, 0, text, color=_ink(style.colour), fontsize=_points(13), va="center_baseline",
+            0, 0, text, color=_ink(style.colour), fontsize=points(_LABEL), va="center_baseline",
             ha="left", backgroundcolor=style.colour, parse_math=False, clip_on=True,
         )  # fmt: skip
         artist.set_bbox({"facecolor": style.colour, "edgecolor": "none", "pad": 1.6})
-        width = int(artist.get_window_extent(self._renderer).width) + 8
+        width = int(text_width(text, _LABEL)) + 8
         corner = np.array([view[0], view[1], view[0], view[1]])
         inside = (np.asarray(box, dtype=float) - corner) * scale
         place = place_label(size, inside, (width, _LABEL_HEIGHT), self._taken[panel])
@@ -211,7 +210,7 @@ class Canvas:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
-        self.figure.savefig(partial, format="png", dpi=_DPI)
+        self.figure.savefig(partial, format="png", dpi=DPI)
         os.replace(partial, path)
         return path
 
@@ -222,36 +221,17 @@ def _scale(view: View, limits: tuple[int, int]) -> float:
     return min(max(side, limits[0]), limits[1]) / side
 
 
-def _points(pixels: float) -> float:
-    return pixels * 72 / _DPI
-
-
 def _ink(colour: str) -> str:
     """Black or white, whichever is read more easily on ``colour``."""
     red, green, blue = to_rgb(colour)
     return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
 
 
-def _wrap(text: str, width: int, size: int) -> list[str]:
-    # A character of the font is about 0.55 of its size wide.
-    return textwrap.wrap(text, max(20, int((width - 28) / (size * 0.57))))
-
-
-def _legend_shape(texts: Sequence[str], width: int) -> tuple[int, int]:
-    """Rows and columns that fit into ``width`` pixels."""
-    if not texts:
-        return 0, 1
-    longest = max(len(text) for text in texts) * _SMALL * 0.58 + 75
-    columns = min(len(texts), max(1, int(width / longest)))
-    rows = -(-len(texts) // columns)
-    return rows, -(-len(texts) // rows)
-
-
 def _handle(text: str, style: Style) -> Patch | Line2D:
     if style.filled:
         return Patch(facecolor=style.colour, edgecolor="#444444", linewidth=0.5, label=text)
-    rim = withStroke(linewidth=_points(style.width + 2), foreground=_ink(style.colour))
+    rim = withStroke(linewidth=points(style.width + 2), foreground=_ink(style.colour))
     return Line2D(
-        [], [], color=style.colour, linewidth=_points(style.width), linestyle=style.dash,
+        [], [], color=style.colour, linewidth=points(style.width), linestyle=style.dash,
         label=text, path_effects=[rim] if style.width >= 2 else None,
     )  # fmt: skip

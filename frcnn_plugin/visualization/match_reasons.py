@@ -68,7 +68,7 @@ def explain_matches(
     low, high = thresholds
     iou = pairwise_iou(gt_boxes, anchors)  # (G, R)
     iou[:, ~inside] = iou[:, ~inside].clamp(max=0)  # they were gone before matching
-    if len(gt_boxes):
+    if iou.numel():
         best_iou, best_object = iou.max(dim=0)
         is_best = (iou == iou.amax(dim=1, keepdim=True)) & inside
         # Of several objects it is the best anchor of, the one it overlaps most.
