@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.data.detection_utils import SizeMismatchError, read_image
-from PIL import UnidentifiedImageError
 
 from ..errors import UserError
 from ..evaluation.drawing import ImageArray
@@ -35,11 +34,12 @@ class InspectedImage:
         path = record["file_name"]
         try:
             self.bgr: ImageArray = read_image(path, "BGR")
+        except (OSError, ValueError) as e:  # Pillow's errors are OSErrors
+            raise UserError(f"{path} cannot be read as an image: {e}") from e
+        try:
             self.item: dict[str, Any] = mapper(record)
         except SizeMismatchError as e:
             raise UserError(f"{' '.join(str(e).split())}. Correct its annotation") from e
-        except (OSError, UnidentifiedImageError, ValueError) as e:
-            raise UserError(f"{path} cannot be read as an image: {e}") from e
         height, width = self.item["image"].shape[-2:]
         self.size: tuple[int, int] = (int(height), int(width))
         self.name = str(record["image_id"])

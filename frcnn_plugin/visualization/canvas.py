@@ -85,7 +85,11 @@ class Canvas:
             (max(1, round((v[2] - v[0]) * s)), max(1, round((v[3] - v[1]) * s)))
             for v, s in zip(views, self._scales, strict=True)
         ]
-        content = sum(w for w, _ in sizes) + _GAP * (len(sizes) - 1)
+        slots = [  # a narrow panel still needs room for its title
+            max(w, round(text_width(panel.title, _NOTE)))
+            for panel, (w, _) in zip(panels, sizes, strict=True)
+        ]
+        content = sum(slots) + _GAP * (len(slots) - 1)
         total_width = max(content + _LEFT + _RIGHT, _LEAST_WIDTH)
         lines = wrap(title, total_width, _TITLE, "bold")
         note_lines = [line for note in notes for line in wrap(note, total_width, _NOTE)]
@@ -104,11 +108,12 @@ class Canvas:
         self._views, self._sizes = views, sizes
         self._taken: list[list[Place]] = [[] for _ in panels]
         x = _LEFT + (total_width - content - _LEFT - _RIGHT) / 2
-        for panel, view, (w, h), scale in zip(panels, views, sizes, self._scales, strict=True):
+        shown = zip(panels, views, sizes, slots, self._scales, strict=True)
+        for panel, view, (w, h), slot, scale in shown:
             y = total_height - top - h
             rectangle = (x / total_width, y / total_height, w / total_width, h / total_height)
             self.axes.append(self._show(image_bgr, panel, view, rectangle, scale))
-            x += w + _GAP
+            x += slot + _GAP
         if legend:
             handles = [_handle(text, style) for text, style in legend]
             self.figure.legend(

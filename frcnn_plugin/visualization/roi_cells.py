@@ -108,9 +108,12 @@ def _grid(
     right, bottom = columns * stride[0], rows * stride[1]
     lines = [[(x * stride[0], 0.0), (x * stride[0], bottom)] for x in range(columns + 1)]
     lines += [[(0.0, y * stride[1]), (right, y * stride[1])] for y in range(rows + 1)]
-    canvas.axes[panel].add_collection(
-        LineCollection(lines, colors="#222222", linewidths=0.6 if panel else 0.35, alpha=0.55)
-    )
+    width = 0.7 if panel else 0.4
+    # Light beside dark, so that lines are seen on any image.
+    for colour, factor, alpha in (("#FFFFFF", 2.5, 0.3), ("#222222", 1.0, 0.55)):
+        canvas.axes[panel].add_collection(
+            LineCollection(lines, colors=colour, linewidths=width * factor, alpha=alpha)
+        )
 
 
 def _bars(
@@ -128,10 +131,12 @@ def _bars(
         corner = (along, across) if horizontal else (across, along)
         size = (length, thick * 0.85) if horizontal else (thick * 0.85, length)
         colour = ORANGE if number == len(bounds) // 2 else _BARS[number % 2]
-        axes.add_patch(Rectangle(corner, *size, facecolor=colour, edgecolor="white", linewidth=0.8))
+        axes.add_patch(
+            Rectangle(corner, *size, facecolor=colour, edgecolor="white", linewidth=0.8, zorder=3)
+        )
         axes.text(
             corner[0] + size[0] / 2, corner[1] + size[1] / 2, str(number + 1), ha="center",
-            va="center", fontsize=8, color="white" if colour == BLUE else "black",
+            va="center", fontsize=8, zorder=4, color="white" if colour == BLUE else "black",
         )  # fmt: skip
 
 

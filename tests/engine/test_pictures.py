@@ -64,10 +64,8 @@ def draw(weights: str) -> Callable[..., list[Canvas]]:
 
 
 def with_objects(records: list[dict], *, difficult: bool) -> dict:
-    return next(
-        r for r in records
-        if {bool(o["difficult"]) for o in r["annotations"]} == ({False, True} if difficult else {False})
-    )  # fmt: skip
+    wanted = {0, 1} if difficult else {0}
+    return next(r for r in records if {obj["difficult"] for obj in r["annotations"]} == wanted)
 
 
 def split(record: dict) -> tuple[list, list]:

@@ -44,6 +44,14 @@ def test_two_panels_are_smaller_and_side_by_side() -> None:
     assert first.x1 < second.x0 and first.y1 == pytest.approx(second.y1)
 
 
+def test_titles_of_narrow_panels_do_not_meet() -> None:
+    narrow = Panel("a title that is wider than the panel", (0.0, 0.0, 5.0, 100.0))
+    canvas = Canvas(blank(100, 100), "t", panels=[narrow, narrow])
+    canvas.figure.canvas.draw()
+    left, right = (axes._left_title.get_window_extent() for axes in canvas.axes)
+    assert left.x1 < right.x0 and right.x1 <= canvas.figure.bbox.x1
+
+
 def test_box_is_where_it_was_put_in_the_file(tmp_path) -> None:
     """Pixels of the PNG: the left edge of the box lies at x1 of the image, enlarged 7.2 times."""
     canvas = Canvas(blank(50, 100), "t")
