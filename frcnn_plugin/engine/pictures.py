@@ -102,6 +102,12 @@ class Pictures:
                 f"{record['file_name']} has no annotations, which mode {mode} draws: name a data "
                 f"set that has them (--dataset)"
             )
+        if self.cfg.MODEL.LOAD_PROPOSALS and (mode in _TESTING or self._samples_rois(mode)):
+            raise UserError(
+                f"mode {mode} draws what the RPN proposes, but this config has proposals from "
+                f"files: add MODEL.LOAD_PROPOSALS False MODEL.PAPER_RCNN.PHASE joint, with weights "
+                f"of a whole detector"
+            )
         mapper = self._training_mapper if is_of_training(mode) else self._test_mapper
         image = InspectedImage(record, mapper)
         if mode == "data":
@@ -116,6 +122,9 @@ class Pictures:
             drawn = roi_cells_pictures(self._rules, image, self.class_names, self.options)
             return [(f"_{number}", canvas) for number, canvas in enumerate(drawn, start=1)]
         return [("", self._proposals(image) if mode == "proposals" else self._detections(image))]
+
+    def _samples_rois(self, mode: str) -> bool:
+        return mode == "sampled" and bool(self.cfg.MODEL.WEIGHTS)
 
     @cached_property
     def _training_mapper(self) -> MirroringMapper:

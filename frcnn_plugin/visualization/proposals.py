@@ -44,13 +44,15 @@ def draw_proposals(
     title = f"proposals: {name}, the best {len(boxes)} of {total}"
     lines = [f"recall of the {what}: {value}" for what, value in recall.items()]
     lowest, highest = (float(scores.min()), float(scores.max())) if len(scores) else (0.0, 1.0)
-    norm = Normalize(lowest, max(highest, lowest + 1e-6))
+    if highest - lowest < 1e-6:
+        lowest = highest - 1  # all look like the best one
+    norm = Normalize(lowest, highest)
     styles = [Style(to_hex(_MAP(0.72 * float(norm(score)))), 1.5) for score in scores]
     legend = []
     if len(scores):
         legend = [
             (f"best proposal, {highest:.3f}", Style(styles[0].colour, 3.5)),
-            (f"last one drawn, {lowest:.3f}", styles[-1]),
+            (f"last one drawn, {scores[-1]:.3f}", styles[-1]),
         ]
     if objects is not None:
         legend += objects.legend()

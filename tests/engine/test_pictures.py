@@ -248,3 +248,12 @@ def test_class_names_may_be_unknown(records: list[dict], weights: str) -> None:
     pictures = Pictures(setup_cfg(DEMO, [*SMALL, "MODEL.WEIGHTS", weights]), [], Options(score=0.0))
     ((_, canvas),) = pictures.draw("detections", records[0])
     assert any(text.get_text().startswith("class ") for text in canvas.axes[0].texts)
+
+
+@pytest.mark.parametrize("mode", ["sampled", "proposals", "detections"])
+def test_given_proposals_are_not_taken_for_the_rpn_s(records, draw, mode: str) -> None:
+    """The RPN of such a checkpoint was never trained."""
+    opts = ("MODEL.LOAD_PROPOSALS", "True", "MODEL.PAPER_RCNN.PHASE", "fast_rcnn")
+    with pytest.raises(UserError, match=rf"mode {mode} draws what the RPN proposes, but .* files"):
+        draw(mode, records[0], *opts, trained=True)
+    assert draw("anchors", records[0], *opts, trained=True)
