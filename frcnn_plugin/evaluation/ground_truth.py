@@ -37,6 +37,18 @@ class GroundTruth:
 def load_ground_truth(dataset_name: str) -> GroundTruth:
     """Loads the ground truth of a registered data set.
 
+    Args:
+        dataset_name: any name in the DatasetCatalog.
+
+    Returns:
+        All objects, ignored ones marked.
+    """
+    return from_dicts(load_dicts(dataset_name))
+
+
+def load_dicts(dataset_name: str) -> list[dict[str, Any]]:
+    """Loads a data set with all that evaluation needs.
+
     Detectron2's own ``voc_2007_*`` and ``voc_2012_*`` dicts do not say which objects are difficult;
     for those names the annotation files are read with this plugin's loader.
 
@@ -44,16 +56,15 @@ def load_ground_truth(dataset_name: str) -> GroundTruth:
         dataset_name: any name in the DatasetCatalog.
 
     Returns:
-        All objects, ignored ones marked.
+        Its images, in Detectron2's format.
     """
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("evaluator_type") == HOST_VOC_EVALUATOR:
-        dicts = load_voc_instances(
+        return load_voc_instances(
             metadata.dirname, metadata.split, metadata.thing_classes, name=dataset_name
         )
-    else:
-        dicts = DatasetCatalog.get(dataset_name)
-    return from_dicts(dicts)
+    dicts: list[dict[str, Any]] = DatasetCatalog.get(dataset_name)
+    return dicts
 
 
 def from_dicts(dicts: list[dict[str, Any]]) -> GroundTruth:
