@@ -179,6 +179,9 @@ def _add_test(cfg: CN) -> None:
     # Metric of the headline: "11point" (VOC 2007), "area" (VOC 2010 on), "auto" (by the set's
     # year, 11point if it has none). Both are always printed.
     cfg.TEST.VOC_METRIC = "auto"
+    # True: of an image, all detections that score as the last of TEST.DETECTIONS_PER_IMAGE are
+    # kept, which can be more (py). False: exactly that many.
+    cfg.TEST.KEEP_TIES = False
 
 
 def get_config_file(name: str) -> str:
