@@ -82,10 +82,15 @@ def plugin(
     recorder = Recorder(case.net, model)
     with torch.no_grad():
         instances = model([model_input(case.image(), case.original)])[0]["instances"]
+    return recorder.in_caffe_layout(), as_detections(case.net, instances)
+
+
+def as_detections(net: Net, instances: Any) -> list[np.ndarray]:
+    """The plugin's detections per class, (n, 5): inclusive box and score."""
     boxes = instances.pred_boxes.tensor.numpy() - ONE
     rows = np.hstack([boxes, instances.scores.numpy()[:, None]])
     classes = instances.pred_classes.numpy()
-    return recorder.in_caffe_layout(), [rows[classes == k] for k in range(case.net.num_classes - 1)]
+    return [rows[classes == k] for k in range(net.num_classes - 1)]
 
 
 def match(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray | None:
