@@ -120,6 +120,10 @@ def _add_meta_arch(cfg: CN) -> None:
 
 
 def _add_data(cfg: CN) -> None:
+    # What resizes images:
+    #   "pillow"  the host: bytes, antialiased where the image shrinks
+    #   "opencv"  py: floats, bilinear, never antialiased; sides round half to even
+    cfg.INPUT.RESIZE = "pillow"
     # VOC-format sets to register before anything else, a list of
     #   {name: my_train, root: /data/my, split: train, classes: [cat, dog]}
     # Then DATASETS.TRAIN ("my_train",) finds them. See frcnn_plugin/data/voc.py for all fields.

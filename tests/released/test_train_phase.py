@@ -91,7 +91,9 @@ class Spied:
 
     def compare_gradients(self, weights: Weights) -> int:
         """Of all layers that train, with those of the transcription's weights."""
-        grads = {k: [t.grad if t.grad is not None else 0 * t for t in v] for k, v in weights.items()}
+        grads = {
+            k: [t.grad if t.grad is not None else 0 * t for t in v] for k, v in weights.items()
+        }
         expected = state_dict(self.net, grads)
         compared = 0
         for name, parameter in self.model.named_parameters():
