@@ -23,15 +23,15 @@ from .weights import FULL, NARROW
 
 PIXELS, SCORE = 0.01, 1e-4  # what "equal detections" means
 CASES = [
-    Case(VGG16_ALT_OPT, (375, 500)),  # 600x800, scale 1.6
-    Case(VGG16_ALT_OPT, (500, 333), background=9.0),  # portrait, 901x600, scale not 901 / 500
-    Case(VGG16_ALT_OPT, (301, 505)),  # 596x1000: the longer side is limited
+    Case(VGG16_ALT_OPT, (375, 500), seed=1),  # 600x800, scale 1.6
+    Case(VGG16_ALT_OPT, (500, 333), seed=2, background=9.0),  # 901x600, scale not 901 / 500
+    Case(VGG16_ALT_OPT, (301, 505), seed=2),  # 596x1000: the longer side is limited
     Case(VGG16_ALT_OPT, (1200, 900)),  # made smaller
     Case(ZF_ALT_OPT, (375, 500)),
     Case(ZF_ALT_OPT, (500, 333)),
-    Case(ZF_ALT_OPT, (400, 503), background=9.0),  # 754.5 rounds to 754
+    Case(ZF_ALT_OPT, (400, 503), seed=1, background=9.0),  # 754.5 rounds to 754
     Case(VGG16_COCO, (480, 640)),
-    Case(VGG16_COCO, (640, 427), background=10.5),
+    Case(VGG16_COCO, (640, 427), seed=1, background=12.0),
 ]
 SMALL = Case(VGG16_ALT_OPT, (333, 500), seed=1, background=9.0)
 
@@ -62,7 +62,7 @@ def test_the_comparison_means_something(case: Case) -> None:
     assert objects.min() < 0.05 and objects.max() > 0.99
     rois = run.blobs["rois"]
     heights = rois[:, 4] - rois[:, 2]
-    assert len(rois) == 300 and heights.min() < 60 and heights.max() > 300
+    assert len(rois) == 300 and heights.min() < 100 and heights.max() > 300
     counts = [len(dets) for dets in run.detections]
     assert 20 <= sum(counts) <= 100 and sum(n > 0 for n in counts) >= 10
     # Both with and without the limit of 100.
@@ -145,21 +145,23 @@ def test_every_setting_matters(key: str, value: object) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("net", [VGG16_ALT_OPT, ZF_ALT_OPT], ids=lambda net: net.name)
 def test_full_size(net: Net) -> None:
-    """The true widths of all layers, on a small image."""
+    """The true widths of all layers, on a small image, in both memory layouts."""
     case = Case(net, (141, 189), widths=FULL[net.backbone], fc=4096, sides=(224, 380))
-    run = transcription(case)
-    blobs, detections = plugin(case)
-    order = match(blobs["rois"].numpy(), run.blobs["rois"].numpy())
-    assert order is not None, "other RoIs"
-    for name in (net.last, "rpn_cls_score", "rpn_bbox_pred"):
-        expected = run.blobs[name]
-        assert (blobs[name] - expected).abs().max() <= 1e-5 * expected.abs().max(), name
-    for name in ("pool5", "fc6", "fc7", "cls_score"):
-        expected = run.blobs[name]
-        assert (blobs[name][order] - expected).abs().max() <= 1e-5 * expected.abs().max(), name
+    check_margins(case)
+    run = theirs(case)
     assert sum(map(len, run.detections)) >= 20
-    pixels, score = largest_difference(detections, run.detections)
-    assert pixels <= PIXELS and score <= SCORE
+    for channels_last in (False, True):
+        blobs, detections = plugin(case, "MODEL.PAPER_RCNN.CHANNELS_LAST", channels_last)
+        order = match(blobs["rois"].numpy(), run.blobs["rois"].numpy())
+        assert order is not None, "other RoIs"
+        for name in (net.last, "rpn_cls_score", "rpn_bbox_pred", "fc6", "fc7", "cls_score"):
+            blob = blobs[name][order] if name[0] != "r" and name != net.last else blobs[name]
+            expected = run.blobs[name]
+            # In the other layout sums are taken in another order.
+            error = (blob - expected).abs().max() / expected.abs().max()
+            assert error <= (5e-5 if channels_last else 1e-5), name
+        pixels, score = largest_difference(detections, run.detections)
+        assert pixels <= PIXELS and score <= SCORE
 
 
 # config.py, TEST; the prototxts; test.py.

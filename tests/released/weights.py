@@ -70,10 +70,12 @@ def make_weights(
     draw("rpn_bbox_pred", 4 * anchors, before, 1, 1)
     hidden = rpn(net, features, weights)
     count = 2 * anchors
-    spread("rpn_cls_score", hidden["rpn_cls_score"], torch.full((count,), 1.5), noise(count, 0, 1))
-    # Most anchors are larger than the picture's parts: smaller boxes, moved about.
-    std = torch.tensor([0.3, 0.3, 0.4, 0.4]).repeat(anchors)
-    mean = torch.tensor([0.0, 0.0, -0.9, -0.9]).repeat(anchors)
+    # Large objects score higher, so that neighbours overlap and NMS has something to do.
+    mean = noise(count, 0, 0.7)
+    mean[anchors:] += torch.arange(len(net.scales)).repeat(3)
+    spread("rpn_cls_score", hidden["rpn_cls_score"], torch.full((count,), 1.2), mean)
+    std = torch.tensor([0.08, 0.08, 0.15, 0.15]).repeat(anchors)
+    mean = torch.tensor([0.0, 0.0, -0.4, -0.4]).repeat(anchors)
     spread("rpn_bbox_pred", hidden["rpn_bbox_pred"], std, mean)
 
     info = (400.0, 520.0, 1.0)
