@@ -120,6 +120,10 @@ def _add_meta_arch(cfg: CN) -> None:
 
 
 def _add_data(cfg: CN) -> None:
+    # What resizes images:
+    #   "pillow"  the host: bytes, antialiased where the image shrinks
+    #   "opencv"  py: floats, bilinear, never antialiased; sides round half to even
+    cfg.INPUT.RESIZE = "pillow"
     # VOC-format sets to register before anything else, a list of
     #   {name: my_train, root: /data/my, split: train, classes: [cat, dog]}
     # Then DATASETS.TRAIN ("my_train",) finds them. See frcnn_plugin/data/voc.py for all fields.
@@ -179,6 +183,9 @@ def _add_test(cfg: CN) -> None:
     # Metric of the headline: "11point" (VOC 2007), "area" (VOC 2010 on), "auto" (by the set's
     # year, 11point if it has none). Both are always printed.
     cfg.TEST.VOC_METRIC = "auto"
+    # True: of an image, all detections that score as the last of TEST.DETECTIONS_PER_IMAGE are
+    # kept, which can be more (py). False: exactly that many.
+    cfg.TEST.KEEP_TIES = False
 
 
 def get_config_file(name: str) -> str:
