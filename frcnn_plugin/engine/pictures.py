@@ -19,6 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
 from ..data.proposals import Proposals
+from ..data.resize import build_mapper
 from ..errors import UserError
 from ..evaluation.ground_truth import GroundTruth, from_dicts
 from ..evaluation.recall import measure_recall
@@ -132,7 +133,7 @@ class Pictures:
 
     @cached_property
     def _test_mapper(self) -> DatasetMapper:
-        return DatasetMapper(self.cfg, is_train=False)
+        return build_mapper(self.cfg, is_train=False)
 
     @cached_property
     def _rules(self) -> BoxRules:
