@@ -37,6 +37,7 @@ from frcnn_plugin.data.proposals import check_proposals, save_proposals
 from frcnn_plugin.data.resize import build_mapper
 from frcnn_plugin.engine import check_cfg, launch, setup_cfg
 from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
+from frcnn_plugin.engine.weights import names_detector
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.ground_truth import load_ground_truth
 from frcnn_plugin.evaluation.proposal_shards import ProposalShards, ShardWriter
@@ -88,7 +89,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, output: Path, shards: Proposal
     """Stop before the work on what would stop it."""
     if args.shard_size < 1 or args.num_gpus < 1:
         raise UserError("--shard-size and --num-gpus must be at least 1")
-    if not cfg.MODEL.WEIGHTS:
+    if not names_detector(cfg):
         raise UserError("whose proposals? Add MODEL.WEIGHTS path/to/model_final.pth")
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
         raise UserError(f"{args.config_file} has no region proposal network to make proposals")

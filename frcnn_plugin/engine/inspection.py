@@ -26,6 +26,7 @@ from ..modeling.feature_sizes import backbone_feature_sizes
 from ..modeling.proposals import inside_image
 from ..modeling.rpn import PaperRPN
 from .checkpointer import AtomicCheckpointer
+from .weights import names_detector
 
 Size = tuple[int, int]
 
@@ -134,21 +135,22 @@ class BoxRules:
         return backbone_feature_sizes(self._backbone, [name])(*image_size)[0]
 
 
-def load_model(cfg: CfgNode, parts: dict[str, str]) -> nn.Module:
+def load_model(cfg: CfgNode, advice: str, *, unused: str = "") -> nn.Module:
     """Build the model with ``MODEL.WEIGHTS``, for inference.
 
     Args:
         cfg: config.
-        parts: parts that must be in the file, such as "proposal_generator", and what to do if not.
+        advice: what to do if there are no weights of a trained model.
+        unused: sub-module whose weights may be missing, such as "roi_heads".
 
     Raises:
-        UserError: no weights given, or the file lacks a part.
+        UserError: no weights given, or the file lacks some.
     """
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError(f"no weights given. {next(iter(parts.values()))}")
+    if not names_detector(cfg):
+        given = f"{cfg.MODEL.WEIGHTS} is no detector" if cfg.MODEL.WEIGHTS else "no weights given"
+        raise UserError(f"{given}. {advice}")
     model: nn.Module = build_model(cfg)
-    checkpointer = AtomicCheckpointer(model)
-    checkpointer.required_parts |= parts
+    checkpointer = AtomicCheckpointer(model, cfg=cfg, evaluating=True, unused=unused)
     checkpointer.load(cfg.MODEL.WEIGHTS)
     return model.eval()
 

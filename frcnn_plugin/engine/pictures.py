@@ -41,6 +41,7 @@ from .training_pictures import (
     roi_cells_pictures,
     sampled_picture,
 )
+from .weights import names_detector
 
 __all__ = ["MODES", "NEEDS_TRUTH", "Options", "Pictures", "is_of_training"]
 
@@ -125,7 +126,7 @@ class Pictures:
         return [("", self._proposals(image) if mode == "proposals" else self._detections(image))]
 
     def _samples_rois(self, mode: str) -> bool:
-        return mode == "sampled" and bool(self.cfg.MODEL.WEIGHTS)
+        return mode == "sampled" and names_detector(self.cfg)
 
     @cached_property
     def _training_mapper(self) -> MirroringMapper:
@@ -141,18 +142,18 @@ class Pictures:
 
     @cached_property
     def _proposing_model(self) -> Any:
-        return load_model(self.cfg, {"proposal_generator": _ADVICE})
+        return load_model(self.cfg, _ADVICE, unused="roi_heads")
 
     @cached_property
     def _sampling_model(self) -> Any:
-        if not self.cfg.MODEL.WEIGHTS:
+        if not names_detector(self.cfg):
             return None
         advice = f"{_ADVICE}, or MODEL.WEIGHTS '' to see the anchors alone"
-        return load_model(with_training_proposals(self.cfg), {"proposal_generator": advice})
+        return load_model(with_training_proposals(self.cfg), advice, unused="roi_heads")
 
     @cached_property
     def _detecting_model(self) -> Any:
-        return load_model(self.cfg, {"roi_heads": _ADVICE})
+        return load_model(self.cfg, _ADVICE)
 
     def _truth(self, record: dict[str, Any]) -> tuple[GroundTruth, Objects]:
         truth = from_dicts([record])

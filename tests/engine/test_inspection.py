@@ -149,14 +149,16 @@ def test_detector_of_four_steps_learns_on_cached_proposals() -> None:
 
 
 def test_weights_must_be_there_and_fit(tiny_cfg, tmp_path) -> None:
-    advice = {"proposal_generator": "Add MODEL.WEIGHTS model.pth"}
+    advice = "Add MODEL.WEIGHTS model.pth"
     with pytest.raises(UserError, match=r"no weights given\. Add MODEL\.WEIGHTS model\.pth"):
         load_model(tiny_cfg(), advice)
     model = build_model(tiny_cfg())
     path = tmp_path / "backbone.pth"
     state = {f"backbone.{name}": value for name, value in model.backbone.state_dict().items()}
     torch.save({"model": state}, path)
-    with pytest.raises(UserError, match=r"of proposal_generator were found .* Add MODEL\.WEIGHTS"):
+    with pytest.raises(UserError, match=r"cannot be evaluated: it lacks"):
         load_model(tiny_cfg("MODEL.WEIGHTS", str(path)), advice)
+    with pytest.raises(UserError, match=r"frcnn://zf_caffe_imagenet is no detector\. Add"):
+        load_model(tiny_cfg("MODEL.WEIGHTS", "frcnn://zf_caffe_imagenet"), advice)
     torch.save({"model": model.state_dict()}, path)
     assert not load_model(tiny_cfg("MODEL.WEIGHTS", str(path)), advice).training
