@@ -19,6 +19,12 @@ VERSION = re.search(
 if VERSION is None:
     raise SystemExit('frcnn_plugin/__init__.py has no line __version__ = "..."')
 
+# Beside Python files.
+PACKAGE_DATA = {
+    "frcnn_plugin.configs": ["*.yaml", "**/*.yaml"],
+    "frcnn_plugin.report": ["page.html", "page.css"],
+}
+
 setup(
     name="frcnn-plugin",
     version=VERSION.group(1),
@@ -30,7 +36,7 @@ setup(
     packages=[*find_packages(include=["frcnn_plugin*"]), "frcnn_plugin.configs"],
     # configs/ stays at the top, where users look for it, and is installed inside the package.
     package_dir={"frcnn_plugin.configs": "configs"},
-    package_data={"frcnn_plugin.configs": ["*.yaml", "**/*.yaml"]},
+    package_data=PACKAGE_DATA,
     install_requires=[
         "torch>=2.4",  # the networks and their training
         "torchvision>=0.19",  # RoI max pooling and NMS; this is the pair of torch 2.4
@@ -40,8 +46,9 @@ setup(
         "iopath>=0.1.7",  # Detectron2's paths to files
         "portalocker>=3.0",  # one process downloads, the others wait; 3.0 tells locked from broken
         "pycocotools>=2.0.2",  # COCO's annotations and metric
-        "matplotlib>=3.5",  # Detectron2's Visualizer draws the pictures with it
+        "matplotlib>=3.6",  # Detectron2's Visualizer draws the pictures with it
         "opencv-python-headless>=4.5",  # Detectron2's data module; headless needs no screen
+        "Jinja2>=3.0",  # the page of the training report; torch needs it too
         "tabulate>=0.8",  # tables of results
         "tqdm>=4.30",  # progress of what takes long outside the training loop
         "setuptools<82",  # 82 dropped pkg_resources, which detectron2.model_zoo imports

@@ -120,6 +120,10 @@ def _add_meta_arch(cfg: CN) -> None:
 
 
 def _add_data(cfg: CN) -> None:
+    # What resizes images:
+    #   "pillow"  the host: bytes, antialiased where the image shrinks
+    #   "opencv"  py: floats, bilinear, never antialiased; sides round half to even
+    cfg.INPUT.RESIZE = "pillow"
     # Data sets to register before anything else, a list of entries of these forms:
     #   {name: my_train, root: /data/my, split: train, classes: [cat, dog]}      VOC's folders
     #   {name: my_train, xml: /data/my, images: /data/my, classes: [cat, dog]}   any folder of XML
@@ -184,6 +188,9 @@ def _add_test(cfg: CN) -> None:
     # Metric of the headline: "11point" (VOC 2007), "area" (VOC 2010 on), "auto" (by the set's
     # year, 11point if it has none). Both are always printed.
     cfg.TEST.VOC_METRIC = "auto"
+    # True: of an image, all detections that score as the last of TEST.DETECTIONS_PER_IMAGE are
+    # kept, which can be more (py). False: exactly that many.
+    cfg.TEST.KEEP_TIES = False
 
 
 def get_config_file(name: str) -> str:
@@ -195,12 +202,20 @@ def get_config_file(name: str) -> str:
     Raises:
         UserError: there is no such file; the message lists close names.
     """
-    package = Path(__file__).resolve().parent
-    # An installed wheel carries the YAMLs in the package; a checkout has them beside it.
-    roots = [package / "configs", package.parent / "configs"]
-    for root in roots:
+    for root in _config_roots():
         if (root / name).is_file():
             return str(root / name)
-    known = sorted({str(p.relative_to(r)) for r in roots for p in r.rglob("*.yaml")})
+    known = list_config_files()
     close = get_close_matches(name, known, n=3, cutoff=0.3) or known
     raise UserError(f"no config '{name}' comes with frcnn_plugin; did you mean {', '.join(close)}?")
+
+
+def list_config_files() -> list[str]:
+    """Names of the configurations that come with the plugin, for :func:`get_config_file`."""
+    return sorted({str(p.relative_to(r)) for r in _config_roots() for p in r.rglob("*.yaml")})
+
+
+def _config_roots() -> list[Path]:
+    package = Path(__file__).resolve().parent
+    # An installed wheel carries the YAMLs in the package; a checkout has them beside it.
+    return [package / "configs", package.parent / "configs"]

@@ -74,7 +74,8 @@ def test_wheel_holds_every_module_and_config_and_nothing_else(wheel: Path) -> No
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {str(file.relative_to(ROOT)) for file in (ROOT / "frcnn_plugin").rglob("*.py")}
-    assert names == modules | {f"frcnn_plugin/configs/{name}" for name in CONFIGS}
+    page = {f"frcnn_plugin/report/page.{suffix}" for suffix in ("html", "css")}
+    assert names == modules | page | {f"frcnn_plugin/configs/{name}" for name in CONFIGS}
     assert CONFIGS
 
 

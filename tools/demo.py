@@ -34,6 +34,7 @@ from frcnn_plugin import get_config_file
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.evaluation.drawing import contact_sheet, draw_comparison
+from frcnn_plugin.report import write_report
 
 CONFIG = "demo/vgg16_shapes.yaml"
 # AP50 (11-point) that a full run has to reach on images it was not trained on.
@@ -131,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             print(f"{key.removeprefix('AP50/'):<12}{value:.1f}")
     print(f"{'mean':<12}{results['AP50']:.1f}   (AP at .50:.95: {results['AP']:.1f})\n")
     print(f"weights, log, metrics: {run}")
+    print(f"report of the training, for a browser: {write_report(run)}")
     print(f"pictures, left the truth, right the detections: {sheet} and beside it")
     print(f"took {time.perf_counter() - start:.0f} s")
     if not args.quick and results["AP50"] < PROMISE:

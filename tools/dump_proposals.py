@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
+from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -34,8 +34,10 @@ from detectron2.utils.logger import setup_logger
 
 from frcnn_plugin.data import check_datasets
 from frcnn_plugin.data.proposals import check_proposals, save_proposals
+from frcnn_plugin.data.resize import build_mapper
 from frcnn_plugin.engine import check_cfg, launch, setup_cfg
 from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
+from frcnn_plugin.engine.weights import names_detector
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.ground_truth import load_ground_truth
 from frcnn_plugin.evaluation.proposal_shards import ProposalShards, ShardWriter
@@ -87,7 +89,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, output: Path, shards: Proposal
     """Stop before the work on what would stop it."""
     if args.shard_size < 1 or args.num_gpus < 1:
         raise UserError("--shard-size and --num-gpus must be at least 1")
-    if not cfg.MODEL.WEIGHTS:
+    if not names_detector(cfg):
         raise UserError("whose proposals? Add MODEL.WEIGHTS path/to/model_final.pth")
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
         raise UserError(f"{args.config_file} has no region proposal network to make proposals")
@@ -129,7 +131,7 @@ def run(args: argparse.Namespace, shards: ProposalShards, pending: list[dict[str
     AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
     loader = build_detection_test_loader(
         pending,
-        mapper=DatasetMapper(cfg, is_train=False),
+        mapper=build_mapper(cfg, is_train=False),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     inference_on_dataset(model, loader, ShardWriter(shards, args.shard_size, args.dataset))

@@ -22,7 +22,14 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from frcnn_plugin.engine import PaperTrainer, check_cfg, forget_run, launch, setup_cfg
+from frcnn_plugin.engine import (
+    PaperTrainer,
+    RunRecorder,
+    check_cfg,
+    forget_run,
+    launch,
+    setup_cfg,
+)
 from frcnn_plugin.engine.evaluate import evaluate_checkpoint
 from frcnn_plugin.errors import UserError
 
@@ -44,6 +51,8 @@ def run(args: argparse.Namespace) -> Any:
         return evaluate_checkpoint(cfg)
     trainer = PaperTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
+    if comm.is_main_process():
+        trainer.register_hooks([RunRecorder(cfg, args.config_file)])
     return trainer.train()
 
 

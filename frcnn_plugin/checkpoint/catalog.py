@@ -56,6 +56,7 @@ class KnownFile(RemoteFile):
         licence: as far as its publisher states one.
         archive: the .tgz that holds it, if it is not published by itself.
         member: its path in that archive.
+        is_detector: whether it can detect; the others are where training starts.
     """
 
     name: str
@@ -63,6 +64,7 @@ class KnownFile(RemoteFile):
     licence: str
     archive: RemoteFile | None = None
     member: str = ""
+    is_detector: bool = False
 
     @property
     def checked_by(self) -> str:
@@ -166,6 +168,7 @@ CATALOG: tuple[KnownFile, ...] = (
         sha1="dd099979468aafba21f3952718a9ceffc7e57699",
         description="VGG16 detector on VOC07 trainval, four steps (alt_opt)",
         licence=_PY_FASTER_RCNN,
+        is_detector=True,
     ),
     KnownFile(
         name="zf_py_faster_rcnn_voc07",
@@ -175,6 +178,7 @@ CATALOG: tuple[KnownFile, ...] = (
         sha1="7af886686f149622ed7a41c08b96743c9f4130f5",
         description="ZF detector on VOC07 trainval, four steps (alt_opt)",
         licence=_PY_FASTER_RCNN,
+        is_detector=True,
     ),
     KnownFile(
         name="vgg16_py_faster_rcnn_coco",
@@ -185,6 +189,7 @@ CATALOG: tuple[KnownFile, ...] = (
         ),
         description="VGG16 detector on COCO 2014, joint (end2end)",
         licence=_PY_FASTER_RCNN,
+        is_detector=True,
     ),
 )
 

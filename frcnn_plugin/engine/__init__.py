@@ -3,6 +3,7 @@
 from .four_step import FourStepHook
 from .hooks import CaffeMomentum, SeedEveryStep
 from .launch import launch
+from .run_recorder import RunRecorder
 from .setup import check_cfg, forget_run, setup_cfg
 from .stage_checkpoints import StageCheckpointer
 from .stages import apply_four_step, build_four_step_scheduler, build_stages
@@ -12,6 +13,7 @@ __all__ = [
     "CaffeMomentum",
     "FourStepHook",
     "PaperTrainer",
+    "RunRecorder",
     "SeedEveryStep",
     "StageCheckpointer",
     "apply_four_step",

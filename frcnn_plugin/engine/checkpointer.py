@@ -45,6 +45,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         *,
         cfg: CfgNode | None = None,
         evaluating: bool = False,
+        unused: str = "",
         **kwargs: Any,
     ) -> None:
         """Build.
@@ -55,12 +56,15 @@ class AtomicCheckpointer(DetectionCheckpointer):
             cfg: of the model: what is loaded is checked against it, and checkpoints carry it with
                 class names and preprocessing. None: nothing is checked or added.
             evaluating: nothing will be trained, so that everything has to be in the file.
+            unused: sub-module that is not needed then, "" for none; in the phases "rpn" and
+                "fast_rcnn" it is the other half.
             kwargs: other arguments of the host's class.
         """
         super().__init__(model, save_dir, **kwargs)
         self.path_manager: Any = _AtomicPaths(PathManager)
         self._cfg = cfg
         self._evaluating = evaluating
+        self._unused = unused
         self._file = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -123,8 +127,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         cfg = self._cfg
         assert cfg is not None
         if self._evaluating:
-            unused = {"rpn": "roi_heads", "fast_rcnn": "proposal_generator"}
-            part = unused.get(cfg.MODEL.PAPER_RCNN.PHASE)
+            other_half = {"rpn": "roi_heads", "fast_rcnn": "proposal_generator"}
+            part = self._unused or other_half.get(cfg.MODEL.PAPER_RCNN.PHASE)
             check_complete(loaded.without(part) if part else loaded)
         else:
             check_requirements(loaded, requirements(self.model, cfg))

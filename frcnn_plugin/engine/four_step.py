@@ -12,7 +12,7 @@ from detectron2.utils import comm
 
 from . import stage_weights
 from .parallel import unwrap_model, wrap_model
-from .plan import format_plan
+from .plan import format_plan, plan_rows
 from .stage_checkpoints import check_schedule, check_start, schedule_state
 from .stage_log import StageLog, forget_losses
 from .stage_proposals import StageProposals
@@ -66,7 +66,8 @@ class FourStepHook(HookBase):
         model: Any = unwrap_model(self.trainer.model)
         self._trainable = [n for n, p in model.named_parameters() if p.requires_grad]
         self._log.start()
-        logger.info("%s", format_plan(self.cfg, self.stages, model))
+        self.plan = plan_rows(self.cfg, self.stages, model)
+        logger.info("%s", format_plan(self.cfg, self.plan))
         if self.trainer.start_iter == 0 and not self.cfg.FOUR_STEP.INITIAL_WEIGHTS:
             if comm.is_main_process():
                 Path(self.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)

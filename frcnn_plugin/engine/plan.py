@@ -11,10 +11,29 @@ from torch import nn
 
 from .stages import Stage
 
+_COLUMNS = (
+    "step", "trains", "parameters", "frozen", "starts from", "iterations x images",
+    "learning rate", "proposals", "checkpoint",
+)  # fmt: skip
 _WHAT = {1: "RPN", 2: "detector", 3: "RPN", 4: "detector"}
 
 
-def format_plan(cfg: CfgNode, stages: Sequence[Stage], model: nn.Module) -> str:
+def format_plan(cfg: CfgNode, rows: Sequence[dict[str, str]]) -> str:
+    """The plan as a table of several lines.
+
+    Args:
+        cfg: config.
+        rows: of :func:`plan_rows`.
+    """
+    total = cfg.SOLVER.MAX_ITER
+    title = f"four-step training, {total:,} iterations in all, in {cfg.OUTPUT_DIR}"
+    widths = [None, 22, None, None, 26, None, 24, 24, None]
+    table = tabulate([list(row.values()) for row in rows], _COLUMNS, maxcolwidths=widths)
+    paths = [p for p in (cfg.MODEL.WEIGHTS, cfg.FOUR_STEP.INITIAL_WEIGHTS) if p]
+    return "\n".join([title, table, *(f"{Path(p).name}: {p}" for p in paths)])
+
+
+def plan_rows(cfg: CfgNode, stages: Sequence[Stage], model: nn.Module) -> list[dict[str, str]]:
     """What each step trains, from which weights, how long, at which rates, on which proposals.
 
     Args:
@@ -23,7 +42,7 @@ def format_plan(cfg: CfgNode, stages: Sequence[Stage], model: nn.Module) -> str:
         model: unwrapped, with ``requires_grad`` as the config's freezing set it.
 
     Returns:
-        a table of several lines.
+        a row per step, column -> text.
     """
     rows = []
     for stage in stages:
@@ -35,29 +54,19 @@ def format_plan(cfg: CfgNode, stages: Sequence[Stage], model: nn.Module) -> str:
         frozen = sum(p.numel() for p in model.parameters()) - trained
         rates = [cfg.SOLVER.BASE_LR * cfg.SOLVER.GAMMA**k for k in range(len(stage.drops) + 1)]
         ends = [*stage.drops, stage.iters]
-        rows.append(
-            [
-                f"{stage.number} {_WHAT[stage.number]}",
-                " + ".join(_parts(stage)),
-                f"{trained:,}",
-                f"{frozen:,}",
-                _start(cfg, stage),
-                f"{stage.iters:,} x {stage.images}",
-                ", ".join(f"{r:g} to {e:,}" for r, e in zip(rates, ends, strict=True)),
-                _proposals(stage),
-                f"{stage.checkpoint}.pth",
-            ]
-        )
-    headers = [
-        "step", "trains", "parameters", "frozen", "starts from", "iterations x images",
-        "learning rate", "proposals", "checkpoint",
-    ]  # fmt: skip
-    total = stages[-1].end
-    title = f"four-step training, {total:,} iterations in all, in {cfg.OUTPUT_DIR}"
-    widths = [None, 22, None, None, 26, None, 24, 24, None]
-    table = tabulate(rows, headers, maxcolwidths=widths)
-    paths = [p for p in (cfg.MODEL.WEIGHTS, cfg.FOUR_STEP.INITIAL_WEIGHTS) if p]
-    return "\n".join([title, table, *(f"{Path(p).name}: {p}" for p in paths)])
+        cells = [
+            f"{stage.number} {_WHAT[stage.number]}",
+            " + ".join(_parts(stage)),
+            f"{trained:,}",
+            f"{frozen:,}",
+            _start(cfg, stage),
+            f"{stage.iters:,} x {stage.images}",
+            ", ".join(f"{r:g} to {e:,}" for r, e in zip(rates, ends, strict=True)),
+            _proposals(stage),
+            f"{stage.checkpoint}.pth",
+        ]
+        rows.append(dict(zip(_COLUMNS, cells, strict=True)))
+    return rows
 
 
 def _parts(stage: Stage) -> list[str]:

@@ -18,6 +18,7 @@ from ..data.proposals import check_proposals
 from ..errors import UserError
 from .stage_checkpoints import check_start
 from .stages import apply_four_step
+from .weights import names_detector
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,11 @@ def forget_run(cfg: CfgNode) -> None:
 
 def _check_weights(cfg: CfgNode, eval_only: bool) -> None:
     weights = cfg.MODEL.WEIGHTS
+    if eval_only and weights and not names_detector(cfg):
+        raise UserError(
+            f"--eval-only needs trained weights, which {weights} are not: add MODEL.WEIGHTS "
+            "path/to/model_final.pth"
+        )
     if weights.startswith("frcnn://"):
         # Here, where one process downloads what all of them will use.
         PathManager.get_local_path(weights)

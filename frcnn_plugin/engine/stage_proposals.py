@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import (
-    DatasetMapper,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
@@ -22,6 +21,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data.proposals import check_proposals
+from ..data.resize import build_mapper
 from ..errors import UserError
 from ..evaluation.proposals import ProposalCollector, ProposalEvaluator
 from .train_loader import MirroringMapper, training_dicts
@@ -124,7 +124,7 @@ class StageProposals:
         logger.info("proposals for %s%s", name, ", mirrored" if mirrored else "")
         # Images without objects too: every image gets an entry.
         dicts = get_detection_dataset_dicts(name, filter_empty=False)
-        mapper: Any = DatasetMapper(self._cfg, is_train=False)
+        mapper: Any = build_mapper(self._cfg, is_train=False)
         if mirrored:
             dicts = [{**d, "mirrored": True} for d in dicts]
             mapper = MirroringMapper(self._cfg, is_train=False)

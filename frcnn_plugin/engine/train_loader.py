@@ -16,6 +16,7 @@ from detectron2.data import transforms as T
 from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 
+from ..data.resize import with_resize
 from ..data.samplers import MirroredDataset, OrientationBatchSampler
 from ..errors import UserError
 
@@ -28,7 +29,7 @@ class MirroringMapper:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.INPUT.RANDOM_FLIP = "none"
-        plain = detection_utils.build_augmentation(cfg, is_train)
+        plain = with_resize(cfg, detection_utils.build_augmentation(cfg, is_train))
         flip = T.RandomFlip(prob=1.0, horizontal=True)
         options = DatasetMapper.from_config(cfg, is_train)
         self._mappers: tuple[Callable[[dict[str, Any]], Any], ...] = tuple(

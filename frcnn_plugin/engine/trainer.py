@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -22,8 +26,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from ..data.resize import build_mapper
 from ..errors import UserError
-from ..evaluation.coco import DiagnosingCOCOEvaluator
+from ..evaluation.coco import RecordingCOCOEvaluator
 from ..evaluation.proposals import ProposalEvaluator
 from ..evaluation.voc import VOCEvaluator
 from .checkpointer import AtomicCheckpointer
@@ -155,7 +160,7 @@ class PaperTrainer(DefaultTrainer):
             start_iter: iterations that were already trained; the host's loader ignores it.
         """
         if not cfg.DATALOADER.MIRRORED_COPIES:
-            return super().build_train_loader(cfg)
+            return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
         images, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
         if (rest or not images) and not cfg.FOUR_STEP.ENABLED:  # whose steps have their own
             raise UserError(
@@ -169,6 +174,12 @@ class PaperTrainer(DefaultTrainer):
             start_iter=start_iter,
             proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else (),
         )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """The host's, with the resize of ``INPUT.RESIZE``."""
+        mapper = build_mapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As the host's; a resumed run goes on in the data where it stopped.
@@ -216,7 +227,7 @@ class PaperTrainer(DefaultTrainer):
         if cfg.MODEL.PAPER_RCNN.PHASE == "rpn":
             return ProposalEvaluator(dataset_name, output_dir=folder)
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "coco":
-            return DiagnosingCOCOEvaluator(
+            return RecordingCOCOEvaluator(
                 dataset_name,
                 output_dir=folder,
                 use_fast_impl=_has_fast_cocoeval(),

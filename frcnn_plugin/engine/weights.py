@@ -6,8 +6,10 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
+from ..checkpoint.catalog import find
 from ..checkpoint.matching import Requirement
 from ..checkpoint.metadata import Metadata, Preprocessing
+from ..checkpoint.path_handler import PREFIX
 from ..modeling.box_head import FC6FC7Head
 from ..modeling.caffe_backbone import CaffeBackbone
 
@@ -19,6 +21,14 @@ _FROM_RANDOM = (
     "To start them at random, add MODEL.WEIGHTS_MAY_LACK \"['roi_heads.box_head']\"; "
     "docs/weights.md lists files that have them"
 )
+
+
+def names_detector(cfg: CfgNode) -> bool:
+    """Whether ``MODEL.WEIGHTS`` may be a trained model: it is set, and no known ImageNet file."""
+    weights = cfg.MODEL.WEIGHTS
+    if weights.startswith(PREFIX):
+        return find(weights.removeprefix(PREFIX)).is_detector
+    return bool(weights)
 
 
 def preprocessing(cfg: CfgNode) -> Preprocessing:

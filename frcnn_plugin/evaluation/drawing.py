@@ -133,7 +133,7 @@ def _panel(
     taken: list[Rectangle] = []
     for box, label, colour in items:
         text_width = math.ceil(pen.textlength(label, font=font)) + 6
-        x1, y1, x2, y2 = _place_label(picture.size, box * scale, text_width, taken)
+        x1, y1, x2, y2 = place_label(picture.size, box * scale, (text_width, _FONT_SIZE + 4), taken)
         taken.append((x1, y1, x2, y2))
         pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
         middle = (x1 + 3, (y1 + y2) / 2)
@@ -146,24 +146,36 @@ def _panel(
     return np.asarray(panel)[:, :, ::-1].copy()
 
 
-def _place_label(
+def place_label(
     size: tuple[int, int],
     box: npt.NDArray[np.float64],
-    text_width: int,
+    text_size: tuple[int, int],
     taken: Sequence[Rectangle],
 ) -> Rectangle:
-    """Finds room for a label: above the box, else in it, else below, off the other labels."""
-    text_height = _FONT_SIZE + 4
+    """Finds room for a label: above the box, else in it, else below, off the other labels.
+
+    Args:
+        size: width and height of the picture, pixels.
+        box: (4,) XYXY in its pixels; may leave it.
+        text_size: width and height of the label.
+        taken: places of other labels.
+
+    Returns:
+        The place, inside the picture where the label fits it; it overlaps others only if no free
+        one was found.
+    """
+    text_width, text_height = text_size
     x = min(max(0, round(box[0])), max(0, size[0] - text_width))
     top, bottom = round(box[1]), round(box[3])
     wanted = (top - text_height, top, bottom, bottom - text_height)
     places = [(x, y, x + text_width, y + text_height) for y in wanted]
     places = [place for place in places if place[1] >= 0 and place[3] <= size[1]]
-    free = [place for place in places if not any(_overlap(place, other) for other in taken)]
+    free = [place for place in places if not any(overlap(place, other) for other in taken)]
     return [*free, *places, (x, 0, x + text_width, text_height)][0]
 
 
-def _overlap(a: Rectangle, b: Rectangle) -> bool:
+def overlap(a: Rectangle, b: Rectangle) -> bool:
+    """Whether two rectangles share a pixel."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

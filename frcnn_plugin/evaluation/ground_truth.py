@@ -1,6 +1,6 @@
 """The ground truth of any registered data set, as arrays."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ class GroundTruth:
         classes: (G,) class index.
         images: (G,) image index.
         ignored: (G,) difficult or crowd objects: a detection on one counts neither way.
+        files: per image its path, width and height; "" and 0 where they are not known. Empty if
+            nobody needs them.
     """
 
     image_ids: list[str]
@@ -29,10 +31,23 @@ class GroundTruth:
     classes: npt.NDArray[np.int64]
     images: npt.NDArray[np.int64]
     ignored: npt.NDArray[np.bool_]
+    files: list[tuple[str, int, int]] = field(default_factory=list)
 
 
 def load_ground_truth(dataset_name: str) -> GroundTruth:
     """Loads the ground truth of a registered data set.
+
+    Args:
+        dataset_name: any name in the DatasetCatalog.
+
+    Returns:
+        All objects, ignored ones marked.
+    """
+    return from_dicts(load_dicts(dataset_name))
+
+
+def load_dicts(dataset_name: str) -> list[dict[str, Any]]:
+    """Loads a data set with all that evaluation needs.
 
     Detectron2's own ``voc_2007_*`` and ``voc_2012_*`` dicts do not say which objects are difficult;
     for those names the annotation files are read with this plugin's loader.
@@ -41,16 +56,15 @@ def load_ground_truth(dataset_name: str) -> GroundTruth:
         dataset_name: any name in the DatasetCatalog.
 
     Returns:
-        All objects, ignored ones marked.
+        Its images, in Detectron2's format.
     """
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("evaluator_type") == HOST_VOC_EVALUATOR:
-        dicts = load_voc_instances(
+        return load_voc_instances(
             metadata.dirname, metadata.split, metadata.thing_classes, name=dataset_name
         )
-    else:
-        dicts = DatasetCatalog.get(dataset_name)
-    return from_dicts(dicts)
+    dicts: list[dict[str, Any]] = DatasetCatalog.get(dataset_name)
+    return dicts
 
 
 def from_dicts(dicts: list[dict[str, Any]]) -> GroundTruth:
@@ -76,4 +90,8 @@ def from_dicts(dicts: list[dict[str, Any]]) -> GroundTruth:
         classes=np.array(classes, dtype=np.int64),
         images=np.array(images, dtype=np.int64),
         ignored=np.array(ignored, dtype=bool),
+        files=[
+            (str(d.get("file_name", "")), int(d.get("width", 0)), int(d.get("height", 0)))
+            for d in dicts
+        ],
     )

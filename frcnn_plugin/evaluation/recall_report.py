@@ -65,6 +65,20 @@ def plot_recall(curves: Mapping[str, RecallCurves], path: str | os.PathLike[str]
     Returns:
         The path.
     """
+    figure = draw_recall(curves)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def draw_recall(curves: Mapping[str, RecallCurves], title: bool = True) -> Figure:
+    """As `plot_recall`, without writing it.
+
+    Args:
+        curves: what the legend calls them -> the curves.
+        title: names the data set above.
+    """
     datasets = list(dict.fromkeys(item.dataset for item in curves.values()))
     available = sorted({count for item in curves.values() for count in item.recall})
     counts = [count for count in _PAPER_COUNTS if count in available] or available[:_MOST_PANELS]
@@ -81,8 +95,6 @@ def plot_recall(curves: Mapping[str, RecallCurves], path: str | os.PathLike[str]
         if list(curves) != datasets:  # the title says it already
             panel.legend(loc="best", frameon=False)
     panels[0].set_ylabel("recall")
-    figure.suptitle(", ".join(datasets))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    if title:
+        figure.suptitle(", ".join(datasets))
+    return figure

@@ -1,7 +1,7 @@
 """From detections and ground truth to average precision per class, and its means."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from .average_precision import (
     precision_recall,
 )
 from .ground_truth import GroundTruth
+from .record import ClassRecord
 
 METRICS: tuple[Metric, ...] = ("11point", "area")
 # As Detectron2 writes them: 55 / 100, not 0.5 + 0.05.
@@ -46,11 +47,15 @@ class ClassResult:
         num_detections: detections of the class.
         aps: AP in [0, 1] by metric, (T,) over the IoU thresholds .50:.05:.95; None if there are
             no objects.
+        recall: (F,) behind every object found, best score first, at IoU .50.
+        precision: (F,) likewise.
     """
 
     num_objects: int
     num_detections: int
     aps: dict[Metric, npt.NDArray[np.float64]] | None
+    recall: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    precision: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 def evaluate_class(
@@ -89,7 +94,9 @@ def evaluate_class(
         metric: np.array([average_precision(*curve, metric) for curve in curves])
         for metric in METRICS
     }
-    return ClassResult(num_objects, int(mine.sum()), aps)
+    # Between two hits recall stays and precision falls: the hits are the whole curve.
+    recall, precision = (column[true_positive[0]] for column in curves[0])
+    return ClassResult(num_objects, int(mine.sum()), aps, recall, precision)
 
 
 def summarize(
@@ -118,3 +125,25 @@ def summarize(
         if result.aps is not None:
             results[f"AP50/{class_name}"] = float(100 * result.aps[metric][level[50]])
     return results
+
+
+def class_records(
+    per_class: Sequence[ClassResult], class_names: Sequence[str]
+) -> list[ClassRecord]:
+    """The results as the training report takes them; AP in percent.
+
+    Args:
+        per_class: one result per class.
+        class_names: their names.
+    """
+    return [
+        ClassRecord(
+            name=name,
+            num_objects=result.num_objects,
+            num_detections=result.num_detections,
+            ap50={metric: float(100 * aps[0]) for metric, aps in (result.aps or {}).items()},
+            recall=result.recall.tolist(),
+            precision=result.precision.tolist(),
+        )
+        for name, result in zip(class_names, per_class, strict=True)
+    ]

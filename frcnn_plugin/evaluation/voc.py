@@ -7,6 +7,7 @@ for, and classes without objects are left out of the mean.
 """
 
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -20,9 +21,11 @@ from detectron2.utils import comm
 from ..errors import UserError
 from .average_precision import MatchRule, Metric
 from .diagnosis import diagnose_misses, diagnose_scores
+from .examples import MIN_SCORE, pick_examples
 from .ground_truth import GroundTruth, load_ground_truth
+from .record import EVALUATION_FILE, EvaluationRecord
 from .report import format_report, write_submission
-from .results import METRICS, Detections, evaluate_class, summarize
+from .results import METRICS, Detections, class_records, evaluate_class, summarize
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,8 @@ class VOCEvaluator(DatasetEvaluator):
         Args:
             dataset_name: any registered name whose metadata has `thing_classes`.
             output_dir: if given, ``comp4_det_<split>_<class>.txt`` files in the VOC server's
-                format are written there; give each data set its own folder.
+                format are written there, and ``evaluation.json`` for the training report; give
+                each data set its own folder.
             distributed: collect the predictions of all processes; the main one evaluates.
             match: ">=" (devkit, MATLAB) or ">" (py-faster-rcnn).
             metric: the headline: "11point", "area", or "auto" = by the metadata's year, area from
@@ -150,6 +154,19 @@ class VOCEvaluator(DatasetEvaluator):
         if misses:
             logger.warning("%s: %s", self._dataset_name, misses)
         logger.info("%s", format_report(title, self._class_names, per_class, self._metric, results))
+        if self._output_dir:
+            best, worst = pick_examples(detections, truth, self._class_names, self._match)
+            EvaluationRecord(
+                dataset=self._dataset_name,
+                metric=self._metric,
+                match=self._match,
+                num_images=len(truth.image_ids),
+                results=results,
+                classes=class_records(per_class, self._class_names),
+                min_score=MIN_SCORE,
+                best=best,
+                worst=worst,
+            ).save(os.path.join(self._output_dir, EVALUATION_FILE))
         return OrderedDict(bbox=results)
 
     def _collect(self, predictions: Mapping[str, _Prediction], truth: GroundTruth) -> Detections:

@@ -5,8 +5,9 @@ from .box_head import FC6FC7Head, UnscaledDropout
 from .box_predictor import PaperFastRCNNOutputLayers
 from .box_regression import CaffeBox2BoxTransform
 from .feature_sizes import backbone_feature_sizes
+from .image_size import ScaledImageSize
 from .meta_arch import PaperRCNN
-from .proposals import ScaledImageSize, prefix_nms, select_proposals
+from .proposals import prefix_nms, select_proposals
 from .roi_heads import CaffeROIHeads, InclusiveROIPooler
 from .rpn import PaperRPN
 from .rpn_head import SoftmaxRPNHead

@@ -7,14 +7,19 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from fvcore.nn import smooth_l1_loss
 
 from .box_regression import CaffeBox2BoxTransform, grow
+from .detections import select_detections
+from .image_size import ScaledImageSize, image_scale
 from .initialisation import redraw
-from .proposals import float32_threshold, image_scale
+from .proposals import float32_threshold
 from .target_statistics import TargetStatistics
+
+# An IoU is at most 1.
+_NO_SUPPRESSION = 2.0
 
 
 class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -26,9 +31,6 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     Target means and deviations per class from the data, as in MATLAB and py's alternating
     training, are ``target_statistics``; a class-agnostic head has one row of them for all classes.
-
-    Known difference left as the host has it: py-faster-rcnn's limit of 100 detections keeps all
-    that tie with the 100th, this one exactly 100 (check E20).
     """
 
     @configurable
@@ -38,6 +40,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         *,
         decode_growth: float = 0.0,
         decode_in_image: bool = False,
+        keep_ties: bool = False,
         **kwargs: Any,
     ) -> None:
         """Build the layers.
@@ -46,11 +49,13 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             input_shape: channels of fc7.
             decode_growth: original-image pixels added to x2, y2 (py-faster-rcnn: 1).
             decode_in_image: see ``MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE``.
+            keep_ties: see ``TEST.KEEP_TIES``.
             kwargs: arguments of the host's class.
         """
         super().__init__(input_shape, **kwargs)
         self.decode_growth = decode_growth
         self.decode_in_image = decode_in_image
+        self.keep_ties = keep_ties
         # One row of statistics for each box that is predicted.
         self.target_statistics = TargetStatistics(self.bbox_pred.out_features // 4)
         self.test_nms_thresh: float = float32_threshold(kwargs.get("test_nms_thresh", 0.5))
@@ -72,7 +77,45 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         ret["box2box_transform"] = CaffeBox2BoxTransform(head.BBOX_REG_WEIGHTS, head.SCALE_CLAMP)
         ret["decode_growth"] = head.DECODE_GROWTH
         ret["decode_in_image"] = head.DECODE_IN_IMAGE
+        ret["keep_ties"] = cfg.TEST.KEEP_TIES
         return ret
+
+    def inference(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[torch.Tensor]]:
+        """The host's, with the originals' suppression and limit.
+
+        Args:
+            predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
+            proposals: per image, as for :meth:`predict_boxes`.
+
+        Returns:
+            per image, ``pred_boxes`` in network-input pixels, ``scores`` and ``pred_classes``, by
+            descending score; and the indices (n,) of their proposals.
+        """
+        results, rows = fast_rcnn_inference(
+            self.predict_boxes(predictions, proposals),
+            self.predict_probs(predictions, proposals),
+            [p.image_size for p in proposals],
+            self.test_score_thresh,
+            _NO_SUPPRESSION,
+            -1,
+        )
+        kept = [
+            select_detections(
+                r.pred_boxes.tensor,
+                r.scores,
+                r.pred_classes,
+                nms_thresh=self.test_nms_thresh,
+                topk=self.test_topk_per_image,
+                keep_ties=self.keep_ties,
+            )
+            for r in results
+        ]
+        return (
+            [r[keep] for r, keep in zip(results, kept, strict=True)],
+            [row[keep] for row, keep in zip(rows, kept, strict=True)],
+        )
 
     def predict_boxes(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
@@ -84,20 +127,24 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             proposals: per image; their ``image_size`` carries the image scale (1 if it does not).
 
         Returns:
-            per image, (R_i, K*4) continuous XYXY in network-input pixels.
+            per image, (R_i, K*4) continuous XYXY in network-input pixels. With ``decode_in_image``
+            they are clipped to the image.
         """
         predictions = self._with_stock_deltas(predictions)
         if not (self.decode_growth or self.decode_in_image):
             return super().predict_boxes(predictions, proposals)
-        scales = [image_scale(p.image_size) for p in proposals]
-        if self.decode_in_image:
-            proposals = [_to_image(p, s) for p, s in zip(proposals, scales, strict=True)]
-        decoded = []
-        for boxes, scale in zip(super().predict_boxes(predictions, proposals), scales, strict=True):
-            unit = 1.0 if self.decode_in_image else scale  # one original-image pixel
-            boxes = grow(boxes, self.decode_growth * unit)
-            decoded.append(boxes * scale if self.decode_in_image else boxes)
-        return decoded
+        sizes = [p.image_size for p in proposals]
+        if not self.decode_in_image:
+            decoded = super().predict_boxes(predictions, proposals)
+            return [
+                grow(boxes, self.decode_growth * image_scale(size))
+                for boxes, size in zip(decoded, sizes, strict=True)
+            ]
+        decoded = super().predict_boxes(predictions, [_to_image(p) for p in proposals])
+        return [
+            _to_network(grow(boxes, self.decode_growth), size)
+            for boxes, size in zip(decoded, sizes, strict=True)
+        ]
 
     def predict_boxes_for_gt_classes(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
@@ -156,15 +203,37 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         return loss / max(gt_classes.numel(), 1.0)
 
 
-def _to_image(proposals: Instances, scale: float) -> Instances:
+def _to_image(proposals: Instances) -> Instances:
     """Proposals in original-image pixels, dividing *inclusive* coordinates as py-faster-rcnn does.
 
     Args:
         proposals: with ``proposal_boxes`` in network-input pixels.
-        scale: network pixels per original pixel.
     """
     boxes = proposals.proposal_boxes.tensor
     one = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     result = Instances(proposals.image_size)
-    result.proposal_boxes = Boxes((boxes - one) / scale + one)
+    result.proposal_boxes = Boxes((boxes - one) / image_scale(proposals.image_size) + one)
     return result
+
+
+def _to_network(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Clip boxes to the image, and scale them so that the host's scaling back undoes it.
+
+    The host divides x by the ratio of the widths and y by that of the heights. Clipped as by
+    py-faster-rcnn, a box outside the image stays one pixel wide at its border.
+
+    Args:
+        boxes: (R, K*4) in original-image pixels.
+        image_size: (height, width) of the network input.
+
+    Returns:
+        (R, K*4) in network-input pixels.
+    """
+    if not isinstance(image_size, ScaledImageSize):  # scale 1, and the host clips
+        return boxes
+    height, width = image_size.original
+    repeats = boxes.shape[1] // 4
+    low = boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).repeat(repeats)
+    high = boxes.new_tensor([width - 1, height - 1, width, height]).repeat(repeats)
+    x, y = image_size[1] / width, image_size[0] / height
+    return boxes.clamp(low, high) * boxes.new_tensor([x, y, x, y]).repeat(repeats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 
 from ..errors import UserError
-from .proposals import ScaledImageSize
+from .image_size import ScaledImageSize, resize_scale
 
 PHASES = ("joint", "rpn", "fast_rcnn")
 
@@ -38,6 +39,7 @@ class PaperRCNN(GeneralizedRCNN):
         one_by_one: bool = False,
         channels_last: bool = True,
         phase: str = "joint",
+        short_sides: Collection[int] = (),
         **kwargs: Any,
     ) -> None:
         """Assemble the parts.
@@ -46,6 +48,7 @@ class PaperRCNN(GeneralizedRCNN):
             one_by_one: see ``MODEL.PAPER_RCNN.ONE_BY_ONE``.
             channels_last: see ``MODEL.PAPER_RCNN.CHANNELS_LAST``.
             phase: see ``MODEL.PAPER_RCNN.PHASE``.
+            short_sides: see :func:`~frcnn_plugin.modeling.image_size.resize_scale`.
             kwargs: arguments of the host's GeneralizedRCNN.
 
         Raises:
@@ -55,6 +58,7 @@ class PaperRCNN(GeneralizedRCNN):
         self._drawn_at = -1  # iteration of the last picture
         self.one_by_one = one_by_one
         self.channels_last = channels_last
+        self.short_sides = frozenset(short_sides)
         self.set_phase(phase)
 
     def set_phase(self, phase: str) -> None:
@@ -76,6 +80,7 @@ class PaperRCNN(GeneralizedRCNN):
         ret["one_by_one"] = cfg.MODEL.PAPER_RCNN.ONE_BY_ONE
         ret["channels_last"] = cfg.MODEL.PAPER_RCNN.CHANNELS_LAST
         ret["phase"] = cfg.MODEL.PAPER_RCNN.PHASE
+        ret["short_sides"] = (*cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST)
         return ret
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
@@ -184,10 +189,9 @@ class PaperRCNN(GeneralizedRCNN):
         return outputs
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise, batch, and attach each image's scale to its size.
+        """Normalise, batch, and attach each image's scale and original size to its size.
 
-        The scale is network pixels per original pixel along the longer side, where rounding to
-        whole pixels weighs least; 1 if the input does not say its original size.
+        An input that does not say its original size has it, and scale 1.
         """
         images = super().preprocess_image(batched_inputs)
         if self.channels_last:
@@ -196,8 +200,8 @@ class PaperRCNN(GeneralizedRCNN):
             return images
         sizes = []
         for (height, width), x in zip(images.image_sizes, batched_inputs, strict=True):
-            side = "width" if width >= height else "height"
-            scale = max(height, width) / x[side] if side in x else 1.0
-            sizes.append(ScaledImageSize((height, width), scale))
+            original = (x.get("height", height), x.get("width", width))
+            scale = resize_scale((height, width), original, self.short_sides)
+            sizes.append(ScaledImageSize((height, width), scale, original))
         images.image_sizes = sizes
         return images

@@ -7,31 +7,6 @@ import torch
 from torchvision.ops import nms
 
 
-class ScaledImageSize(tuple):
-    """Network-input size ``(height, width)`` that also knows the scale it was resized by.
-
-    It is a plain tuple everywhere the host looks; the originals need the scale because their
-    minimum proposal size and their final box decoding are in original-image pixels.
-    """
-
-    scale: float
-
-    def __new__(cls, size: tuple[int, int], scale: float) -> ScaledImageSize:
-        """Attach ``scale`` (network pixels per original pixel) to ``size``."""
-        self = super().__new__(cls, size)
-        self.scale = scale
-        return self
-
-    def __getnewargs__(self) -> tuple[tuple[int, ...], float]:
-        """Arguments for copying and pickling."""
-        return tuple(self), self.scale
-
-
-def image_scale(image_size: tuple[int, int]) -> float:
-    """Network pixels per original-image pixel, 1.0 for a plain size that does not know it."""
-    return getattr(image_size, "scale", 1.0)
-
-
 def float32_threshold(thresh: float) -> float:
     """The IoU threshold as Caffe's kernels see it.
 

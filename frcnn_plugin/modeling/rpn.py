@@ -22,7 +22,8 @@ from detectron2.utils.memory import retry_if_cuda_oom
 
 from ..errors import UserError
 from .box_regression import CaffeBox2BoxTransform
-from .proposals import float32_threshold, image_scale, inside_image, select_proposals
+from .image_size import image_scale
+from .proposals import float32_threshold, inside_image, select_proposals
 from .target_statistics import NormalisedBox2BoxTransform, TargetStatistics
 
 

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 
-from frcnn_plugin.evaluation.coco import DiagnosingCOCOEvaluator
+from frcnn_plugin.evaluation.coco import RecordingCOCOEvaluator
 from frcnn_plugin.evaluation.diagnosis import diagnose_misses, diagnose_scores
 
 
@@ -55,7 +55,7 @@ def coco(tmp_path):
     register_coco_instances("diagnosed", {}, str(path), str(tmp_path))
     DatasetCatalog.get("diagnosed")
     assert MetadataCatalog.get("diagnosed").thing_classes == ["cat", "dog"]
-    return DiagnosingCOCOEvaluator("diagnosed", output_dir=str(tmp_path), use_fast_impl=False)
+    return RecordingCOCOEvaluator("diagnosed", output_dir=str(tmp_path), use_fast_impl=False)
 
 
 @pytest.mark.parametrize(

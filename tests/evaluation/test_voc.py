@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from frcnn_plugin.data import register_voc
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation import VOCEvaluator
+from frcnn_plugin.evaluation.record import EvaluationRecord
 
 from ..data.voc_folder import add_image, obj
 
@@ -219,7 +220,8 @@ def test_submission_files(tmp_path):
     register("small", IMAGES, split="val")
     evaluate("small", PREDICTIONS, output_dir=str(tmp_path / "out"))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [f"comp4_det_val_{name}.txt" for name in ("cat", "cow", "dog")]
+    files = [f"comp4_det_val_{name}.txt" for name in ("cat", "cow", "dog")]
+    assert names == [*files, "evaluation.json"]
     # 1-based inclusive: continuous x1, y1 plus 1.
     assert (tmp_path / "out" / "comp4_det_val_dog.txt").read_text() == (
         "b 0.50000000 51.000 51.000 60.000 60.000\n"
@@ -288,3 +290,21 @@ def test_difficult_is_respected_for_the_hosts_names(tmp_path):
     register_pascal_voc("theirs", str(tmp_path), "test", 2007, CLASSES)
     MetadataCatalog.get("theirs").evaluator_type = "pascal_voc"
     assert evaluate("theirs", predictions) == evaluate("read_back", predictions)
+
+
+def test_record_for_the_report(tmp_path):
+    """Cat as check E19: TP, FP, TP, TP of 3; its curve has a point per hit."""
+    register("recorded", IMAGES)
+    results = evaluate("recorded", PREDICTIONS, output_dir=str(tmp_path))["bbox"]
+    record = EvaluationRecord.load(tmp_path / "evaluation.json")
+    assert record.results == dict(results)
+    assert (record.dataset, record.metric, record.num_images) == ("recorded", "11point", 3)
+    cat, dog, cow = record.classes
+    assert cat.recall == [0.33333, 0.66667, 1.0]
+    assert cat.precision == [1.0, 0.66667, 0.75]
+    assert cat.ap50["11point"] == results["AP50/cat"]
+    assert dog.ap50 == {"11point": 100.0, "area": 100.0}
+    assert (cow.num_objects, cow.ap50, cow.recall) == (0, {}, [])
+    # The image without objects has a false one.
+    assert [image.image_id for image in record.best] == ["a", "b"]
+    assert [image.image_id for image in record.worst] == ["c"]

@@ -80,6 +80,32 @@ def test_inference_uses_strict_float32_nms_e14b() -> None:
     assert result.scores.tolist() == pytest.approx([0.9, 0.8])
 
 
+def test_boxes_outside_the_image_stay_one_pixel_wide() -> None:
+    """Image 60x80, scale 10: proposals around x 795..799, one pixel right of it and far left."""
+    predictor = make_predictor(decode_in_image=True, box2box_transform=CaffeBox2BoxTransform())
+    deltas = torch.tensor([[9.0, 0, 0, 0] * 2, [-99.0, 0, 0, 0] * 2])
+    (given,) = proposals([[700.0, 100.0, 800.0, 200.0]] * 2, 10.0)
+    (boxes,) = predictor.predict_boxes((torch.zeros(2, 3), deltas), [given])
+    # By hand: y from (100, 199) / 10 = 10, 19.9, one pixel more: 20.9, times 10.
+    assert boxes[0, :4].tolist() == pytest.approx([790, 100, 800, 209])
+    assert boxes[1, :4].tolist() == pytest.approx([0, 100, 10, 209])
+
+
+def test_boxes_come_back_by_the_ratios_of_the_sides() -> None:
+    """py's scale of 333x500 is 600 / 333; the host divides x by 901 / 500."""
+    given = Instances(ScaledImageSize((600, 901), 600 / 333, (333, 500)))
+    given.proposal_boxes = Boxes(torch.tensor([[0.0, 0.0, 901.0, 600.0]]))
+    predictor = make_predictor(decode_in_image=True)
+    (boxes,) = predictor.predict_boxes((torch.zeros(1, 3), torch.zeros(1, 8)), [given])
+    image = boxes[0, :4] / torch.tensor([901 / 500, 600 / 333] * 2)
+    # By hand: inclusive (0, 0, 900, 599) / 1.8018 = (.., 499.5, 332.445), one more, clipped to 500.
+    assert image.tolist() == pytest.approx([0, 0, 500, 333])
+    given.proposal_boxes = Boxes(torch.tensor([[0.0, 0.0, 801.0, 501.0]]))
+    (boxes,) = predictor.predict_boxes((torch.zeros(1, 3), torch.zeros(1, 8)), [given])
+    image = boxes[0, :4] / torch.tensor([901 / 500, 600 / 333] * 2)
+    assert image.tolist() == pytest.approx([0, 0, 445, 278.5], abs=1e-4)
+
+
 def test_no_proposals() -> None:
     empty = Instances(ScaledImageSize((600, 800), 1.6))
     empty.proposal_boxes = Boxes(torch.zeros(0, 4))

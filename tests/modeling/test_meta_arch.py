@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from frcnn_plugin.modeling import PaperRCNN
-from frcnn_plugin.modeling.proposals import image_scale
+from frcnn_plugin.modeling.image_size import image_scale
 from tests.conftest import make_input
 
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
@@ -97,6 +97,14 @@ def test_image_scale_reaches_the_proposals(model: PaperRCNN) -> None:
     images = model.preprocess_image([make_input(600, 800, [], scale=1.6), make_input(97, 131, [])])
     assert [image_scale(s) for s in images.image_sizes] == [1.6, 1.0]
     assert images.image_sizes[0] == (600, 800)
+
+
+def test_image_scale_is_the_factor_of_the_resize(model: PaperRCNN) -> None:
+    """py-faster-rcnn: 600 / 333; the ratio of the longer sides is 901 / 500."""
+    image = make_input(600, 901, []) | {"height": 333, "width": 500}
+    (size,) = model.preprocess_image([image]).image_sizes
+    assert image_scale(size) == pytest.approx(600 / 333, rel=1e-12)
+    assert size.original == (333, 500)
 
 
 def test_image_scale_without_original_size(model: PaperRCNN) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
-
 import pytest
 import torch
 from torchvision.ops import nms
 
-from frcnn_plugin.modeling import ScaledImageSize, prefix_nms, select_proposals
-from frcnn_plugin.modeling.proposals import float32_threshold, image_scale
+from frcnn_plugin.modeling import prefix_nms, select_proposals
+from frcnn_plugin.modeling.proposals import float32_threshold
 
 ONE = torch.tensor([0.0, 0.0, 1.0, 1.0])
 SIZE = (600, 1000)
@@ -97,12 +94,3 @@ def test_prefix_nms_equals_full_nms(spread: float, limit: int) -> None:
     scores = torch.rand(3000, generator=generator).sort(descending=True).values
     expected = nms(boxes, scores, 0.7)[:limit]
     assert torch.equal(prefix_nms(boxes, scores, 0.7, limit), expected)
-
-
-def test_scaled_image_size_is_a_plain_tuple_elsewhere() -> None:
-    size = ScaledImageSize((600, 800), 1.6)
-    assert size == (600, 800)
-    assert image_scale(size) == 1.6
-    assert image_scale((600, 800)) == 1.0
-    assert image_scale(copy.deepcopy(size)) == 1.6
-    assert image_scale(pickle.loads(pickle.dumps(size))) == 1.6

@@ -13,6 +13,7 @@ import torch
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.data.synthetic import write_synthetic_voc
+from frcnn_plugin.report import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
@@ -69,6 +70,13 @@ def test_trains_evaluates_and_writes_checkpoints(trained: Path) -> None:
         assert (trained / name).is_file(), name
     logged = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc", "bbox/AP50"}
     assert logged <= metrics(trained).keys()
+
+
+def test_leaves_a_report(trained: Path) -> None:
+    page = write_report(trained).read_text(encoding="utf-8")
+    assert "trained jointly" in page and ">finished</p>" in page
+    assert "Missing or damaged" not in page
+    assert f"{metrics(trained)['bbox/AP50']:.1f}<small> %" in page
 
 
 def test_evaluation_alone(data: Path, trained: Path) -> None:

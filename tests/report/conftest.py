@@ -1,0 +1,140 @@
+"""Folders as runs leave them, written without training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from PIL import Image
+
+from frcnn_plugin import add_frcnn_config, get_config_file
+from frcnn_plugin.engine.stages import apply_four_step
+from frcnn_plugin.evaluation.recall import CURVE_IOUS, RecallCurves
+from frcnn_plugin.evaluation.record import BoxRecord, ClassRecord, EvaluationRecord, ImageRecord
+from frcnn_plugin.run_record import RunRecord, Session, Span
+
+DEMO = get_config_file("demo/vgg16_shapes.yaml")
+JOINT = get_config_file("demo/vgg16_shapes_joint.yaml")
+# Names that would break a page that does not escape them, or a plot that reads formulas.
+BAD_NAME = '<script>alert(1)</script> $x^$ & "猫"'
+FOUR_STEP = ["FOUR_STEP.ITERS", [100, 200, 100, 200], "FOUR_STEP.DROPS", [[80], [160], [80], [160]]]
+RESULTS = {"AP": 41.25, "AP50": 71.5, "AP75": 43.0, "AP50-11point": 71.5, "AP50-area": 73.25}
+
+
+def config_text(file: str, *opts: Any) -> str:
+    cfg = get_cfg()
+    add_frcnn_config(cfg)
+    cfg.merge_from_file(file)
+    cfg.merge_from_list(list(opts))
+    apply_four_step(cfg)
+    text: str = cfg.dump()
+    return text
+
+
+def training_lines(done: int, detector: Callable[[int], bool]) -> list[str]:
+    """A line every 20 iterations; the loss falls by 0.01 with each."""
+    lines = []
+    for i in range(19, done, 20):
+        names = ("loss_cls", "loss_box_reg") if detector(i) else ("loss_rpn_cls", "loss_rpn_loc")
+        loss = round(2.0 - i / 1000, 4)
+        row = {
+            "iteration": i, "lr": 0.01, "time": 0.25, "data_time": 0.05, "eta_seconds": 90.0,
+            "total_loss": loss, names[0]: loss / 2, names[1]: loss / 2,
+        }  # fmt: skip
+        lines.append(json.dumps(row))
+    return lines
+
+
+def recall_curves(
+    dataset: str, height: float, counts: tuple[int, ...] = (100, 300)
+) -> RecallCurves:
+    rows = {count: [height * (1 - iou) * 2 for iou in CURVE_IOUS] for count in counts}
+    return RecallCurves(dataset, 40, 90, 300.0, list(CURVE_IOUS), rows)
+
+
+def evaluation(folder: Path, dataset: str = "shapes_test") -> EvaluationRecord:
+    picture = folder / "images" / "000001.jpg"
+    picture.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.full((120, 160, 3), 200, dtype=np.uint8)).save(picture)
+    boxes = [
+        BoxRecord([10, 20, 60, 80], "circle", "found"),
+        BoxRecord([90, 20, 150, 80], BAD_NAME, "missed"),
+        BoxRecord([0, 0, 20, 20], "circle", "ignored"),
+        BoxRecord([11, 21, 61, 81], "circle", "right", 0.91),
+        BoxRecord([70, 70, 100, 110], "square", "wrong", 0.62),
+    ]
+    gone = ImageRecord("000002", str(folder / "gone.jpg"), 160, 120, 0.0, boxes[1:2])
+    return EvaluationRecord(
+        dataset=dataset,
+        metric="11point",
+        match=">=",
+        num_images=40,
+        results={**RESULTS, "AP50/circle": 90.125},
+        classes=[
+            ClassRecord("circle", 50, 80, {"11point": 90.125, "area": 92.5}, [0.5, 1], [1, 0.8]),
+            ClassRecord(BAD_NAME, 40, 9, {"11point": 52.875, "area": 54.0}, [0.5], [0.9]),
+            ClassRecord("absent", 0, 3, {}, [], []),
+        ],
+        min_score=0.5,
+        best=[ImageRecord("000001", str(picture), 160, 120, 0.5, boxes)],
+        worst=[gone],
+    )  # fmt: skip
+
+
+def write_four_step(folder: Path, done: int = 600) -> Path:
+    """A four-step run that was killed after `done` iterations, or that finished (600)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = config_text(DEMO, *FOUR_STEP, "SOLVER.BASE_LR", 0.005, "OUTPUT_DIR", str(folder))
+    (folder / "config.yaml").write_text(text)
+    lines = training_lines(done, lambda i: 100 <= i < 300 or i >= 400)
+    spans = []
+    ends = ((1, 0, 100), (2, 100, 300), (3, 300, 400), (4, 400, 600))
+    for number, first, end in ends:
+        if done > first:
+            spans.append(Span(number, first, first * 0.3 + 5, end * 0.3 if done >= end else None))
+    plan = [
+        {
+            "step": f"{n} {'RPN' if n % 2 else 'detector'}", "trains": "backbone",
+            "parameters": "1,000", "frozen": "0", "starts from": "random weights",
+            "iterations x images": "100 x 1", "learning rate": "0.01 to 100",
+            "proposals": "writes proposals/stage1", "checkpoint": f"stage{n}_final.pth",
+        }
+        for n in (1, 2, 3, 4)
+    ]  # fmt: skip
+    finished = done >= 600
+    session = Session(
+        started="2026-03-01T10:20:00+00:00",
+        command=["tools/train_net.py", "--config-file", DEMO, "SOLVER.BASE_LR", "0.005"],
+        first=0,
+        environment={"torch": "2.9.0", "device": "cpu"},
+        spans=spans,
+        ended=200.0 if finished else None,
+        complete=finished,
+    )
+    RunRecord(DEMO, text, plan, 0, [session]).save(folder)
+    for step, iteration in ((1, 100), (3, 400)):
+        if done > iteration:
+            curves = recall_curves("shapes_test", 0.9 + step / 100)
+            curves.save(folder / f"proposals/stage{step}/shapes_test.recall.json")
+            values = {f"stage{step}/proposals/{k}": v for k, v in curves.metrics().items()}
+            lines.append(json.dumps({**values, "iteration": iteration}))
+    if done > 300:
+        values = {f"stage2/bbox/{k}": v - 10 for k, v in RESULTS.items()}
+        lines.append(json.dumps({**values, "iteration": 300}))
+    if finished:
+        values = {f"bbox/{k}": v for k, v in RESULTS.items()}
+        lines.append(json.dumps({**values, "iteration": 600}))
+        evaluation(folder).save(folder / "inference/shapes_test/evaluation.json")
+    (folder / "metrics.json").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished four-step run, only to be read."""
+    return write_four_step(tmp_path_factory.mktemp("report") / "run & <more>")

@@ -1,0 +1,40 @@
+"""What a picture holds: boxes and texts, in the coordinates they were drawn in."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
+
+from frcnn_plugin.visualization import Canvas
+
+Box = tuple[float, float, float, float]
+
+
+def boxes(axes: Axes, colour: str = "", dash: str = "") -> list[Box]:
+    """XYXY of outlined rectangles, of one colour and line style if asked for."""
+    found = []
+    for patch in axes.patches:
+        if not isinstance(patch, Rectangle) or patch.get_fill():
+            continue
+        if colour and to_hex(patch.get_edgecolor()).upper() != colour:
+            continue
+        if dash and patch.get_linestyle() != dash:
+            continue
+        x, y = patch.get_xy()
+        box = (x, y, x + patch.get_width(), y + patch.get_height())
+        found.append(tuple(round(float(value), 3) for value in box))
+    return found
+
+
+def texts(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def heading(canvas: Canvas) -> str:
+    """Title and notes, in one line."""
+    return " ".join(text.get_text() for text in canvas.figure.texts)
+
+
+def legend(canvas: Canvas) -> list[str]:
+    return [text.get_text() for legend in canvas.figure.legends for text in legend.get_texts()]
