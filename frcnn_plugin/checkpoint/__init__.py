@@ -5,7 +5,7 @@ from .conversion import Conversion
 from .from_caffe import convert_caffe
 from .from_torchvision import convert_torchvision
 from .metadata import KEY, Metadata, Preprocessing
-from .read import read_weights, save_weights
+from .read import read_metadata, read_weights, save_weights
 from .to_caffe import convert_to_caffe
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "convert_to_caffe",
     "convert_torchvision",
     "read_caffemodel",
+    "read_metadata",
     "read_weights",
     "save_weights",
     "write_caffemodel",
