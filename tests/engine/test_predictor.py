@@ -218,7 +218,7 @@ def test_threshold_device_and_overrides(save: Callable, tmp_path: Path) -> None:
     one = FasterRCNNPredictor(path, opts=["TEST.DETECTIONS_PER_IMAGE", "1"], device="cpu")
     assert one.cfg.TEST.DETECTIONS_PER_IMAGE == 1 and len(one(noise(100, 150))) <= 1
     (tmp_path / "own.yaml").write_text("MODEL:\n  WEIGHTS: other.pth\n")
-    with pytest.raises(UserError, match=r"is .* in the model of the config"):
+    with pytest.raises(UserError, match="was trained on other images than the config makes"):
         FasterRCNNPredictor(path, str(tmp_path / "own.yaml"))
 
 
