@@ -19,7 +19,6 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,19 +26,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from detectron2.config import get_cfg
-from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from frcnn_plugin import add_frcnn_config
 from frcnn_plugin.data.given_boxes import BoxList, load_boxes
 from frcnn_plugin.data.image_files import find_images, output_names, read_bgr
-from frcnn_plugin.data.video import VideoFile, VideoFrames
+from frcnn_plugin.data.video import VideoFrames
 from frcnn_plugin.engine import FasterRCNNPredictor
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.evaluation.annotate import draw_detections, save_picture
-from frcnn_plugin.evaluation.coco_results import CocoResults
-from frcnn_plugin.evaluation.feature_file import FeatureFile
+from frcnn_plugin.evaluation.detection_writer import DetectionWriter
 
 # Detections between this score and --score are counted, and said to have been left out.
 COUNTED_FROM = 0.05
@@ -92,6 +88,8 @@ def check(args: argparse.Namespace, images: Sequence[str]) -> None:
     """Stop before the work on what would stop it or come to nothing."""
     if bool(images) == bool(args.video):
         raise UserError("give pictures, folders or patterns, or else --video")
+    if args.frames and not args.video:
+        raise UserError("--frames limits a --video, and there is none")
     if args.boxes and args.video:
         raise UserError("--boxes gives boxes of pictures: --video cannot have any")
     if args.boxes and (args.output or args.json or not args.features):
@@ -106,11 +104,23 @@ def check(args: argparse.Namespace, images: Sequence[str]) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}: it must be {least} or more")
+    if not 0 <= args.score <= 1:
+        raise UserError(f"--score is {args.score:g}: it must be from 0 to 1")
     for path in (args.json, args.features):
         if path and not path.resolve().parent.is_dir():
             raise UserError(f"there is no folder {path.resolve().parent}")
     if args.output and args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file: give a folder")
+
+
+def check_overwrites(output: Path, names: Sequence[str], inputs: Sequence[Path]) -> None:
+    """Make sure that no picture is written over one that is read."""
+    existing = {path.resolve() for path in inputs}
+    for name in names:
+        if (output / name).resolve() in existing:
+            raise UserError(
+                f"{output / name} is read, and would be written: give another folder as --output"
+            )
 
 
 def read_items(paths: Sequence[Path], unreadable: list[str]) -> Iterator[Item]:
@@ -136,74 +146,29 @@ def batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-class Writer:
-    """Sends each image's detections to the files that were asked for, and counts them."""
-
-    def __init__(self, args: argparse.Namespace, predictor: FasterRCNNPredictor) -> None:
-        self._args, self._names = args, predictor.class_names
-        self._stack = ExitStack()
-        self._video: VideoFile | None = None
-        self._features: FeatureFile | None = None
-        self._json = CocoResults(self._names, weights=str(args.weights), score=str(args.score))
-        self._json_path = args.json
-        if args.output:
-            args.output.mkdir(parents=True, exist_ok=True)
-            self._json_path = args.json or args.output / "detections.json"
-        if args.features:
-            self._features = self._stack.enter_context(FeatureFile(args.features, self._names))
-        self.images = self.kept = self.below = 0
-
-    def open_video(self, video: VideoFrames) -> None:
-        if self._args.output and not self._args.no_pictures:
-            path = self._args.output / f"{video.name}.mp4"
-            self._video = self._stack.enter_context(VideoFile(path, video.rate))
-
-    @property
-    def wants_features(self) -> bool:
-        return self._features is not None
-
-    def add(self, item: Item, found: Instances) -> None:
-        kept = found[found.scores >= self._args.score]
-        self.images, self.kept = self.images + 1, self.kept + len(kept)
-        self.below += len(found) - len(kept)
-        self._json.add(item.name, kept)
-        if self._features:
-            self._features.add(item.name, kept)
-        if self._args.output and not self._args.no_pictures:
-            picture = draw_detections(item.image, kept, self._names)
-            if self._video:
-                self._video.add(picture)
-            else:
-                save_picture(self._args.output / f"{item.picture}.jpg", picture)
-
-    def add_boxes(self, item: Item, instances: Instances) -> None:
-        assert self._features
-        self.images, self.kept = self.images + 1, self.kept + len(instances)
-        self._features.add(item.name, instances)
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)  # type: ignore[arg-type]
-        if error[0] is None and self._json_path and not self._args.boxes:
-            self._json.write(self._json_path)
-
-    def summary(self) -> str:
-        if self._args.boxes:
-            return f"features of {self.kept} boxes in {self.images} images"
-        low = min(COUNTED_FROM, self._args.score)
-        return (
-            f"{self.kept} detections in {self.images} images; {self.below} more with scores from "
-            f"{low:g} to {self._args.score:g} were below --score"
-        )
+def make_writer(
+    args: argparse.Namespace, class_names: Sequence[str], video: VideoFrames | None
+) -> DetectionWriter:
+    draw = args.output is not None and not args.no_pictures
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+    return DetectionWriter(
+        class_names,
+        score=args.score,
+        pictures=args.output if draw and not video else None,
+        json=args.json or (args.output / "detections.json" if args.output else None),
+        features=args.features,
+        video=(args.output / f"{video.name}.mp4", video.rate) if draw and video else None,
+        info={"weights": args.weights, "score": str(args.score)},
+    )
 
 
-def detect(predictor: FasterRCNNPredictor, batch: list[Item], writer: Writer) -> None:
-    images = [item.image for item in batch]
-    results = predictor.predict(images, features=writer.wants_features)
+def detect(
+    predictor: FasterRCNNPredictor, batch: list[Item], writer: DetectionWriter, features: bool
+) -> None:
+    results = predictor.predict([item.image for item in batch], features=features)
     for item, found in zip(batch, results, strict=True):
-        writer.add(item, found)
+        writer.add(item.name, item.image, found, picture=item.picture)
 
 
 def extract(
@@ -211,14 +176,14 @@ def extract(
     batch: list[Item],
     boxes: Sequence[BoxList],
     source: str,
-    writer: Writer,
+    writer: DetectionWriter,
 ) -> None:
     for item in batch:
         try:
             result = predictor.extract(item.image, boxes[item.index])
         except UserError as error:
             raise UserError(f"{source}: {item.name}: {error}") from error
-        writer.add_boxes(item, result)
+        writer.add_boxes(item.name, result)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -228,6 +193,10 @@ def run(args: argparse.Namespace) -> int:
     paths = find_images(images)
     boxes = load_boxes(args.boxes, paths) if args.boxes else []
     video = VideoFrames(args.video, args.frames) if args.video else None
+    if args.output:
+        check_overwrites(args.output, [f"{name}.jpg" for name in output_names(paths)], paths)
+        if video:
+            check_overwrites(args.output, [f"{video.name}.mp4"], [Path(args.video)])
     if args.topk:
         opts += ["TEST.DETECTIONS_PER_IMAGE", str(args.topk)]
     predictor = FasterRCNNPredictor(
@@ -240,23 +209,27 @@ def run(args: argparse.Namespace) -> int:
     if not args.boxes:
         predictor.check_detects()
     unreadable: list[str] = []
-    with Writer(args, predictor) as writer:
-        if video:
-            writer.open_video(video)
-            items = read_frames(video, args.video)
-        else:
-            items = read_items(paths, unreadable)
+    items = read_frames(video, args.video) if video else read_items(paths, unreadable)
+    with make_writer(args, predictor.class_names, video) as writer:
         try:
             for batch in batches(items, args.batch_size):
                 if args.boxes:
                     extract(predictor, batch, boxes, args.boxes, writer)
                 else:
-                    detect(predictor, batch, writer)
+                    detect(predictor, batch, writer, bool(args.features))
         except KeyboardInterrupt:
             if not video:
                 raise
             print("stopped: what was seen so far is written", file=sys.stderr)
-    print(writer.summary())
+    if args.boxes:
+        print(f"features of {writer.kept} boxes in {writer.images} images")
+    else:
+        left_out = (
+            f"; {writer.below} more with scores from {COUNTED_FROM:g} to {args.score:g} are below "
+            "--score and left out"
+        )
+        found = f"{writer.kept} detections in {writer.images} images"
+        print(found + (left_out if args.score > COUNTED_FROM else ""))
     for path in (args.output, args.json, args.features):
         if path:
             print(f"wrote {path}")

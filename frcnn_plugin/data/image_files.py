@@ -94,19 +94,25 @@ def output_names(paths: Sequence[Path]) -> list[str]:
 
     Returns:
         the file's name without extension; where several have it, with their folders, as far as
-        these differ, and the extension: ``a__001.jpg`` and ``b__001.jpg``.
+        these differ: "a__001" and "b__001"; where that is not enough, with the extension.
     """
-    stems = Counter(path.stem.lower() for path in paths)
     common = Path(os.path.commonpath([p.absolute().parent for p in paths])) if paths else Path()
+    relative = [path.absolute().relative_to(common) for path in paths]
+    choices = [
+        [r.stem for r in relative],
+        ["__".join(r.with_suffix("").parts) for r in relative],
+        ["__".join(r.parts) for r in relative],
+    ]
+    # Some file systems ignore case.
+    counts = [Counter(name.lower() for name in names) for names in choices]
     names: list[str] = []
     taken: set[str] = set()
-    for path in paths:
-        name = path.stem
-        if stems[name.lower()] > 1:
-            name = "__".join(path.absolute().relative_to(common).parts)
-        unique, number = name, 2
-        while unique.lower() in taken:
-            unique, number = f"{name}_{number}", number + 1
-        taken.add(unique.lower())
-        names.append(unique)
+    for options in zip(*choices, strict=True):
+        unique = [n for n, c in zip(options, counts, strict=True) if c[n.lower()] == 1]
+        name = next((n for n in unique if n.lower() not in taken), options[-1])
+        number = 2
+        while name.lower() in taken:
+            name, number = f"{options[-1]}_{number}", number + 1
+        taken.add(name.lower())
+        names.append(name)
     return names

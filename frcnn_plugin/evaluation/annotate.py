@@ -45,12 +45,12 @@ def draw_detections(
     pad = 0.12 * letter
     boxes = instances.pred_boxes.tensor.numpy()
     classes = instances.pred_classes.tolist()
-    rim = 0.14 * letter / scale  # a box along the border is drawn inside the picture
+    rim = 0.16 * letter / scale  # a box along the border is drawn inside the picture
     for box, index in list(zip(boxes, classes, strict=True))[::-1]:
         x1, y1, x2, y2 = (float(v) for v in box)
         corners = (max(x1, rim), max(y1, rim), min(x2, width - rim), min(y2, height - rim))
         # The white rim keeps a line visible on its own colour.
-        for colour, line in (((1.0, 1.0, 1.0), 0.28), (_colour(index), 0.16)):
+        for colour, line in (((1.0, 1.0, 1.0), 0.32), (_colour(index), 0.18)):
             canvas.draw_box(corners, alpha=1.0, edge_color=colour)
             axes.patches[-1].set_linewidth(letter * line * _POINT)
             axes.patches[-1].set_joinstyle("miter")

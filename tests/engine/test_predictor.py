@@ -23,21 +23,10 @@ from frcnn_plugin.engine import FasterRCNNPredictor
 from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling.roi_features import detect_with_features
+from tests.random_detector import random_detector, squares
 
 CLASSES = ("cat", "dog", "bird")
 BOXES = [[10.0, 20.0, 90.5, 70.0], [0.0, 0.0, 150.0, 100.0], [40.0, 30.0, 41.0, 33.5]]
-
-
-def random_model(cfg: CfgNode) -> torch.nn.Module:
-    """Weights large enough that scores and boxes differ from place to place."""
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    for name, p in model.named_parameters():
-        if p.dim() > 1:
-            torch.nn.init.kaiming_normal_(p)
-        if "pred" in name or "cls_score" in name:
-            p.data.mul_(0.2)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +46,7 @@ def save(tiny_cfg: Callable, tmp_path: Path, named_set: str) -> Callable[..., st
         cfg = tiny_cfg(*SMALL, *opts)
         if "DATASETS.TRAIN" not in opts:
             cfg.DATASETS.TRAIN = (named_set,)
-        AtomicCheckpointer(random_model(cfg), str(tmp_path), cfg=cfg).save(name, **content)
+        AtomicCheckpointer(random_detector(cfg), str(tmp_path), cfg=cfg).save(name, **content)
         return str(tmp_path / f"{name}.pth")
 
     return write
@@ -66,13 +55,6 @@ def save(tiny_cfg: Callable, tmp_path: Path, named_set: str) -> Callable[..., st
 @pytest.fixture
 def predictor(save: Callable) -> FasterRCNNPredictor:
     return FasterRCNNPredictor(save(), device="cpu")
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A picture of coloured squares, so that resizing does not make it grey."""
-    generator = np.random.default_rng(seed)
-    coarse = generator.integers(0, 256, (height // 10 + 1, width // 10 + 1, 3), dtype=np.uint8)
-    return np.kron(coarse, np.ones((10, 10, 1), dtype=np.uint8))[:height, :width]
 
 
 def same(a: Instances, b: Instances, tolerance: float = 1e-5) -> None:
@@ -87,7 +69,7 @@ def test_weights_alone(predictor: FasterRCNNPredictor) -> None:
     assert predictor.cfg.MODEL.VGG.CHANNELS == [4, 4, 8, 8, 8]
     assert predictor.cfg.DATASETS.TRAIN == predictor.cfg.DATASETS.TEST == ()
     assert not predictor.model.training
-    result = predictor(noise(100, 150))
+    result = predictor(squares(100, 150))
     assert result.image_size == (100, 150) and len(result) > 3
     assert result.scores.device.type == "cpu" and (result.scores.diff() <= 0).all()
     boxes = result.pred_boxes.tensor
@@ -97,12 +79,12 @@ def test_weights_alone(predictor: FasterRCNNPredictor) -> None:
 
 def test_equals_the_hosts_predictor(predictor: FasterRCNNPredictor) -> None:
     host = DefaultPredictor(predictor.cfg)
-    for image in (noise(100, 150), noise(97, 61, 1), noise(400, 300, 2)):
+    for image in (squares(100, 150), squares(97, 61, 1), squares(400, 300, 2)):
         same(predictor(image), host(image)["instances"])
 
 
 def test_batch_of_several_sizes_equals_one_by_one(predictor: FasterRCNNPredictor) -> None:
-    images = [noise(100, 150, 0), noise(97, 61, 1), noise(100, 150, 2), noise(300, 301, 3)]
+    images = [squares(100, 150, 0), squares(97, 61, 1), squares(100, 150, 2), squares(300, 301, 3)]
     one_by_one = [predictor(image) for image in images]
     for features in (False, True):
         results = predictor.predict(images, features=features)
@@ -112,7 +94,7 @@ def test_batch_of_several_sizes_equals_one_by_one(predictor: FasterRCNNPredictor
 
 
 def test_paths_and_rgb_arrays(predictor: FasterRCNNPredictor, tmp_path: Path) -> None:
-    image = noise(100, 150)
+    image = squares(100, 150)
     path = tmp_path / "a.png"
     Image.fromarray(image[:, :, ::-1]).save(path)
     expected = predictor(image)
@@ -127,12 +109,12 @@ def test_rgb_network_gets_rgb(save: Callable) -> None:
     """The same weights, but the config says RGB: reversed pictures look the same to it."""
     bgr = FasterRCNNPredictor(save())
     rgb = FasterRCNNPredictor(save("INPUT.FORMAT", "RGB", name="rgb"), device="cpu")
-    image = noise(100, 150)
+    image = squares(100, 150)
     same(rgb(image[:, :, ::-1]), bgr(image))
 
 
 def test_features_say_what_a_detection_was_made_from(predictor: FasterRCNNPredictor) -> None:
-    image = noise(100, 150)
+    image = squares(100, 150)
     result = predictor(image, features=True)
     same(result, predictor(image))
     number = len(result)
@@ -161,7 +143,7 @@ def test_own_boxes_have_the_features_of_equal_proposals(
 ) -> None:
     """1e-4 of the largest feature: boxes travel to original pixels and back."""
     predictor = FasterRCNNPredictor(save("MODEL.ROI_BOX_HEAD.POOLER_TYPE", pooler), device="cpu")
-    image = noise(*size)
+    image = squares(*size)
     detected = predictor(image, features=True)
     given = predictor.extract(image, detected.proposal_boxes.tensor)
     tolerance = 1e-4 * float(detected.fc7.max())
@@ -171,7 +153,7 @@ def test_own_boxes_have_the_features_of_equal_proposals(
 
 
 def test_extract_keeps_order_and_number(predictor: FasterRCNNPredictor) -> None:
-    image = noise(100, 150)
+    image = squares(100, 150)
     result = predictor.extract(image, BOXES)
     assert result.image_size == (100, 150)
     assert result.proposal_boxes.tensor.tolist() == BOXES
@@ -197,26 +179,26 @@ def test_extract_keeps_order_and_number(predictor: FasterRCNNPredictor) -> None:
 )
 def test_wrong_boxes(predictor: FasterRCNNPredictor, boxes: list, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        predictor.extract(noise(100, 150), boxes)
+        predictor.extract(squares(100, 150), boxes)
 
 
 def test_no_proposals_and_no_detections(save: Callable) -> None:
     predictor = FasterRCNNPredictor(save("MODEL.RPN.MIN_SIZE_IMAGE", 1e4), device="cpu")
-    result = predictor(noise(100, 150), features=True)
+    result = predictor(squares(100, 150), features=True)
     assert len(result) == 0 and result.fc7.shape == (0, 16)
-    assert len(predictor.propose([noise(100, 150)])[0]) == 0
+    assert len(predictor.propose([squares(100, 150)])[0]) == 0
     strict = FasterRCNNPredictor(save(), score_threshold=1.0)
-    assert len(strict(noise(100, 150), features=True)) == len(strict(noise(100, 150))) == 0
+    assert len(strict(squares(100, 150), features=True)) == len(strict(squares(100, 150))) == 0
 
 
 def test_threshold_device_and_overrides(save: Callable, tmp_path: Path) -> None:
     path = save()
-    low = FasterRCNNPredictor(path, score_threshold=0.0)(noise(100, 150))
+    low = FasterRCNNPredictor(path, score_threshold=0.0)(squares(100, 150))
     limit = float(low.scores.median())
-    high = FasterRCNNPredictor(path, score_threshold=limit)(noise(100, 150))
+    high = FasterRCNNPredictor(path, score_threshold=limit)(squares(100, 150))
     assert 0 < len(high) < len(low) and high.scores.min() > limit
     one = FasterRCNNPredictor(path, opts=["TEST.DETECTIONS_PER_IMAGE", "1"], device="cpu")
-    assert one.cfg.TEST.DETECTIONS_PER_IMAGE == 1 and len(one(noise(100, 150))) <= 1
+    assert one.cfg.TEST.DETECTIONS_PER_IMAGE == 1 and len(one(squares(100, 150))) <= 1
     (tmp_path / "own.yaml").write_text("MODEL:\n  WEIGHTS: other.pth\n")
     with pytest.raises(UserError, match="was trained on other images than the config makes"):
         FasterRCNNPredictor(path, str(tmp_path / "own.yaml"))
@@ -233,7 +215,7 @@ def test_without_cuda_the_cpu(save: Callable, caplog: pytest.LogCaptureFixture) 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_gives_what_the_cpu_gives(save: Callable) -> None:
-    path, image = save(), noise(100, 150)
+    path, image = save(), squares(100, 150)
     cpu = FasterRCNNPredictor(path, device="cpu").extract(image, BOXES)
     cuda = FasterRCNNPredictor(path, device="cuda")
     assert cuda(image, features=True).fc7.device.type == "cpu"
@@ -242,7 +224,7 @@ def test_cuda_gives_what_the_cpu_gives(save: Callable) -> None:
 
 
 def test_autocast_and_compiled_parts(predictor: FasterRCNNPredictor) -> None:
-    image = noise(100, 150)
+    image = squares(100, 150)
     full = predictor.extract(image, BOXES)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = predictor.extract(image, BOXES)
@@ -257,12 +239,12 @@ def test_autocast_and_compiled_parts(predictor: FasterRCNNPredictor) -> None:
 
 
 def test_a_config_of_another_version(save: Callable) -> None:
-    """Keys that this version does not have do no harm; mistyped overrides are found all the same."""
+    """Unknown keys in a checkpoint do no harm; mistyped overrides are found all the same."""
     path = save()
     content = torch.load(path, weights_only=True)
     content[KEY]["config"] += "FROM_THE_FUTURE: 1\n"
     torch.save(content, path)
-    assert len(FasterRCNNPredictor(path, device="cpu")(noise(100, 150))) > 0
+    assert len(FasterRCNNPredictor(path, device="cpu")(squares(100, 150))) > 0
     with pytest.raises(UserError, match=r"the command line: Non-existent key: MODEL.DEVIC"):
         FasterRCNNPredictor(path, opts=["MODEL.DEVIC", "cpu"])
 
@@ -282,7 +264,7 @@ def test_class_names(save: Callable, caplog: pytest.LogCaptureFixture) -> None:
 def test_weights_without_config(tiny_cfg: Callable, tmp_path: Path) -> None:
     """As converted from the authors' release: classes and preprocessing, no config."""
     cfg = tiny_cfg(*SMALL)
-    model = random_model(cfg)
+    model = random_detector(cfg)
     path = str(tmp_path / "released.pth")
     conversion = Conversion(
         "detector", model.state_dict(), Metadata("detector", CAFFE, CLASSES), []
@@ -298,7 +280,7 @@ def test_weights_without_config(tiny_cfg: Callable, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(cfg.dump())
     predictor = FasterRCNNPredictor(path, str(config))
-    assert predictor.class_names == CLASSES and len(predictor(noise(100, 150))) > 0
+    assert predictor.class_names == CLASSES and len(predictor(squares(100, 150))) > 0
 
 
 def test_a_pickle_of_the_host_needs_a_config(tmp_path: Path) -> None:
@@ -352,12 +334,12 @@ def test_wrong_arguments(save: Callable, arguments: dict, message: str) -> None:
 )
 def test_wrong_images(predictor: FasterRCNNPredictor, image: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        predictor.predict([noise(40, 40), image])
+        predictor.predict([squares(40, 40), image])
 
 
 def test_wrong_format(predictor: FasterRCNNPredictor) -> None:
     with pytest.raises(UserError, match="image_format is 'rgb': use BGR or RGB"):
-        predictor(noise(40, 40), image_format="rgb")
+        predictor(squares(40, 40), image_format="rgb")
 
 
 def trainer_state(step: int) -> dict:
@@ -370,15 +352,15 @@ def test_region_proposal_network(save: Callable, step: int) -> None:
     path = save(*opts, trainer=trainer_state(step))
     predictor = FasterRCNNPredictor(path, device="cpu")
     with pytest.raises(UserError) as caught:
-        predictor(noise(100, 150))
+        predictor(squares(100, 150))
     assert str(caught.value) == (
         f"{path} is a region proposal network and detects nothing: give the checkpoint of a whole "
         "detector (steps 1 to 3 of a four-step run leave half of a detector; the last one's is "
         "model_final.pth). Its proposals: FasterRCNNPredictor.propose, or tools/dump_proposals.py"
     )
     with pytest.raises(UserError, match=r"is a region proposal network: it has no trained fc7"):
-        predictor.extract(noise(100, 150), BOXES)
-    [proposals] = predictor.propose([noise(100, 150)])
+        predictor.extract(squares(100, 150), BOXES)
+    [proposals] = predictor.propose([squares(100, 150)])
     assert proposals.image_size == (100, 150) and len(proposals) > 3
     assert proposals.proposal_boxes.tensor[:, 2].max() <= 150
 
@@ -391,7 +373,7 @@ def test_detector_that_is_given_proposals(save: Callable, step: int) -> None:
     path = save(*opts, trainer=trainer_state(step))
     predictor = FasterRCNNPredictor(path, device="cpu")
     with pytest.raises(UserError) as caught:
-        predictor(noise(100, 150))
+        predictor(squares(100, 150))
     assert str(caught.value) == (
         f"{path} is a detector that is given its proposals: give the checkpoint of a whole one "
         "(steps 1 to 3 of a four-step run leave half of a detector; the last one's is "
@@ -399,8 +381,8 @@ def test_detector_that_is_given_proposals(save: Callable, step: int) -> None:
         "tools/predict.py; its average precision: tools/train_net.py --eval-only"
     )
     with pytest.raises(UserError, match=r"detects on proposals that it is given and makes none"):
-        predictor.propose([noise(100, 150)])
-    assert len(predictor.extract(noise(100, 150), BOXES)) == 3
+        predictor.propose([squares(100, 150)])
+    assert len(predictor.extract(squares(100, 150), BOXES)) == 3
 
 
 def stock_cfg(*opts: object) -> CfgNode:
@@ -416,15 +398,17 @@ def stock_cfg(*opts: object) -> CfgNode:
     return cfg
 
 
+ONE_LAYER = (
+    *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
+    *("MODEL.ROI_BOX_HEAD.NUM_FC", 1, "MODEL.ROI_BOX_HEAD.FC_DIM", 9),
+)
+
+
 @pytest.mark.parametrize(
     ("opts", "width"),
     [
         ((), 128),  # Res5ROIHeads
-        (
-            ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_BOX_HEAD.NAME")
-            + ("FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", 1, "MODEL.ROI_BOX_HEAD.FC_DIM", 9),
-            9,
-        ),
+        (("MODEL.ROI_HEADS.NAME", "StandardROIHeads", *ONE_LAYER), 9),
     ],
 )
 def test_stock_models(tmp_path: Path, opts: tuple, width: int) -> None:
@@ -435,7 +419,7 @@ def test_stock_models(tmp_path: Path, opts: tuple, width: int) -> None:
     torch.save({"model": build_model(cfg).state_dict()}, path)
     config.write_text(cfg.dump())
     predictor = FasterRCNNPredictor(path, str(config), score_threshold=0.0)
-    image = noise(60, 90)
+    image = squares(60, 90)
     detected = predictor(image, features=True)
     same(detected, predictor(image))
     assert len(detected) and detected.fc7.shape[1] == width
@@ -444,17 +428,15 @@ def test_stock_models(tmp_path: Path, opts: tuple, width: int) -> None:
 
 
 def test_heads_without_one_feature_vector(tmp_path: Path) -> None:
-    cfg = stock_cfg("MODEL.ROI_HEADS.NAME", "CascadeROIHeads")
-    cfg.merge_from_list(["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True])
-    cfg.merge_from_list(["MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"])
-    cfg.merge_from_list(["MODEL.ROI_BOX_HEAD.NUM_FC", 1, "MODEL.ROI_BOX_HEAD.FC_DIM", 9])
+    agnostic = ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)
+    cfg = stock_cfg("MODEL.ROI_HEADS.NAME", "CascadeROIHeads", *agnostic, *ONE_LAYER)
     path, config = tmp_path / "cascade.pth", tmp_path / "cascade.yaml"
     torch.save({"model": build_model(cfg).state_dict()}, path)
     config.write_text(cfg.dump())
     predictor = FasterRCNNPredictor(path, str(config))
-    predictor(noise(60, 90))
+    predictor(squares(60, 90))
     with pytest.raises(UserError, match=r"CascadeROIHeads has not one feature vector per box: f"):
-        predictor(noise(60, 90), features=True)
+        predictor(squares(60, 90), features=True)
 
 
 def test_index_counts_proposals_that_are_not_finite(predictor: FasterRCNNPredictor) -> None:
