@@ -76,6 +76,11 @@ class FasterRCNNPredictor:
             phase != "fast_rcnn" and getattr(self.model, "proposal_generator", None) is not None
         )
         self._classifies = phase != "rpn" and hasattr(self.model, "roi_heads")
+        if not (self._proposes or self._classifies):
+            raise UserError(
+                f"MODEL.META_ARCHITECTURE {self.cfg.MODEL.META_ARCHITECTURE} has neither proposals "
+                "nor ROI heads: a model of the R-CNN family is needed"
+            )
 
     def __call__(self, image: ImageLike, **kwargs: Any) -> Instances:
         """Detections of one image; arguments and result as of :meth:`predict`."""

@@ -16,7 +16,13 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from frcnn_plugin.checkpoint import Metadata, save_weights
+from frcnn_plugin.checkpoint import (
+    Metadata,
+    convert_to_caffe,
+    read_weights,
+    save_weights,
+    write_caffemodel,
+)
 from frcnn_plugin.checkpoint.conversion import Conversion
 from frcnn_plugin.checkpoint.metadata import CAFFE, KEY
 from frcnn_plugin.engine import FasterRCNNPredictor
@@ -283,6 +289,19 @@ def test_weights_without_config(tiny_cfg: Callable, tmp_path: Path) -> None:
     assert predictor.class_names == CLASSES and len(predictor(squares(100, 150))) > 0
 
 
+def test_a_caffemodel(tiny_cfg: Callable, save: Callable, tmp_path: Path) -> None:
+    """As the authors released them, but tiny: three classes, whose names it cannot hold."""
+    content = read_weights(save())
+    path, config = tmp_path / "released.caffemodel", tmp_path / "config.yaml"
+    write_caffemodel(path, convert_to_caffe(content.state_dict, content.metadata)[0])
+    config.write_text(tiny_cfg(*SMALL).dump())
+    predictor = FasterRCNNPredictor(path, str(config))
+    image = squares(100, 150)
+    same(predictor(image), FasterRCNNPredictor(save())(image), tolerance=1e-4)
+    with pytest.raises(UserError, match=r"released.caffemodel carries no config: give the one"):
+        FasterRCNNPredictor(path)
+
+
 def test_a_pickle_of_the_host_needs_a_config(tmp_path: Path) -> None:
     path = tmp_path / "model_final_721ade.pkl"
     path.write_bytes(b"\x80\x04N.")
@@ -437,6 +456,26 @@ def test_heads_without_one_feature_vector(tmp_path: Path) -> None:
     predictor(squares(60, 90))
     with pytest.raises(UserError, match=r"CascadeROIHeads has not one feature vector per box: f"):
         predictor(squares(60, 90), features=True)
+
+
+def test_another_family(tmp_path: Path) -> None:
+    cfg = stock_cfg(
+        *(
+            "MODEL.META_ARCHITECTURE",
+            "RetinaNet",
+            "MODEL.FPN.IN_FEATURES",
+            ["res3", "res4", "res5"],
+        ),
+        *("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"], "MODEL.RETINANET.NUM_CONVS", 1),
+        *("MODEL.FPN.OUT_CHANNELS", 8, "MODEL.RETINANET.NUM_CLASSES", 3),
+        *("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64], [128], [256], [512]]),
+    )
+    path, config = tmp_path / "retina.pth", tmp_path / "retina.yaml"
+    torch.save({"model": build_model(cfg).state_dict()}, path)
+    config.write_text(cfg.dump())
+    with pytest.raises(UserError, match=r"RetinaNet has neither proposals nor ROI heads: a model"):
+        FasterRCNNPredictor(path, str(config))
 
 
 def test_index_counts_proposals_that_are_not_finite(predictor: FasterRCNNPredictor) -> None:
