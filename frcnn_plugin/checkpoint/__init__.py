@@ -10,7 +10,7 @@ from .from_caffe import convert_caffe
 from .from_torchvision import convert_torchvision
 from .metadata import KEY, Metadata, Preprocessing
 from .path_handler import register
-from .read import read_weights, save_weights
+from .read import read_metadata, read_weights, save_weights
 from .to_caffe import convert_to_caffe
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "convert_to_caffe",
     "convert_torchvision",
     "read_caffemodel",
+    "read_metadata",
     "read_weights",
     "save_weights",
     "write_caffemodel",

@@ -66,6 +66,29 @@ def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversio
     return Conversion("checkpoint", state, metadata or Metadata("detector"), rows)
 
 
+def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
+    """What a file of weights says about itself, without reading the weights where possible.
+
+    Args:
+        path: as for :func:`read_weights`; also a ``.pkl`` of Detectron2, which says nothing.
+
+    Returns:
+        None if it says nothing.
+
+    Raises:
+        UserError: as :func:`read_weights`.
+    """
+    if Path(path).suffix == ".pkl" and Path(path).is_file():
+        return None
+    metadata = None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        metadata = Metadata.from_dict(content.get(KEY))
+    except Exception:  # another kind of file, or a damaged one: read_weights judges
+        pass
+    return metadata or read_weights(path).metadata
+
+
 def convert_caffemodel(path: str | os.PathLike[str]) -> Conversion:
     """A caffemodel; see :func:`read_weights`."""
     layers = read_caffemodel(path).layers

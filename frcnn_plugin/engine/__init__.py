@@ -1,8 +1,9 @@
-"""Training: the trainer, its hooks, the launcher and the checks before a run."""
+"""Training and use: the trainer, its hooks, the launcher and the checks before a run."""
 
 from .four_step import FourStepHook
 from .hooks import CaffeMomentum, SeedEveryStep
 from .launch import launch
+from .predictor import FasterRCNNPredictor
 from .run_recorder import RunRecorder
 from .setup import check_cfg, forget_run, setup_cfg
 from .stage_checkpoints import StageCheckpointer
@@ -11,6 +12,7 @@ from .trainer import PaperTrainer
 
 __all__ = [
     "CaffeMomentum",
+    "FasterRCNNPredictor",
     "FourStepHook",
     "PaperTrainer",
     "RunRecorder",

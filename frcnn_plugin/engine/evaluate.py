@@ -35,7 +35,7 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
     cfg = cfg.clone()
     cfg.defrost()
     weights = Path(cfg.MODEL.WEIGHTS)
-    phase, step = _phase_and_step(weights)
+    phase, step = phase_and_step(weights)
     if phase and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
         logger.info("%s is from step %d of 4: evaluated as '%s'", weights, step, phase)
         cfg.MODEL.PAPER_RCNN.PHASE = phase
@@ -58,8 +58,12 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
     return PaperTrainer.test(cfg, model)
 
 
-def _phase_and_step(weights: Path) -> tuple[str, int]:
-    """Phase and number of the step a checkpoint is from; ("", 0) if it is a whole detector."""
+def phase_and_step(weights: Path) -> tuple[str, int]:
+    """Phase and number of the step a checkpoint is from; ("", 0) if it is a whole detector.
+
+    Args:
+        weights: file; one that is missing, or of another kind, counts as a whole detector.
+    """
     if weights.suffix != ".pth" or not weights.is_file():
         return "", 0
     try:

@@ -44,6 +44,23 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         if not Path(config_file).is_file():
             raise UserError(f"no config file '{config_file}'; see the folder configs/ for ours")
         _merge(config_file, lambda: cfg.merge_from_file(config_file))
+    merge_overrides(cfg, opts)
+    register_from_config_entries(cfg.DATASETS.REGISTER)
+    apply_four_step(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:
+    """Apply overrides, then replace a ``MODEL.DEVICE`` that is not there by the CPU; in place.
+
+    Args:
+        cfg: not frozen.
+        opts: ``KEY VALUE KEY VALUE ...``.
+
+    Raises:
+        UserError: an odd number of words, unknown key, bad value.
+    """
     if len(opts) % 2:
         raise UserError(
             f"overrides come as KEY VALUE pairs, but there are {len(opts)} words: {' '.join(opts)}"
@@ -52,10 +69,6 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s but there is no CUDA: using the CPU", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
-    register_from_config_entries(cfg.DATASETS.REGISTER)
-    apply_four_step(cfg)
-    cfg.freeze()
-    return cfg
 
 
 def _merge(source: str, merge: Callable[[], None]) -> None:

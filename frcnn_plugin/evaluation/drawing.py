@@ -20,7 +20,7 @@ _TITLE_HEIGHT = 26
 _FONT_SIZE = 15
 _MARGIN = 6
 # One colour per class, in turn: dark enough for white letters.
-_COLOURS: tuple[Colour, ...] = (
+COLOURS: tuple[Colour, ...] = (
     (214, 39, 40), (31, 98, 190), (20, 125, 60), (148, 60, 189), (190, 90, 0), (0, 120, 130),
     (200, 30, 130), (95, 85, 40), (90, 60, 50), (60, 60, 60), (120, 20, 60), (0, 60, 110),
     (75, 120, 0), (90, 20, 130), (150, 110, 0), (0, 90, 70), (230, 60, 90), (60, 70, 170),
@@ -61,7 +61,7 @@ def draw_comparison(
         (
             box,
             _class_name(class_names, index) + (" (difficult)" if hard else ""),
-            _DIFFICULT_COLOUR if hard else _COLOURS[int(index) % len(_COLOURS)],
+            _DIFFICULT_COLOUR if hard else COLOURS[int(index) % len(COLOURS)],
         )
         for box, index, hard in zip(gt_boxes, gt_classes, difficult, strict=True)
     ]
@@ -69,7 +69,7 @@ def draw_comparison(
         (
             box,
             f"{_class_name(class_names, index)} {score:.2f}",
-            _COLOURS[int(index) % len(_COLOURS)],
+            COLOURS[int(index) % len(COLOURS)],
         )
         for box, index, score in zip(det_boxes, det_classes, det_scores, strict=True)
     ]

@@ -1,0 +1,126 @@
+"""Pictures with detections drawn into them, at the size of the picture."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+
+from .drawing import COLOURS
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the canvas
+
+_SHORTEST_LONG_SIDE = 480  # pixels; smaller pictures are enlarged, as labels would not fit
+_POINT = 72 / 100  # points per pixel at Matplotlib's 100 dots per inch
+
+
+def draw_detections(
+    image_bgr: npt.NDArray[np.uint8], instances: Instances, class_names: Sequence[str]
+) -> npt.NDArray[np.uint8]:
+    """Draw boxes with class names and scores by the host's Visualizer.
+
+    Letters and lines grow with the picture. Labels keep off each other where there is room; the
+    best detection is drawn last, on top.
+
+    Args:
+        image_bgr: (H, W, 3) uint8 BGR.
+        instances: ``pred_boxes`` in pixels of the image, ``scores``, ``pred_classes``.
+        class_names: by class index; also shown if there is only one.
+
+    Returns:
+        uint8 BGR, of the same size; small pictures are enlarged.
+    """
+    height, width = image_bgr.shape[:2]
+    scale = max(1.0, _SHORTEST_LONG_SIDE / max(height, width))
+    canvas = Visualizer(np.ascontiguousarray(image_bgr[:, :, ::-1]), scale=scale)
+    axes = canvas.output.ax
+    letter = max(13.0, 0.026 * scale * math.sqrt(height * width))  # pixels of the result
+    pad = 0.12 * letter
+    boxes = instances.pred_boxes.tensor.numpy()
+    classes = instances.pred_classes.tolist()
+    rim = 0.16 * letter / scale  # a box along the border is drawn inside the picture
+    for box, index in list(zip(boxes, classes, strict=True))[::-1]:
+        x1, y1, x2, y2 = (float(v) for v in box)
+        corners = (max(x1, rim), max(y1, rim), min(x2, width - rim), min(y2, height - rim))
+        # The white rim keeps a line visible on its own colour.
+        for colour, line in (((1.0, 1.0, 1.0), 0.32), (_colour(index), 0.18)):
+            canvas.draw_box(corners, alpha=1.0, edge_color=colour)
+            axes.patches[-1].set_linewidth(letter * line * _POINT)
+            axes.patches[-1].set_joinstyle("miter")
+    taken: list[Box] = []
+    labels = []
+    for box, index, score in zip(boxes, classes, instances.scores.tolist(), strict=True):
+        text = f"{class_names[index]} {score:.2f}"
+        canvas.draw_text(text, (0, 0), font_size=letter * _POINT / scale, color="w")
+        label = axes.texts[-1]
+        label.set(color="w", horizontalalignment="left", parse_math=False)
+        back = {"facecolor": _colour(index), "alpha": 0.9, "edgecolor": "none"}
+        label.set_bbox({**back, "pad": pad * _POINT})
+        extent = label.get_window_extent(canvas.output.canvas.get_renderer())
+        size = (extent.width + 2 * pad, extent.height + 2 * pad)
+        x, y = _place(size, box * scale, (width * scale, height * scale), taken)
+        taken.append((x, y, x + size[0], y + size[1]))
+        label.set_position(((x + pad) / scale, (y + pad) / scale))
+        labels.append(label)
+    for order, label in enumerate(reversed(labels)):
+        label.set_zorder(10 + order)
+    picture: npt.NDArray[np.uint8] = canvas.output.get_image()[:, :, ::-1]
+    return np.ascontiguousarray(picture)
+
+
+def save_picture(path: str | os.PathLike[str], picture: npt.NDArray[np.uint8]) -> None:
+    """Write a BGR picture; the file appears, or replaces another, only when it is complete.
+
+    Args:
+        path: ends in ``.jpg`` or ``.png``.
+        picture: (H, W, 3).
+    """
+    path = Path(path)
+    done, content = cv2.imencode(path.suffix, picture, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    assert done, path
+    temporary = path.with_name(f"{path.name}.partial")
+    temporary.write_bytes(content.tobytes())
+    os.replace(temporary, path)
+
+
+def _colour(index: int) -> tuple[float, float, float]:
+    red, green, blue = COLOURS[index % len(COLOURS)]
+    return red / 255, green / 255, blue / 255
+
+
+def _place(
+    size: tuple[float, float],
+    box: npt.NDArray[np.float32],
+    canvas: tuple[float, float],
+    taken: Sequence[Box],
+) -> tuple[float, float]:
+    """The first place of a label by its box that is free, else the least covered.
+
+    Above the box, inside it, below; each from the left and from the right.
+    """
+    x1, y1, x2, y2 = (float(v) for v in box)
+    best, least = (0.0, 0.0), float("inf")
+    for y in (y1 - size[1], y1, y2, y2 - size[1], y1 + size[1], y1 - 2 * size[1]):
+        for x in (x1, x2 - size[0]):
+            x = min(max(0.0, x), max(0.0, canvas[0] - size[0]))
+            if y < 0 or y + size[1] > canvas[1]:
+                continue
+            place = (x, y, x + size[0], y + size[1])
+            covered = sum(_overlap(place, other) for other in taken)
+            if covered < least:
+                best, least = (x, y), covered
+    return best
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Area that two boxes share."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, width) * max(0.0, height)
