@@ -25,12 +25,12 @@ from detectron2.utils.logger import setup_logger
 from frcnn_plugin.engine import (
     PaperTrainer,
     RunRecorder,
-    check_cfg,
     forget_run,
     launch,
     setup_cfg,
 )
 from frcnn_plugin.engine.evaluate import evaluate_checkpoint
+from frcnn_plugin.engine.preflight import PlannedRun, stop_on_errors
 from frcnn_plugin.errors import UserError
 
 
@@ -62,7 +62,16 @@ def main(argv: Sequence[str] | None = None) -> Any:
     try:
         # In the parent, so that a mistake is one line and not a traceback per process.
         cfg = setup_cfg(args.config_file, args.opts)
-        check_cfg(cfg, eval_only=args.eval_only, resume=args.resume, overwrite=args.overwrite)
+        stop_on_errors(
+            PlannedRun(
+                cfg,
+                eval_only=args.eval_only,
+                resume=args.resume,
+                overwrite=args.overwrite,
+                num_processes=args.num_gpus * args.num_machines,
+                config_file=args.config_file,
+            )
+        )
         if args.overwrite and not (args.eval_only or args.resume):
             forget_run(cfg)
         return launch(

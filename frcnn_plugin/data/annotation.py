@@ -21,7 +21,7 @@ Box = tuple[float, float, float, float]
 SLIGHT_OVERHANG = 1.0
 
 _TAGS = ("xmin", "ymin", "xmax", "ymax")
-_EXIF_ORIENTATION = 0x0112
+EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def read_image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            rotated = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+            rotated = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
     except (OSError, SyntaxError) as error:
         raise UserError(f"{path}: not readable as an image ({error})") from error
     return (height, width) if rotated else (width, height)

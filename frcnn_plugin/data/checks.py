@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ _MANY = 10  # class names that a message lists
 
 
 def check_datasets(
-    names: Sequence[str], num_classes: int | None, train: Collection[str] = ()
+    names: Sequence[str],
+    num_classes: int | None,
+    train: Collection[str] = (),
+    load: Callable[[str], Any] = DatasetCatalog.get,
 ) -> None:
     """Checks every data set of a run; returns if all is well.
 
@@ -34,6 +37,7 @@ def check_datasets(
         names: registered names, training and test sets together.
         num_classes: ``MODEL.ROI_HEADS.NUM_CLASSES``; None leaves the count unchecked.
         train: those of `names` that are trained on: they must hold objects.
+        load: gives the data set of a name.
 
     Raises:
         UserError: for the first thing found wrong: an unknown name, missing files, a class list
@@ -54,13 +58,13 @@ def check_datasets(
                     classes=metadata.get("thing_classes") if metadata.get("from_config") else None,
                     needs_area=by_coco,
                 )
-            _check_contents(name, DatasetCatalog.get(name), name in train)
+            _check_contents(name, load(name), name in train)
         # A COCO-format set without a class list gets it when loaded: after that, if at all.
         if metadata.get("thing_classes") is not None:
             classes[name] = list(metadata.thing_classes)
     for name, names_of_classes in classes.items():
         _check_class_count(name, names_of_classes, num_classes)
-    _check_same_classes(classes)
+    check_same_classes(classes)
 
 
 def _check_known(name: str) -> None:
@@ -147,8 +151,15 @@ def _check_class_count(name: str, classes: Sequence[str], num_classes: int | Non
         )
 
 
-def _check_same_classes(classes: dict[str, list[str]]) -> None:
-    """Class numbers must mean the same in every set."""
+def check_same_classes(classes: dict[str, list[str]]) -> None:
+    """Class numbers must mean the same in every set.
+
+    Args:
+        classes: class names by data set.
+
+    Raises:
+        UserError: they do not; names the first class that differs.
+    """
     if not classes:
         return
     first, expected = next(iter(classes.items()))

@@ -32,6 +32,18 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
     Raises:
         UserError: the checkpoint, or the proposals of step 1, are missing or damaged.
     """
+    cfg = as_checkpoint_is(cfg)
+    model = PaperTrainer.build_model(cfg)
+    AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
+    return PaperTrainer.test(cfg, model)
+
+
+def as_checkpoint_is(cfg: CfgNode) -> CfgNode:
+    """A copy of the config that evaluates ``MODEL.WEIGHTS`` as the step it is from.
+
+    Raises:
+        UserError: it detects on proposals of a step before, and they are missing.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     weights = Path(cfg.MODEL.WEIGHTS)
@@ -53,9 +65,7 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
                     f"missing; make it with tools/dump_proposals.py from stage{step - 1}_final.pth"
                 )
             cfg = with_test_proposals(cfg, files)
-    model = PaperTrainer.build_model(cfg)
-    AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
-    return PaperTrainer.test(cfg, model)
+    return cfg
 
 
 def phase_and_step(weights: Path) -> tuple[str, int]:

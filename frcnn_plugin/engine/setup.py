@@ -8,17 +8,12 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
-from detectron2.utils.file_io import PathManager
 
 from ..config import add_frcnn_config
-from ..data.checks import check_datasets
 from ..data.entries import register_from_config_entries
-from ..data.proposals import check_proposals
 from ..errors import UserError
-from .stage_checkpoints import check_start
+from .preflight import PlannedRun, preflight
 from .stages import apply_four_step
-from .weights import names_detector
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +80,9 @@ def check_cfg(
 ) -> None:
     """Stop on what would otherwise fail, or silently go wrong, after hours.
 
+    The first error of :func:`~frcnn_plugin.engine.preflight.preflight` is raised; warnings are
+    logged.
+
     Args:
         cfg: a config from :func:`setup_cfg`.
         eval_only: nothing will be trained.
@@ -94,42 +92,12 @@ def check_cfg(
     Raises:
         UserError: names the key and the override to type.
     """
-    if not (eval_only or resume or overwrite):
-        _check_output_dir(cfg)
-    train = () if eval_only else tuple(cfg.DATASETS.TRAIN)
-    if not eval_only and not train:
-        raise UserError("DATASETS.TRAIN is empty: name at least one data set to train on")
-    if not cfg.MODEL.MASK_ON and not cfg.MODEL.KEYPOINT_ON:
-        check_datasets([*train, *cfg.DATASETS.TEST], cfg.MODEL.ROI_HEADS.NUM_CLASSES, train=train)
-    if cfg.FOUR_STEP.ENABLED and not eval_only:
-        check_start(cfg)
-    if cfg.MODEL.LOAD_PROPOSALS:
-        _check_proposals("TRAIN", train, cfg.DATASETS.PROPOSAL_FILES_TRAIN)
-        _check_proposals("TEST", cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST)
-    _check_weights(cfg, eval_only)
-    if not eval_only:
-        _check_solver(cfg)
-
-
-def _check_proposals(which: str, names: Sequence[str], files: Sequence[str]) -> None:
-    # The host opens them with plain pickle, and says little if they are of another data set.
-    if not names:
-        return
-    if len(names) != len(files):
-        raise UserError(
-            f"MODEL.LOAD_PROPOSALS is True, but DATASETS.{which} has {len(names)} data sets and "
-            f"DATASETS.PROPOSAL_FILES_{which} {len(files)} files: give one file per data set"
-        )
-    for name, file in zip(names, files, strict=True):
-        check_proposals(file, DatasetCatalog.get(name), name)
-
-
-def _check_output_dir(cfg: CfgNode) -> None:
-    if (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists():
-        raise UserError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already: go on with it (--resume), start "
-            "anew and lose it (--overwrite), or choose another OUTPUT_DIR"
-        )
+    run = PlannedRun(cfg, eval_only=eval_only, resume=resume, overwrite=overwrite)
+    for finding in preflight(run):
+        if finding.level == "error":
+            raise UserError(finding.sentence)
+        if finding.level == "warning":
+            logger.warning("%s", finding.sentence)
 
 
 def forget_run(cfg: CfgNode) -> None:
@@ -139,43 +107,3 @@ def forget_run(cfg: CfgNode) -> None:
     resumed.
     """
     (Path(cfg.OUTPUT_DIR) / "last_checkpoint").unlink(missing_ok=True)
-
-
-def _check_weights(cfg: CfgNode, eval_only: bool) -> None:
-    weights = cfg.MODEL.WEIGHTS
-    if eval_only and weights and not names_detector(cfg):
-        raise UserError(
-            f"--eval-only needs trained weights, which {weights} are not: add MODEL.WEIGHTS "
-            "path/to/model_final.pth"
-        )
-    if weights.startswith("frcnn://"):
-        # Here, where one process downloads what all of them will use.
-        PathManager.get_local_path(weights)
-    elif weights and "://" not in weights and not Path(weights.partition("?")[0]).is_file():
-        raise UserError(f"MODEL.WEIGHTS: there is no file '{weights}'")
-    if weights:
-        return
-    if eval_only:
-        raise UserError(
-            "--eval-only needs trained weights: add MODEL.WEIGHTS path/to/model_final.pth"
-        )
-    if cfg.MODEL.BACKBONE.NAME in ("VGG16", "ZF") and cfg.MODEL.BACKBONE.FREEZE_AT > 0:
-        raise UserError(
-            f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is "
-            f"{cfg.MODEL.BACKBONE.FREEZE_AT}: the frozen layers would stay random. Add "
-            "MODEL.WEIGHTS frcnn://vgg16_caffe_imagenet (docs/weights.md lists others), or train "
-            "from scratch with MODEL.BACKBONE.FREEZE_AT 0"
-        )
-
-
-def _check_solver(cfg: CfgNode) -> None:
-    late = [s for s in cfg.SOLVER.STEPS if s >= cfg.SOLVER.MAX_ITER]
-    if late:
-        # The host ignores later steps with a warning and fails on an equal one.
-        raise UserError(
-            f"SOLVER.STEPS {tuple(cfg.SOLVER.STEPS)} must lie below SOLVER.MAX_ITER "
-            f"{cfg.SOLVER.MAX_ITER}: the learning rate would never drop. Type for example "
-            f'SOLVER.STEPS "({cfg.SOLVER.MAX_ITER * 5 // 7},)"'
-        )
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
-        raise UserError("SOLVER.AMP.ENABLED needs a CUDA device: add SOLVER.AMP.ENABLED False")

@@ -1,0 +1,190 @@
+"""The software and the devices; nothing here needs a config."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import detectron2
+import torch
+from torchvision import ops
+
+from .finding import Finding, error, ok, plural, warning
+
+_SUBJECT = "environment"
+# By module: its packages on the index, any of which may be there.
+_PACKAGES = {
+    "numpy": ("numpy",),
+    "PIL": ("Pillow",),
+    "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python"),
+    "pycocotools": ("pycocotools",),
+    "fvcore": ("fvcore",),
+}
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def check_environment(
+    device: str = "", num_processes: int = 1, *, touch_gpus: bool = True
+) -> Iterator[Finding]:
+    """Versions, Detectron2, operators, devices.
+
+    Args:
+        device: ``MODEL.DEVICE`` as it is used; "": CUDA if there is one.
+        num_processes: on this machine.
+        touch_gpus: try the operators on GPUs, for which this process takes memory there.
+    """
+    yield from _versions()
+    yield _detectron2()
+    yield _operators("cpu")
+    cuda = device.startswith("cuda") if device else torch.cuda.is_available()
+    if cuda:
+        yield from _gpus(num_processes, touch_gpus)
+    else:
+        yield from _no_gpu(num_processes)
+
+
+def _versions() -> Iterator[Finding]:
+    found, missing = [], []
+    for module, packages in _PACKAGES.items():
+        try:
+            importlib.import_module(module)
+        except ImportError as e:
+            missing.append(f"{packages[0]} ({e})")
+            continue
+        found.append(f"{packages[0].removesuffix('-headless')} {_version(packages)}")
+    versions = [
+        f"frcnn_plugin {_version(('frcnn-plugin',))}",
+        f"Python {platform.python_version()}",
+        f"torch {torch.__version__}",
+        f"torchvision {_version(('torchvision',))}",
+        *found,
+    ]
+    yield ok(_SUBJECT, ", ".join(versions))
+    if missing:
+        names = " ".join(m.partition(" ")[0] for m in missing)
+        yield error(
+            _SUBJECT, f"cannot be imported: {'; '.join(missing)}", f"python -m pip install {names}"
+        )
+
+
+def _version(packages: tuple[str, ...]) -> str:
+    for package in packages:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "(version unknown)"
+
+
+def _detectron2() -> Finding:
+    # By what is in it: every Detectron2 since 2021 calls itself 0.6.
+    newer = importlib.util.find_spec("detectron2.utils.torch_version_utils") is not None
+    era = "newer than January 2024" if newer else "of about January 2024"
+    try:
+        importlib.import_module("detectron2._C")
+    except ImportError as e:
+        if "_C" not in str(e):  # it is there, for another torch
+            return error(
+                _SUBJECT,
+                f"the compiled part of Detectron2 does not fit this torch ({e})",
+                "Build it again: python tools/install_detectron2.py",
+            )
+        compiled = "without compiled operators (fine: torchvision's are used)"
+    else:
+        compiled = "with compiled operators"
+    folder = Path(detectron2.__file__).parent
+    return ok(_SUBJECT, f"Detectron2 {era}, {compiled}, in {folder}")
+
+
+def _operators(device: str) -> Finding:
+    """Run what the networks need of torchvision on numbers whose result is known."""
+    try:
+        boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 29, 29]], device=device)
+        kept = ops.nms(boxes, torch.tensor([0.5, 0.9, 0.1], device=device), 0.5).tolist()
+        image = torch.arange(16.0, device=device).reshape(1, 1, 4, 4)
+        roi = torch.tensor([[0.0, 0, 0, 3, 3]], device=device)
+        pooled = ops.roi_pool(image, roi, (2, 2)).flatten().tolist()
+    except Exception as e:  # operators that do not fit raise all kinds
+        problem = str(e).strip().partition("\n")[0]
+    else:
+        if kept == [1, 2] and pooled == [5.0, 7.0, 13.0, 15.0]:
+            return ok(_SUBJECT, f"torchvision's nms and roi_pool work on {device}")
+        problem = f"nms gave {kept} and roi_pool {pooled}"
+    return error(
+        _SUBJECT,
+        f"torchvision's nms or roi_pool fails on {device} ({problem})",
+        "Install a matching pair: python -m pip install --upgrade torch torchvision",
+    )
+
+
+def _gpus(num_processes: int, touch: bool) -> Iterator[Finding]:
+    there = torch.cuda.device_count()
+    if num_processes > there:
+        yield error(
+            _SUBJECT,
+            f"--num-gpus {num_processes}, but {plural(there, 'GPU')} can be seen",
+            f"Give --num-gpus {there}, or make more of them visible (CUDA_VISIBLE_DEVICES)",
+        )
+        return
+    for number in range(num_processes):
+        free, total = gpu_memory(number, touch=touch)
+        name = torch.cuda.get_device_name(number)
+        yield ok(
+            _SUBJECT,
+            f"GPU {number}: {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, CUDA "
+            f"{torch.version.cuda}, driver {driver_version() or 'unknown'}",
+        )
+        if touch:
+            yield _operators(f"cuda:{number}")
+
+
+def gpu_memory(number: int, *, touch: bool) -> tuple[int, int]:
+    """Free and total bytes of a GPU; without touching it, what others take counts as free."""
+    if touch:
+        return torch.cuda.mem_get_info(number)
+    total = torch.cuda.get_device_properties(number).total_memory
+    return total, total
+
+
+def _no_gpu(num_processes: int) -> Iterator[Finding]:
+    cores, driver = os.cpu_count() or 1, driver_version()
+    if driver and torch.version.cuda is None and torch.version.hip is None:
+        yield warning(
+            _SUBJECT,
+            f"there is an NVIDIA driver ({driver}), but torch {torch.__version__} is a build "
+            "without CUDA: everything runs on the CPU",
+            "Install a build with CUDA: see pytorch.org",
+        )
+    elif driver and not torch.cuda.is_available():
+        yield warning(
+            _SUBJECT,
+            f"torch is built for CUDA {torch.version.cuda}, but finds no device with the NVIDIA "
+            f"driver {driver}: everything runs on the CPU",
+            "Update the driver, install an older torch, or look at CUDA_VISIBLE_DEVICES",
+        )
+    else:
+        yield ok(
+            _SUBJECT,
+            f"no CUDA device is used: {plural(num_processes, 'process')} on "
+            f"{plural(cores, 'CPU core')}",
+        )
+    if num_processes > cores:
+        yield warning(
+            _SUBJECT,
+            f"{num_processes} processes share {plural(cores, 'CPU core')}",
+            f"Give --num-gpus {cores}",
+        )
+
+
+def driver_version() -> str:
+    """Of NVIDIA's kernel module; "" if there is none."""
+    try:
+        words = _DRIVER.read_text().split()
+    except OSError:
+        return ""
+    return next((w for w in words if w[0].isdigit() and "." in w), "of unknown version")
