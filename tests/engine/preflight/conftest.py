@@ -22,12 +22,21 @@ SMALL = [
 ]
 
 
+@pytest.fixture(scope="session")
+def written_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's data set, six and three images; not to be changed."""
+    folder = tmp_path_factory.mktemp("written") / "demo_shapes"
+    return write_synthetic_voc(folder, num_trainval=6, num_test=3)
+
+
 @pytest.fixture
-def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restore_catalogs: None) -> Path:
-    """The demo's data set, six and three images, in an empty current folder."""
+def shapes(
+    tmp_path: Path, written_shapes: Path, monkeypatch: pytest.MonkeyPatch, restore_catalogs: None
+) -> Path:
+    """A copy of it in an empty current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    return write_synthetic_voc(tmp_path / "demo_shapes", num_trainval=6, num_test=3)
+    return Path(shutil.copytree(written_shapes, tmp_path / "demo_shapes"))
 
 
 @pytest.fixture
