@@ -45,6 +45,7 @@ setup(
         "fvcore>=0.1.5",  # Detectron2's config, registry and checkpointer
         "iopath>=0.1.7",  # Detectron2's paths to files
         "portalocker>=3.0",  # one process downloads, the others wait; 3.0 tells locked from broken
+        "PyYAML>=5.1",  # Detectron2's config files; their errors are told in one line
         "pycocotools>=2.0.2",  # COCO's annotations and metric
         "matplotlib>=3.6",  # Detectron2's Visualizer draws the pictures with it
         "opencv-python-headless>=4.5",  # Detectron2's data module; headless needs no screen

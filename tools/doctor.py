@@ -54,21 +54,13 @@ def find(args: argparse.Namespace) -> Iterator[Any]:
     from frcnn_plugin.engine.setup import setup_cfg
     from frcnn_plugin.errors import UserError
 
-    if args.num_gpus < 1:
-        yield error("config", f"--num-gpus is {args.num_gpus}: it must be 1 or more")
-        return
     if not args.config_file and not args.opts:
         yield from preflight_without_config()
         return
     try:
         with warnings_of("frcnn_plugin") as messages:
             cfg = setup_cfg(args.config_file, args.opts)
-    except UserError as e:
-        yield error("config", str(e))
-        return
-    yield from (warning("config", message) for message in messages)
-    yield from preflight(
-        PlannedRun(
+        run = PlannedRun(
             cfg,
             eval_only=args.eval_only,
             resume=args.resume,
@@ -78,7 +70,11 @@ def find(args: argparse.Namespace) -> Iterator[Any]:
             every_image=args.all,
             alone=True,
         )
-    )
+    except UserError as e:
+        yield error("config", str(e))
+        return
+    yield from (warning("config", message) for message in messages)
+    yield from preflight(run)
 
 
 def write_json(path: Path, findings: Sequence[Any], status: int) -> None:

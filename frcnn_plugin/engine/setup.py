@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_frcnn_config
@@ -73,6 +74,10 @@ def _merge(source: str, merge: Callable[[], None]) -> None:
         # yacs says what is wrong, but as a KeyError whose text is quoted twice.
         message = str(e.args[0]) if e.args else str(e)
         raise UserError(f"{source}: {message}") from e
+    except yaml.YAMLError as e:
+        raise UserError(f"{source} is no YAML: {' '.join(str(e).split())}") from e
+    except OSError as e:
+        raise UserError(f"{source}: its _BASE_ {e.filename} cannot be read ({e.strerror})") from e
 
 
 def check_cfg(

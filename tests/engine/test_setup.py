@@ -59,6 +59,21 @@ def test_unknown_key_in_a_file(tmp_path: Path) -> None:
     assert str(path) in message and "MODEL.NOTHING" in message
 
 
+def test_file_that_is_no_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("MODEL: [\n")
+    message = problem(config=str(path))
+    assert f"{path} is no YAML: while parsing" in message and "line 2" in message
+
+
+def test_missing_base(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("_BASE_: nothing.yaml\n")
+    message = problem(config=str(path))
+    assert f"{path}: its _BASE_ " in message
+    assert "nothing.yaml cannot be read (No such file or directory)" in message
+
+
 def test_wrong_type() -> None:
     assert "SOLVER.MAX_ITER" in problem("SOLVER.MAX_ITER", "many")
 

@@ -72,7 +72,10 @@ def test_errors_and_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None
     [
         (["--config-file", "no.yaml"], "FAIL  config       no config file 'no.yaml'"),
         (["--config-file", DEMO, "MODEL.NO", "1"], "FAIL  config       the command line: Non-"),
-        (["--num-gpus", "0"], "FAIL  config       --num-gpus is 0: it must be 1 or more"),
+        (
+            ["--num-gpus", "0", "--config-file", DEMO],
+            "FAIL  config       --num-gpus is 0: it must be 1 or more",
+        ),
     ],
 )
 def test_mistakes(
@@ -91,13 +94,13 @@ def test_colour_on_terminals_only(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    doctor.main(["--num-gpus", "0"])
+    doctor.main(["--config-file", "no.yaml"])
     assert "\033" not in capsys.readouterr().out
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    doctor.main(["--num-gpus", "0"])
+    doctor.main(["--config-file", "no.yaml"])
     assert "\033[31mFAIL" in capsys.readouterr().out
     monkeypatch.setenv("NO_COLOR", "1")
-    doctor.main(["--num-gpus", "0"])
+    doctor.main(["--config-file", "no.yaml"])
     assert "\033" not in capsys.readouterr().out
 
 

@@ -28,7 +28,7 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
     if not run.eval_only and not run.train:
         yield error(_SUBJECT, "DATASETS.TRAIN is empty: name at least one data set to train on")
         return
-    if not run.test:
+    if not run.test and not run.eval_only:
         yield warning(_SUBJECT, "DATASETS.TEST is empty: nothing is evaluated")
     if run.cfg.MODEL.MASK_ON or run.cfg.MODEL.KEYPOINT_ON:
         return  # the host's business

@@ -58,7 +58,7 @@ def _versions() -> Iterator[Finding]:
             continue
         found.append(f"{packages[0].removesuffix('-headless')} {_version(packages)}")
     versions = [
-        f"frcnn_plugin {_version(('frcnn-plugin',))}",
+        f"frcnn_plugin {_own_version()}",
         f"Python {platform.python_version()}",
         f"torch {torch.__version__}",
         f"torchvision {_version(('torchvision',))}",
@@ -79,6 +79,11 @@ def _version(packages: tuple[str, ...]) -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "(version unknown)"
+
+
+def _own_version() -> str:
+    # Of the code that runs, which a checkout's may be without having been installed.
+    return str(importlib.import_module(__name__.partition(".")[0]).__version__)
 
 
 def _detectron2() -> Finding:

@@ -17,6 +17,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from torch import nn
 
+from ...errors import UserError
 from ..evaluate import as_checkpoint_is
 
 # A data set in a JSON file is loaded if it is no larger than this: about a second.
@@ -49,6 +50,15 @@ class PlannedRun:
     alone: bool = False
     failed: bool = False
     _loaded: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what is not in the config.
+
+        Raises:
+            UserError: there would be no process.
+        """
+        if self.num_processes < 1:
+            raise UserError(f"--num-gpus is {self.num_processes}: it must be 1 or more")
 
     @property
     def may_touch_gpus(self) -> bool:

@@ -54,6 +54,11 @@ def test_a_check_that_fails_stops_nothing(plan, monkeypatch: pytest.MonkeyPatch)
     assert {f.level for f in findings[1:]} == {"ok"}
 
 
+def test_no_process(plan) -> None:
+    with pytest.raises(UserError, match="--num-gpus is 0: it must be 1 or more"):
+        plan(num_processes=0)
+
+
 def test_no_estimates_after_an_error(plan) -> None:
     findings = list(preflight(plan("DATASETS.TRAIN", "()")))
     assert not {"disk", "memory"} & {f.subject for f in findings}
