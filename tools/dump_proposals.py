@@ -93,8 +93,8 @@ def check(cfg: CfgNode, args: argparse.Namespace, output: Path, shards: Proposal
         raise UserError("whose proposals? Add MODEL.WEIGHTS path/to/model_final.pth")
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
         raise UserError(f"{args.config_file} has no region proposal network to make proposals")
-    check_cfg(cfg, eval_only=True)
     check_datasets([args.dataset], None)
+    check_cfg(cfg, eval_only=True)
     # With shards left, the run that wrote the file did not get to its end.
     if output.exists() and not args.overwrite and not shards.folder.exists():
         raise UserError(

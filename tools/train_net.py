@@ -7,7 +7,7 @@
     python tools/train_net.py --config-file ... --num-gpus 2
 
 ``KEY VALUE`` pairs at the end override the config. Without CUDA everything runs on the CPU, and
-``--num-gpus`` is the number of processes.
+``--num-gpus`` is the number of processes. What tools/doctor.py checks is checked first.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
                 resume=args.resume,
                 overwrite=args.overwrite,
                 num_processes=args.num_gpus * args.num_machines,
+                num_machines=args.num_machines,
                 config_file=args.config_file,
             )
         )

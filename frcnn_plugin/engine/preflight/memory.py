@@ -44,7 +44,7 @@ def check_memory(run: PlannedRun) -> Iterator[Finding]:
         free, where = gpu_memory(0, touch=run.may_touch_gpus)[0], "of GPU memory are free"
     else:
         free, where = free_ram(), "of RAM are free"
-        need *= run.num_processes
+        need *= run.processes_here
     if free is None:
         yield ok("memory", text)
     elif need <= free:
@@ -156,7 +156,7 @@ def _head(cfg: CfgNode, rois: int, channels: int) -> float:
 
 
 def _times(run: PlannedRun) -> str:
-    return f" ({run.num_processes} processes)" if run.num_processes > 1 else ""
+    return f" ({run.processes_here} processes)" if run.processes_here > 1 else ""
 
 
 def _keys(run: PlannedRun) -> str:
@@ -168,4 +168,4 @@ def _keys(run: PlannedRun) -> str:
             f"INPUT.MIN_SIZE_TRAIN (now {tuple(node.MIN_SIZE_TRAIN)})",
             "FOUR_STEP.IMS_PER_BATCH" if run.cfg.FOUR_STEP.ENABLED else "SOLVER.IMS_PER_BATCH",
         ]
-    return " or ".join(keys) + (" or --num-gpus" if run.num_processes > 1 else "")
+    return " or ".join(keys) + (" or --num-gpus" if run.processes_here > 1 else "")

@@ -34,6 +34,7 @@ class PlannedRun:
         resume: a run in ``OUTPUT_DIR`` will be taken up.
         overwrite: a run in ``OUTPUT_DIR`` may be lost.
         num_processes: on all machines together.
+        num_machines: machines.
         config_file: the file `cfg` was read from; "" if unknown.
         every_image: look at all images, not at some; load every data set.
         alone: nothing follows the checks in this process.
@@ -45,6 +46,7 @@ class PlannedRun:
     resume: bool = False
     overwrite: bool = False
     num_processes: int = 1
+    num_machines: int = 1
     config_file: str = ""
     every_image: bool = False
     alone: bool = False
@@ -61,9 +63,14 @@ class PlannedRun:
             raise UserError(f"--num-gpus is {self.num_processes}: it must be 1 or more")
 
     @property
+    def processes_here(self) -> int:
+        """On this machine."""
+        return self.num_processes // self.num_machines
+
+    @property
     def may_touch_gpus(self) -> bool:
         """Whether this process may use GPUs: memory that it takes is not there for workers."""
-        return self.alone or self.num_processes == 1
+        return self.alone or self.processes_here == 1
 
     @property
     def train(self) -> tuple[str, ...]:

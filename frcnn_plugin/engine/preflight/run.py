@@ -23,7 +23,7 @@ Check = Callable[[PlannedRun], Iterator[Finding]]
 
 def _environment(run: PlannedRun) -> Iterator[Finding]:
     yield from check_environment(
-        run.cfg.MODEL.DEVICE, run.num_processes, touch_gpus=run.may_touch_gpus
+        run.cfg.MODEL.DEVICE, run.processes_here, touch_gpus=run.may_touch_gpus
     )
 
 

@@ -54,6 +54,16 @@ def test_a_check_that_fails_stops_nothing(plan, monkeypatch: pytest.MonkeyPatch)
     assert {f.level for f in findings[1:]} == {"ok"}
 
 
+def test_several_machines(plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each looks at its own devices."""
+    asked = []
+    monkeypatch.setattr(
+        run, "check_environment", lambda device, n, **_: asked.append(n) or iter(())
+    )
+    list(preflight(plan(num_processes=8, num_machines=4)))
+    assert asked == [2]
+
+
 def test_no_process(plan) -> None:
     with pytest.raises(UserError, match="--num-gpus is 0: it must be 1 or more"):
         plan(num_processes=0)
