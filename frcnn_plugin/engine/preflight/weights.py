@@ -18,6 +18,7 @@ from ...checkpoint.metadata import KEY, Metadata
 from ...checkpoint.path_handler import PREFIX
 from ...errors import UserError
 from ..checkpointer import AtomicCheckpointer
+from ..weights import names_detector
 from .finding import Finding, error, ok, warning
 from .planned_run import PlannedRun, muted, warnings_of
 
@@ -82,6 +83,11 @@ def _missing(run: PlannedRun) -> str:
     initial = cfg.FOUR_STEP.INITIAL_WEIGHTS if cfg.FOUR_STEP.ENABLED else ""
     if initial and not run.eval_only and not Path(initial).is_file():
         return f"FOUR_STEP.INITIAL_WEIGHTS: there is no file '{initial}'"
+    if run.eval_only and file and not names_detector(cfg):
+        return (
+            f"--eval-only needs trained weights, which {file} are not: add MODEL.WEIGHTS "
+            "path/to/model_final.pth"
+        )
     if file:
         # The file of a resumed run is missed with better advice when it is looked at.
         there = "://" in file or Path(file.partition("?")[0]).is_file()

@@ -98,6 +98,11 @@ def test_evaluation_of_imagenet_weights(find, save, plan) -> None:
     assert "those of ImageNet are where training starts" in message
 
 
+def test_evaluation_of_known_imagenet_weights(find) -> None:
+    message = only(find("MODEL.WEIGHTS", "frcnn://vgg16_caffe_imagenet", eval_only=True), "weights")
+    assert "--eval-only needs trained weights, which frcnn://vgg16_caffe_imagenet" in message
+
+
 def test_rgb_weights_with_a_bgr_config(find, save, plan) -> None:
     rgb = Preprocessing("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
     message = only(find(*save(right(plan, preprocessing=rgb))), "weights")
