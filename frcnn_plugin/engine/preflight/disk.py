@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from math import ceil
 from pathlib import Path
 
 from ..stages import build_stages
@@ -27,21 +26,21 @@ def check_disk(run: PlannedRun) -> Iterator[Finding]:
     sizes = periodic_checkpoints(run)
     need = sum(sizes) + stage_files(run)
     text = (
-        f"the run writes up to {_gib(need)} ({plural(len(sizes), 'periodic checkpoint')} of up to "
+        f"the run writes up to {_gib(need)} ({plural(len(sizes), 'checkpoint')} of up to "
         f"{_gib(max(sizes))}) and {_gib(free)} are free in {folder}"
     )
     if need <= _TIGHT * free:
         yield ok("disk", text)
         return
-    period = run.scaled.SOLVER.CHECKPOINT_PERIOD
-    room = max(1, int((free * _TIGHT - stage_files(run)) // max(sizes)))
-    longer = ceil(period * len(sizes) / room)
-    fix = f"Free some, choose another OUTPUT_DIR, or write fewer: SOLVER.CHECKPOINT_PERIOD {longer}"
+    room = max(1, int((_TIGHT * free - stage_files(run)) // max(sizes)) - 1)
+    fix = "Free some, or choose another OUTPUT_DIR"
+    if room < len(sizes) - 1:
+        fix += f", or keep fewer: SOLVER.CHECKPOINTS_KEPT {room}"
     yield (error if need > free else warning)("disk", text, fix)
 
 
 def periodic_checkpoints(run: PlannedRun) -> list[int]:
-    """Bytes of the checkpoints that are there at the end, the final one included.
+    """Bytes of the checkpoints that are kept, the final and the best one included.
 
     A checkpoint holds all weights and, for those that train at that moment, the momentum:
     parameters x 4 bytes x 2 if everything trains.
@@ -49,9 +48,9 @@ def periodic_checkpoints(run: PlannedRun) -> list[int]:
     cfg, start = run.scaled, resumed_iteration(run)
     period, end = max(1, cfg.SOLVER.CHECKPOINT_PERIOD), cfg.SOLVER.MAX_ITER
     iterations = [i for i in range(period - 1, end, period) if i >= start]
-    kept = int(cfg.SOLVER.get("CHECKPOINTS_KEPT", 0))
-    sizes = [checkpoint_bytes(run, i) for i in iterations][-kept:]
-    return [*sizes, checkpoint_bytes(run, end - 1)]
+    sizes = [checkpoint_bytes(run, i) for i in iterations][-cfg.SOLVER.CHECKPOINTS_KEPT :]
+    best = sizes[-1:] if cfg.TEST.EVAL_PERIOD > 0 else []
+    return [*sizes, *best, checkpoint_bytes(run, end - 1)]
 
 
 def checkpoint_bytes(run: PlannedRun, iteration: int) -> int:

@@ -95,17 +95,24 @@ def test_output_below_a_file(find, tmp_path: Path) -> None:
     assert "Not a directory" in only(find("OUTPUT_DIR", tmp_path / "file" / "run"), "output")
 
 
-@pytest.mark.parametrize(("free", "level"), [(0, "error"), (27_000_000, "warning")])
-def test_full_disk(find, plan, monkeypatch: pytest.MonkeyPatch, free: int, level: str) -> None:
-    period = ["SOLVER.CHECKPOINT_PERIOD", "10"]
-    if free:
-        free = int(sum(periodic_checkpoints(plan(*period))) / 0.9)
+@pytest.mark.parametrize(("part", "level", "kept"), [(0.0, "error", 1), (1 / 0.9, "warning", 106)])
+def test_full_disk(
+    find, plan, monkeypatch: pytest.MonkeyPatch, part: float, level: str, kept: int
+) -> None:
+    """1200 iterations, every tenth and the final one: 121; 0.8 / 0.9 of them are 107."""
+    opts = ["SOLVER.CHECKPOINT_PERIOD", "10", "SOLVER.CHECKPOINTS_KEPT", "0"]
+    free = int(part * sum(periodic_checkpoints(plan(*opts))))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 2**40 - free, free))
-    sentence = only(find(*period), "disk", level)
-    assert "121 periodic checkpoints" in sentence and "are free in" in sentence
-    # Few enough for 0.8 of the space: with 0.9 of it taken, one of eight has to go.
-    expected = 1210 if not free else 12
-    assert f"SOLVER.CHECKPOINT_PERIOD {expected}" in sentence
+    sentence = only(find(*opts), "disk", level)
+    assert "(121 checkpoints of up to" in sentence and "are free in" in sentence
+    assert sentence.endswith(f"or keep fewer: SOLVER.CHECKPOINTS_KEPT {kept}")
+
+
+def test_kept_checkpoints(plan) -> None:
+    """Three, the best and the final one."""
+    opts = ["SOLVER.CHECKPOINT_PERIOD", "10"]
+    assert len(periodic_checkpoints(plan(*opts))) == 4
+    assert len(periodic_checkpoints(plan(*opts, "TEST.EVAL_PERIOD", "100"))) == 5
 
 
 def test_sizes_of_checkpoints(plan) -> None:
