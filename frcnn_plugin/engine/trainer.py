@@ -37,7 +37,6 @@ from .hooks import CaffeMomentum, SeedEveryStep
 from .kept_checkpoints import add_checkpoint_hooks
 from .memory_errors import memory_errors_explained
 from .parallel import unwrap_model, wrap_model
-from .run_warnings import RunWarnings
 from .stage_checkpoints import StageCheckpointer
 from .stage_evaluation import StageEvalHook
 from .stage_proposals import with_test_proposals
@@ -140,7 +139,6 @@ class PaperTrainer(DefaultTrainer):
             if comm.is_main_process():
                 ret.insert(-1, StageCheckpointer(four_step.stages))  # before the writers
         if comm.is_main_process():
-            ret.insert(-1, RunWarnings(self.cfg))
             ret = add_checkpoint_hooks(self.cfg, ret, self.checkpointer)
         return ret
 
