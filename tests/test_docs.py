@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
@@ -102,3 +103,18 @@ def test_every_page_is_in_the_index() -> None:
     linked = set(LINK.findall((ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert pages <= linked
+
+
+def test_components_page_runs() -> None:
+    """The Python of docs/components.md, block after block, and the shapes it promises."""
+    text = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/components.md", "exec"), names)
+    assert type(names["model"].backbone).__name__ == "VGG16"
+    assert type(names["resnet"].proposal_generator).__name__ == "PaperRPN"
+    shapes = {name: tuple(feature.shape) for name, feature in names["features"].items()}
+    assert shapes == {"conv4": (1, 512, 75, 125), "conv5": (1, 512, 38, 63)}
+    assert tuple(names["fc7"].shape) == (2, 4096)
