@@ -1,0 +1,140 @@
+"""Operators that make a CPU wait for a GPU, counted on any device.
+
+Such an operator needs a value on the host, mostly because the size of its result depends on the
+data. They can be counted without a GPU: PyTorch's dispatcher sees them on CPU tensors as well. What
+only copies, ``tolist()`` and its like, is seen one level higher, where Python calls it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torchvision
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Operators whose result, or its size, has to be known to the host.
+_OPERATORS = {
+    "aten::_local_scalar_dense",  # item(), bool(), int(), float()
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::_unique",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::unique_consecutive",
+    "aten::bincount",
+    "aten::equal",
+    "torchvision::nms",
+}
+# Indexing does so if an index is a mask.
+_INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+_COPIES = {
+    torch.Tensor.tolist: "tolist",
+    torch.Tensor.numpy: "numpy",
+    torch.Tensor.__array__: "numpy",
+    torch.Tensor.cpu: "cpu",
+}
+# Works on tensors of the host on every device: the sizes of the images.
+_ON_HOST = "detectron2/structures/image_list.py"
+_PACKAGES = ("frcnn_plugin", "detectron2", "torchvision")
+
+Syncs = Counter[tuple[str, str]]
+
+
+def _source() -> str:
+    """Innermost line of Python in the plugin, Detectron2 or torchvision; else the caller's."""
+    frame = sys._getframe(2)
+    fallback = ""
+    while frame is not None:  # type: ignore[redundant-expr]
+        path = frame.f_code.co_filename.replace("\\", "/")
+        if "/torch/" not in path and path != __file__.replace("\\", "/"):
+            for package in _PACKAGES:
+                if f"/{package}/" in path:
+                    return f"{package}/{path.rpartition(f'/{package}/')[2]}:{frame.f_lineno}"
+            fallback = fallback or f"{path.rpartition('/')[2]}:{frame.f_lineno}"
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return fallback
+
+
+def _masks(index: Any) -> bool:
+    tensors = index if isinstance(index, list | tuple) else (index,)
+    return any(
+        isinstance(t, torch.Tensor) and t.dtype in (torch.bool, torch.uint8) for t in tensors
+    )
+
+
+class _Operators(TorchDispatchMode):
+    def __init__(self, counts: Syncs) -> None:
+        super().__init__()
+        self._counts = counts
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func._schema.name
+        waits = name in _OPERATORS or (name in _INDEXING and _masks(args[1]))
+        # Without output_size the repeats have to be summed.
+        waits |= name == "aten::repeat_interleave" and not (kwargs or {}).get("output_size")
+        if waits and not (source := _source()).startswith(_ON_HOST):
+            self._counts[name.partition("::")[2].strip("_"), source] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class _Copies(TorchFunctionMode):
+    def __init__(self, counts: Syncs) -> None:
+        super().__init__()
+        self._counts = counts
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        # A device given as an object may be the model's own: only the word says "to the host".
+        to_host = func is torch.Tensor.to and "cpu" in [
+            *(a for a in args[1:] if isinstance(a, str)),
+            *(v for v in (kwargs or {}).values() if isinstance(v, str)),
+        ]
+        name = "to cpu" if to_host else _COPIES.get(func)
+        if name:
+            self._counts[name, _source()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _nms_as_on_a_gpu() -> Iterator[None]:
+    """torchvision's suppression by class in one call, as on GPUs up to 25000 boxes.
+
+    On CPUs it calls the operator class by class from 1000 boxes on, which would be counted.
+    """
+    boxes: Any = torchvision.ops.boxes
+    names = ("_batched_nms_vanilla", "_batched_nms_coordinate_trick")
+    if not all(hasattr(boxes, name) for name in names):
+        yield
+        return
+    vanilla = boxes._batched_nms_vanilla
+    boxes._batched_nms_vanilla = boxes._batched_nms_coordinate_trick
+    try:
+        yield
+    finally:
+        boxes._batched_nms_vanilla = vanilla
+
+
+def count_syncs(run: Callable[[], object]) -> Syncs:
+    """Counts of (operator, "package/file.py:line") in one run."""
+    counts: Syncs = Counter()
+    with _nms_as_on_a_gpu(), _Copies(counts), _Operators(counts):
+        run()
+    return counts
+
+
+def sync_rows(counts: Mapping[tuple[str, str], int]) -> list[tuple[int, str, str]]:
+    """(count, operator, line), the most frequent first."""
+    return sorted(
+        ((n, op, line) for (op, line), n in counts.items()), key=lambda r: (-r[0], r[2], r[1])
+    )
