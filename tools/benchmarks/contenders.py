@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from benchmarks.inputs import make_batch
@@ -110,10 +111,13 @@ class Contender:
         self.model.train(work.training)
         self.optimizer = _optimizer(cfg, spec, self.model) if work.training else None
         self._autocast = spec.bf16 and not spec.own_switch(cfg, work.training)
-        self.arguments = _arguments(cfg, spec, work, self.device)
-        self.found: dict[str, Any] = {}
+        self.arguments = self.arguments_for(work)
         self.parts = _parts(self.model)
         self.proposer = self.parts["proposal"][0]
+
+    def arguments_for(self, work: Work) -> tuple[Any, ...]:
+        """What the model is called with; :attr:`arguments` may be set to it."""
+        return _arguments(self.cfg, self.spec, work, self.device)
 
     def synchronise(self) -> None:
         """Wait for the device."""
@@ -128,7 +132,8 @@ class Contender:
 
     def forward(self) -> Any:
         """Run the model once: losses, or detections."""
-        with self.autocast(), torch.set_grad_enabled(self.work.training):
+        # Detectron2's heads log to the storage that its trainer provides.
+        with EventStorage(), self.autocast(), torch.set_grad_enabled(self.work.training):
             return self.model(*self.arguments)
 
     def run(self, clock: Clock | None = None) -> None:
