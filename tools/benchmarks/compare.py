@@ -17,7 +17,7 @@ from benchmarks.plots import bar_chart
 from benchmarks.report import write_json
 from benchmarks.samples import ratio, spread
 from benchmarks.sessions import ChildSession, LocalSession, Session, interleave
-from benchmarks.syncs import sync_rows
+from benchmarks.syncs import sync_rows, totals
 from frcnn_plugin.errors import UserError
 
 logger = logging.getLogger("frcnn_plugin.tools.benchmark")
@@ -145,21 +145,19 @@ def table(results: dict[str, Any]) -> str:
             ),
         }
         row |= {key: 1000 * value for key, value in medians(model).items()}
-        row["outside layers %"] = outside_layers(model)
+        if not results["work"]["training"]:
+            row["outside conv, fc %"] = outside_layers(model)
         row |= model["outcome"]
         for key, value in model.get("peak", {}).items():
             row[f"peak {key.replace('_mib', ' MiB')}"] = round(value)
         if "syncs" in model:
-            row["syncs"] = sum(n for n, _, _ in model["syncs"])
+            row["waits"], row["copies in"] = totals(model["syncs"])
         rows.append(row)
     return tabulate(rows, headers="keys", floatfmt=".1f")
 
 
 def outside_layers(model: dict[str, Any]) -> float:
-    """Percent of the time outside the backbone and the other convolutions and linear layers.
-
-    In training it also holds backward and optimizer, and says nothing.
-    """
+    """Percent of inference outside the backbone and the other convolutions and linear layers."""
     sections = model["sections"]
     shares = [1 - a / b for a, b in zip(sections["layers"], sections["total"], strict=True)]
     return 100 * spread(shares).median

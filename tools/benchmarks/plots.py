@@ -84,7 +84,7 @@ def line_chart(
         x, y = zip(*points, strict=True)
         axes.plot(x, y, marker="o", color=colour, label=name)
     positions = [x for x, _ in next(iter(curves.values()))]
-    if max(positions) >= 16 * max(1e-9, min(positions)):
+    if min(positions) > 0 and max(positions) >= 16 * min(positions):
         axes.set_xscale("log")
         axes.minorticks_off()
     axes.set_xticks(positions, [str(t) for t in (ticks or [f"{x:g}" for x in positions])])

@@ -2,14 +2,15 @@
 
 Such an operator needs a value on the host, mostly because the size of its result depends on the
 data. They can be counted without a GPU: PyTorch's dispatcher sees them on CPU tensors as well. What
-only copies, ``tolist()`` and its like, is seen one level higher, where Python calls it.
+only copies, ``tolist()`` and its like, or a tensor made of Python numbers on the model's device, is
+seen one level higher, where Python calls it. Not seen: copies of the images to the GPU, one each.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,8 +40,12 @@ _COPIES = {
     torch.Tensor.__array__: "numpy",
     torch.Tensor.cpu: "cpu",
 }
+# Copied from the host; counted on its own, as the GPU has nothing to finish for it.
+FROM_NUMBERS = "from numbers"
 # Works on tensors of the host on every device: the sizes of the images.
 _ON_HOST = "detectron2/structures/image_list.py"
+# They stand for their callers.
+_TRANSPARENT = ("/torchvision/_autograd_registrations.py", "/detectron2/layers/wrappers.py")
 _PACKAGES = ("frcnn_plugin", "detectron2", "torchvision")
 
 Syncs = Counter[tuple[str, str]]
@@ -49,10 +54,11 @@ Syncs = Counter[tuple[str, str]]
 def _source() -> str:
     """Innermost line of Python in the plugin, Detectron2 or torchvision; else the caller's."""
     frame = sys._getframe(2)
-    fallback = ""
+    fallback = ""  # of backward, which has no Python of its own
     while frame is not None:  # type: ignore[redundant-expr]
         path = frame.f_code.co_filename.replace("\\", "/")
-        if "/torch/" not in path and path != __file__.replace("\\", "/"):
+        own = path == __file__.replace("\\", "/")
+        if "/torch/" not in path and not own and not path.endswith(_TRANSPARENT):
             for package in _PACKAGES:
                 if f"/{package}/" in path:
                     return f"{package}/{path.rpartition(f'/{package}/')[2]}:{frame.f_lineno}"
@@ -87,6 +93,17 @@ class _Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _from_numbers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a tensor is made of Python numbers on a device that may be a GPU."""
+    if func is torch.Tensor.new_tensor:
+        return True
+    if func not in (torch.tensor, torch.as_tensor):
+        return False
+    data = args[0] if args else kwargs.get("data")
+    # Without a device, it is the host's; a copy of a tensor that is there costs no waiting.
+    return kwargs.get("device") not in (None, "cpu") and not isinstance(data, torch.Tensor)
+
+
 class _Copies(TorchFunctionMode):
     def __init__(self, counts: Syncs) -> None:
         super().__init__()
@@ -101,6 +118,8 @@ class _Copies(TorchFunctionMode):
             *(v for v in (kwargs or {}).values() if isinstance(v, str)),
         ]
         name = "to cpu" if to_host else _COPIES.get(func)
+        if _from_numbers(func, args, kwargs or {}):
+            name = FROM_NUMBERS
         if name:
             self._counts[name, _source()] += 1
         return func(*args, **(kwargs or {}))
@@ -133,7 +152,17 @@ def count_syncs(run: Callable[[], object]) -> Syncs:
     return counts
 
 
-def sync_rows(counts: Mapping[tuple[str, str], int]) -> list[tuple[int, str, str]]:
+Row = tuple[int, str, str]
+
+
+def totals(rows: Iterable[Row]) -> tuple[int, int]:
+    """How many operators need a value of the GPU's, and how many copies of Python numbers go in."""
+    rows = list(rows)
+    numbers = sum(n for n, operator, _ in rows if operator == FROM_NUMBERS)
+    return sum(n for n, _, _ in rows) - numbers, numbers
+
+
+def sync_rows(counts: Mapping[tuple[str, str], int]) -> list[Row]:
     """(count, operator, line), the most frequent first."""
     return sorted(
         ((n, op, line) for (op, line), n in counts.items()), key=lambda r: (-r[0], r[2], r[1])

@@ -21,6 +21,7 @@ from benchmarks.plots import bar_chart
 from benchmarks.report import write_json
 from benchmarks.samples import ratio, spread
 from benchmarks.stages import measure_stages
+from benchmarks.syncs import totals
 
 logger = logging.getLogger("frcnn_plugin.tools.benchmark")
 
@@ -72,7 +73,7 @@ def _memory(run: str) -> Callable[[Results], tuple[float, str]]:
 def _syncs(run: str) -> Callable[[Results], tuple[float, str]]:
     def value(results: Results) -> tuple[float, str]:
         models = results[run]["models"]
-        counts = {name: sum(n for n, _, _ in m["syncs"]) for name, m in models.items()}
+        counts = {name: totals(m["syncs"])[0] for name, m in models.items()}
         peers = ", ".join(f"{peer} {counts[peer]}" for peer in PEERS)
         return counts["ours"], f"{counts['ours']} ({peers})"
 
