@@ -79,7 +79,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def add_common(command: argparse.ArgumentParser, repeats: int) -> None:
-    command.add_argument("--config-file", default=get_config_file(CONFIG), help=f"default: {CONFIG}")
+    command.add_argument(
+        "--config-file", default=get_config_file(CONFIG), help=f"default: {CONFIG}"
+    )
     command.add_argument(
         "--image", type=image_size, default=(600, 1000), metavar="HxW", help="default: 600x1000"
     )

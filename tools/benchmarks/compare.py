@@ -9,14 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from tabulate import tabulate
 
-from benchmarks.contenders import Spec, Work, calibrated_weights
+from benchmarks.contenders import calibrated_weights
 from benchmarks.environment import headline
 from benchmarks.plots import bar_chart
 from benchmarks.report import write_json
 from benchmarks.samples import ratio, spread
 from benchmarks.sessions import ChildSession, LocalSession, Session, interleave
+from benchmarks.specs import Spec, Work
 from benchmarks.syncs import sync_rows, totals
 from frcnn_plugin.errors import UserError
 
@@ -32,11 +34,11 @@ def specs(args: argparse.Namespace) -> list[Spec]:
     Raises:
         UserError: --versus names no peer and no file.
     """
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
     device = ("MODEL.DEVICE", args.device) if args.device else ()
-    opts = (*args.opts, *device)
-    result = [Spec("ours", "config", args.config_file, opts, args.bf16)]
-    if args.bf16:
-        result[0] = Spec("ours bf16", "config", args.config_file, opts, True)
+    opts = ("MODEL.DEVICE", usual, *args.opts, *device)
+    name = "ours bf16" if args.bf16 else "ours"
+    result = [Spec(name, "config", args.config_file, opts, args.bf16)]
     other_opts = tuple(word for pair in args.versus_opts for word in pair)
     for versus in args.versus:
         name = f"{Path(versus).stem} bf16" if args.versus_bf16 else Path(versus).stem

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,71 +17,12 @@ from torch import nn
 from benchmarks.inputs import make_batch
 from benchmarks.peers import build_detectron2, build_torchvision
 from benchmarks.sections import Clock
+from benchmarks.specs import Sample, Spec, Work
 from benchmarks.weights import Place, RandomWeights, calibrate, copy_layers, roles
-from frcnn_plugin.engine import PaperTrainer, setup_cfg
+from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
 from frcnn_plugin.engine.stage_weights import fold_statistics
 from frcnn_plugin.errors import UserError
-
-# A step is computed in full but moves nothing, so that all steps do the same work.
-_NEUTRAL_OPTS = ("SOLVER.BASE_LR", "1e-12", "MODEL.WEIGHTS", "")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """Which model.
-
-    Attributes:
-        name: in tables.
-        kind: "config", "detectron2" or "torchvision".
-        config_file: what it is built from; the peers take numbers from it.
-        opts: ``KEY VALUE`` overrides.
-        bf16: bfloat16, by the config's own switch or by autocast.
-    """
-
-    name: str
-    kind: str
-    config_file: str
-    opts: tuple[str, ...] = ()
-    bf16: bool = False
-
-    def cfg(self, training: bool) -> CfgNode:
-        """The config; see :func:`frcnn_plugin.engine.setup_cfg` for errors."""
-        cfg = setup_cfg(self.config_file, [*_NEUTRAL_OPTS, *self.opts])
-        if self.own_switch(cfg, training):
-            cfg.defrost()
-            cfg.MODEL.PAPER_RCNN.INFERENCE_DTYPE = "bfloat16"
-            cfg.freeze()
-        return cfg
-
-    def own_switch(self, cfg: CfgNode, training: bool) -> bool:
-        """Whether bfloat16 is wanted, and the config has a switch for it."""
-        has = "INFERENCE_DTYPE" in cfg.MODEL.PAPER_RCNN
-        return self.bf16 and self.kind == "config" and has and not training
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a model is given to do, again and again.
-
-    Attributes:
-        training: training steps; else inference.
-        height: pixels of an image.
-        width: pixels of an image.
-        batch: images.
-        objects: ground-truth boxes per image.
-        seed: of weights, images and sampling.
-    """
-
-    training: bool
-    height: int = 600
-    width: int = 1000
-    batch: int = 1
-    objects: int = 5
-    seed: int = 0
-
-
-Sample = dict[str, float]
 
 
 class Contender:
@@ -168,7 +108,7 @@ class Contender:
             clock.close()
         if self.device.type == "cuda":
             sectioned, total = total, self._seconds(None)
-            clock.seconds = {k: v * total / sectioned for k, v in clock.seconds.items()}  # type: ignore[assignment]
+            clock.seconds = {k: v * total / sectioned for k, v in clock.seconds.items()}
         inner = sum(v for k, v in clock.seconds.items() if k != "layers")
         return {"total": total, **clock.seconds, "other": total - inner}
 
@@ -194,12 +134,14 @@ class Contender:
             handle.remove()
         found: dict[str, Any] = {"proposals": min(counts, default=0)}
         if self.work.training:
-            found["loss"] = float(sum(result.values()))
+            found["loss"] = sum(float(loss.detach()) for loss in result.values())
             if found["loss"] - found["loss"] != 0:
                 raise UserError(f"{self.spec.name}: the loss is {found['loss']}: other weights?")
         else:
             detections = [x.get("instances", x) if isinstance(x, dict) else x for x in result]
-            found["detections"] = min(len(d["boxes"] if isinstance(d, dict) else d) for d in detections)
+            found["detections"] = min(
+                len(d["boxes"] if isinstance(d, dict) else d) for d in detections
+            )
         return found
 
 

@@ -17,12 +17,13 @@ from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 
 from benchmarks.compare import specs, work
-from benchmarks.contenders import Contender, Spec, Work, calibrated_weights
+from benchmarks.contenders import Contender, calibrated_weights
 from benchmarks.environment import headline
 from benchmarks.generated import generated_set
 from benchmarks.plots import line_chart
 from benchmarks.report import write_json
 from benchmarks.samples import Ratio, ratio, spread
+from benchmarks.specs import Spec, Work
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.engine.train_loader import MirroringMapper
 from frcnn_plugin.errors import UserError

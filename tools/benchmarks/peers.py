@@ -151,7 +151,7 @@ def build_torchvision(cfg: CfgNode) -> tuple[nn.Module, dict[str, Place]]:
     check_comparable(cfg, "torchvision")
     m = cfg.MODEL
     backbone = plain_vgg16(list(m.VGG.CHANNELS), m.BACKBONE.FREEZE_AT)
-    backbone.out_channels = m.VGG.CHANNELS[-1]  # type: ignore[assignment]
+    backbone.out_channels = m.VGG.CHANNELS[-1]
     pool, width = m.ROI_BOX_HEAD.POOLER_RESOLUTION, m.ROI_BOX_HEAD.FC_DIM
     classes = m.ROI_HEADS.NUM_CLASSES
     model = FasterRCNN(

@@ -15,11 +15,12 @@ from tabulate import tabulate
 from torch import multiprocessing
 
 from benchmarks.compare import measure, specs, work
-from benchmarks.contenders import Contender, Spec, Work, calibrated_weights
+from benchmarks.contenders import Contender, calibrated_weights
 from benchmarks.environment import headline
 from benchmarks.plots import line_chart
 from benchmarks.report import write_json
 from benchmarks.samples import spread
+from benchmarks.specs import Spec, Work
 from benchmarks.weights import RandomWeights
 
 logger = logging.getLogger("frcnn_plugin.tools.benchmark")
@@ -53,8 +54,9 @@ def _at(kind: str, point: int, wanted: Sequence[Spec], task: Work) -> tuple[list
         sizes = ("INPUT.MIN_SIZE_TEST", str(point), "INPUT.MAX_SIZE_TEST", str(max(point, width)))
         wanted = [replace(spec, opts=(*spec.opts, *sizes)) for spec in wanted]
         return list(wanted), replace(task, height=point, width=width)
-    change = {"gts": "objects", "batch": "batch"}[kind]
-    return list(wanted), replace(task, **{change: point})
+    if kind == "gts":
+        return list(wanted), replace(task, objects=point)
+    return list(wanted), replace(task, batch=point)
 
 
 def _child(

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import multiprocessing
 
-from benchmarks.contenders import Contender, Sample, Spec, Work
+from benchmarks.contenders import Contender
+from benchmarks.specs import Sample, Spec, Work
 from benchmarks.syncs import count_syncs
 from benchmarks.weights import RandomWeights
 from frcnn_plugin.errors import UserError

@@ -17,13 +17,14 @@ from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Boxes, Instances
 from tabulate import tabulate
 
-from benchmarks.compare import specs, work
+from benchmarks.compare import SECTIONS, specs, work
 from benchmarks.contenders import Contender, calibrated_weights
 from benchmarks.environment import headline
 from benchmarks.generated import generated_set
 from benchmarks.plots import bar_chart
 from benchmarks.report import write_json
 from benchmarks.samples import ratio, spread
+from benchmarks.specs import Sample
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.proposals import ProposalCollector
 from frcnn_plugin.modeling import PaperRCNN
@@ -73,8 +74,8 @@ class Stages:
             item["proposals"].proposal_boxes = Boxes(boxes)
             item["proposals"].objectness_logits = torch.zeros(count)
 
-    def sample(self, phase: str, trains: tuple[str, ...]) -> float:
-        """Seconds of one step.
+    def sample(self, phase: str, trains: tuple[str, ...]) -> Sample:
+        """One step, measured.
 
         Args:
             phase: of the model.
@@ -84,7 +85,7 @@ class Stages:
         prefixes = tuple(f"{name}." for name in trains)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self._trainable and name.startswith(prefixes))
-        return self.contender.sample()["total"]
+        return self.contender.sample()
 
 
 def dump_speed(
@@ -146,19 +147,24 @@ def measure_stages(args: argparse.Namespace) -> dict[str, Any]:
     training = replace(task, training=True)
     weights = calibrated_weights(spec, training)
     stages = Stages(Contender(spec, training, weights))
-    steps: dict[str, list[float]] = {name: [] for name, _, _ in STEPS}
+    samples: dict[str, list[Sample]] = {name: [] for name, _, _ in STEPS}
     for i in range(1 + args.repeats):
         logger.info("round %d of %d", i + 1, 1 + args.repeats)
         for name, phase, trains in STEPS:
-            seconds = stages.sample(phase, trains)
+            sample = stages.sample(phase, trains)
             if i:  # the first is a warm-up
-                steps[name].append(seconds)
+                samples[name].append(sample)
     del stages
     logger.info("proposal dump of %d images", args.images)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         inference = Contender(spec, replace(task, training=False), weights)
         dump = dump_speed(inference, Path(folder), args.images, max(1, min(3, args.repeats)))
-    return {"steps": steps, "dump": dump}
+    steps = {name: [x["total"] for x in own] for name, own in samples.items()}
+    sections = {
+        name: {key: spread([x[key] for x in own]).median for key in SECTIONS if key in own[0]}
+        for name, own in samples.items()
+    }
+    return {"steps": steps, "sections": sections, "dump": dump}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -177,12 +183,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     )
     speed = ratio(dump["networks"], dump["proposal dump"])
+    ms = {name: f"{1000 * spread(seconds).median:.0f}" for name, seconds in dump.items()}
     print(
-        f"\nproposal dump {1000 * spread(dump['proposal dump']).median:.0f} ms per image, backbone "
-        f"and RPN head alone {1000 * spread(dump['networks']).median:.0f} ms: {speed} of their speed"
+        f"\nproposal dump {ms['proposal dump']} ms per image, backbone and RPN head alone "
+        f"{ms['networks']} ms: {speed} of their speed"
     )
     if args.output is not None:
-        bars = [(name, {"other": spread(seconds).median}) for name, seconds in steps.items()]
+        bars = list(results["sections"].items())
         bar_chart(bars, "steps of training", args.output / "stages.png")
     results = {"what": "stages", **results, "dump_speed": speed.value}
     write_json(args.output, results)

@@ -55,7 +55,7 @@ def _source() -> str:
     """Innermost line of Python in the plugin, Detectron2 or torchvision; else the caller's."""
     frame = sys._getframe(2)
     fallback = ""  # of backward, which has no Python of its own
-    while frame is not None:  # type: ignore[redundant-expr]
+    while frame is not None:
         path = frame.f_code.co_filename.replace("\\", "/")
         own = path == __file__.replace("\\", "/")
         if "/torch/" not in path and not own and not path.endswith(_TRANSPARENT):

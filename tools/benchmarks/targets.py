@@ -153,7 +153,9 @@ def run(args: argparse.Namespace) -> Results:
         reached = "yes" if target.reached(value) else "no"
         rows.append((target.text, f"{sign} {target.limit:g}", text, reached))
     print(f"\ntargets: {headline()}\n")
-    print(tabulate(rows, headers=("", "target", "measured [95%]", "reached"), disable_numparse=True))
+    print(
+        tabulate(rows, headers=("", "target", "measured [95%]", "reached"), disable_numparse=True)
+    )
     if args.output is not None:
         for name in ("infer", "train"):
             bars = [(n, medians(m)) for n, m in results[name]["models"].items()]
