@@ -143,7 +143,7 @@ def test_quartiles() -> None:
 def count(run: Any) -> dict[str, int]:
     counts: dict[str, int] = {}
     for n, operator, line in part("syncs").sync_rows(part("syncs").count_syncs(run)):
-        assert line.startswith("test_benchmark.py:") or "torchvision/" in line
+        assert line.startswith("test_benchmark_parts.py:") or "torchvision/" in line
         counts[operator] = counts.get(operator, 0) + n
     return counts
 
