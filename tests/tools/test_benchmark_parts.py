@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 
 from frcnn_plugin.errors import UserError
 
@@ -29,6 +31,41 @@ def test_a_mistake_in_a_process_of_its_own_is_one_sentence() -> None:
     session._process = SimpleNamespace(join=lambda: None, exitcode=-9)
     with pytest.raises(UserError, match=r"^x: its process ended with code -9 \(out of memory\?\)$"):
         session._receive()
+
+
+def test_process_settings_are_for_the_plugin_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    tuning = SimpleNamespace(tune_process=lambda: calls.append("tuned"))
+    monkeypatch.setitem(sys.modules, "frcnn_plugin.engine.tuning", tuning)
+    for kind in ("detectron2", "torchvision"):
+        part("sessions").tune(spec_and_work(kind=kind)[0])
+    assert calls == []
+    part("sessions").tune(spec_and_work()[0])
+    assert calls == ["tuned"]
+    monkeypatch.setitem(sys.modules, "frcnn_plugin.engine.tuning", None)  # a version without it
+    part("sessions").tune(spec_and_work()[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "training", "device", "switch", "own"),
+    [
+        ("config", False, "cpu", True, True),
+        ("config", True, "cpu", True, True),
+        ("config", True, "cuda", True, False),  # the trainer's business there
+        ("config", False, "cpu", False, False),  # a version without the key
+        ("detectron2", False, "cpu", True, False),
+    ],
+)
+def test_bfloat16_by_the_switch_of_the_config(
+    kind: str, training: bool, device: str, switch: bool, own: bool
+) -> None:
+    spec = part("specs").Spec("x", kind, "", (), True)
+    model = {"DEVICE": device, "META_ARCHITECTURE": "PaperRCNN", "PAPER_RCNN": {}}
+    cfg = CfgNode({"MODEL": model})
+    if switch:
+        cfg.MODEL.PAPER_RCNN.INFERENCE_DTYPE = "float32"
+    assert spec.own_switch(cfg, training) is own
+    assert not part("specs").Spec("x", kind, "", (), False).own_switch(cfg, training)
 
 
 # ---- equal weights --------------------------------------------------------------------------

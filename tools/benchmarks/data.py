@@ -23,6 +23,7 @@ from benchmarks.generated import generated_set
 from benchmarks.plots import line_chart
 from benchmarks.report import write_json
 from benchmarks.samples import Ratio, ratio, spread
+from benchmarks.sessions import tune
 from benchmarks.specs import Spec, Work
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.engine.train_loader import MirroringMapper
@@ -90,6 +91,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     (spec, *others), task = specs(args), work(args)
     if others:
         raise UserError("data measures one model: leave out --versus")
+    tune(spec)  # nobody else's model runs in this process
     cfg = spec.cfg(True).clone()
     cfg.defrost()
     cfg.FOUR_STEP.ENABLED = False

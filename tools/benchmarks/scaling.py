@@ -20,6 +20,7 @@ from benchmarks.environment import headline
 from benchmarks.plots import line_chart
 from benchmarks.report import write_json
 from benchmarks.samples import spread
+from benchmarks.sessions import tune
 from benchmarks.specs import Spec, Work
 from benchmarks.weights import RandomWeights
 
@@ -63,6 +64,7 @@ def _child(
     spec: Spec, task: Work, weights: RandomWeights, repeats: int, barrier: Any, results: Any
 ) -> None:
     torch.set_num_threads(1)
+    tune(spec)
     contender = Contender(spec, task, weights)
     contender.run()
     barrier.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import resource
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,20 @@ def _answer(contender: Contender, method: str) -> Any:
     return getattr(contender, method)()
 
 
+def tune(spec: Spec) -> None:
+    """Set up this process as the plugin's tools do, if it is the plugin's model that runs here.
+
+    Versions that leave the process alone have nothing to call.
+    """
+    if spec.kind != "config":
+        return
+    try:
+        tuning = importlib.import_module("frcnn_plugin.engine.tuning")
+    except ImportError:
+        return
+    tuning.tune_process()
+
+
 class LocalSession:
     """In this process."""
 
@@ -72,7 +87,8 @@ class LocalSession:
 class ChildSession:
     """In a process of its own, which sleeps while others run.
 
-    Process-wide settings then stay with the contender that made them, and peak memory is its own.
+    Process-wide settings are made for the plugin's model, as its tools make them, and stay there;
+    peak memory is its own.
     """
 
     def __init__(self, spec: Spec, work: Work, weights: RandomWeights) -> None:
@@ -113,6 +129,7 @@ class ChildSession:
 def _serve(pipe: Any, spec: Spec, work: Work, weights: RandomWeights, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
+        tune(spec)
         contender = Contender(spec, work, weights)
         pipe.send(("value", None))
         while (method := pipe.recv()) != "close":

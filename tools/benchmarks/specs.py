@@ -36,13 +36,19 @@ class Spec:
         if self.own_switch(cfg, training):
             cfg.defrost()
             cfg.MODEL.PAPER_RCNN.INFERENCE_DTYPE = "bfloat16"
+            cfg.SOLVER.AMP.ENABLED = training
             cfg.freeze()
         return cfg
 
     def own_switch(self, cfg: CfgNode, training: bool) -> bool:
-        """Whether bfloat16 is wanted, and the config has a switch for it."""
+        """Whether bfloat16 is wanted, and the config has a switch for it.
+
+        In training it is SOLVER.AMP.ENABLED, which is the model's on a CPU; on a GPU it is the
+        trainer that applies autocast.
+        """
+        ours = self.kind == "config" and cfg.MODEL.META_ARCHITECTURE == "PaperRCNN"
         has = "INFERENCE_DTYPE" in cfg.MODEL.PAPER_RCNN
-        return self.bf16 and self.kind == "config" and has and not training
+        return self.bf16 and ours and has and not (training and cfg.MODEL.DEVICE != "cpu")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from benchmarks.generated import generated_set
 from benchmarks.plots import bar_chart
 from benchmarks.report import write_json
 from benchmarks.samples import ratio, spread
+from benchmarks.sessions import tune
 from benchmarks.specs import Sample
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.proposals import ProposalCollector
@@ -144,6 +145,7 @@ def measure_stages(args: argparse.Namespace) -> dict[str, Any]:
     (spec, *others), task = specs(args), work(args)
     if others:
         raise UserError("stages compares the steps of one model: leave out --versus")
+    tune(spec)  # nobody else's model runs in this process
     training = replace(task, training=True)
     weights = calibrated_weights(spec, training)
     stages = Stages(Contender(spec, training, weights))
