@@ -62,11 +62,11 @@ def _source() -> str:
         path = frame.f_code.co_filename.replace("\\", "/")
         own = path == __file__.replace("\\", "/")
         if "/torch/" not in path and not own and not path.endswith(_TRANSPARENT):
+            if path.endswith("/benchmarks/contenders.py"):
+                return "backward"
             for package in _PACKAGES:
                 if f"/{package}/" in path:
                     return f"{package}/{path.rpartition(f'/{package}/')[2]}:{frame.f_lineno}"
-            if path.endswith("/benchmarks/contenders.py"):
-                return "backward"
             fallback = fallback or f"{path.rpartition('/')[2]}:{frame.f_lineno}"
         if frame.f_back is None:
             break
