@@ -11,15 +11,17 @@ STAMP := $(VENV)/.complete
 PYTHON ?=
 PYTHONS := python3 python3.13 python3.12 python3.11 python3.10
 
-# Passed on: make test ARGS="-k anchors", make demo DEMO_ARGS="--quick".
+# Passed on: make test ARGS="-k anchors", make demo DEMO_ARGS="--quick",
+# make benchmark BENCHMARK_ARGS="--threads 1".
 ARGS ?=
 DEMO_ARGS ?=
+BENCHMARK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean FORCE
+.PHONY: help setup demo test lint format benchmark clean FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything in it, Detectron2 too
 	@echo "$(VENV) is ready: $$($(PY) --version)"
@@ -38,6 +40,9 @@ lint: $(STAMP) ## check format, style and types
 format: $(STAMP) ## format the code and mend what ruff can
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
+
+benchmark: $(STAMP) ## measure speed and memory beside two peers: 15 minutes on two idle cores
+	@$(PY) tools/benchmark.py targets --output output/benchmark $(BENCHMARK_ARGS)
 
 clean: ## remove .venv, build products and caches (output/ and datasets/ stay)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,39 @@
+"""The modules of tools/benchmark.py, and a network and images that take milliseconds."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from frcnn_plugin import get_config_file
+
+ROOT = Path(__file__).resolve().parents[2]
+# As when the script is started: its folder is where modules are found.
+sys.path.insert(0, str(ROOT / "tools"))
+
+SIZE = ["--image", "96x160", "--repeats", "2", "--device", "cpu"]
+SMALL = [
+    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", "[[16,32,64]]"),
+    *("MODEL.RPN.POST_NMS_TOPK_TRAIN", "100"),
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", "20"),
+    *("INPUT.MIN_SIZE_TRAIN", "(96,)"),
+    *("INPUT.MAX_SIZE_TRAIN", "160"),
+    *("INPUT.MIN_SIZE_TEST", "96"),
+    *("INPUT.MAX_SIZE_TEST", "160"),
+    *("TEST.DETECTIONS_PER_IMAGE", "10"),
+    *("DATALOADER.NUM_WORKERS", "0"),
+]
+
+
+def part(name: str) -> Any:
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def spec_and_work(training: bool = False, kind: str = "config") -> tuple[Any, Any]:
+    config = get_config_file("faster_rcnn_vgg16_voc_joint.yaml")
+    spec = part("specs").Spec(kind, kind, config, (*SMALL, "MODEL.DEVICE", "cpu"))
+    return spec, part("specs").Work(training, 96, 160)

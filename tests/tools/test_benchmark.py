@@ -1,0 +1,261 @@
+"""tools/benchmark.py on tiny networks. Times are not looked at, only that they are there."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from detectron2.utils.logger import setup_logger
+
+from frcnn_plugin import get_config_file
+
+from .benchmark_tool import SIZE, SMALL, part
+
+PEERS = ["--versus", "detectron2", "--versus", "torchvision"]
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    return importlib.import_module("benchmark")
+
+
+@pytest.fixture(autouse=True)
+def restore_logging() -> Iterator[None]:
+    """The tool's log goes to a stream that ends with the test."""
+    log = logging.getLogger("frcnn_plugin")
+    before = list(log.handlers), log.level, log.propagate
+    yield
+    log.handlers, log.level, log.propagate = before
+    setup_logger.cache_clear()
+
+
+def error_of(tool: ModuleType, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What the tool says when it stops; not a traceback."""
+    with pytest.raises(SystemExit) as stop:
+        tool.main(list(argv))
+    assert stop.value.code not in (0, None)
+    code = stop.value.code
+    return str(code) if isinstance(code, str) else capsys.readouterr().err
+
+
+# ---- infer, train ---------------------------------------------------------------------------
+
+
+def test_infer_beside_both_peers(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool.main(["infer", *SIZE, *PEERS, "--syncs", "--output", str(tmp_path), *SMALL])
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    # A warm-up round is not among them; each round runs all.
+    assert result["order"] == ["ours", "detectron2", "torchvision"] * 2
+    assert {"command", "cpu", "cores", "threads", "torch", "torchvision", "gpu"} <= set(result)
+    assert result["work"]["seed"] == 0
+    for model in result["models"].values():
+        # As many as the config allows.
+        assert model["outcome"] == {"proposals": 20, "detections": 10}
+        assert len(model["seconds"]) == 2
+        sections = model["sections"]
+        for i in range(2):
+            inner = [sections[k][i] for k in ("conv", "proposal", "region-wise", "other")]
+            assert sum(inner) == pytest.approx(sections["total"][i])
+            assert sections["layers"][i] >= sections["conv"][i]
+    assert (tmp_path / "infer.png").read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    assert "ours / this [95%]" in out
+    assert "nms" in out  # each suppresses, and a GPU would have to be waited for
+
+
+def test_train_in_bfloat16_beside_float32(tool: ModuleType) -> None:
+    result = tool.main(["train", *SIZE, *PEERS, "--bf16", "--repeats", "1", *SMALL])
+    assert result["order"] == ["ours bf16", "detectron2", "torchvision"]
+    for model in result["models"].values():
+        assert 0 < model["outcome"]["loss"] < 1000
+        assert {"backward", "optimizer"} <= set(model["sections"])
+
+
+def test_peers_in_bfloat16(tool: ModuleType) -> None:
+    result = tool.main(["infer", *SIZE, *PEERS, "--versus-bf16", "--repeats", "1", *SMALL])
+    assert result["order"] == ["ours", "detectron2 bf16", "torchvision bf16"]
+
+
+def test_versus_a_config_with_overrides_of_its_own(tool: ModuleType) -> None:
+    config = get_config_file("faster_rcnn_vgg16_voc_joint.yaml")
+    overrides = ["--versus-opts", "MODEL.RPN.POST_NMS_TOPK_TEST", "7"]
+    result = tool.main(["infer", *SIZE, "--versus", config, *overrides, *SMALL])
+    found = {name: m["outcome"]["proposals"] for name, m in result["models"].items()}
+    assert found == {"ours": 20, "faster_rcnn_vgg16_voc_joint": 7}
+
+
+def test_memory_is_measured_in_a_process_of_its_own(tool: ModuleType) -> None:
+    held = torch.ones(2**28)  # 1 GiB of this process, which its children do not have
+    result = tool.main(["infer", *SIZE, "--memory", *SMALL])
+    own = part("sessions").peak()["process_mib"]
+    assert 50 < result["models"]["ours"]["peak"]["process_mib"] < own
+    assert held[-1] == 1
+
+
+# ---- scale, stages, data, targets -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "points"), [("image", "96,128"), ("gts", "2,30"), ("batch", "1,2")]
+)
+def test_curves(tool: ModuleType, tmp_path: Path, kind: str, points: str) -> None:
+    argv = ["train", *SIZE, "--scale", kind, "--points", points, "--output", str(tmp_path)]
+    tool.main([*argv, *SMALL])
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [x for x, _ in result["curves"]["ours"]] == [int(p) for p in points.split(",")]
+    assert (tmp_path / f"train_{kind}.png").is_file()
+    works = [point["work"] for point in result["points"]]
+    key = {"image": "height", "gts": "objects", "batch": "batch"}[kind]
+    assert [w[key] for w in works] == [int(p) for p in points.split(",")]
+
+
+def test_curve_of_proposals(tool: ModuleType) -> None:
+    result = tool.main(["infer", *SIZE, *PEERS, "--scale", "proposals", "--points", "5,9", *SMALL])
+    for point, models in ((p["point"], p["models"]) for p in result["points"]):
+        assert {m["outcome"]["proposals"] for m in models.values()} == {point}
+
+
+def test_curve_of_processes(tool: ModuleType) -> None:
+    result = tool.main(["infer", *SIZE, "--scale", "processes", "--points", "1", *SMALL])
+    ((processes, speed),) = result["curves"]["ours"]
+    assert (processes, result["unit"]) == (1, "images per second")
+    assert speed > 0
+
+
+def test_stages(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["stages", *SIZE, "--images", "2", "--output", str(tmp_path)]
+    tool.main([*argv, *SMALL])
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    assert list(result["steps"]) == [
+        *("joint", "1 RPN", "2 detector", "3 RPN, conv frozen", "4 detector, conv frozen")
+    ]
+    assert all(len(seconds) == 2 for seconds in result["steps"].values())
+    # A step of one network does not run the other.
+    assert "region-wise" not in result["sections"]["1 RPN"]
+    assert "proposal" not in result["sections"]["2 detector"]
+    assert result["dump_speed"] > 0
+    assert "of their speed" in capsys.readouterr().out
+
+
+def test_data(tool: ModuleType, tmp_path: Path) -> None:
+    argv = ["data", *SIZE, "--images", "3", "--workers", "0,1", "--output", str(tmp_path)]
+    tool.main([*argv, *SMALL])
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [workers for workers, _ in result["loader"]] == [0, 1]
+    assert all(speed > 0 for _, speed in result["loader"])
+    assert list(result["steps"]) == ["5 boxes", "500 boxes"]
+
+
+def test_targets(
+    tool: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Eight processes that import torch would take a minute.
+    monkeypatch.setattr(part("compare"), "ChildSession", part("sessions").LocalSession)
+    tool.main(["targets", *SIZE, "--images", "2", "--output", str(tmp_path), *SMALL])
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [row[1] for row in result["targets"]] == [
+        *("<= 0.57", "<= 0.32", "<= 0.68", "<= 0.37", "<= 6", "<= 12", "<= 0.8", "<= 0.45"),
+        *("<= 0.45", "<= 4", "<= 0.95", "<= 1", ">= 0.95", "<= 1.05"),
+    ]
+    assert {row[3] for row in result["targets"]} <= {"yes", "no"}
+    assert list(result["infer"]["models"]) == ["ours", "ours bf16", "detectron2", "torchvision"]
+    assert "reached" in capsys.readouterr().out
+
+
+# ---- mistakes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["infer", "--versus", "mmdetection"],
+            "error: --versus mmdetection: use detectron2, torchvision, or the path of a config",
+        ),
+        (
+            ["infer", "--versus", "detectron2", "--versus", "detectron2"],
+            "error: --versus detectron2 detectron2: each may be named once",
+        ),
+        (["infer", "--repeats", "0"], "error: --repeats must be at least 1, not 0"),
+        (["data", "--images", "0"], "error: --images must be at least 1, not 0"),
+        (["train", "--threads", "-1"], "error: --threads must be at least 0, not -1"),
+        (["infer", "--points", "1"], "error: --points belongs to --scale: name the curve"),
+        (
+            ["infer", "--scale", "batch", "--points", "0"],
+            "error: --points must be at least 1, not 0",
+        ),
+        (["infer", "--image", "600"], "'600' is no HEIGHTxWIDTH of 64 pixels or more"),
+        (["data", "--workers", "a"], "'a' is no list of whole numbers, such as 0,1,2"),
+        (["infer", "--config-file", "no.yaml"], "error: no config file 'no.yaml'"),
+    ],
+)
+def test_wrong_options(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert message in error_of(tool, capsys, *options, *SMALL)
+
+
+@pytest.mark.parametrize(
+    ("options", "overrides", "message"),
+    [
+        (["infer"], ["MODEL.NONE", "1"], "error: the command line: Non-existent key: MODEL.NONE"),
+        (
+            ["infer", "--versus", "torchvision"],
+            ["MODEL.BACKBONE.NAME", "ZF", "MODEL.ZF.CHANNELS", "[4,4,8,8,8]"],
+            "error: --versus torchvision needs MODEL.BACKBONE.NAME VGG16, but it is ZF",
+        ),
+        (
+            ["stages"],
+            ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"],
+            "error: stages needs MODEL.META_ARCHITECTURE PaperRCNN",
+        ),
+        (
+            ["infer"],
+            ["MODEL.META_ARCHITECTURE", "ProposalNetwork"],
+            "ProposalNetwork is no two-stage detector, which is what this tool measures",
+        ),
+    ],
+)
+def test_wrong_overrides(
+    tool: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    overrides: list[str],
+    message: str,
+) -> None:
+    assert message in error_of(tool, capsys, *options, *SIZE, *SMALL, *overrides)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_no_cuda(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    text = error_of(tool, capsys, "infer", "--device", "cuda")
+    assert text == "error: --device cuda: there is no CUDA here; leave it out"
+
+
+def test_output_that_is_a_file(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    text = error_of(tool, capsys, "infer", "--output", str(file))
+    assert text == f"error: --output {file}: File exists"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_a_gpu(tool: ModuleType) -> None:
+    argv = ["train", "--image", "96x160", "--repeats", "2", *PEERS, "--device", "cuda", "--memory"]
+    result = tool.main([*argv, *SMALL])
+    for model in result["models"].values():
+        assert model["peak"]["cuda_mib"] > 0

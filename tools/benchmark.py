@@ -1,0 +1,174 @@
+#!/usr/bin/env python
+"""Measure speed and memory, beside stock Detectron2 parts, torchvision or another config.
+
+    python tools/benchmark.py infer --versus detectron2 --versus torchvision --memory --syncs
+    python tools/benchmark.py train --versus detectron2 --bf16 --output output/benchmark
+    python tools/benchmark.py infer --versus detectron2 --scale image
+    python tools/benchmark.py stages
+    python tools/benchmark.py data --workers 0,2
+    python tools/benchmark.py targets
+
+Weights are random unless MODEL.WEIGHTS names a file, but such that proposals and detections have
+their full number; images are random too. ``infer`` and ``train`` run the models in turn, in one
+process, or, with --separate, each in a process of its own that sleeps while the others run. ``KEY
+VALUE`` pairs at the end override the config, also for the peers that are built from it. Nothing
+here is a test: times depend on the machine, which should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils.logger import setup_logger
+
+from benchmarks import compare, data, scaling, stages, targets
+from benchmarks.report import prepare_folder
+from frcnn_plugin import get_config_file
+from frcnn_plugin.errors import UserError
+
+CONFIG = "faster_rcnn_vgg16_voc_joint.yaml"
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """ "600x1000" as (height, width)."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit() and min(int(height), int(width)) >= 64):
+        raise argparse.ArgumentTypeError(f"'{text}' is no HEIGHTxWIDTH of 64 pixels or more")
+    return int(height), int(width)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """ "0,1,2" as a tuple."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no list of whole numbers, such as 0,1,2"
+        ) from None
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text, repeats in (
+        ("infer", "inference", 7),
+        ("train", "joint training steps: forward, backward, optimizer", 5),
+        ("stages", "steps of four-step training beside a joint one; proposal dumps", 5),
+        ("data", "the training loader; steps with many ground-truth boxes", 5),
+        ("targets", "everything that a target is set for, with the targets", 5),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        add_common(command, repeats)
+        if name in ("infer", "train"):
+            add_comparison(command)
+        if name in ("stages", "data", "targets"):
+            command.add_argument("--images", type=int, default=8, help="generated images to load")
+        if name == "data":
+            command.add_argument(
+                "--workers", type=numbers, default=(0, 1, 2), help="such as 0,2; default: 0,1,2"
+            )
+        command.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
+    return parser.parse_args(argv)
+
+
+def add_common(command: argparse.ArgumentParser, repeats: int) -> None:
+    command.add_argument(
+        "--config-file", default=get_config_file(CONFIG), help=f"default: {CONFIG}"
+    )
+    command.add_argument(
+        "--image", type=image_size, default=(600, 1000), metavar="HxW", help="default: 600x1000"
+    )
+    for option, default, text in (
+        ("--batch", 1, "images at once"),
+        ("--objects", 5, "ground-truth boxes per image"),
+        ("--repeats", repeats, "measured runs of each model"),
+        ("--threads", 0, "of each process; 0: as many as torch chooses"),
+        ("--seed", 0, "of weights, images and sampling"),
+    ):
+        command.add_argument(option, type=int, default=default, help=f"{text}; default: {default}")
+    command.add_argument("--device", default="", help="cpu or cuda; default: the config's")
+    command.add_argument("--output", type=Path, help="folder for benchmark.json and charts")
+    command.set_defaults(
+        versus=[], versus_opts=[], bf16=False, versus_bf16=False, separate=False, scale=None
+    )
+    if not command.prog.endswith("targets"):
+        command.add_argument("--bf16", action="store_true", help="run ours in bfloat16")
+
+
+def add_comparison(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--versus",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help=f"{', '.join(compare.PEERS)}, or a config file; may be repeated",
+    )
+    command.add_argument(
+        "--versus-opts",
+        action="append",
+        nargs=2,
+        default=[],
+        metavar=("KEY", "VALUE"),
+        help="override for those of --versus only; may be repeated",
+    )
+    for option, text in (
+        ("--versus-bf16", "run those of --versus in bfloat16, too"),
+        ("--separate", "give each model a process of its own"),
+        ("--memory", "measure the peak memory of each, in a process of its own"),
+        ("--syncs", "count operators that make the CPU wait for a GPU; needs no GPU"),
+    ):
+        command.add_argument(option, action="store_true", help=text)
+    command.add_argument("--scale", choices=list(scaling.POINTS), help="measure a curve instead")
+    command.add_argument(
+        "--points", type=numbers, default=(), help="of the curve, such as 300,600,900"
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Stop on what makes no sense.
+
+    Raises:
+        UserError: names the option.
+    """
+    for name in ("batch", "repeats", "objects", *(["images"] if "images" in args else [])):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.threads < 0:
+        raise UserError(f"--threads must be at least 0, not {args.threads}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {args.device}: there is no CUDA here; leave it out")
+    if args.command in ("infer", "train") and args.points and not args.scale:
+        raise UserError("--points belongs to --scale: name the curve")
+    if args.command in ("infer", "train") and any(p < 1 for p in args.points):
+        raise UserError(f"--points must be at least 1, not {min(args.points)}")
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    args = parse_args(argv)
+    setup_logger(name="frcnn_plugin")
+    runs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+        "infer": compare.run,
+        "train": compare.run,
+        "stages": stages.run,
+        "data": data.run,
+        "targets": targets.run,
+    }
+    try:
+        check(args)
+        prepare_folder(args.output)
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        return (scaling.run if args.scale else runs[args.command])(args)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""``targets``: every run that a target is set for, and whether it is reached.
+
+"The best peer" is the faster (smaller) of stock Detectron2 parts and torchvision's FasterRCNN, in
+float32, in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tabulate import tabulate
+
+from benchmarks.compare import PEERS, measure, medians, outside_layers, specs, table, work
+from benchmarks.data import cost_of_many, many_objects
+from benchmarks.environment import headline
+from benchmarks.plots import bar_chart
+from benchmarks.report import write_json
+from benchmarks.samples import ratio, spread
+from benchmarks.stages import measure_stages
+from benchmarks.syncs import totals
+
+logger = logging.getLogger("frcnn_plugin.tools.benchmark")
+
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One line of the table.
+
+    Attributes:
+        text: what is measured.
+        limit: the target.
+        at_least: the measured value must not be below the limit; else not above.
+        value: takes it from the results of all runs, with its interval as text.
+    """
+
+    text: str
+    limit: float
+    value: Callable[[Results], tuple[float, str]]
+    at_least: bool = False
+
+    def reached(self, value: float) -> bool:
+        """Whether ``value`` reaches the target."""
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+def _speed(run: str, model: str) -> Callable[[Results], tuple[float, str]]:
+    def value(results: Results) -> tuple[float, str]:
+        models = results[run]["models"]
+        best = min(PEERS, key=lambda peer: spread(models[peer]["seconds"]).median)
+        found = ratio(models[model]["seconds"], models[best]["seconds"])
+        return found.value, f"{found} of {best}"
+
+    return value
+
+
+def _memory(run: str) -> Callable[[Results], tuple[float, str]]:
+    def value(results: Results) -> tuple[float, str]:
+        models = results[run]["models"]
+        key = "cuda_mib" if "cuda_mib" in models["ours"]["peak"] else "process_mib"
+        best = min(PEERS, key=lambda peer: models[peer]["peak"][key])
+        ours, theirs = models["ours"]["peak"][key], models[best]["peak"][key]
+        return ours / theirs, f"{ours / theirs:.3f} ({ours:.0f} MiB, {best} {theirs:.0f})"
+
+    return value
+
+
+def _syncs(run: str) -> Callable[[Results], tuple[float, str]]:
+    def value(results: Results) -> tuple[float, str]:
+        models = results[run]["models"]
+        counts = {name: totals(m["syncs"])[0] for name, m in models.items()}
+        peers = ", ".join(f"{peer} {counts[peer]}" for peer in PEERS)
+        return counts["ours"], f"{counts['ours']} ({peers})"
+
+    return value
+
+
+def _step(name: str) -> Callable[[Results], tuple[float, str]]:
+    def value(results: Results) -> tuple[float, str]:
+        steps = results["stages"]["steps"]
+        found = ratio(steps[name], steps["joint"])
+        return found.value, str(found)
+
+    return value
+
+
+def _outside(results: Results) -> tuple[float, str]:
+    percent = outside_layers(results["infer"]["models"]["ours"])
+    return percent, f"{percent:.1f} %"
+
+
+def _dump(results: Results) -> tuple[float, str]:
+    dump = results["stages"]["dump"]
+    found = ratio(dump["networks"], dump["proposal dump"])
+    return found.value, str(found)
+
+
+def _many(results: Results) -> tuple[float, str]:
+    found = cost_of_many(results["objects"])
+    return found.value, str(found)
+
+
+TARGETS = (
+    Target("inference, fp32 / best peer", 0.57, _speed("infer", "ours")),
+    Target("inference, bf16 / best peer", 0.32, _speed("infer", "ours bf16")),
+    Target("joint training step, fp32 / best peer", 0.68, _speed("train", "ours")),
+    Target("joint training step, bf16 / best peer", 0.37, _speed("train", "ours bf16")),
+    Target("synchronising operators, inference", 6, _syncs("infer")),
+    Target("synchronising operators, training step", 12, _syncs("train")),
+    Target("RPN step (1) / joint step", 0.80, _step("1 RPN")),
+    Target("step 3 / joint step", 0.45, _step("3 RPN, conv frozen")),
+    Target("step 4 / joint step", 0.45, _step("4 detector, conv frozen")),
+    Target("inference outside conv and fc, %", 4.0, _outside),
+    Target("peak memory, inference / best peer", 0.95, _memory("infer")),
+    Target("peak memory, training / best peer", 1.0, _memory("train")),
+    Target("proposal dump / speed of its networks", 0.95, _dump, at_least=True),
+    Target("step with 500 boxes / with 5", 1.05, _many),
+)
+
+
+def run(args: argparse.Namespace) -> Results:
+    """The sub-command ``targets``: about 15 minutes on two cores."""
+    args.versus, args.bf16, args.versus_bf16 = list(PEERS), False, False
+    ours, *peers = specs(args)
+    wanted = [ours, replace(ours, name="ours bf16", bf16=True), *peers]
+    task = work(args)
+    results: Results = {}
+    for name, training in (("infer", False), ("train", True)):
+        logger.info("%s", name)
+        results[name] = measure(
+            wanted,
+            replace(task, training=training),
+            repeats=args.repeats,
+            separate=True,
+            memory=True,
+            syncs=True,
+        )
+        print(f"\n{name}: {headline()}\n\n{table(results[name])}", flush=True)
+    args.versus = []
+    logger.info("stages")
+    results["stages"] = measure_stages(args)
+    logger.info("many ground-truth boxes")
+    results["objects"] = many_objects(ours, task, args.repeats)
+    rows = []
+    for target in TARGETS:
+        value, text = target.value(results)
+        sign = ">=" if target.at_least else "<="
+        reached = "yes" if target.reached(value) else "no"
+        rows.append((target.text, f"{sign} {target.limit:g}", text, reached))
+    print(f"\ntargets: {headline()}\n")
+    print(
+        tabulate(rows, headers=("", "target", "measured [95%]", "reached"), disable_numparse=True)
+    )
+    if args.output is not None:
+        for name in ("infer", "train"):
+            bars = [(n, medians(m)) for n, m in results[name]["models"].items()]
+            bar_chart(bars, name, args.output / f"{name}.png")
+    results["targets"] = rows
+    write_json(args.output, {"what": "targets", **results})
+    return results

@@ -1,0 +1,140 @@
+"""Random weights under which every part of a detector has its full work.
+
+Plainly random ones do not: activations grow layer by layer, all boxes become one, and no score
+passes the threshold. Here every layer is scaled once so that its output has a chosen deviation on
+the benchmark's own image. Anchors then hardly move, so that enough boxes survive suppression, and
+classes are sure enough for a full set of detections.
+
+Layers are drawn by their *role* ("conv3_2", "fc6"), each from a seed of its own, so that every
+model draws the same numbers wherever it keeps the layer, also in another process.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+# Deviation of what a layer puts out, by role; 1 for all others, before the ReLU.
+_DEVIATIONS = {"rpn_bbox_pred": 0.05, "cls_score": 2.0, "bbox_pred": 0.5}
+
+Layer = nn.Conv2d | nn.Linear
+# Takes the weight and bias of a role to where the model keeps it: (weight, bias) -> (weight, bias).
+Arrange = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model keeps a role.
+
+    Attributes:
+        layer: the layer itself.
+        shape: of the weight as it is drawn; None if it is the layer's.
+        arrange: from the drawn form to the layer's; None if they are the same.
+    """
+
+    layer: Layer
+    shape: tuple[int, ...] | None = None
+    arrange: Arrange | None = None
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """What is drawn: a seed, and per role the deviation of the weights.
+
+    Attributes:
+        seed: any number.
+        deviations: of the weights, by role; He's sqrt(2 / inputs) where absent.
+    """
+
+    seed: int
+    deviations: Mapping[str, float] = field(default_factory=dict)
+
+    def draw(self, role: str, out: torch.Tensor) -> torch.Tensor:
+        """Fill ``out`` (on the CPU) with the weights of ``role``."""
+        deviation = self.deviations.get(role, (2 / out[0].numel()) ** 0.5)
+        generator = torch.Generator().manual_seed(self.seed + zlib.crc32(role.encode()))
+        return out.normal_(0.0, deviation, generator=generator)
+
+    @torch.no_grad()
+    def fill(self, places: Mapping[str, Place]) -> None:
+        """Set all layers of ``places``, in place; biases become 0."""
+        for role, place in places.items():
+            layer = place.layer
+            on_cpu = layer.weight.device.type == "cpu"
+            if place.arrange is None and on_cpu and layer.weight.is_contiguous():
+                self.draw(role, layer.weight)  # where it is: no copy that would add to peak memory
+            else:
+                weight = self.draw(role, torch.empty(place.shape or layer.weight.shape))
+                if place.arrange is not None:
+                    weight, _ = place.arrange(weight, torch.zeros(len(weight)))
+                layer.weight.copy_(weight)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
+def roles(model: nn.Module) -> dict[str, Place]:
+    """Convolutions and linear layers of a model by the last part of their names.
+
+    Where two share it, as in feature pyramids, it is the full name.
+    """
+    named = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    short = [name.rpartition(".")[2] for name in named]
+    return {
+        (last if short.count(last) == 1 else name): Place(layer)
+        for last, (name, layer) in zip(short, named.items(), strict=True)
+    }
+
+
+@torch.no_grad()
+def calibrate(
+    weights: RandomWeights, places: Mapping[str, Place], run: Callable[[], object]
+) -> RandomWeights:
+    """Weights whose layers put out the deviations wanted.
+
+    Args:
+        weights: to start from.
+        places: all layers; they are filled, and scaled on the way.
+        run: passes the image through the model once.
+
+    Returns:
+        ``weights`` with the deviations found.
+    """
+    weights.fill(places)
+    deviations: dict[str, float] = {}
+
+    def hook(role: str) -> Callable[[nn.Module, object, torch.Tensor], torch.Tensor]:
+        def scale(layer: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
+            assert isinstance(layer, nn.Conv2d | nn.Linear)
+            if role in deviations or output.numel() < 2:  # a second feature map; no proposals
+                return output
+            factor = _DEVIATIONS.get(role, 1.0) / max(float(output.std()), 1e-12)
+            layer.weight.mul_(factor)
+            deviations[role] = (2 / layer.weight[0].numel()) ** 0.5 * factor
+            return output * factor
+
+        return scale
+
+    handles = [p.layer.register_forward_hook(hook(role)) for role, p in places.items()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return RandomWeights(weights.seed, deviations)
+
+
+def copy_layers(source: Mapping[str, Place], target: Mapping[str, Place]) -> None:
+    """Give ``target`` the weights and biases that ``source`` has, role by role, in place."""
+    with torch.no_grad():
+        for role, place in target.items():
+            layer = source[role].layer
+            assert layer.bias is not None and place.layer.bias is not None
+            weight, bias = layer.weight.detach(), layer.bias.detach()
+            if place.arrange is not None:
+                weight, bias = place.arrange(weight, bias)
+            place.layer.weight.copy_(weight)
+            place.layer.bias.copy_(bias)
