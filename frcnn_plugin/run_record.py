@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .atomic_files import write_text
 from .errors import UserError
 
 RUN_FILE = "run.json"
@@ -78,9 +79,7 @@ class RunRecord:
         """Writes ``run.json``, whole or not at all."""
         path = Path(folder) / RUN_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, json.dumps(asdict(self), indent=1))
 
     @staticmethod
     def load(folder: str | os.PathLike[str]) -> "RunRecord | None":

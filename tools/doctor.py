@@ -79,10 +79,10 @@ def find(args: argparse.Namespace) -> Iterator[Any]:
 
 def write_json(path: Path, findings: Sequence[Any], status: int) -> None:
     """Write the findings, whole or not at all."""
+    from frcnn_plugin.atomic_files import write_text
+
     content = {"exit_status": status, "findings": [asdict(f) for f in findings]}
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

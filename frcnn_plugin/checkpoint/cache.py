@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import IO
 import portalocker
 from iopath.common.file_io import get_cache_dir
 
+from ..atomic_files import write_text
 from ..errors import UserError
 from .archive import extract
 from .catalog import KnownFile, RemoteFile, members_of
@@ -185,10 +185,8 @@ def _announce(path: Path, known: KnownFile, digest: str) -> None:
     logger.info("%s: SHA-256 %s; checked by: %s", path, digest, known.checked_by)
     state = path.stat()
     content = {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": digest}
-    temporary = _marker(path).with_name(f"{path.name}.checked.{os.getpid()}")
     with contextlib.suppress(OSError):  # a folder of others: then it is read every time
-        temporary.write_text(json.dumps(content))
-        os.replace(temporary, _marker(path))
+        write_text(_marker(path), json.dumps(content))
 
 
 def _remembered(path: Path, known: KnownFile) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..atomic_files import replacing
 from ..errors import UserError
 from . import wire
 
@@ -88,17 +89,13 @@ def write_caffemodel(
         total += size
     if total > _MOST_BYTES:
         raise UserError(f"{path} would have {total} bytes; a caffemodel has at most 2 GiB")
-    temporary = Path(f"{path}.partial")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(wire.encode_bytes(_NET_NAME, name.encode()))
         for start, blobs in heads:
             file.write(start)
             for head, array in blobs:
                 file.write(head)
                 file.write(array.data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _blob_head(array: np.ndarray) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..atomic_files import replacing
 from ..errors import UserError
 from .caffemodel import read_caffemodel
 from .conversion import Conversion
@@ -124,13 +125,10 @@ def convert_torchvision_file(
 
 def save_weights(path: str | os.PathLike[str], conversion: Conversion) -> None:
     """Write a checkpoint that any Detectron2 tool loads; it appears only when complete."""
-    temporary = f"{path}.partial"
     content = {"model": conversion.state_dict, KEY: conversion.metadata.to_dict()}
-    with open(temporary, "wb") as file:
+    # Opened here: PyTorch writes the name it is given into the file.
+    with replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def state_of(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from ..atomic_files import replacing
 from ..errors import UserError
 from .restricted_pickle import load_restricted
 
@@ -84,17 +85,10 @@ def save_proposals(
         "bbox_mode": int(BoxMode.XYXY_ABS),
     }
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                pickle.dump(content, file, protocol=4)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            pickle.dump(content, file, protocol=4)
     except OSError as error:
         raise UserError(f"cannot write proposal file {path}: {error}") from error
 

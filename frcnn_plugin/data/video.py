@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
@@ -74,7 +74,7 @@ class VideoFrames:
             raise UserError(f"no frame of {self._source} can be read")
 
 
-class VideoFile:
+class VideoFile(AbstractContextManager["VideoFile"]):
     """Writes an .mp4 file of frames of one size; it appears when the ``with`` block ends well."""
 
     def __init__(self, path: str | os.PathLike[str], rate: float) -> None:
@@ -103,16 +103,7 @@ class VideoFile:
                 raise UserError(f"OpenCV cannot write the video {self.path}: add --no-pictures")
         self._writer.write(frame)
 
-    def __enter__(self) -> VideoFile:
-        """Nothing happens yet."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Put the file in place, or remove it."""
         if self._writer is None:
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
+from ..atomic_files import replacing
 from .anomaly_causes import likely_causes
 
 
@@ -110,9 +110,8 @@ def save_dump(dump: Mapping[str, Any], folder: str) -> Path:
     """Write ``nan_dump_<iteration>.pth``, complete or not at all; returns the path."""
     path = Path(folder) / f"nan_dump_{dump['iteration']}.pth"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(dict(dump), temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(dict(dump), temporary)
     return path
 
 

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..atomic_files import replacing
 from ..checkpoint.conversion import Conversion
 from ..checkpoint.from_torchvision import looks_like_torchvision
 from ..checkpoint.matching import (
@@ -171,14 +172,13 @@ class _AtomicPaths:
     def open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
         if "w" not in mode:
             return self._inner.open(path, mode, **kwargs)
-        return _replacing(self._inner, path, mode, kwargs)
+        return _open_temporary(self._inner, path, mode, kwargs)
 
 
 @contextmanager
-def _replacing(inner: Any, path: str, mode: str, kwargs: dict[str, Any]) -> Iterator[IO[Any]]:
-    temporary = f"{path}.partial"
-    with inner.open(temporary, mode, **kwargs) as file:
+def _open_temporary(inner: Any, path: str, mode: str, kwargs: dict[str, Any]) -> Iterator[IO[Any]]:
+    with (
+        replacing(path, temporary=f"{path}.partial") as temporary,
+        inner.open(str(temporary), mode, **kwargs) as file,
+    ):
         yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -13,6 +13,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 
+from ..atomic_files import write_text
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -123,10 +124,8 @@ class BestCheckpoint(hooks.BestCheckpointer):
         if not super()._update_best(val, iteration):
             return False
         text = json.dumps({"metric": self._val_metric, "value": val, "iteration": iteration})
-        temporary = self._file("json").with_suffix(f".{os.getpid()}")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text + "\n")
-        os.replace(temporary, self._file("json"))
+        self._file("json").parent.mkdir(parents=True, exist_ok=True)
+        write_text(self._file("json"), text + "\n")
         return True
 
     def _file(self, suffix: str) -> Path:

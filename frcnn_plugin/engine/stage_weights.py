@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..atomic_files import replacing
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -23,9 +24,8 @@ def save_initial(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Step 2 starts again from them: the ImageNet weights where the run loaded some, and the very
     draw it began with where it did not.
     """
-    temporary = f"{path}.partial"
-    torch.save({"model": model.state_dict()}, temporary)
-    os.replace(temporary, path)
+    with replacing(path, temporary=f"{path}.partial") as temporary:
+        torch.save({"model": model.state_dict()}, temporary)
 
 
 def restore_initial(

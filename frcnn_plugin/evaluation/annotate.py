@@ -13,6 +13,7 @@ import numpy.typing as npt
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
+from ..atomic_files import replacing
 from .drawing import COLOURS
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the canvas
@@ -85,9 +86,8 @@ def save_picture(path: str | os.PathLike[str], picture: npt.NDArray[np.uint8]) -
     path = Path(path)
     done, content = cv2.imencode(path.suffix, picture, [cv2.IMWRITE_JPEG_QUALITY, 92])
     assert done, path
-    temporary = path.with_name(f"{path.name}.partial")
-    temporary.write_bytes(content.tobytes())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.tobytes())
 
 
 def _colour(index: int) -> tuple[float, float, float]:

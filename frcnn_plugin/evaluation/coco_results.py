@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from detectron2.structures import Instances
+
+from ..atomic_files import write_text
 
 
 class CocoResults:
@@ -68,6 +69,4 @@ class CocoResults:
             "categories": categories,
             "annotations": self._annotations,
         }
-        temporary = Path(f"{path}.partial")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, json.dumps(content, indent=1) + "\n")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from .coco_results import CocoResults
 from .feature_file import FeatureFile
 
 
-class DetectionWriter:
+class DetectionWriter(AbstractContextManager["DetectionWriter"]):
     """Pictures, JSON and features of the detections that score enough.
 
     JSON, features and video appear when the ``with`` block ends without an error, each picture as
@@ -90,17 +90,8 @@ class DetectionWriter:
         if self._features:
             self._features.add(name, instances)
 
-    def __enter__(self) -> DetectionWriter:
-        """Nothing happens yet."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         """Put the files in place, or leave those that were there."""
-        self._stack.__exit__(kind, error, traceback)
+        self._stack.__exit__(kind, *rest)
         if kind is None and self._json_path:
             self._json.write(self._json_path)

@@ -7,13 +7,15 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from detectron2.structures import Boxes, Instances
+
+from ..atomic_files import replacing
 
 # Name in the file of a field of Instances, and its type there.
 _FIELDS = {
@@ -28,7 +30,7 @@ _FIELDS = {
 }
 
 
-class FeatureFile:
+class FeatureFile(AbstractContextManager["FeatureFile"]):
     """Collects rows on disk, not in memory: 100 boxes of one image take 1.6 MB.
 
     Plain arrays, so that ``numpy.load`` needs no pickle. Leaving the ``with`` block without an
@@ -71,16 +73,7 @@ class FeatureFile:
             self._columns[name] = _Column(open(self._folder / name, "w+b"), rows)
         self._columns[name].append(rows)
 
-    def __enter__(self) -> FeatureFile:
-        """Nothing happens yet."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Write the file, or forget all."""
         try:
             if kind is None:
@@ -96,15 +89,16 @@ class FeatureFile:
             "image_sizes": np.array(self._sizes, dtype=np.int64).reshape(-1, 2),
             "class_names": np.array(self._class_names, dtype=np.str_),
         }
-        temporary = self._folder / "all.npz"
-        with zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+        with (
+            replacing(self.path) as temporary,
+            zipfile.ZipFile(temporary, "w", allowZip64=True) as archive,
+        ):
             for name, array in whole.items():
                 with archive.open(f"{name}.npy", "w") as file:
                     np.lib.format.write_array(file, array, allow_pickle=False)
             for name, column in self._columns.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     column.write(file)
-        os.replace(temporary, self.path)
 
 
 class _Column:

@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator
 
+from ..atomic_files import write_text
 from ..data.proposals import Proposals, load_proposals, save_proposals
 from ..errors import UserError
 from .proposals import ProposalCollector
@@ -51,9 +52,7 @@ class ProposalShards:
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
         # Last: a folder without it counts as made by something else.
-        partial = note.with_name(f".{note.name}")
-        partial.write_text(json.dumps(dict(fingerprint)), encoding="utf-8")
-        os.replace(partial, note)
+        write_text(note, json.dumps(dict(fingerprint)))
 
     def write(self, proposals: Proposals) -> None:
         """Adds a shard; other processes may do so at the same time."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ..atomic_files import write_text
 from ..data.proposals import Proposals
 from ..errors import UserError
 from .average_precision import FloatArray, IntArray, paired_iou
@@ -77,11 +78,8 @@ class RecallCurves:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a JSON file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        os.replace(partial, path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(asdict(self)))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "RecallCurves":

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..atomic_files import write_text
 from ..errors import UserError
 
 EVALUATION_FILE = "evaluation.json"  # in OUTPUT_DIR/inference/<data set>
@@ -103,11 +104,8 @@ class EvaluationRecord:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a JSON file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(_shortened(asdict(self))), encoding="utf-8")
-        os.replace(partial, path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(_shortened(asdict(self))))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "EvaluationRecord":

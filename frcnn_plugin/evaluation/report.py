@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..atomic_files import write_text
 from .average_precision import Metric
 from .ground_truth import GroundTruth
 from .results import ClassResult, Detections
@@ -93,8 +94,6 @@ def write_submission(
                 f"{x1 + 1:.3f} {y1 + 1:.3f} {x2:.3f} {y2:.3f}\n"
             )
         path = folder / f"comp4_det_{split}_{class_name.replace(os.sep, '_')}.txt"
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text("".join(lines), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, "".join(lines))
         paths.append(path)
     return paths

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..atomic_files import write_text
 from ..errors import UserError
 from ..evaluation.recall import RecallCurves
 from ..evaluation.record import EvaluationRecord
@@ -47,12 +48,9 @@ def write_report(
     """
     page = render(read_run(output_dir))
     target = Path(output_dir) / "report.html" if path is None else Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, target)
+        write_text(target, page)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"cannot write {target} ({error.strerror}); name another file with --output"
         ) from error

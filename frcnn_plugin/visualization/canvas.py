@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
+from ..atomic_files import replacing
 from ..evaluation.drawing import ImageArray, overlap, place_label
 from ..evaluation.drawing import Rectangle as Place
 from .lettering import DPI, SMALL, legend_shape, points, text_width, wrap
@@ -214,9 +215,8 @@ class Canvas:
         """Write a PNG, whole or not at all; returns its path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        self.figure.savefig(partial, format="png", dpi=DPI)
-        os.replace(partial, path)
+        with replacing(path) as temporary:
+            self.figure.savefig(temporary, format="png", dpi=DPI)
         return path
 
 

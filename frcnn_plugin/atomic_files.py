@@ -1,0 +1,53 @@
+"""Files that appear, or replace others, only when they are complete.
+
+A leaf: every part of the package writes files.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def replacing(
+    path: str | os.PathLike[str], *, temporary: str | os.PathLike[str] | None = None
+) -> Iterator[Path]:
+    """Gives a file to write beside `path`, and moves it there when the ``with`` block ends well.
+
+    After an error nothing is left of it, and what was at `path` is untouched. A killed process
+    leaves the temporary file behind. A symbolic link at `path` is replaced, not followed.
+
+    Args:
+        path: the file; its folder must exist.
+        temporary: what the file is called until then, in the same folder. Default: a hidden name
+            that no other writer has. Give a fixed one where only one process writes and the file is
+            large: what a killed one leaves is then overwritten by the next.
+
+    Yields:
+        The temporary file's path; nothing is there yet. The block has to write and close it.
+
+    Raises:
+        OSError: the file cannot be written or moved.
+    """
+    path = Path(path)
+    if temporary is None:
+        # Behind the name, so that nothing that looks for files by their ending finds it.
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
+    temporary = Path(temporary)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:  # on the disk before its name is
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink()
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all; see :func:`replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,195 @@
+"""A file is there completely, or as it was before."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import frcnn_plugin
+from frcnn_plugin.atomic_files import replacing, write_text
+
+# For a process of its own. The module is imported by itself, as PyTorch takes seconds; that it can
+# be shows that it needs nothing else of the package.
+ALONE = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(frcnn_plugin.__file__).parent)!r})
+from atomic_files import replacing, write_text
+path, word = sys.argv[1:]
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+@pytest.mark.parametrize("before", [None, "old and longer"])
+def test_appears_when_the_block_ends(tmp_path: Path, before: str | None) -> None:
+    path = tmp_path / "a.txt"
+    if before:
+        path.write_text(before)
+    with replacing(path) as temporary:
+        assert temporary.parent == tmp_path  # a move to another disk would not be one step
+        assert not temporary.exists()
+        temporary.write_text("new")
+        assert (path.read_text() if path.exists() else None) == before
+    assert path.read_text() == "new" and names(tmp_path) == ["a.txt"]
+
+
+def test_text_is_utf8(tmp_path: Path) -> None:
+    write_text(str(tmp_path / "a.txt"), "bête\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"b\xc3\xaate\n"
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_error_while_writing(
+    tmp_path: Path, before: str | None, error: type[BaseException], fixed: bool
+) -> None:
+    path = tmp_path / "a.txt"
+    if before:
+        path.write_text(before)
+    name = tmp_path / "a.txt.partial" if fixed else None
+    with pytest.raises(error, match="stop"), replacing(path, temporary=name) as temporary:
+        temporary.write_text("ne")
+        raise error("stop")
+    assert names(tmp_path) == (["a.txt"] if before else [])
+    assert not before or path.read_text() == before
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_error_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, no_space)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "new")
+    assert names(tmp_path) == ["a.txt"] and path.read_text() == "old"
+
+
+def test_first_error_is_told(tmp_path: Path) -> None:
+    """Also if the temporary file cannot be removed, here because it is a folder."""
+    with pytest.raises(ValueError, match="stop"), replacing(tmp_path / "a.txt") as temporary:
+        temporary.mkdir()
+        raise ValueError("stop")
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_text(tmp_path / "no" / "a.txt", "new")
+
+
+def test_nothing_written(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a.txt"):
+        pass
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("path", [".", "a"])
+def test_folder_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError):
+        write_text(path, "new")
+    assert names(tmp_path) == ["a"]
+
+
+def test_on_the_disk_before_it_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a power cut may leave an empty file under the final name."""
+    calls: list[str] = []
+
+    def record(name: str) -> Callable[..., None]:
+        stock: Callable[..., None] = getattr(os, name)
+
+        def call(*args: object) -> None:
+            calls.append(name)
+            if name == "fsync":
+                assert os.fstat(int(str(args[0]))).st_size == len("new")
+            stock(*args)
+
+        return call
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, record(name))
+    write_text(tmp_path / "a.txt", "new")
+    assert calls == ["fsync", "replace"]
+
+
+def test_two_writers_in_turn(tmp_path: Path) -> None:
+    """Each has a file of its own; the one that ends last stays."""
+    path = tmp_path / "a.txt"
+    with replacing(path) as first:
+        first.write_text("first, and longer")
+        with replacing(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first, and longer" and names(tmp_path) == ["a.txt"]
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    size = 200_000
+    path.write_text("0" * size)
+    script = ALONE + f"for _ in range(20): write_text(path, word * {size})"
+    writers = [subprocess.Popen([sys.executable, "-c", script, path, word]) for word in "12"]
+    while any(writer.poll() is None for writer in writers):
+        text = path.read_text()
+        assert len(text) == size and len(set(text)) == 1
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert path.read_text() in ("1" * size, "2" * size) and names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_killed_while_writing(tmp_path: Path, before: str | None) -> None:
+    path = tmp_path / "a.pkl"
+    if before:
+        path.write_text(before)
+    script = ALONE + (
+        "with replacing(path) as temporary:\n"
+        "    temporary.write_text(word)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path, "half"])
+    assert done.returncode == -signal.SIGKILL
+    # What is left cannot be taken for a complete file, not by its ending either.
+    (left,) = [file for file in tmp_path.iterdir() if file != path]
+    assert left.read_text() == "half" and left.match(".a.pkl.*.partial")
+    assert (path.read_text() if path.exists() else None) == before
+    write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_fixed_name_takes_the_place_of_what_was_left(tmp_path: Path) -> None:
+    path, name = tmp_path / "a.pth", tmp_path / "a.pth.partial"
+    name.write_text("left by a killed process")
+    with replacing(path, temporary=str(name)) as temporary:
+        assert temporary == name
+        temporary.write_text("new")
+    assert path.read_text() == "new" and names(tmp_path) == ["a.pth"]
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
+    """Not only for the owner, as those of Python's temporary files are."""
+    (tmp_path / "plain").write_text("")
+    write_text(tmp_path / "a.txt", "new")
+    expected = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == expected
+
+
+def test_link_is_replaced(tmp_path: Path) -> None:
+    """What it points to, perhaps shared with others, stays as it is."""
+    (tmp_path / "shared").write_text("old")
+    (tmp_path / "a.txt").symlink_to("shared")
+    write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "shared").read_text() == "old"
+    assert (tmp_path / "a.txt").read_text() == "new" and not (tmp_path / "a.txt").is_symlink()
