@@ -46,6 +46,7 @@ def test_registering_twice(tmp_path):
 def test_registering_again_after_a_second_import(tmp_path, monkeypatch):
     register_voc("mine", tmp_path, "train", ["cat"])
     # A second copy of the module; reloading would give other tests another class VOCSource.
+    monkeypatch.setattr("frcnn_plugin.data.voc", voc)
     monkeypatch.delitem(sys.modules, voc.__name__)
     importlib.import_module(voc.__name__).register_voc("mine", tmp_path, "train", ["cat"])
 
