@@ -54,6 +54,14 @@ def make_input(
     }
 
 
+@pytest.fixture(autouse=True)
+def matmul_precision() -> Iterator[None]:
+    """Tools set it for their process (frcnn_plugin/engine/tuning.py); here that is all tests'."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 @pytest.fixture
 def restore_catalogs() -> Iterator[None]:
     """Leaves Detectron2's catalogs as they were."""

@@ -37,6 +37,7 @@ from frcnn_plugin.data.proposals import check_proposals, save_proposals
 from frcnn_plugin.data.resize import build_mapper
 from frcnn_plugin.engine import check_cfg, launch, setup_cfg
 from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
+from frcnn_plugin.engine.tuning import tune_process
 from frcnn_plugin.engine.weights import names_detector
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.ground_truth import load_ground_truth
@@ -125,6 +126,7 @@ def setup_logging() -> None:
 
 def run(args: argparse.Namespace, shards: ProposalShards, pending: list[dict[str, Any]]) -> None:
     """What every process does: its share of the images that are not done."""
+    tune_process()
     setup_logging()
     cfg = make_cfg(args)
     model = build_model(cfg)

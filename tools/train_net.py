@@ -31,6 +31,7 @@ from frcnn_plugin.engine import (
 )
 from frcnn_plugin.engine.evaluate import evaluate_checkpoint
 from frcnn_plugin.engine.preflight import PlannedRun, stop_on_errors
+from frcnn_plugin.engine.tuning import tune_process
 from frcnn_plugin.errors import UserError
 
 
@@ -44,6 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> Any:
     """What every process does: set up, then train or evaluate; returns the results."""
+    tune_process()
     cfg: CfgNode = setup_cfg(args.config_file, args.opts)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="frcnn_plugin")

@@ -99,5 +99,6 @@ def build_train_loader(
         total_batch_size=images_per_process * comm.get_world_size(),
         aspect_ratio_grouping=False,  # the sampler groups
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),  # images are copied while the GPU computes
     )
     return loader

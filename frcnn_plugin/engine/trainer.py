@@ -63,7 +63,10 @@ class PaperTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        # The host's AMPTrainer needs CUDA; on the CPU PaperRCNN applies autocast by itself, and
+        # bfloat16 needs no scaling of the loss.
+        amp_on_cuda = cfg.SOLVER.AMP.ENABLED and next(model.parameters()).is_cuda
+        trainer_class = AMPTrainer if amp_on_cuda else SimpleTrainer
         self._trainer = trainer_class(wrap_model(model), data_loader, optimizer)
         self._guard = StepGuard(cfg, model)
         self._trainer.register_hooks([self._guard])

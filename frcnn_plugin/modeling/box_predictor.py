@@ -6,20 +6,18 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
+from detectron2.layers import ShapeSpec, cross_entropy
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from fvcore.nn import smooth_l1_loss
 
 from .box_regression import CaffeBox2BoxTransform, grow
-from .detections import select_detections
+from .classification_log import log_classification
+from .detections import candidates, select_detections
 from .image_size import ScaledImageSize, image_scale
 from .initialisation import redraw
 from .proposals import float32_threshold
 from .target_statistics import TargetStatistics
-
-# An IoU is at most 1.
-_NO_SUPPRESSION = 2.0
 
 
 class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -93,29 +91,29 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             per image, ``pred_boxes`` in network-input pixels, ``scores`` and ``pred_classes``, by
             descending score; and the indices (n,) of their proposals.
         """
-        results, rows = fast_rcnn_inference(
+        results, rows = [], []
+        for boxes, scores, proposed in zip(
             self.predict_boxes(predictions, proposals),
             self.predict_probs(predictions, proposals),
-            [p.image_size for p in proposals],
-            self.test_score_thresh,
-            _NO_SUPPRESSION,
-            -1,
-        )
-        kept = [
-            select_detections(
-                r.pred_boxes.tensor,
-                r.scores,
-                r.pred_classes,
+            proposals,
+            strict=True,
+        ):
+            size = proposed.image_size
+            boxes, scores, classes, row = candidates(boxes, scores, size, self.test_score_thresh)
+            keep = select_detections(
+                boxes,
+                scores,
+                classes,
                 nms_thresh=self.test_nms_thresh,
                 topk=self.test_topk_per_image,
                 keep_ties=self.keep_ties,
             )
-            for r in results
-        ]
-        return (
-            [r[keep] for r, keep in zip(results, kept, strict=True)],
-            [row[keep] for row, keep in zip(rows, kept, strict=True)],
-        )
+            result = Instances(size)
+            result.pred_boxes = Boxes(boxes[keep])
+            result.scores, result.pred_classes = scores[keep], classes[keep]
+            results.append(result)
+            rows.append(row[keep])
+        return results, rows
 
     def predict_boxes(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
@@ -159,6 +157,35 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             per image, (R_i, 4) continuous XYXY in network-input pixels.
         """
         return super().predict_boxes_for_gt_classes(self._with_stock_deltas(predictions), proposals)
+
+    def losses(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """The host's losses and statistics; a GPU waits twice instead of seven times.
+
+        Args:
+            predictions: scores (R, K+1) and deltas (R, K*4) of all images' RoIs.
+            proposals: per image, with ``proposal_boxes``, ``gt_classes`` and, if there is ground
+                truth, ``gt_boxes``.
+
+        Returns:
+            ``loss_cls`` and ``loss_box_reg``, scalars.
+        """
+        if self.use_sigmoid_ce or not proposals:
+            return super().losses(predictions, proposals)
+        scores, deltas = predictions
+        gt_classes = torch.cat([p.gt_classes for p in proposals])
+        log_classification(scores.detach(), gt_classes)
+        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        # Without any ground truth all RoIs are background, and no box is looked at.
+        gt_boxes = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes) for p in proposals]
+        losses = {
+            "loss_cls": cross_entropy(scores, gt_classes, reduction="mean"),
+            "loss_box_reg": self.box_reg_loss(
+                boxes, torch.cat([b.tensor for b in gt_boxes]), deltas, gt_classes
+            ),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     def _with_stock_deltas(
         self, predictions: tuple[torch.Tensor, torch.Tensor]

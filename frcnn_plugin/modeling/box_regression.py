@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.box_regression import Box2BoxTransform
+from fvcore.nn import giou_loss, smooth_l1_loss
 
 
 class CaffeBox2BoxTransform(Box2BoxTransform):
@@ -32,6 +35,32 @@ class CaffeBox2BoxTransform(Box2BoxTransform):
         super().__init__(tuple(weights), scale_clamp)
         self.decode_growth = decode_growth
 
+    def get_deltas(self, src_boxes: torch.Tensor, target_boxes: torch.Tensor) -> torch.Tensor:
+        """Encode, as the host does; it also checks widths, for which a GPU has to wait.
+
+        Args:
+            src_boxes: (R, 4), XYXY, with an area.
+            target_boxes: (R, 4), in the same frame.
+
+        Returns:
+            (R, 4) deltas (dx, dy, dw, dh) that turn the former into the latter.
+        """
+        width, height = (src_boxes[:, 2:] - src_boxes[:, :2]).unbind(1)
+        target_width, target_height = (target_boxes[:, 2:] - target_boxes[:, :2]).unbind(1)
+        x, y = src_boxes[:, 0] + 0.5 * width, src_boxes[:, 1] + 0.5 * height
+        target_x = target_boxes[:, 0] + 0.5 * target_width
+        target_y = target_boxes[:, 1] + 0.5 * target_height
+        wx, wy, ww, wh = self.weights
+        return torch.stack(
+            (
+                wx * (target_x - x) / width,
+                wy * (target_y - y) / height,
+                ww * torch.log(target_width / width),
+                wh * torch.log(target_height / height),
+            ),
+            dim=1,
+        )
+
     def apply_deltas(self, deltas: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         """Decode.
 
@@ -44,6 +73,38 @@ class CaffeBox2BoxTransform(Box2BoxTransform):
         """
         decoded = super().apply_deltas(deltas, boxes)
         return grow(decoded, self.decode_growth) if self.decode_growth else decoded
+
+
+def box_loss(
+    kind: str,
+    transform: Any,
+    src_boxes: torch.Tensor,
+    deltas: torch.Tensor,
+    target_boxes: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """Loss of each predicted box.
+
+    Args:
+        kind: the host's ``BBOX_REG_LOSS_TYPE``: "smooth_l1" on deltas, or "giou", "diou", "ciou".
+        transform: encodes and decodes.
+        src_boxes: (R, 4), XYXY.
+        deltas: (R, 4), predicted for them.
+        target_boxes: (R, 4), what they should become.
+        beta: of smooth L1.
+
+    Returns:
+        (R,).
+    """
+    if kind == "smooth_l1":
+        targets = transform.get_deltas(src_boxes, target_boxes)
+        loss: torch.Tensor = smooth_l1_loss(deltas, targets, beta=beta).sum(dim=1)
+    else:
+        decoded = transform.apply_deltas(deltas, src_boxes)
+        loss = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}[kind](
+            decoded, target_boxes
+        )
+    return loss
 
 
 def grow(boxes: torch.Tensor, pixels: float) -> torch.Tensor:

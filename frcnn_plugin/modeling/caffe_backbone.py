@@ -18,7 +18,7 @@ class CaffeBackbone(Backbone):
 
     def __init__(
         self,
-        stages: OrderedDict[str, nn.Module],
+        stages: OrderedDict[str, nn.Sequential],
         shapes: dict[str, ShapeSpec],
         out_features: Sequence[str],
         freeze_at: int,
@@ -78,9 +78,19 @@ class CaffeBackbone(Backbone):
         Returns:
             feature name -> (N, channels, H', W').
         """
+        return self._run(x)
+
+    def _run(self, x: torch.Tensor, skip: int = 0) -> dict[str, torch.Tensor]:
+        """The features from ``x``, to which the first ``skip`` layers have been applied."""
         outputs: dict[str, torch.Tensor] = {}
         for name in self.stage_names:
-            x = getattr(self, name)(x)
+            # Layer by layer: called as a whole, a stage would run while this frame still holds its
+            # input, which is the largest feature map there is.
+            for layer in getattr(self, name):
+                if skip > 0:
+                    skip -= 1
+                else:
+                    x = layer(x)
             if name in self._out_features:
                 outputs[name] = x
         return outputs

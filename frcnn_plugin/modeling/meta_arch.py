@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 
 from ..errors import UserError
+from .detections import to_original_size
 from .image_size import ScaledImageSize, resize_scale
+from .winograd import Conv3x3
 
 PHASES = ("joint", "rpn", "fast_rcnn")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @META_ARCH_REGISTRY.register()
@@ -38,6 +41,9 @@ class PaperRCNN(GeneralizedRCNN):
         *,
         one_by_one: bool = False,
         channels_last: bool = True,
+        winograd: bool = True,
+        inference_dtype: str = "float32",
+        amp_on_cpu: bool = False,
         phase: str = "joint",
         short_sides: Collection[int] = (),
         **kwargs: Any,
@@ -47,15 +53,29 @@ class PaperRCNN(GeneralizedRCNN):
         Args:
             one_by_one: see ``MODEL.PAPER_RCNN.ONE_BY_ONE``.
             channels_last: see ``MODEL.PAPER_RCNN.CHANNELS_LAST``.
+            winograd: see ``MODEL.PAPER_RCNN.WINOGRAD``.
+            inference_dtype: see ``MODEL.PAPER_RCNN.INFERENCE_DTYPE``.
+            amp_on_cpu: train in bfloat16 by autocast; only while the model is on the CPU, as on
+                CUDA the host's AMPTrainer does it.
             phase: see ``MODEL.PAPER_RCNN.PHASE``.
             short_sides: see :func:`~frcnn_plugin.modeling.image_size.resize_scale`.
             kwargs: arguments of the host's GeneralizedRCNN.
 
         Raises:
-            UserError: unknown phase.
+            UserError: unknown phase or dtype.
         """
         super().__init__(**kwargs)
         self._drawn_at = -1  # iteration of the last picture
+        if inference_dtype not in DTYPES:
+            raise UserError(
+                f"MODEL.PAPER_RCNN.INFERENCE_DTYPE is '{inference_dtype}': use one of "
+                f"{', '.join(DTYPES)}"
+            )
+        self.inference_dtype = DTYPES[inference_dtype]
+        self.amp_on_cpu = amp_on_cpu
+        for module in self.modules():
+            if isinstance(module, Conv3x3):
+                module.winograd = winograd
         self.one_by_one = one_by_one
         self.channels_last = channels_last
         self.short_sides = frozenset(short_sides)
@@ -79,6 +99,9 @@ class PaperRCNN(GeneralizedRCNN):
         ret = super().from_config(cfg)
         ret["one_by_one"] = cfg.MODEL.PAPER_RCNN.ONE_BY_ONE
         ret["channels_last"] = cfg.MODEL.PAPER_RCNN.CHANNELS_LAST
+        ret["winograd"] = cfg.MODEL.PAPER_RCNN.WINOGRAD
+        ret["inference_dtype"] = cfg.MODEL.PAPER_RCNN.INFERENCE_DTYPE
+        ret["amp_on_cpu"] = cfg.SOLVER.AMP.ENABLED
         ret["phase"] = cfg.MODEL.PAPER_RCNN.PHASE
         ret["short_sides"] = (*cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST)
         return ret
@@ -96,6 +119,20 @@ class PaperRCNN(GeneralizedRCNN):
             "rpn" ``{"proposals": Instances}`` with ``proposal_boxes`` in original-image pixels and
             ``objectness_logits``.
         """
+        with self._autocast():
+            return self._forward(batched_inputs)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = self.inference_dtype
+        if self.training:
+            # Not on CUDA, where the trainer has its own around this.
+            on_cpu = self.device.type == "cpu"
+            dtype = torch.bfloat16 if self.amp_on_cpu and on_cpu else torch.float32
+        if dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype)
+
+    def _forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         if not self.training:
             return self.inference(batched_inputs)
         if not (self.one_by_one and len(batched_inputs) > 1):
@@ -164,29 +201,35 @@ class PaperRCNN(GeneralizedRCNN):
             detected_instances: known boxes, as for the host; phase "joint" only.
             do_postprocess: scale boxes to the original image.
         """
-        if self.phase == "joint":
+        if detected_instances is not None and self.phase == "joint":
             return super().inference(batched_inputs, detected_instances, do_postprocess)
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        if self.phase == "rpn":
-            name = "proposals"
-            results, _ = self.proposal_generator(images, features, None)
-        else:
-            name = "instances"
-            proposals = self._given_proposals(batched_inputs)
+        name = "proposals" if self.phase == "rpn" else "instances"
+        given = self.phase == "fast_rcnn" or self.proposal_generator is None
+        if not given:
+            results = self.proposal_generator(images, features, None)[0]
+        if self.phase != "rpn":
+            proposals = self._given_proposals(batched_inputs) if given else results
             # The sizes of preprocessing know the images' scales.
             proposals = [
                 Instances(size, **p.get_fields())
                 for p, size in zip(proposals, images.image_sizes, strict=True)
             ]
-            results, _ = self.roi_heads(images, features, proposals, None)
+            results = self.roi_heads(images, features, proposals, None)[0]
         if not do_postprocess:
             return results
         outputs = []
         for result, size, x in zip(results, images.image_sizes, batched_inputs, strict=True):
             height, width = x.get("height", size[0]), x.get("width", size[1])
-            outputs.append({name: detector_postprocess(result, height, width)})
+            outputs.append({name: to_original_size(result, height, width)})
         return outputs
+
+    def _move_to_current_device(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_tracing() or torch.jit.is_scripting():
+            moved: torch.Tensor = super()._move_to_current_device(x)
+            return moved
+        return x.to(self.device, non_blocking=True)  # at once if its memory is not pinned
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, batch, and attach each image's scale and original size to its size.

@@ -37,6 +37,23 @@ def inside_image(boxes: torch.Tensor, image_size: tuple[int, int], border: float
     return (x1 >= -border) & (y1 >= -border) & (x2 <= width + border) & (y2 <= height + border)
 
 
+def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Boxes cut off at the image's border; the host's ``Boxes.clip`` makes a GPU wait for a check.
+
+    Args:
+        boxes: (R, 4), continuous XYXY.
+        image_size: (height, width).
+
+    Returns:
+        (R, 4), new.
+    """
+    height, width = image_size
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack(
+        (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), dim=1
+    )
+
+
 def prefix_nms(
     boxes: torch.Tensor, scores: torch.Tensor, thresh: float, limit: int
 ) -> torch.Tensor:
@@ -95,13 +112,10 @@ def select_proposals(
 
     Source: py-faster-rcnn proposal_layer.py, MATLAB proposal_test.m.
     """
-    height, width = image_size
-    x1, y1, x2, y2 = boxes.unbind(1)
-    boxes = torch.stack(
-        (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), dim=1
-    )
+    boxes = clip_boxes(boxes, image_size)
     sides = boxes[:, 2:] - boxes[:, :2]
-    large = ((sides >= min_side) & (sides > 0)).all(dim=1)
+    # Indices, as each mask would make a GPU wait.
+    large = ((sides >= min_side) & (sides > 0)).all(dim=1).nonzero().squeeze(1)
     boxes, scores = boxes[large], scores[large]
 
     scores, order = scores.sort(descending=True, stable=True)

@@ -9,8 +9,11 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import nn
+from torch.nn import functional as F
 
 from .box_predictor import PaperFastRCNNOutputLayers
+from .matching import AsyncMatcher
+from .roi_max_pool import roi_max_pool
 
 
 class InclusiveROIPooler(nn.Module):
@@ -40,10 +43,24 @@ class InclusiveROIPooler(nn.Module):
             (R, C, output size, output size), R boxes over all images, in the features' dtype.
         """
         dtype = features[0].dtype
-        inclusive = [Boxes(b.tensor - b.tensor.new_tensor([0.0, 0.0, 1.0, 1.0])) for b in boxes]
+        inclusive = [torch.cat([b.tensor[:, :2], b.tensor[:, 2:] - 1], dim=1) for b in boxes]
         # The operator has no reduced-precision kernel on the CPU, and coordinates need float32.
         with torch.autocast(features[0].device.type, enabled=False):
-            return self.pooler([f.float() for f in features], inclusive).to(dtype)
+            features = [f.float() for f in features]
+            if len(features) > 1:
+                return self.pooler(features, [Boxes(b) for b in inclusive]).to(dtype)
+            return self._pool(features[0], inclusive).to(dtype)
+
+    def _pool(self, features: torch.Tensor, rois: list[torch.Tensor]) -> torch.Tensor:
+        """Pool from one feature map, as the host's pooler does from several."""
+        (operator,) = self.pooler.level_poolers
+        needs_grad = torch.is_grad_enabled() and features.requires_grad
+        if not (features.is_cuda or needs_grad or torch.jit.is_tracing()):
+            return roi_max_pool(features, rois, self.pooler.output_size[0], operator.spatial_scale)
+        # The host's conversion to this format makes a GPU wait for the number of boxes.
+        numbered = [F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(rois)]
+        pooled: torch.Tensor = operator(features, torch.cat(numbered))
+        return pooled
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -56,6 +73,14 @@ class CaffeROIHeads(StandardROIHeads):
 
     ``POOLER_TYPE`` "ROIPool" is the original; the host's other types work as in the host.
     """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
+        """The host's arguments, with our matcher."""
+        ret = super().from_config(cfg, input_shape)
+        heads = cfg.MODEL.ROI_HEADS
+        ret["proposal_matcher"] = AsyncMatcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS)
+        return ret
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:

@@ -18,11 +18,14 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
 from detectron2.utils.memory import retry_if_cuda_oom
+from torch.nn import functional as F
 
 from ..errors import UserError
-from .box_regression import CaffeBox2BoxTransform
+from .box_regression import CaffeBox2BoxTransform, box_loss
 from .image_size import image_scale
+from .matching import AsyncMatcher
 from .proposals import float32_threshold, inside_image, select_proposals
 from .target_statistics import NormalisedBox2BoxTransform, TargetStatistics
 
@@ -69,7 +72,13 @@ class PaperRPN(RPN):
         self.loss_norm = loss_norm
         # False while the RPN trains alone: nobody reads its proposals then.
         self.select_in_training = True
-        self.guard_zero_iou = guard_zero_iou
+        stock = kwargs["anchor_matcher"]
+        self.anchor_matcher = AsyncMatcher(
+            stock.thresholds[1:-1],  # without the infinite ones that the host adds
+            stock.labels,
+            stock.allow_low_quality_matches,
+            guard_zero=guard_zero_iou,
+        )
         self.min_size_image = min_size_image
         self.nms_thresh: float = float32_threshold(kwargs.get("nms_thresh", 0.7))
         self.target_statistics = TargetStatistics(1)
@@ -85,8 +94,8 @@ class PaperRPN(RPN):
         ret["box2box_transform"] = CaffeBox2BoxTransform(
             cfg.MODEL.RPN.BBOX_REG_WEIGHTS, cfg.MODEL.RPN.SCALE_CLAMP, cfg.MODEL.RPN.DECODE_GROWTH
         )
-        ret["loss_norm"] = cfg.MODEL.RPN.LOSS_NORM
         ret["guard_zero_iou"] = cfg.MODEL.RPN.GUARD_ZERO_IOU
+        ret["loss_norm"] = cfg.MODEL.RPN.LOSS_NORM
         ret["min_size_image"] = cfg.MODEL.RPN.MIN_SIZE_IMAGE
         return ret
 
@@ -105,14 +114,8 @@ class PaperRPN(RPN):
             labels (I,) int8 in {1 object, 0 background, -1 ignore}; index of the ground truth (I,).
         """
         iou = retry_if_cuda_oom(pairwise_iou)(gt_boxes, anchors)  # (G, I)
-        if not (self.guard_zero_iou and iou.numel()):
-            matched, labels = retry_if_cuda_oom(self.anchor_matcher)(iou)
-            return labels.to(anchors.device), matched.to(anchors.device)
-        # A row of zeros makes all its columns "best" (check E9c): leave such rows out.
-        touched = (iou.amax(dim=1) > 0).nonzero().squeeze(1)
-        matched, labels = retry_if_cuda_oom(self.anchor_matcher)(iou[touched])
-        matched, labels = matched.to(anchors.device), labels.to(anchors.device)
-        return labels, touched.to(anchors.device)[matched] if len(touched) else matched
+        matched, labels = retry_if_cuda_oom(self.anchor_matcher)(iou)
+        return labels.to(anchors.device), matched.to(anchors.device)
 
     @torch.jit.unused
     @torch.no_grad()
@@ -136,11 +139,12 @@ class PaperRPN(RPN):
         gt_labels, matched_gt_boxes = [], []
         for instances in gt_instances:
             gt_boxes = instances.gt_boxes
-            inside = inside_image(
+            is_inside = inside_image(
                 all_anchors.tensor, instances.image_size, self.anchor_boundary_thresh
             )
+            inside = is_inside.nonzero().squeeze(1)
             labels_inside, matched = self.match_anchors(all_anchors[inside], gt_boxes)
-            labels = torch.full_like(inside, -1, dtype=torch.int8)
+            labels = torch.full_like(is_inside, -1, dtype=torch.int8)
             labels[inside] = labels_inside
             boxes = torch.zeros_like(all_anchors.tensor)
             if len(gt_boxes):
@@ -160,6 +164,8 @@ class PaperRPN(RPN):
     ) -> dict[str, torch.Tensor]:
         """The host's losses, divided by what the originals divide by.
 
+        The host computes them on all anchors, by masks; here only the sampled ones are touched.
+
         Args:
             anchors: per feature map.
             pred_objectness_logits: per feature map, (N, H*W*A).
@@ -170,24 +176,43 @@ class PaperRPN(RPN):
         Returns:
             ``loss_rpn_cls`` and ``loss_rpn_loc``, scalars.
         """
-        losses = super().losses(
-            anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
-        )
         num_images = len(gt_labels)
-        host_norm = self.batch_size_per_image * num_images
-        num_sampled = (torch.stack(gt_labels) >= 0).sum().clamp(min=1)
-        losses["loss_rpn_cls"] = losses["loss_rpn_cls"] * (host_norm / num_sampled)
+        labels = torch.cat(gt_labels)
+        sampled = (labels >= 0).nonzero().squeeze(1)  # everything below is about these few
+        labels = labels[sampled]
+        is_object = labels == 1
+        self._log_sampled(int(is_object.sum()), len(sampled), num_images)
+
+        all_anchors = Boxes.cat(anchors).tensor
+        src = all_anchors[sampled % len(all_anchors)]
+        # Background has no box: it gets its own anchor, so that nothing becomes infinite, ...
+        boxes = torch.where(is_object[:, None], torch.cat(gt_boxes)[sampled], src)
+        deltas = torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1)[sampled]
+        loc = box_loss(
+            self.box_reg_loss_type, self.box2box_transform, src, deltas, boxes, self.smooth_l1_beta
+        )
+        loc = (loc * is_object).sum()  # ... and no weight.
+        logits = torch.cat(pred_objectness_logits, dim=1).flatten()[sampled]
+        cls = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
+
+        num_sampled = max(len(sampled), 1)
         if self.loss_norm == "samples":
-            losses["loss_rpn_loc"] = losses["loss_rpn_loc"] * (host_norm / num_sampled)
+            loc_norm = num_sampled
         else:
-            locations = sum(
-                logits.shape[1] // num_anchors
-                for logits, num_anchors in zip(
+            loc_norm = num_images * sum(
+                level.shape[1] // num_anchors
+                for level, num_anchors in zip(
                     pred_objectness_logits, self.anchor_generator.num_anchors, strict=True
                 )
             )
-            losses["loss_rpn_loc"] = losses["loss_rpn_loc"] * (host_norm / (num_images * locations))
-        return losses
+        losses = {"loss_rpn_cls": cls / num_sampled, "loss_rpn_loc": loc / loc_norm}
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    @staticmethod
+    def _log_sampled(num_objects: int, num_sampled: int, num_images: int) -> None:
+        storage = get_event_storage()
+        storage.put_scalar("rpn/num_pos_anchors", num_objects / num_images)
+        storage.put_scalar("rpn/num_neg_anchors", (num_sampled - num_objects) / num_images)
 
     @torch.no_grad()
     def predict_proposals(

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from .initialisation import redraw
+from .winograd import Conv3x3
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -45,7 +46,7 @@ class SoftmaxRPNHead(nn.Module):
         """
         super().__init__()
         width = in_channels if conv_channels == -1 else conv_channels
-        self.rpn_conv = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
+        self.rpn_conv = Conv3x3(in_channels, width)
         self.rpn_cls_score = nn.Conv2d(width, 2 * num_anchors, kernel_size=1)
         self.rpn_bbox_pred = nn.Conv2d(width, box_dim * num_anchors, kernel_size=1)
         self.reset_parameters()
@@ -92,6 +93,7 @@ class SoftmaxRPNHead(nn.Module):
         for x in features:
             t = F.relu(self.rpn_conv(x))
             background, foreground = self.rpn_cls_score(t).chunk(2, dim=1)
-            pred_objectness_logits.append(foreground - background)
+            # In float32, or mixed precision would lose what is left of two close numbers.
+            pred_objectness_logits.append(foreground.float() - background.float())
             pred_anchor_deltas.append(self.rpn_bbox_pred(t))
         return pred_objectness_logits, pred_anchor_deltas

@@ -12,9 +12,12 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 
 from .caffe_backbone import CaffeBackbone
+from .winograd import Conv3x3
 
 # Convolutions per stage, conv1_1..conv5_3.
 _CONVS_PER_STAGE = (2, 2, 3, 3, 3)
+
+_STRIP = 100  # rows of conv1 that are computed at a time; even, as they are pooled by twos
 
 
 @BACKBONE_REGISTRY.register()
@@ -47,14 +50,14 @@ class VGG16(CaffeBackbone):
                 last one are not built.
             freeze_at: number of leading stages that do not train, 0 to 5 (paper: 2).
         """
-        stages: OrderedDict[str, nn.Module] = OrderedDict()
+        stages: OrderedDict[str, nn.Sequential] = OrderedDict()
         shapes: dict[str, ShapeSpec] = {}
         for i, (convs, width) in enumerate(zip(_CONVS_PER_STAGE, channels, strict=True), start=1):
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             if i > 1:
                 layers[f"pool{i - 1}"] = nn.MaxPool2d(2, 2, ceil_mode=True)
             for j in range(1, convs + 1):
-                layers[f"conv{i}_{j}"] = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
+                layers[f"conv{i}_{j}"] = Conv3x3(in_channels, width)
                 layers[f"relu{i}_{j}"] = nn.ReLU(inplace=True)
                 in_channels = width
             stages[f"conv{i}"] = nn.Sequential(layers)
@@ -80,4 +83,30 @@ class VGG16(CaffeBackbone):
         Returns:
             ``{"conv5": (N, 512, ceil(H/16), ceil(W/16))}`` and whatever else was asked for.
         """
-        return super().forward(x)
+        if not self._runs_in_strips(x):
+            return self._run(x)
+        return self._run(self._conv1_pool1(x), skip=len(self.conv1) + 1)
+
+    def _runs_in_strips(self, x: torch.Tensor) -> bool:
+        """Whether conv1 may be computed strip by strip: on a CPU, where nobody needs it again."""
+        trains = torch.is_grad_enabled() and (
+            x.requires_grad or any(p.requires_grad for p in self.conv1.parameters())
+        )
+        kept = "conv1" in self._out_features or "conv2" not in self.stage_names
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        return x.device.type == "cpu" and not (trains or kept or traced)
+
+    def _conv1_pool1(self, x: torch.Tensor) -> torch.Tensor:
+        """conv1 and its pooling, some rows at a time.
+
+        As a whole, conv1 of a 600x1000 image takes 300 MB, the peak of inference. Each row of its
+        output depends on two more rows of the image above and below, so the numbers are the same.
+        """
+        height = x.shape[2]
+        pooled = []
+        for first in range(0, height, _STRIP):
+            last = min(height, first + _STRIP)
+            top = max(0, first - 2)
+            strip = self.conv1(x[:, :, top : last + 2])
+            pooled.append(self.conv2[0](strip[:, :, first - top : last - top]))
+        return torch.cat(pooled, dim=2)

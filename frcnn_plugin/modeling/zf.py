@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .caffe_backbone import CaffeBackbone
+from .winograd import Conv3x3
 
 
 class WithinChannelLRN(nn.Module):
@@ -78,10 +79,14 @@ class ZF(CaffeBackbone):
             ]
 
         def conv(i: int, before: int, width: int, k: int, s: int) -> list[tuple[str, nn.Module]]:
-            layer = nn.Conv2d(before, width, kernel_size=k, stride=s, padding=k // 2)
+            layer: nn.Module
+            if (k, s) == (3, 1):
+                layer = Conv3x3(before, width)
+            else:
+                layer = nn.Conv2d(before, width, kernel_size=k, stride=s, padding=k // 2)
             return [(f"conv{i}", layer), (f"relu{i}", nn.ReLU())]
 
-        stages: OrderedDict[str, nn.Module] = OrderedDict()
+        stages: OrderedDict[str, nn.Sequential] = OrderedDict()
         layers = {
             "conv1": conv(1, in_channels, c1, 7, 2),
             "conv2": norm_pool(1) + conv(2, c1, c2, 5, 2),

@@ -124,8 +124,10 @@ def test_steps_behind_the_end(shapes: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="AMP works here")
-def test_amp_on_the_cpu(shapes: Path) -> None:
-    assert "SOLVER.AMP.ENABLED False" in problem("SOLVER.AMP.ENABLED", "True")
+def test_amp_of_a_stock_model_on_the_cpu(shapes: Path) -> None:
+    stock = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"]
+    message = problem("SOLVER.AMP.ENABLED", "True", *stock)
+    assert "GeneralizedRCNN" in message and "SOLVER.AMP.ENABLED False" in message
 
 
 FAST_RCNN = ["MODEL.LOAD_PROPOSALS", "True", "MODEL.PAPER_RCNN.PHASE", "fast_rcnn"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.engine import SimpleTrainer
 from detectron2.solver import build_lr_scheduler
 
 from frcnn_plugin.data import register_voc
@@ -53,6 +54,14 @@ def test_fused_sgd_is_used_and_equals_the_plain_one(tiny_cfg) -> None:
         return torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
 
     assert train(True) == pytest.approx(train(False), rel=1e-5)
+
+
+def test_amp_on_the_cpu_needs_no_scaler(tiny_cfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's AMPTrainer refuses to run without CUDA."""
+    monkeypatch.setattr(PaperTrainer, "build_train_loader", classmethod(lambda cls, cfg: [[]]))
+    trainer = PaperTrainer(tiny_cfg("SOLVER.AMP.ENABLED", True))
+    assert type(trainer._trainer) is SimpleTrainer
+    assert trainer.model.amp_on_cpu
 
 
 def test_gradients_of_two_images_are_averaged_e33() -> None:

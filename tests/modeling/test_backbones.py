@@ -133,3 +133,32 @@ def test_by_registry_name(tiny_cfg, name: str) -> None:
     model = build_backbone(tiny_cfg("MODEL.BACKBONE.NAME", name))
     assert type(model).__name__ == name
     assert model.output_shape() == {"conv5": ShapeSpec(channels=8, stride=16)}
+
+
+@pytest.mark.parametrize("size", [(250, 37), (100, 8), (7, 9)])
+def test_conv1_in_strips_is_the_same(size: tuple[int, int], monkeypatch) -> None:
+    """Strips of 100 rows: three, one, less than one."""
+    torch.manual_seed(0)
+    net = VGG16(channels=(4, 4, 4, 4, 4), out_features=("conv2", "conv5"))
+    x = torch.rand(2, 3, *size)
+    calls = []
+    stock = VGG16._conv1_pool1
+    monkeypatch.setattr(VGG16, "_conv1_pool1", lambda *a: calls.append(1) or stock(*a))
+    with torch.no_grad():
+        strips = net(x)
+    assert calls
+    whole = net(x)  # its gradient is wanted
+    assert len(calls) == 1
+    for name in strips:
+        assert torch.allclose(strips[name], whole[name], rtol=1e-6, atol=1e-7)
+
+
+def test_conv1_in_strips_while_the_rest_trains() -> None:
+    net = VGG16(channels=(4, 4, 4, 4, 4), freeze_at=2)
+    assert net._runs_in_strips(torch.rand(1, 3, 8, 8))
+    assert not net._runs_in_strips(torch.rand(1, 3, 8, 8, requires_grad=True))
+    for kept in (("conv1", "conv2"), ("conv1",)):
+        first = VGG16(channels=(4, 4, 4, 4, 4), out_features=kept)
+        with torch.no_grad():
+            assert not first._runs_in_strips(torch.rand(1, 3, 8, 8))
+            assert set(first(torch.rand(1, 3, 8, 8))) == set(kept)

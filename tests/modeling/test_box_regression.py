@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, pairwise_iou
 
 from frcnn_plugin.modeling import CaffeBox2BoxTransform
@@ -91,3 +92,12 @@ def test_scale_is_not_clamped_unless_asked() -> None:
 def test_no_boxes() -> None:
     transform = CaffeBox2BoxTransform(decode_growth=1.0)
     assert transform.apply_deltas(torch.zeros(0, 12), torch.zeros(0, 4)).shape == (0, 12)
+
+
+def test_encoding_is_the_hosts_to_the_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corner, side = torch.rand(2, 50, 2, generator=generator) * 100
+    boxes = torch.cat([corner, corner + side + 1], dim=1)
+    weights = (10.0, 10.0, 5.0, 5.0)
+    expected = Box2BoxTransform(weights).get_deltas(boxes, boxes.flip(0))
+    assert torch.equal(CaffeBox2BoxTransform(weights).get_deltas(boxes, boxes.flip(0)), expected)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference_single_image
+from detectron2.structures import Boxes, Instances
 
-from frcnn_plugin.modeling.detections import select_detections
+from frcnn_plugin.modeling.detections import candidates, select_detections, to_original_size
 
 FAR = torch.tensor([[100.0 * i, 0.0, 100.0 * i + 10.0, 10.0] for i in range(5)])
 
@@ -51,3 +56,52 @@ def test_the_class_does_not_change_coordinates() -> None:
 
 def test_nothing() -> None:
     assert select(FAR[:0], [], [], keep_ties=True) == []
+
+
+# ---- as the host does it, with fewer waits ---------------------------------------------------
+
+SIZE = (300, 400)
+
+
+def scored_boxes(count: int, classes: int, shared: bool, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    columns = 1 if shared else classes
+    corner = torch.rand(count, columns, 2, generator=generator) * 420 - 20
+    sides = torch.rand(count, columns, 2, generator=generator) * 100
+    boxes = torch.cat([corner, corner + sides], dim=2).flatten(1)
+    scores = (torch.randn(count, classes + 1, generator=generator) * 2).softmax(dim=1)
+    return boxes, scores
+
+
+def as_lists(result: Instances, rows: torch.Tensor) -> list[list[float]]:
+    fields = (result.pred_boxes.tensor, result.scores[:, None], result.pred_classes[:, None])
+    return torch.cat([*(f.double() for f in fields), rows[:, None].double()], dim=1).tolist()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 80])
+def test_candidates_are_the_hosts(count: int, shared: bool) -> None:
+    """The host's function with a threshold that suppresses nothing, by descending score."""
+    boxes, scores = scored_boxes(count, 4, shared)
+    if count > 2:
+        boxes[1, 2], scores[2, 0] = float("nan"), float("inf")
+    expected = fast_rcnn_inference_single_image(boxes.clone(), scores, SIZE, 0.05, 2.0, -1)
+    boxes, scores, classes, rows = candidates(boxes, scores, SIZE, 0.05)
+    order = scores.argsort(descending=True)
+    result = Instances(SIZE, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+    assert as_lists(result[order], rows[order]) == as_lists(*expected)
+    assert (len(rows) > 0) == (count > 0)
+
+
+@pytest.mark.parametrize("name", ["pred_boxes", "proposal_boxes"])
+def test_scaling_equals_the_hosts(name: str) -> None:
+    """Boxes outside the image have no area after clipping and go, with all their fields."""
+    result = Instances(SIZE)
+    tensor = torch.tensor([[10.0, 20, 50, 60], [-9, 0, 0, 9], [390, 290, 480, 350], [5, 5, 5, 9]])
+    result.set(name, Boxes(tensor))
+    result.scores = torch.arange(4.0)
+    expected = detector_postprocess(copy.deepcopy(result), 450, 500)
+    actual = to_original_size(result, 450, 500)
+    assert actual.scores.tolist() == expected.scores.tolist() == [0, 2]
+    assert actual.get(name).tensor.tolist() == expected.get(name).tensor.tolist()
+    assert actual.image_size == (450, 500)

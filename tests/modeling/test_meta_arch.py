@@ -7,6 +7,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling import PaperRCNN
 from frcnn_plugin.modeling.image_size import image_scale
 from tests.conftest import make_input
@@ -149,6 +150,89 @@ def test_two_seeded_runs_are_identical(tiny_cfg) -> None:
         return values
 
     assert run() == run()
+
+
+def conv_dtypes(model: PaperRCNN, batch) -> set[torch.dtype]:
+    """What the last convolution of the backbone gave."""
+    seen = set()
+    layer = model.backbone.conv5[0]
+    handle = layer.register_forward_hook(lambda m, i, out: seen.add(out.dtype))
+    with EventStorage():
+        model(batch)
+    handle.remove()
+    return seen
+
+
+def test_bfloat16_inference_is_a_switch(tiny_cfg) -> None:
+    model = build_model(tiny_cfg("MODEL.PAPER_RCNN.INFERENCE_DTYPE", "bfloat16"))
+    batch = [make_input(96, 128, BOXES)]
+    assert conv_dtypes(model.train(), batch) == {torch.float32}
+    model.eval().roi_heads.box_predictor.test_score_thresh = 0.0
+    with torch.no_grad():
+        assert conv_dtypes(model, batch) == {torch.bfloat16}
+        (result,) = model(batch)
+    assert len(result["instances"]) > 0
+    assert result["instances"].pred_boxes.tensor.dtype == torch.float32
+
+
+def test_amp_on_the_cpu_trains_in_bfloat16(tiny_cfg) -> None:
+    losses = {}
+    for amp in (False, True):
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg("SOLVER.AMP.ENABLED", amp)).train()
+        batch = [make_input(96, 128, BOXES), make_input(97, 131, [], seed=1)]
+        expected = torch.bfloat16 if amp else torch.float32
+        assert conv_dtypes(model, batch) == {expected}
+        torch.manual_seed(1)
+        with EventStorage():
+            losses[amp] = sum(model(batch).values())
+        losses[amp].backward()
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+        with torch.no_grad():
+            assert conv_dtypes(model.eval(), batch) == {torch.float32}
+    assert losses[True].item() == pytest.approx(losses[False].item(), rel=0.05)
+
+
+def test_unknown_dtype(tiny_cfg) -> None:
+    with pytest.raises(UserError, match=r"INFERENCE_DTYPE is 'bf16': use one of float32, bfloat16"):
+        build_model(tiny_cfg("MODEL.PAPER_RCNN.INFERENCE_DTYPE", "bf16"))
+
+
+# Wide enough for Winograd, and numbers of a trained network's size in its outputs.
+WIDE = (
+    *("MODEL.VGG.CHANNELS", [8, 8, 128, 128, 128]),
+    *("MODEL.PIXEL_STD", [50.0, 50.0, 50.0]),
+)
+
+
+@pytest.mark.parametrize("size", [(97, 131), (160, 96)])
+def test_same_detections_with_winograd(tiny_cfg, size: tuple[int, int]) -> None:
+    results = []
+    for winograd in (True, False):
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg(*WIDE, "MODEL.PAPER_RCNN.WINOGRAD", winograd)).eval()
+        model.roi_heads.box_predictor.test_score_thresh = 0.0
+        with torch.no_grad():
+            results.append(model([make_input(*size, [])])[0]["instances"])
+    fast, plain = results
+    assert len(plain) > 3 and fast.pred_classes.tolist() == plain.pred_classes.tolist()
+    assert torch.allclose(fast.scores, plain.scores, rtol=1e-5)
+    assert torch.allclose(fast.pred_boxes.tensor, plain.pred_boxes.tensor, rtol=1e-5, atol=1e-3)
+
+
+def test_same_losses_with_winograd(tiny_cfg) -> None:
+    results = []
+    for winograd in (True, False):
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg(*WIDE, "MODEL.PAPER_RCNN.WINOGRAD", winograd)).train()
+        with EventStorage():
+            losses = model([make_input(97, 131, BOXES)])
+        sum(losses.values()).backward()
+        results.append(({k: v.item() for k, v in losses.items()}, model.backbone.conv3[1]))
+    (fast, fast_layer), (plain, plain_layer) = results
+    assert fast == pytest.approx(plain, rel=1e-5)
+    difference = fast_layer.weight.grad - plain_layer.weight.grad
+    assert difference.norm() <= 1e-3 * plain_layer.weight.grad.norm()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -7,6 +7,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_roi_heads
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -276,3 +277,46 @@ def test_other_poolers_stay_the_hosts(tiny_cfg) -> None:
     heads = build_roi_heads(tiny_cfg("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2"), SHAPE)
     assert isinstance(heads, CaffeROIHeads) and isinstance(heads.box_pooler, ROIPooler)
     assert isinstance(build_roi_heads(tiny_cfg(), SHAPE).box_pooler, InclusiveROIPooler)
+
+
+# ---- what is computed differently from the host, with the same result ----------------------
+
+
+def test_fc_in_parts_is_the_same() -> None:
+    torch.manual_seed(0)
+    head = FC6FC7Head(ShapeSpec(channels=4, height=7, width=7), fc_dim=1500).eval()
+    x = torch.rand(6, 4, 7, 7)
+    with torch.no_grad():
+        parts = head(x)
+    assert torch.allclose(parts, head(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("foreground", [0, 5])
+def test_losses_and_statistics_are_the_hosts(tiny_cfg, foreground: int) -> None:
+    predictor = build_roi_heads(tiny_cfg(), SHAPE).box_predictor
+    torch.manual_seed(0)
+    rois = sampled_rois(20)
+    rois.gt_classes = torch.tensor([i % 3 for i in range(foreground)] + [3] * (20 - foreground))
+    rois.proposal_boxes.tensor[:, 2] += torch.arange(20.0)
+    if not foreground:
+        rois.remove("gt_boxes")
+    predictions = torch.randn(20, 4), torch.randn(20, 12)
+    with EventStorage() as expected_storage:
+        expected = FastRCNNOutputLayers.losses(predictor, predictions, [rois])
+    with EventStorage() as storage:
+        actual = predictor.losses(predictions, [rois])
+    assert {k: v.item() for k, v in actual.items()} == {k: v.item() for k, v in expected.items()}
+    assert storage.latest() == expected_storage.latest() and len(storage.latest()) >= 1
+
+
+def test_pooling_of_two_images_as_the_hosts_pooler() -> None:
+    host = ROIPooler(output_size=7, scales=(1 / 16,), sampling_ratio=0, pooler_type="ROIPool")
+    features = torch.rand(2, 8, 9, 12, requires_grad=True)
+    boxes = [torch.tensor([[0.0, 0, 100, 90]]), torch.tensor([[16.0, 8, 80, 80], [0, 0, 9, 9]])]
+    one = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    expected = host([features], [Boxes(b - one) for b in boxes])
+    pooler = InclusiveROIPooler(host)
+    training = pooler([features], [Boxes(b) for b in boxes])
+    assert torch.equal(training, expected) and training.requires_grad
+    with torch.no_grad():
+        assert torch.equal(pooler([features], [Boxes(b) for b in boxes]), expected)

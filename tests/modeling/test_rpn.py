@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.proposal_generator import build_proposal_generator
+from detectron2.modeling.proposal_generator import RPN, build_proposal_generator
 from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
 
@@ -185,6 +185,38 @@ def test_losses_by_samples_e11b_e11c() -> None:
     losses, _, _ = losses_e11(make_rpn())
     assert losses["loss_rpn_cls"].item() == pytest.approx(0.458143, abs=1e-6)
     assert losses["loss_rpn_loc"].item() == pytest.approx(0.200046, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["smooth_l1", "giou", "diou", "ciou"])
+def test_losses_are_the_hosts_divided_otherwise(kind: str) -> None:
+    """Two images, two feature maps, 200 anchors of which 80 and 30 are sampled."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random_boxes(count: int) -> torch.Tensor:
+        corner, side = torch.rand(2, count, 2, generator=generator) * 60
+        return torch.cat([corner, corner + side + 4], dim=1)
+
+    anchors = [Boxes(random_boxes(150)), Boxes(random_boxes(50))]
+    logits = [torch.randn(2, n, generator=generator) for n in (150, 50)]
+    deltas = [torch.randn(2, n, 4, generator=generator) * 0.3 for n in (150, 50)]
+    labels = [torch.full((200,), -1, dtype=torch.int8) for _ in range(2)]
+    labels[0][40:60], labels[0][60:120], labels[1][170:200] = 1, 0, 0
+    boxes = [random_boxes(200), torch.zeros(200, 4)]  # the second image has no objects
+    rpn = make_rpn(box_reg_loss_type=kind)
+    results = []
+    for function in (PaperRPN.losses, RPN.losses):
+        leaves = [t.clone().requires_grad_() for t in (*logits, *deltas)]
+        with EventStorage() as storage:
+            losses = function(rpn, anchors, leaves[:2], labels, leaves[2:], boxes)
+        total = losses["loss_rpn_cls"] + 3 * losses["loss_rpn_loc"]
+        grads = torch.cat([g.flatten() for g in torch.autograd.grad(total, leaves)])
+        results.append((losses, grads, storage.latest()))
+    (ours, our_grads, our_numbers), (hosts, host_grads, host_numbers) = results
+    factor = 2 * 256 / 110
+    for name in ("loss_rpn_cls", "loss_rpn_loc"):
+        assert ours[name].item() == pytest.approx(factor * hosts[name].item(), rel=1e-5)
+    assert torch.allclose(our_grads, factor * host_grads, rtol=1e-4, atol=1e-7)
+    assert our_numbers == host_numbers
 
 
 def test_losses_by_locations_e11c() -> None:

@@ -56,9 +56,14 @@ def _numbers(run: PlannedRun) -> Iterator[Finding]:
             f"SOLVER.STEPS {tuple(steps)} must grow",
             f'Type SOLVER.STEPS "{tuple(sorted(set(steps)))}"',
         )
-    if solver.AMP.ENABLED and not run.cfg.MODEL.DEVICE.startswith("cuda"):
+    model = run.cfg.MODEL
+    on_cpu = model.DEVICE == "cpu" and model.META_ARCHITECTURE == "PaperRCNN"
+    if solver.AMP.ENABLED and not (model.DEVICE.startswith("cuda") or on_cpu):
         yield error(
-            _SUBJECT, "SOLVER.AMP.ENABLED needs a CUDA device: add SOLVER.AMP.ENABLED False"
+            _SUBJECT,
+            f"SOLVER.AMP.ENABLED with MODEL.DEVICE {model.DEVICE} and MODEL.META_ARCHITECTURE "
+            f"{model.META_ARCHITECTURE}: without CUDA only PaperRCNN trains in mixed precision, on "
+            "the CPU; add SOLVER.AMP.ENABLED False",
         )
 
 

@@ -1,0 +1,115 @@
+"""RoI max pooling for inference on CPUs: the operator's numbers in a quarter of its time.
+
+torchvision's operator visits every cell of every bin, channel by channel, in one thread. Here the
+maxima of small windows are tabulated once, for all positions, and each bin takes the larger of two
+table entries; maxima do not round, so the result is the same to the last bit.
+
+Shape shorthand in this module:
+
+    H, W: size of the feature map
+    R: number of RoIs of one image
+    P: bins per side, 7
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Channels that are worked on at a time; their tables then stay in the cache.
+_CHANNELS = 128
+
+
+def roi_max_pool(
+    features: torch.Tensor, rois: list[torch.Tensor], output_size: int, spatial_scale: float
+) -> torch.Tensor:
+    """As ``torchvision.ops.roi_pool``, without a gradient.
+
+    Args:
+        features: (N, C, H, W) float, best in channels-last memory.
+        rois: per image, (R, 4) inclusive XYXY in pixels of the image.
+        output_size: P.
+        spatial_scale: cells per pixel.
+
+    Returns:
+        (all R, C, P, P).
+    """
+    channels = features.shape[1]
+    out = features.new_empty((sum(map(len, rois)), channels, output_size, output_size))
+    first = 0
+    for image, boxes in zip(features, rois, strict=True):
+        if len(boxes) == 0:
+            continue
+        cells = boxes * spatial_scale
+        # As the operator: half away from zero.
+        cells = torch.where(cells >= 0, (cells + 0.5).floor(), (cells - 0.5).ceil()).long()
+        x = _bins(cells[:, 0], cells[:, 2], image.shape[2], output_size)
+        y = _bins(cells[:, 1], cells[:, 3], image.shape[1], output_size)
+        target = out[first : first + len(boxes)]
+        for block in range(0, channels, _CHANNELS):
+            part = slice(block, block + _CHANNELS)
+            target[:, part] = _pool(image[part].permute(1, 2, 0), x, y)
+        first += len(boxes)
+    return out
+
+
+def _bins(
+    start: torch.Tensor, end: torch.Tensor, size: int, num_bins: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """First cell and length of each bin along one axis, (R, P) each; a length of 0 is empty.
+
+    Args:
+        start: (R,) int64, first cell of the RoI.
+        end: (R,) last cell, inclusive.
+        size: cells of the map.
+        num_bins: P.
+    """
+    step = (end - start + 1).clamp(min=1).float() / num_bins  # float32, as the operator
+    i = torch.arange(num_bins, dtype=torch.float32)
+    low = (i * step[:, None]).floor().long() + start[:, None]
+    high = ((i + 1) * step[:, None]).ceil().long() + start[:, None]
+    low, high = low.clamp(0, size), high.clamp(0, size)
+    return low, (high - low).clamp(min=0)
+
+
+def _pool(
+    cells: torch.Tensor, x: tuple[torch.Tensor, torch.Tensor], y: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Maxima of all bins.
+
+    Args:
+        cells: (H, W, C).
+        x: first column and width of each bin, (R, P) each.
+        y: first row and height, likewise.
+
+    Returns:
+        (R, C, P, P), a view.
+    """
+    height, width, channels = cells.shape
+    (x_low, x_size), (y_low, y_size) = x, y
+    tall = max(1, int(y_size.max()))
+    levels = max(1, int(x_size.max())).bit_length()
+    # table[k, h - 1, i, j]: maximum of rows i .. i + h - 1 and columns j .. j + 2^k - 1. What would
+    # reach over the border is never asked for.
+    table = cells.new_empty((levels, tall, height, width, channels))
+    table[0, 0] = cells
+    for h in range(1, tall):
+        shorter, this = table[0, h - 1], table[0, h]
+        torch.maximum(shorter[: height - h], cells[h:], out=this[: height - h])
+        this[height - h :] = shorter[height - h :]
+    for k in range(1, levels):
+        half = 2 ** (k - 1)
+        narrow, wide = table[k - 1], table[k]
+        torch.maximum(narrow[:, :, :-half], narrow[:, :, half:], out=wide[:, :, :-half])
+        wide[:, :, -half:] = narrow[:, :, -half:]
+    # Two windows of 2^k columns, one at each end, cover a bin of 2^k to 2^(k+1) columns.
+    level = torch.log2(x_size.clamp(min=1).float()).floor().long()
+    second = (x_low + x_size - (1 << level)).clamp(0, width - 1)
+    row = (y_size.clamp(min=1) - 1) * height + y_low.clamp(max=height - 1)
+    rows = (level[:, None, :] * tall * height + row[:, :, None]) * width
+    flat = table.view(-1, channels)
+    out = flat.index_select(0, (rows + x_low.clamp(max=width - 1)[:, None, :]).flatten())
+    torch.maximum(out, flat.index_select(0, (rows + second[:, None, :]).flatten()), out=out)
+    out = out.view(len(x_low), y_low.shape[1], x_low.shape[1], channels)
+    empty = (y_size == 0)[:, :, None] | (x_size == 0)[:, None, :]
+    out.masked_fill_(empty[..., None], 0)
+    return out.permute(0, 3, 1, 2)
