@@ -67,7 +67,7 @@ def select_detections(
     # 0.01 px there, enough to turn a suppression; double ones lose nothing.
     keep = batched_nms(boxes.double(), scores.double(), classes, nms_thresh)
     if keep_ties and 0 < topk < len(keep):
-        return keep[scores[keep] >= scores[keep[topk - 1]]]
+        return keep[scores[keep] >= scores[keep[topk - 1 : topk]]]
     return keep[:topk] if topk >= 0 else keep
 
 

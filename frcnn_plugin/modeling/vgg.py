@@ -88,13 +88,15 @@ class VGG16(CaffeBackbone):
         return self._run(self._conv1_pool1(x), skip=len(self.conv1) + 1)
 
     def _runs_in_strips(self, x: torch.Tensor) -> bool:
-        """Whether conv1 may be computed strip by strip: on a CPU, where nobody needs it again."""
+        """Whether conv1 may be computed strip by strip: on a CPU, if nobody needs it as a whole."""
         trains = torch.is_grad_enabled() and (
             x.requires_grad or any(p.requires_grad for p in self.conv1.parameters())
         )
         kept = "conv1" in self._out_features or "conv2" not in self.stage_names
+        layers = [*self.conv1, *(self.conv2[:1] if not kept else ())]
+        watched = any(m._forward_hooks or m._forward_pre_hooks for m in layers)
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        return x.device.type == "cpu" and not (trains or kept or traced)
+        return x.device.type == "cpu" and not (trains or kept or watched or traced)
 
     def _conv1_pool1(self, x: torch.Tensor) -> torch.Tensor:
         """conv1 and its pooling, some rows at a time.

@@ -157,6 +157,11 @@ def test_conv1_in_strips_while_the_rest_trains() -> None:
     net = VGG16(channels=(4, 4, 4, 4, 4), freeze_at=2)
     assert net._runs_in_strips(torch.rand(1, 3, 8, 8))
     assert not net._runs_in_strips(torch.rand(1, 3, 8, 8, requires_grad=True))
+    seen = []
+    net.conv1[0].register_forward_hook(lambda m, i, out: seen.append(tuple(out.shape)))
+    with torch.no_grad():
+        net(torch.rand(1, 3, 230, 8))
+    assert seen == [(1, 4, 230, 8)]  # a hook gets the whole map
     for kept in (("conv1", "conv2"), ("conv1",)):
         first = VGG16(channels=(4, 4, 4, 4, 4), out_features=kept)
         with torch.no_grad():

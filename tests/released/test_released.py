@@ -145,22 +145,22 @@ def test_every_setting_matters(key: str, value: object) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("net", [VGG16_ALT_OPT, ZF_ALT_OPT], ids=lambda net: net.name)
 def test_full_size(net: Net) -> None:
-    """The true widths of all layers, on a small image: plainly computed, and as the configs do."""
+    """The true widths of all layers, on a small image, computed plainly and as the configs do."""
     case = Case(net, (141, 189), widths=FULL[net.backbone], fc=4096, sides=(224, 380))
     check_margins(case)
     run = theirs(case)
     assert sum(map(len, run.detections)) >= 20
-    keys = ("MODEL.PAPER_RCNN.CHANNELS_LAST", "MODEL.PAPER_RCNN.WINOGRAD")
-    for fast in (False, True):
-        blobs, detections = plugin(case, *(v for key in keys for v in (key, fast)))
+    for usual in (False, True):
+        keys = ("MODEL.PAPER_RCNN.CHANNELS_LAST", usual, "MODEL.PAPER_RCNN.WINOGRAD", usual)
+        blobs, detections = plugin(case, *keys)
         order = match(blobs["rois"].numpy(), run.blobs["rois"].numpy())
         assert order is not None, "other RoIs"
         for name in (net.last, "rpn_cls_score", "rpn_bbox_pred", "fc6", "fc7", "cls_score"):
             blob = blobs[name][order] if name[0] != "r" and name != net.last else blobs[name]
             expected = run.blobs[name]
-            # The fast ways take sums in another order.
+            # As usual, sums are taken in another order.
             error = (blob - expected).abs().max() / expected.abs().max()
-            assert error <= (5e-5 if fast else 1e-5), name
+            assert error <= (5e-5 if usual else 1e-5), name
         pixels, score = largest_difference(detections, run.detections)
         assert pixels <= PIXELS and score <= SCORE
 

@@ -42,8 +42,8 @@ _COPIES = {
 }
 # Copied from the host; counted on its own, as the GPU has nothing to finish for it.
 FROM_NUMBERS = "from numbers"
-# Works on tensors of the host on every device: the sizes of the images.
-_ON_HOST = "detectron2/structures/image_list.py"
+# Works on tensors of the host on every device, the sizes of the images; or runs on CPUs only.
+_ON_HOST = ("detectron2/structures/image_list.py", "frcnn_plugin/modeling/roi_max_pool.py")
 # They stand for their callers.
 _TRANSPARENT = ("/torchvision/_autograd_registrations.py", "/detectron2/layers/wrappers.py")
 _PACKAGES = ("frcnn_plugin", "detectron2", "torchvision")
