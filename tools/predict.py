@@ -34,6 +34,7 @@ from frcnn_plugin.data.given_boxes import BoxList, load_boxes
 from frcnn_plugin.data.image_files import find_images, output_names, read_bgr
 from frcnn_plugin.data.video import VideoFrames
 from frcnn_plugin.engine import FasterRCNNPredictor
+from frcnn_plugin.engine.tuning import tune_process
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.detection_writer import DetectionWriter
 
@@ -244,6 +245,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     setup_logger(name="frcnn_plugin")
+    tune_process()
     try:
         status = run(parse_args(argv))
     except UserError as error:
