@@ -73,7 +73,7 @@ def prefix_nms(
     """
     total = len(boxes)
     # On a GPU each round would be waited for, and all boxes are suppressed faster than that.
-    size = total if boxes.is_cuda else 4 * limit
+    size = total if boxes.is_cuda else 8 * limit
     # A traced graph cannot grow; once most boxes are in, the rest costs less than another round.
     while size < 0.75 * total and not torch.jit.is_tracing():
         keep = nms(boxes[:size], scores[:size], thresh)
