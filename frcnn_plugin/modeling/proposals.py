@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
+# Boxes that enter a suppression at a time.
+_PIECE = 2400
+
 
 def float32_threshold(thresh: float) -> float:
     """The IoU threshold as Caffe's kernels see it.
@@ -59,8 +62,9 @@ def prefix_nms(
 ) -> torch.Tensor:
     """The first ``limit`` survivors of non-maximum suppression, exactly.
 
-    Whether a box survives depends only on boxes with higher scores, so suppression over a prefix
-    of the sorted boxes is final for that prefix. The prefix grows until enough boxes survive.
+    A box is suppressed by *kept* boxes with higher scores only. So boxes are taken piece by piece
+    and compared with those kept so far, until enough are kept: the result is that of one
+    suppression of all, which takes time with the square of their number.
 
     Args:
         boxes: (R, 4), sorted by descending score.
@@ -71,16 +75,16 @@ def prefix_nms(
     Returns:
         (min(limit, survivors),) int64 indices, ascending.
     """
-    total = len(boxes)
-    # On a GPU each round would be waited for, and all boxes are suppressed faster than that.
-    size = total if boxes.is_cuda else 8 * limit
-    # A traced graph cannot grow; once most boxes are in, the rest costs less than another round.
-    while size < 0.75 * total and not torch.jit.is_tracing():
-        keep = nms(boxes[:size], scores[:size], thresh)
+    # On a GPU each piece would be waited for, and a traced graph cannot stop early.
+    if boxes.is_cuda or torch.jit.is_tracing() or len(boxes) <= 8 * limit:
+        return nms(boxes, scores, thresh)[:limit]
+    keep = torch.empty(0, dtype=torch.int64)
+    for piece in torch.arange(len(boxes)).split(_PIECE):
+        candidates = torch.cat((keep, piece))
+        keep = candidates[nms(boxes[candidates], scores[candidates], thresh)]
         if len(keep) >= limit:
-            return keep[:limit]
-        size *= 4
-    return nms(boxes, scores, thresh)[:limit]
+            break
+    return keep[:limit]
 
 
 def select_proposals(

@@ -94,3 +94,15 @@ def test_prefix_nms_equals_full_nms(spread: float, limit: int) -> None:
     scores = torch.rand(3000, generator=generator).sort(descending=True).values
     expected = nms(boxes, scores, 0.7)[:limit]
     assert torch.equal(prefix_nms(boxes, scores, 0.7, limit), expected)
+
+
+def test_prefix_nms_over_several_pieces_with_equal_scores() -> None:
+    """20000 boxes, of which fewer survive than are wanted; many scores tie."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(20000, 2, generator=generator) * 150
+    boxes = torch.cat([corner, corner + 40 + 20 * torch.rand(20000, 2, generator=generator)], 1)
+    scores = torch.randint(50, (20000,), generator=generator).float().sort(descending=True).values
+    survivors = nms(boxes, scores, 0.7)
+    assert 100 < len(survivors) < 2000
+    assert torch.equal(prefix_nms(boxes, scores, 0.7, 2000), survivors)
+    assert torch.equal(prefix_nms(boxes, scores, 0.7, 100), survivors[:100])
