@@ -214,7 +214,8 @@ def test_checkpoint_makes_statistics(tiny_cfg, tmp_path: Path, caplog) -> None:
 
     with caplog.at_level(logging.WARNING):
         DetectionCheckpointer(other).load(path)
-    assert not caplog.records
+    # torch has warnings of its own, once per process.
+    assert not [r for r in caplog.records if not r.name.startswith("torch")]
     assert torch.equal(head(other).mean, mean) and torch.equal(head(other).std, std)
     assert other.proposal_generator.target_statistics.active
     other.load_state_dict(model.state_dict(), strict=True)
