@@ -113,7 +113,8 @@ def _add_meta_arch(cfg: CN) -> None:
     cfg.MODEL.PAPER_RCNN.CHANNELS_LAST = True
     # True: 3x3 convolutions of VGG16, ZF and the RPN with 128 x 128 channels or more, on a CPU in
     # float32, by Winograd's algorithm: half the time, other rounding (about 3e-6 of the largest
-    # feature; no further from the exact sum than the direct convolution is).
+    # feature; no further from the exact sum than the direct convolution is). In bfloat16 the widest
+    # (256 x 512 or more) are computed so too, in float32, on CPUs without matrix units (AMX).
     cfg.MODEL.PAPER_RCNN.WINOGRAD = True
     # Arithmetic of inference: "float32", or "bfloat16" or "float16" (CUDA) by autocast: faster,
     # detections change a little. Training has the host's SOLVER.AMP.ENABLED, on CPUs bfloat16.

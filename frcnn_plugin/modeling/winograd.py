@@ -22,6 +22,7 @@ points: Barabasz et al., Error Analysis and Improving the Accuracy of Winograd C
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +63,8 @@ _TILES = 256
 # Below these, transforms cost more than the multiplications saved.
 _MIN_CHANNEL_PAIRS = 128 * 128
 _MIN_TILES = 32
+# The same beside direct convolutions in bfloat16, which do not multiply four times faster either.
+_MIN_CHANNEL_PAIRS_MIXED = 256 * 512
 
 
 def _kron(matrix: tuple[tuple[float, ...], ...], like: torch.Tensor) -> torch.Tensor:
@@ -167,10 +170,19 @@ class _Winograd(torch.autograd.Function):
         )
 
 
+@functools.cache
+def _has_matrix_units() -> bool:
+    """Whether bfloat16 is far faster than float32 here: with Intel's AMX; unknown CPUs count too."""
+    known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return not known or bool(amx())
+
+
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of stride 1 and padding 1, by Winograd's algorithm where that is faster.
 
-    That is on a CPU, in float32, with many channels, while :attr:`winograd` is True.
+    That is on a CPU, in float32, with many channels, while :attr:`winograd` is True. In mixed
+    precision, too, if the channels are very many: the result then is float32.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -180,19 +192,22 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve ``x`` (N, C, H, W) to (N, O, H, W)."""
-        if self.winograd and self._is_faster(x):
-            out: torch.Tensor = _Winograd.apply(x, self.weight, self.bias)
-            return out
-        return super().forward(x)
+        if not (self.winograd and self._is_faster(x)):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            out: torch.Tensor = _Winograd.apply(x.float(), self.weight, self.bias)
+        return out
 
     def _is_faster(self, x: torch.Tensor) -> bool:
+        mixed = torch.is_autocast_enabled("cpu")
+        pairs = _MIN_CHANNEL_PAIRS_MIXED if mixed else _MIN_CHANNEL_PAIRS
         tiles = -(-x.shape[2] // _M) * -(-x.shape[3] // _M)
         return (
             x.device.type == "cpu"
-            and x.dtype == self.weight.dtype == torch.float32
-            and self.in_channels * self.out_channels >= _MIN_CHANNEL_PAIRS
+            and self.weight.dtype == torch.float32
+            and (not _has_matrix_units() if mixed else x.dtype == torch.float32)
+            and self.in_channels * self.out_channels >= pairs
             and tiles >= _MIN_TILES
-            and not torch.is_autocast_enabled("cpu")
             and not torch.jit.is_tracing()
             and not torch.compiler.is_compiling()
         )

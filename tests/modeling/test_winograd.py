@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from frcnn_plugin.modeling import VGG16
+from frcnn_plugin.modeling import VGG16, winograd
 from frcnn_plugin.modeling.winograd import Conv3x3, _Winograd
 
 SIZES = [(1, 4, 4), (1, 1, 1), (2, 9, 14), (1, 38, 63), (2, 3, 17)]
@@ -63,27 +63,60 @@ def test_rounding_is_that_of_float32() -> None:
         assert (a - e).abs().max() <= 1e-5 * e.abs().max()
 
 
-def used(layer: Conv3x3, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> bool:
+def used(layer: Conv3x3, x: torch.Tensor) -> bool:
     calls: list[int] = []
     stock = _Winograd.apply
-    monkeypatch.setattr(_Winograd, "apply", lambda *args: calls.append(1) or stock(*args))
-    layer(x)
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Winograd, "apply", lambda *args: calls.append(1) or stock(*args))
+        layer(x)
     return bool(calls)
 
 
-def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_is_used() -> None:
     layer, x = Conv3x3(128, 128), torch.rand(1, 128, 24, 24)
-    assert not used(layer, x, monkeypatch)  # off
+    assert not used(layer, x)  # off
     layer.winograd = True
-    assert used(layer, x, monkeypatch)
-    assert not used(layer, x[..., :8, :8], monkeypatch)  # too few tiles
+    assert used(layer, x)
+    assert not used(layer, x[..., :8, :8])  # too few tiles
     with torch.autocast("cpu", torch.bfloat16):
-        assert not used(layer, x, monkeypatch)
-    assert not used(layer.double(), x.double(), monkeypatch)
+        assert not used(layer, x)  # a layer so narrow is faster in bfloat16
+    assert not used(layer.double(), x.double())
     small = Conv3x3(64, 64)
     small.winograd = True
-    assert not used(small, torch.rand(1, 64, 24, 24), monkeypatch)
+    assert not used(small, torch.rand(1, 64, 24, 24))
+
+
+def test_wide_layers_in_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, nearer to the exact sum than a convolution in bfloat16; gradients arrive."""
+    layer = Conv3x3(256, 512)
+    layer.winograd = True
+    x = torch.randn(1, 256, 24, 24).bfloat16().requires_grad_()
+    monkeypatch.setattr(winograd, "_has_matrix_units", lambda: False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert used(layer, x)
+        out = layer(x)
+        layer.winograd = False
+        direct = layer(x)
+        layer.winograd = True
+        monkeypatch.setattr(winograd, "_has_matrix_units", lambda: True)
+        assert not used(layer, x)
+    assert (out.dtype, direct.dtype) == (torch.float32, torch.bfloat16)
+    exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
+    assert (out - exact).abs().max() <= 1e-5 * exact.abs().max()
+    assert (direct - exact).abs().max() > 1e-3 * exact.abs().max()
+    out.sum().backward()
+    assert x.grad is not None and x.grad.dtype == torch.bfloat16
+    assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "amx", "expected"),
+    [("AVX512", False, False), ("AVX2", False, False), ("AVX512", True, True), ("SVE256", 0, True)],
+)
+def test_which_cpus_multiply_bfloat16_fast(monkeypatch, capability, amx, expected) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert winograd._has_matrix_units.__wrapped__() == expected
 
 
 @pytest.mark.parametrize("size", [(97, 130), (160, 96)])

@@ -84,9 +84,9 @@ class Contender:
             return
         assert self.optimizer is not None
         loss = sum(result.values())
+        self.optimizer.zero_grad(set_to_none=True)  # here, as Detectron2's trainer does
         self._timed(clock, "backward", loss.backward)
         self._timed(clock, "optimizer", self.optimizer.step)
-        self.optimizer.zero_grad(set_to_none=True)
 
     @staticmethod
     def _timed(clock: Clock | None, name: str, function: Callable[[], Any]) -> None:
