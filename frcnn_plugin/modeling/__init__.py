@@ -7,10 +7,11 @@ from .box_regression import CaffeBox2BoxTransform
 from .feature_sizes import backbone_feature_sizes
 from .image_size import ScaledImageSize
 from .meta_arch import PaperRCNN
-from .proposals import prefix_nms, select_proposals
+from .proposals import select_proposals
 from .roi_heads import CaffeROIHeads, InclusiveROIPooler
 from .rpn import PaperRPN
 from .rpn_head import SoftmaxRPNHead
+from .suppression import prefix_nms
 from .target_statistics import TargetStatistics
 from .vgg import VGG16
 from .zf import ZF, WithinChannelLRN

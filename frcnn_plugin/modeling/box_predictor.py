@@ -16,7 +16,7 @@ from .classification_log import log_classification
 from .detections import candidates, select_detections
 from .image_size import ScaledImageSize, image_scale
 from .initialisation import redraw
-from .proposals import float32_threshold
+from .suppression import float32_threshold
 from .target_statistics import TargetStatistics
 
 

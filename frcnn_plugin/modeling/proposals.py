@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from torchvision.ops import nms
 
-# Boxes that enter a suppression at a time.
-_PIECE = 2400
-
-
-def float32_threshold(thresh: float) -> float:
-    """The IoU threshold as Caffe's kernels see it.
-
-    torchvision compares float32 IoUs with a double threshold and so suppresses an IoU of exactly
-    0.3, which the originals keep (check E14b). Rounding the threshold to float32 first agrees.
-    """
-    return float(np.float32(thresh))
+from .suppression import prefix_nms
 
 
 def inside_image(boxes: torch.Tensor, image_size: tuple[int, int], border: float) -> torch.Tensor:
@@ -55,36 +43,6 @@ def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor
     return torch.stack(
         (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), dim=1
     )
-
-
-def prefix_nms(
-    boxes: torch.Tensor, scores: torch.Tensor, thresh: float, limit: int
-) -> torch.Tensor:
-    """The first ``limit`` survivors of non-maximum suppression, exactly.
-
-    A box is suppressed by *kept* boxes with higher scores only. So boxes are taken piece by piece
-    and compared with those kept so far, until enough are kept: the result is that of one
-    suppression of all, which takes time with the square of their number.
-
-    Args:
-        boxes: (R, 4), sorted by descending score.
-        scores: (R,), descending.
-        thresh: boxes with IoU > thresh to a kept one are suppressed.
-        limit: number of survivors wanted.
-
-    Returns:
-        (min(limit, survivors),) int64 indices, ascending.
-    """
-    # On a GPU each piece would be waited for, and a traced graph cannot stop early.
-    if boxes.is_cuda or torch.jit.is_tracing() or len(boxes) <= 8 * limit:
-        return nms(boxes, scores, thresh)[:limit]
-    keep = torch.empty(0, dtype=torch.int64)
-    for piece in torch.arange(len(boxes)).split(_PIECE):
-        candidates = torch.cat((keep, piece))
-        keep = candidates[nms(boxes[candidates], scores[candidates], thresh)]
-        if len(keep) >= limit:
-            break
-    return keep[:limit]
 
 
 def select_proposals(

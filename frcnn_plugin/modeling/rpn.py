@@ -26,7 +26,7 @@ from ..errors import UserError
 from .box_regression import CaffeBox2BoxTransform, box_loss
 from .image_size import image_scale
 from .matching import AsyncMatcher
-from .proposals import float32_threshold, inside_image, select_proposals
+from .proposals import inside_image, select_proposals
 from .target_statistics import NormalisedBox2BoxTransform, TargetStatistics
 
 
@@ -80,7 +80,6 @@ class PaperRPN(RPN):
             guard_zero=guard_zero_iou,
         )
         self.min_size_image = min_size_image
-        self.nms_thresh: float = float32_threshold(kwargs.get("nms_thresh", 0.7))
         self.target_statistics = TargetStatistics(1)
         # The host encodes targets and decodes predictions with it.
         self.box2box_transform: Any = NormalisedBox2BoxTransform(

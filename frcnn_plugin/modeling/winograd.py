@@ -172,7 +172,7 @@ class _Winograd(torch.autograd.Function):
 
 @functools.cache
 def _has_matrix_units() -> bool:
-    """Whether bfloat16 is far faster than float32 here: with Intel's AMX; unknown CPUs count too."""
+    """Whether bfloat16 is many times faster here: with Intel's AMX; unknown CPUs count as such."""
     known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return not known or bool(amx())

@@ -1,0 +1,97 @@
+"""Non-maximum suppression that stops when enough boxes are kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torchvision.ops import nms
+
+# Boxes that enter a suppression at a time.
+_PIECE = 2048
+# From so many kept boxes on, they are compared with a piece before it is suppressed.
+_MANY = 256
+# Boxes compared with the kept ones at a time; the arrays then stay in the cache.
+_ROWS = 128
+
+
+def float32_threshold(thresh: float) -> float:
+    """The IoU threshold as Caffe's kernels see it.
+
+    torchvision compares float32 IoUs with a double threshold and so suppresses an IoU of exactly
+    0.3, which the originals keep (check E14b). Rounding the threshold to float32 first agrees.
+    """
+    return float(np.float32(thresh))
+
+
+def prefix_nms(
+    boxes: torch.Tensor, scores: torch.Tensor, thresh: float, limit: int
+) -> torch.Tensor:
+    """The first ``limit`` survivors of non-maximum suppression, exactly.
+
+    A box is suppressed by *kept* boxes with higher scores only. So boxes are taken piece by piece
+    and compared with those kept so far, until enough are kept: the result is that of one
+    suppression of all, which takes time with the square of their number.
+
+    Args:
+        boxes: (R, 4), sorted by descending score.
+        scores: (R,), descending.
+        thresh: boxes with IoU > thresh to a kept one are suppressed; as float32, see
+            :func:`float32_threshold`.
+        limit: number of survivors wanted.
+
+    Returns:
+        (min(limit, survivors),) int64 indices, ascending.
+    """
+    thresh = float32_threshold(thresh)
+    # On a GPU each piece would be waited for, and a traced graph cannot stop early.
+    if boxes.is_cuda or torch.jit.is_tracing() or len(boxes) <= _PIECE:
+        return nms(boxes, scores, thresh)[:limit]
+    keep = torch.empty(0, dtype=torch.int64)
+    for piece in torch.arange(len(boxes)).split(_PIECE):
+        if len(keep) < _MANY:
+            candidates = torch.cat((keep, piece))
+            keep = candidates[nms(boxes[candidates], scores[candidates], thresh)]
+        else:
+            piece = piece[~_overlap_any(boxes[piece], boxes[keep], thresh)]
+            keep = torch.cat((keep, piece[nms(boxes[piece], scores[piece], thresh)]))
+        if len(keep) >= limit:
+            break
+    return keep[:limit]
+
+
+def _overlap_any(boxes: torch.Tensor, others: torch.Tensor, thresh: float) -> torch.Tensor:
+    """Which boxes have an IoU > ``thresh`` with any of the others.
+
+    The IoU is at most the ratio of the areas, so each box is compared with those of about its size
+    only. It is computed as torchvision's ``nms`` does, operation by operation, to the last bit.
+
+    Args:
+        boxes: (R, 4), on the CPU.
+        others: (K, 4).
+        thresh: of the IoU, exact in float32.
+
+    Returns:
+        (R,) bool.
+    """
+    areas, order = _areas(boxes).sort()
+    other_areas, other_order = _areas(others).sort()
+    x1, y1, x2, y2 = boxes[order].t().unsqueeze(2)  # (R, 1) each
+    a1, b1, a2, b2 = others[other_order].t().contiguous()  # (K,) each
+    ratio = 0.99 * max(thresh, 0)  # a little less, as areas and IoU are rounded
+    first = torch.searchsorted(other_areas, areas * ratio).tolist()
+    last = torch.searchsorted(other_areas, areas / ratio, right=True).tolist()
+    overlap = torch.empty(len(boxes), dtype=torch.bool)
+    for start in range(0, len(boxes), _ROWS):
+        rows = slice(start, min(start + _ROWS, len(boxes)))
+        near = slice(first[rows.start], last[rows.stop - 1])
+        width = torch.minimum(x2[rows], a2[near]).sub_(torch.maximum(x1[rows], a1[near]))
+        height = torch.minimum(y2[rows], b2[near]).sub_(torch.maximum(y1[rows], b1[near]))
+        intersection = width.clamp_(min=0).mul_(height.clamp_(min=0))
+        union = (areas[rows, None] + other_areas[near]).sub_(intersection)
+        overlap[order[rows]] = (intersection.div_(union) > thresh).any(dim=1)
+    return overlap
+
+
+def _areas(boxes: torch.Tensor) -> torch.Tensor:
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return (x2 - x1) * (y2 - y1)
