@@ -20,6 +20,15 @@ ANCHOR = [0.0, 0.0, 10.0, 10.0]
 DIFFERENCE = torch.tensor([0.05, -0.2, 0.0, 0.5])
 
 
+def make_rpn_of_the_paper() -> PaperRPN:
+    """Box loss with lambda 10 and sigma 1, by locations."""
+    return make_rpn(
+        loss_norm="locations",
+        smooth_l1_beta=1.0,
+        loss_weight={"loss_rpn_cls": 1.0, "loss_rpn_loc": 10.0},
+    )
+
+
 def losses_e11(rpn: PaperRPN) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
     """Losses of the E11 case on a 2x2 map, with the leaves to differentiate for."""
     pairs = PAIRS.clone().requires_grad_()
@@ -72,12 +81,7 @@ def test_losses_are_the_hosts_divided_otherwise(kind: str) -> None:
 
 
 def test_losses_by_locations_e11c() -> None:
-    rpn = make_rpn(
-        loss_norm="locations",
-        smooth_l1_beta=1.0,
-        loss_weight={"loss_rpn_cls": 1.0, "loss_rpn_loc": 10.0},
-    )
-    losses, _, _ = losses_e11(rpn)
+    losses, _, _ = losses_e11(make_rpn_of_the_paper())
     assert losses["loss_rpn_cls"].item() == pytest.approx(0.458143, abs=1e-6)
     assert losses["loss_rpn_loc"].item() == pytest.approx(0.365625, abs=1e-6)
 
@@ -126,12 +130,7 @@ def test_box_gradient_sigma_3() -> None:
 
 def test_box_gradient_of_the_paper() -> None:
     """By hand: lambda d / (H W) with sigma 1, so 10 d / 4 inside abs(d) < 1."""
-    rpn = make_rpn(
-        loss_norm="locations",
-        smooth_l1_beta=1.0,
-        loss_weight={"loss_rpn_cls": 1.0, "loss_rpn_loc": 10.0},
-    )
-    losses, _, deltas = losses_e11(rpn)
+    losses, _, deltas = losses_e11(make_rpn_of_the_paper())
     losses["loss_rpn_loc"].backward()
     assert deltas.grad is not None
     assert deltas.grad[0, 0].tolist() == pytest.approx([0.125, -0.5, 0, 1.25], abs=1e-6)
