@@ -31,6 +31,7 @@ from detectron2.evaluation import inference_on_dataset
 from tabulate import tabulate
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.atomic_files import write_text
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import FourStepHook, PaperTrainer, SeedEveryStep, setup_cfg
 from frcnn_plugin.evaluation.proposals import ProposalCollector
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         f"{1000 * made:.1f} ms: {plain / made:.3f} of its speed"
     )
     if args.json:
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_text(args.json, json.dumps(results, indent=2) + "\n")
     return results
 
 

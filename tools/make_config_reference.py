@@ -202,8 +202,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {SOURCE.name}: {error}", file=sys.stderr)
         return 1
     if not args.check:
+        # Here, as importing the plugin takes seconds, and --check does without it.
+        from frcnn_plugin.atomic_files import write_text
+
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text, encoding="utf-8")
+        write_text(args.output, text)
         print(f"wrote {args.output}")
         return 0
     if not args.output.is_file() or args.output.read_text(encoding="utf-8") != text:

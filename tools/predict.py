@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from frcnn_plugin import add_frcnn_config
 from frcnn_plugin.data.given_boxes import BoxList, load_boxes
-from frcnn_plugin.data.image_files import find_images, output_names, read_bgr
+from frcnn_plugin.data.image_files import check_overwrites, find_images, output_names, read_bgr
 from frcnn_plugin.data.video import VideoFrames
 from frcnn_plugin.engine import FasterRCNNPredictor
 from frcnn_plugin.engine.tuning import tune_process
@@ -112,16 +112,6 @@ def check(args: argparse.Namespace, images: Sequence[str]) -> None:
             raise UserError(f"there is no folder {path.resolve().parent}")
     if args.output and args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file: give a folder")
-
-
-def check_overwrites(output: Path, names: Sequence[str], inputs: Sequence[Path]) -> None:
-    """Make sure that no picture is written over one that is read."""
-    existing = {path.resolve() for path in inputs}
-    for name in names:
-        if (output / name).resolve() in existing:
-            raise UserError(
-                f"{output / name} is read, and would be written: give another folder as --output"
-            )
 
 
 def read_items(paths: Sequence[Path], unreadable: list[str]) -> Iterator[Item]:

@@ -116,3 +116,22 @@ def output_names(paths: Sequence[Path]) -> list[str]:
         taken.add(name.lower())
         names.append(name)
     return names
+
+
+def check_overwrites(output: Path, names: Sequence[str], inputs: Sequence[Path]) -> None:
+    """Make sure that nothing is written over what is read.
+
+    Args:
+        output: folder that is written to.
+        names: of the files that are written.
+        inputs: files that are read.
+
+    Raises:
+        UserError: one of them is both.
+    """
+    existing = {path.resolve() for path in inputs}
+    for name in names:
+        if (output / name).resolve() in existing:
+            raise UserError(
+                f"{output / name} is read, and would be written: give another folder as --output"
+            )

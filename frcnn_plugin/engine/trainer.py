@@ -228,12 +228,7 @@ class PaperTrainer(DefaultTrainer):
         if cfg.MODEL.PAPER_RCNN.PHASE == "rpn":
             return ProposalEvaluator(dataset_name, output_dir=folder)
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "coco":
-            return RecordingCOCOEvaluator(
-                dataset_name,
-                output_dir=folder,
-                use_fast_impl=_has_fast_cocoeval(),
-                allow_cached_coco=False,
-            )
+            return RecordingCOCOEvaluator(dataset_name, output_dir=folder, allow_cached_coco=False)
         return VOCEvaluator(
             dataset_name, output_dir=folder, match=cfg.TEST.VOC_MATCH, metric=cfg.TEST.VOC_METRIC
         )
@@ -246,14 +241,5 @@ def _has_fused_sgd(device: torch.device) -> bool:
     try:
         torch.optim.SGD([parameter], lr=1.0, momentum=0.9, fused=True).step()
     except (RuntimeError, TypeError):
-        return False
-    return True
-
-
-def _has_fast_cocoeval() -> bool:
-    """Whether the host's compiled COCO evaluation is there; pycocotools does it otherwise."""
-    try:
-        from detectron2 import _C  # noqa: F401
-    except ImportError:
         return False
     return True

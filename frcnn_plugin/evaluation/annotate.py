@@ -15,8 +15,7 @@ from detectron2.utils.visualizer import Visualizer
 
 from ..atomic_files import replacing
 from .drawing import COLOURS
-
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the canvas
+from .labels import Place, place_label
 
 _SHORTEST_LONG_SIDE = 480  # pixels; smaller pictures are enlarged, as labels would not fit
 _POINT = 72 / 100  # points per pixel at Matplotlib's 100 dots per inch
@@ -55,7 +54,7 @@ def draw_detections(
             canvas.draw_box(corners, alpha=1.0, edge_color=colour)
             axes.patches[-1].set_linewidth(letter * line * _POINT)
             axes.patches[-1].set_joinstyle("miter")
-    taken: list[Box] = []
+    taken: list[Place] = []
     labels = []
     for box, index, score in zip(boxes, classes, instances.scores.tolist(), strict=True):
         text = f"{class_names[index]} {score:.2f}"
@@ -66,9 +65,9 @@ def draw_detections(
         label.set_bbox({**back, "pad": pad * _POINT})
         extent = label.get_window_extent(canvas.output.canvas.get_renderer())
         size = (extent.width + 2 * pad, extent.height + 2 * pad)
-        x, y = _place(size, box * scale, (width * scale, height * scale), taken)
-        taken.append((x, y, x + size[0], y + size[1]))
-        label.set_position(((x + pad) / scale, (y + pad) / scale))
+        place = place_label((width * scale, height * scale), box * scale, size, taken)
+        taken.append(place)
+        label.set_position(((place[0] + pad) / scale, (place[1] + pad) / scale))
         labels.append(label)
     for order, label in enumerate(reversed(labels)):
         label.set_zorder(10 + order)
@@ -93,34 +92,3 @@ def save_picture(path: str | os.PathLike[str], picture: npt.NDArray[np.uint8]) -
 def _colour(index: int) -> tuple[float, float, float]:
     red, green, blue = COLOURS[index % len(COLOURS)]
     return red / 255, green / 255, blue / 255
-
-
-def _place(
-    size: tuple[float, float],
-    box: npt.NDArray[np.float32],
-    canvas: tuple[float, float],
-    taken: Sequence[Box],
-) -> tuple[float, float]:
-    """The first place of a label by its box that is free, else the least covered.
-
-    Above the box, inside it, below; each from the left and from the right.
-    """
-    x1, y1, x2, y2 = (float(v) for v in box)
-    best, least = (0.0, 0.0), float("inf")
-    for y in (y1 - size[1], y1, y2, y2 - size[1], y1 + size[1], y1 - 2 * size[1]):
-        for x in (x1, x2 - size[0]):
-            x = min(max(0.0, x), max(0.0, canvas[0] - size[0]))
-            if y < 0 or y + size[1] > canvas[1]:
-                continue
-            place = (x, y, x + size[0], y + size[1])
-            covered = sum(_overlap(place, other) for other in taken)
-            if covered < least:
-                best, least = (x, y), covered
-    return best
-
-
-def _overlap(a: Box, b: Box) -> float:
-    """Area that two boxes share."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    return max(0.0, width) * max(0.0, height)

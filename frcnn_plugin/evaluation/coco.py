@@ -26,8 +26,8 @@ class RecordingCOCOEvaluator(COCOEvaluator):
     """
 
     def __init__(self, dataset_name: str, **options: Any) -> None:
-        """As the host's."""
-        super().__init__(dataset_name, **options)
+        """As the host's; where its compiled evaluation is missing, pycocotools does it."""
+        super().__init__(dataset_name, **{"use_fast_impl": _has_fast_cocoeval(), **options})
         self._dataset_name = dataset_name
         self._coco_eval: Any = None
 
@@ -82,6 +82,14 @@ def _detections(predictions: Sequence[Mapping[str, Any]], truth: GroundTruth) ->
     return Detections(
         boxes, table[:, 2], table[:, 1].astype(np.int64), table[:, 0].astype(np.int64)
     )
+
+
+def _has_fast_cocoeval() -> bool:
+    try:
+        from detectron2 import _C  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _class_records(

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from .labels import Place, place_label
+
 ImageArray = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
-Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the panel
 
 _PANEL_SIDE = 480  # pixels; images whose longer side is shorter are enlarged to this
 _TITLE_HEIGHT = 26
@@ -130,11 +131,13 @@ def _panel(
         for rim, fill, line in ((1, (255, 255, 255), 5), (0, colour, 3)):
             corners = (x1 - rim, y1 - rim, max(x1, x2 - 1) + rim, max(y1, y2 - 1) + rim)
             pen.rectangle(corners, outline=fill, width=line)
-    taken: list[Rectangle] = []
+    taken: list[Place] = []
     for box, label, colour in items:
         text_width = math.ceil(pen.textlength(label, font=font)) + 6
-        x1, y1, x2, y2 = place_label(picture.size, box * scale, (text_width, _FONT_SIZE + 4), taken)
-        taken.append((x1, y1, x2, y2))
+        text_size = (text_width, _FONT_SIZE + 4)
+        place = place_label(picture.size, np.round(box * scale), text_size, taken)
+        taken.append(place)
+        x1, y1, x2, y2 = place
         pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
         middle = (x1 + 3, (y1 + y2) / 2)
         pen.text(middle, label, fill=(255, 255, 255), font=font, anchor="lm")
@@ -144,39 +147,6 @@ def _panel(
     )
     panel.paste(picture, (0, _TITLE_HEIGHT))
     return np.asarray(panel)[:, :, ::-1].copy()
-
-
-def place_label(
-    size: tuple[int, int],
-    box: npt.NDArray[np.float64],
-    text_size: tuple[int, int],
-    taken: Sequence[Rectangle],
-) -> Rectangle:
-    """Finds room for a label: above the box, else in it, else below, off the other labels.
-
-    Args:
-        size: width and height of the picture, pixels.
-        box: (4,) XYXY in its pixels; may leave it.
-        text_size: width and height of the label.
-        taken: places of other labels.
-
-    Returns:
-        The place, inside the picture where the label fits it; it overlaps others only if no free
-        one was found.
-    """
-    text_width, text_height = text_size
-    x = min(max(0, round(box[0])), max(0, size[0] - text_width))
-    top, bottom = round(box[1]), round(box[3])
-    wanted = (top - text_height, top, bottom, bottom - text_height)
-    places = [(x, y, x + text_width, y + text_height) for y in wanted]
-    places = [place for place in places if place[1] >= 0 and place[3] <= size[1]]
-    free = [place for place in places if not any(overlap(place, other) for other in taken)]
-    return [*free, *places, (x, 0, x + text_width, text_height)][0]
-
-
-def overlap(a: Rectangle, b: Rectangle) -> bool:
-    """Whether two rectangles share a pixel."""
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _class_name(class_names: Sequence[str], index: int) -> str:

@@ -5,20 +5,17 @@ No models or files of images here. Boxes are continuous XYXY.
 Shape shorthand: C numbers of proposals, G objects, P proposals of an image, T IoU thresholds.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ..atomic_files import write_text
 from ..data.proposals import Proposals
-from ..errors import UserError
 from .average_precision import FloatArray, IntArray, paired_iou
 from .ground_truth import GroundTruth
+from .json_files import reading_json, write_json
 
 COUNTS = (50, 100, 300, 1000, 2000)  # proposals per image
 # Finer than the metric's .50:.05:.95, for plots; hundredths divided, so that 0.55 is 0.55.
@@ -78,8 +75,7 @@ class RecallCurves:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a JSON file, whole or not at all."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(asdict(self)))
+        write_json(path, asdict(self))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "RecallCurves":
@@ -88,14 +84,9 @@ class RecallCurves:
         Raises:
             UserError: for a missing, damaged or foreign file.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        with reading_json(path, "recall curves") as content:
             content["recall"] = {int(count): row for count, row in content["recall"].items()}
             return RecallCurves(**content)
-        except OSError as error:
-            raise UserError(f"cannot read recall curves: {error}") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} holds no recall curves ({error})") from error
 
 
 def measure_recall(

@@ -4,14 +4,11 @@ Small on purpose: a curve has one point per object found, and only a few images 
 detections are in the files in the VOC server's format, or in COCO's.
 """
 
-import json
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from ..atomic_files import write_text
-from ..errors import UserError
+from .json_files import reading_json, write_json
 
 EVALUATION_FILE = "evaluation.json"  # in OUTPUT_DIR/inference/<data set>
 
@@ -104,8 +101,7 @@ class EvaluationRecord:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a JSON file, whole or not at all."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(_shortened(asdict(self))))
+        write_json(path, _shortened(asdict(self)))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "EvaluationRecord":
@@ -114,8 +110,8 @@ class EvaluationRecord:
         Raises:
             UserError: for a missing, damaged or foreign file.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        remedy = "; make it again with tools/train_net.py --eval-only"
+        with reading_json(path, "evaluation", remedy) as content:
             content["classes"] = [ClassRecord(**entry) for entry in content["classes"]]
             for key in ("best", "worst"):
                 content[key] = [
@@ -123,13 +119,6 @@ class EvaluationRecord:
                     for entry in content[key]
                 ]
             return EvaluationRecord(**content)
-        except OSError as error:
-            raise UserError(f"cannot read the evaluation: {error}") from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{path} holds no evaluation ({error}); make it again with tools/train_net.py "
-                f"--eval-only"
-            ) from error
 
 
 def _shortened(value: Any, key: str = "") -> Any:

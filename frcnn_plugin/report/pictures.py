@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
+from ..evaluation.labels import Place, place_label
 from ..evaluation.record import BoxRecord, ImageRecord
 from .figures import data_address
 
@@ -16,7 +16,6 @@ _SIDE = 480  # pixels of the longer side
 _LETTER = 0.036  # height of letters, relative to the width of the image
 _WIDTH = 0.62  # width of a letter, relative to its height
 LINE = 1.35  # height of a label, relative to that of its letters
-_Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
 # Drawn in this order: what matters most on top. "found" objects are drawn as their detection.
 _ORDER = ("ignored", "right", "missed", "wrong")
 
@@ -93,7 +92,7 @@ def make_picture(image: ImageRecord) -> Picture:
         width = int(max([1.0, *(box.box[2] for box in image.boxes)]))
         height = int(max([1.0, *(box.box[3] for box in image.boxes)]))
     letter = _LETTER * width
-    taken: list[_Rectangle] = []
+    taken: list[Place] = []
     shapes = [
         _shape(box, width, height, letter, taken)
         for outcome in reversed(_ORDER)  # what matters most finds the best place for its label
@@ -107,17 +106,14 @@ def make_picture(image: ImageRecord) -> Picture:
     return Picture(image.image_id, summary, address, problem, width, height, letter, shapes)
 
 
-def _shape(
-    box: BoxRecord, width: int, height: int, letter: float, taken: list[_Rectangle]
-) -> Shape:
+def _shape(box: BoxRecord, width: int, height: int, letter: float, taken: list[Place]) -> Shape:
     x1, y1, x2, y2 = box.box
     score = "" if box.score is None else f" {box.score:.2f}"
     label = "" if box.outcome == "ignored" else f"{box.label}{score or ' missed'}"
     label_width = (len(label) + 1) * _WIDTH * letter
-    x = max(0.0, min(x1, width - label_width))
-    y = _place_label((x, y1, x + label_width, y2), LINE * letter, height, taken)
+    place = place_label((width, height), box.box, (label_width, LINE * letter), taken)
     if label:
-        taken.append((x, y, x + label_width, y + LINE * letter))
+        taken.append(place)
     what = "detection" if box.score is not None else "object"
     return Shape(
         outcome=box.outcome,
@@ -126,22 +122,8 @@ def _shape(
         width=max(x2 - x1, 1.0),
         height=max(y2 - y1, 1.0),
         label=label,
-        label_x=x,
-        label_y=y,
+        label_x=place[0],
+        label_y=place[1],
         label_width=label_width,
         hint=f"{what}: {box.label}{score}, {box.outcome}",
     )
-
-
-def _place_label(at: _Rectangle, line: float, height: int, taken: Sequence[_Rectangle]) -> float:
-    """Upper edge of a label: above its box, else in it, else below, off the other labels."""
-    x1, top, x2, bottom = at
-    inside = [
-        y for y in (top - line, top, bottom, bottom - line, top + line) if 0 <= y <= height - line
-    ]
-    free = [
-        y
-        for y in inside
-        if not any(x1 < t[2] and t[0] < x2 and y < t[3] and t[1] < y + line for t in taken)
-    ]
-    return [*free, *inside, 0.0][0]

@@ -22,8 +22,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from ..atomic_files import replacing
-from ..evaluation.drawing import ImageArray, overlap, place_label
-from ..evaluation.drawing import Rectangle as Place
+from ..evaluation.drawing import ImageArray
+from ..evaluation.labels import Place, overlap, place_label
 from .lettering import DPI, SMALL, legend_shape, points, text_width, wrap
 from .palette import Style
 
@@ -198,7 +198,7 @@ class Canvas:
         width = int(text_width(text, _LABEL)) + 8
         corner = np.array([view[0], view[1], view[0], view[1]])
         inside = (np.asarray(box, dtype=float) - corner) * scale
-        place = place_label(size, inside, (width, _LABEL_HEIGHT), self._taken[panel])
+        place = place_label(size, np.round(inside), (width, _LABEL_HEIGHT), self._taken[panel])
         if optional and any(overlap(place, other) for other in self._taken[panel]):
             artist.remove()
             return

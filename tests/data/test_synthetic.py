@@ -1,5 +1,4 @@
 import filecmp
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -10,8 +9,7 @@ import pytest
 from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances, synthetic, write_synthetic_voc
 from frcnn_plugin.data.shapes import draw_scene, tight_box
 from frcnn_plugin.errors import UserError
-
-TOOL = Path(__file__).parents[2] / "tools" / "make_synthetic_voc.py"
+from tests.tool_modules import load_tool
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +164,7 @@ def test_bad_arguments(tmp_path):
 
 
 def test_tool(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("make_synthetic_voc", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool("make_synthetic_voc")
     args = [str(tmp_path / "set"), "--num-trainval", "3", "--num-test", "1"]
     assert tool.main([*args, "--seed", "5"]) == 0
     assert json.loads((tmp_path / "set" / "synthetic.json").read_text())["seed"] == 5

@@ -1,18 +1,23 @@
-"""A finished four-step run that several files look at."""
+"""What several files look at: a finished four-step run; a detector and its predictor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 
 from frcnn_plugin.data.synthetic import write_synthetic_voc
-from frcnn_plugin.engine import PaperTrainer
+from frcnn_plugin.engine import FasterRCNNPredictor, PaperTrainer
+from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
 from tests.engine.four_step_recorder import Recorder
-from tests.engine.four_step_runs import make_trainer, tiny_cfg
+from tests.engine.four_step_runs import make_trainer
+from tests.engine.four_step_runs import tiny_cfg as four_step_cfg
+from tests.engine.saved_detectors import CLASSES, SMALL
+from tests.random_detector import random_detector
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def finished(four_step_root: Path) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(root / "data"))
         torch.manual_seed(0)
-        model = PaperTrainer.build_model(tiny_cfg(root / "none"))
+        model = PaperTrainer.build_model(four_step_cfg(root / "none"))
         kept = ("backbone.", "roi_heads.box_head.")
         weights = {k: v for k, v in model.state_dict().items() if k.startswith(kept)}
         torch.save({"model": weights}, root / "imagenet.pth")
@@ -72,3 +77,28 @@ def finished(four_step_root: Path) -> Run:
         recorder = Recorder()
         recorder.watch(make_trainer(root / "finished", opts))
         return Run(root, root / "finished", opts, recorder)
+
+
+@pytest.fixture(scope="module")
+def named_set() -> str:
+    MetadataCatalog.get("predictor_test").thing_classes = list(CLASSES)
+    return "predictor_test"
+
+
+@pytest.fixture
+def save_detector(tiny_cfg: Callable, tmp_path: Path, named_set: str) -> Callable[..., str]:
+    """A function that writes a checkpoint of random weights; overrides of its config."""
+
+    def write(*opts: object, name: str = "model_final", **content: object) -> str:
+        cfg = tiny_cfg(*SMALL, *opts)
+        if "DATASETS.TRAIN" not in opts:
+            cfg.DATASETS.TRAIN = (named_set,)
+        AtomicCheckpointer(random_detector(cfg), str(tmp_path), cfg=cfg).save(name, **content)
+        return str(tmp_path / f"{name}.pth")
+
+    return write
+
+
+@pytest.fixture
+def predictor(save_detector: Callable) -> FasterRCNNPredictor:
+    return FasterRCNNPredictor(save_detector(), device="cpu")

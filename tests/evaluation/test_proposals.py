@@ -252,7 +252,7 @@ def test_plot_has_a_panel_per_number(tmp_path, counts, panels):
 
 
 def test_curves_file_errors(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read recall curves: .*No such file"):
+    with pytest.raises(UserError, match=r"cannot read the recall curves: .*No such file"):
         RecallCurves.load(tmp_path / "a.json")
     for text in ("{", "[]", '{"recall": {"300": []}}', '{"dataset": "x"}'):
         (tmp_path / "a.json").write_text(text)

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.data.synthetic import write_synthetic_voc
+from tests.tool_modules import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
 
-
-def load_doctor() -> ModuleType:
-    # Not "from tools": a checkout of Detectron2 on the path has a package of that name.
-    spec = importlib.util.spec_from_file_location("doctor", ROOT / "tools" / "doctor.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-doctor = load_doctor()
+doctor = load_tool("doctor")
 
 
 @pytest.fixture

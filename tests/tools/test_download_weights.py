@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from frcnn_plugin.checkpoint import catalog
 from frcnn_plugin.checkpoint.catalog import CATALOG, KnownFile
 from tests.checkpoint.http_server import Server, serving
+from tests.tool_modules import load_tool
 
 CONTENT = b"weights" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "download_weights", ROOT / "tools" / "download_weights.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-download_weights = load_tool()
+download_weights = load_tool("download_weights")
 
 
 @pytest.fixture

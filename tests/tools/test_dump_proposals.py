@@ -5,7 +5,6 @@ They are called here, as starting a process takes seconds; what gets killed is a
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import pickle
@@ -28,6 +27,7 @@ from frcnn_plugin.data.proposals import check_proposals, load_proposals
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.evaluation.proposal_shards import ProposalShards
+from tests.tool_modules import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
@@ -69,10 +69,7 @@ def tools(data: Path) -> dict[str, ModuleType]:
     """The two scripts, as modules that leave logging to pytest."""
     modules = {}
     for name in ("dump_proposals", "convert_proposals"):
-        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(modules[name])
+        modules[name] = load_tool(name)
         modules[name].setup_logger = lambda **_: None
     return modules
 

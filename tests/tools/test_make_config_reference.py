@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from detectron2.config import get_cfg
 
 from frcnn_plugin import add_frcnn_config
 from tests.conftest import flatten
+from tests.tool_modules import load_tool
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCE = '''
 def add_frcnn_config(cfg):
     """Docs."""
@@ -47,18 +44,7 @@ def _add_a(cfg):
 '''
 
 
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "make_config_reference", ROOT / "tools" / "make_config_reference.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool("make_config_reference")
 
 
 def test_the_page_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:

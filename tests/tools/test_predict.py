@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from frcnn_plugin.data.video import VideoFile, VideoFrames
 from frcnn_plugin.engine import FasterRCNNPredictor, setup_cfg
 from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
 from tests.random_detector import random_detector, squares
+from tests.tool_modules import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -67,11 +67,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("predict", ROOT / "tools" / "predict.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["predict"] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
+    module = load_tool("predict")
     module.setup_logger = lambda **_: None
     return module
 

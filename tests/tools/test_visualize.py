@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +15,8 @@ from detectron2.modeling import build_model
 from frcnn_plugin import get_config_file
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
+from tests.tool_modules import load_tool
 
-ROOT = Path(__file__).resolve().parents[2]
 DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
 SMALL = [
     *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
@@ -37,11 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def tool(data: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("visualize", ROOT / "tools" / "visualize.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("visualize")
 
 
 @pytest.fixture(scope="module")

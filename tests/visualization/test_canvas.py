@@ -92,13 +92,13 @@ def test_failed_writing_leaves_the_old_picture(tmp_path, monkeypatch) -> None:
 
 def test_labels_do_not_cover_each_other() -> None:
     canvas = Canvas(blank(100, 100), "t")
-    for _ in range(4):  # above, inside, below, at the lower edge
+    for _ in range(12):  # two rows above, two inside, below, at the lower edge; left and right
         canvas.label((20, 20, 60, 60), "dog 0.93", OBJECT)
     extents = [text.get_window_extent() for text in canvas.axes[0].texts]
-    assert len(extents) == 4
+    assert len(extents) == 12
     assert not any(a.overlaps(b) for i, a in enumerate(extents) for b in extents[:i])
     canvas.label((20, 20, 60, 60), "no room", OBJECT, optional=True)
-    assert len(canvas.axes[0].texts) == 4
+    assert len(canvas.axes[0].texts) == 12
 
 
 def test_label_stays_in_the_picture_with_any_characters() -> None:
