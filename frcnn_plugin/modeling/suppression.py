@@ -7,7 +7,7 @@ import torch
 from torchvision.ops import nms
 
 # Boxes that enter a suppression at a time.
-_PIECE = 2048
+_PIECE = 1024
 # From so many kept boxes on, they are compared with a piece before it is suppressed.
 _MANY = 256
 # Boxes compared with the kept ones at a time; the arrays then stay in the cache.
