@@ -11,7 +11,7 @@ _PIECE = 1024
 # From so many kept boxes on, they are compared with a piece before it is suppressed.
 _MANY = 256
 # Boxes compared with the kept ones at a time; the arrays then stay in the cache.
-_ROWS = 128
+_ROWS = 256
 
 
 def float32_threshold(thresh: float) -> float:
