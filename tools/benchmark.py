@@ -69,7 +69,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if name in ("infer", "train"):
             add_comparison(command)
         if name in ("stages", "data", "targets"):
-            command.add_argument("--images", type=int, default=8, help="generated images to load")
+            images = 8 if name == "data" else 24
+            command.add_argument(
+                "--images", type=int, default=images, help=f"generated images; default: {images}"
+            )
         if name == "data":
             command.add_argument(
                 "--workers", type=numbers, default=(0, 1, 2), help="such as 0,2; default: 0,1,2"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from benchmarks.agreement import found_again
 from benchmarks.contenders import calibrated_weights
 from benchmarks.environment import headline
 from benchmarks.plots import bar_chart
@@ -99,6 +100,10 @@ def measure(
             sessions.append((ChildSession if separate else LocalSession)(spec, task, weights))
         for session in sessions:
             models[session.name] = {"outcome": session.call("outcome")}
+        if not task.training:
+            ours, *found = (session.call("detections") for session in sessions)
+            for session, theirs in zip(sessions[1:], found, strict=True):
+                models[session.name]["outcome"]["ours found, %"] = found_again(ours, theirs)
         logger.info("%d rounds of %d models", warmup + repeats, len(sessions))
         samples = interleave(sessions, repeats, warmup)
         for session in sessions if separate and memory else ():

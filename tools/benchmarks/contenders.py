@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from benchmarks.agreement import Found
 from benchmarks.inputs import make_batch
 from benchmarks.peers import build_detectron2, build_torchvision
 from benchmarks.sections import Clock
@@ -118,6 +119,17 @@ class Contender:
         self.run(clock)
         self.synchronise()
         return time.perf_counter() - start
+
+    def detections(self) -> list[Found]:
+        """What inference finds in each image; classes count from 0 in all models."""
+        found = []
+        for result in self.forward():
+            if self.spec.kind == "torchvision":
+                found.append(Found(result["boxes"].cpu(), result["labels"].cpu() - 1))
+            else:
+                instances = result["instances"].to("cpu")
+                found.append(Found(instances.pred_boxes.tensor, instances.pred_classes))
+        return found
 
     def outcome(self) -> dict[str, Any]:
         """Run once; how many proposals (and detections) there are, or the losses."""
