@@ -120,8 +120,8 @@ def dump_speed(
         repeats: rounds.
 
     Returns:
-        seconds of all rounds: "proposal dump" and "networks" per image; "start", how much longer the
-        first images took in all.
+        seconds of all rounds: "proposal dump" and "networks" per image; "start", how much longer
+        the first images took in all.
     """
     cfg, model = contender.cfg, contender.model
     assert isinstance(model, PaperRCNN)
