@@ -9,7 +9,7 @@ from torchvision.ops import nms
 # Boxes that enter a suppression at a time.
 _PIECE = 1024
 # From so many kept boxes on, they are compared with a piece before it is suppressed.
-_MANY = 256
+_MANY = 128
 # Boxes compared with the kept ones at a time; the arrays then stay in the cache.
 _ROWS = 256
 
@@ -80,7 +80,7 @@ def _overlap_any(boxes: torch.Tensor, others: torch.Tensor, thresh: float) -> to
     ratio = 0.99 * max(thresh, 0)  # a little less, as areas and IoU are rounded
     first = torch.searchsorted(other_areas, areas * ratio).tolist()
     last = torch.searchsorted(other_areas, areas / ratio, right=True).tolist()
-    overlap = torch.empty(len(boxes), dtype=torch.bool)
+    overlap = torch.zeros(len(boxes), dtype=torch.bool)
     for start in range(0, len(boxes), _ROWS):
         rows = slice(start, min(start + _ROWS, len(boxes)))
         near = slice(first[rows.start], last[rows.stop - 1])
@@ -88,7 +88,8 @@ def _overlap_any(boxes: torch.Tensor, others: torch.Tensor, thresh: float) -> to
         height = torch.minimum(y2[rows], b2[near]).sub_(torch.maximum(y1[rows], b1[near]))
         intersection = width.clamp_(min=0).mul_(height.clamp_(min=0))
         union = (areas[rows, None] + other_areas[near]).sub_(intersection)
-        overlap[order[rows]] = (intersection.div_(union) > thresh).any(dim=1)
+        if near.start < near.stop:
+            overlap[order[rows]] = intersection.div_(union).amax(dim=1) > thresh
     return overlap
 
 
