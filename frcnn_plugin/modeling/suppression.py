@@ -43,8 +43,7 @@ def prefix_nms(
         (min(limit, survivors),) int64 indices, ascending.
     """
     thresh = float32_threshold(thresh)
-    # On a GPU each piece would be waited for, and a traced graph cannot stop early.
-    if boxes.is_cuda or torch.jit.is_tracing() or len(boxes) <= _PIECE:
+    if not _in_pieces(boxes):
         return nms(boxes, scores, thresh)[:limit]
     keep = torch.empty(0, dtype=torch.int64)
     for piece in torch.arange(len(boxes)).split(_PIECE):
@@ -57,6 +56,11 @@ def prefix_nms(
         if len(keep) >= limit:
             break
     return keep[:limit]
+
+
+def _in_pieces(boxes: torch.Tensor) -> bool:
+    """Not on a GPU, where each piece would be waited for; and a traced graph cannot stop early."""
+    return not boxes.is_cuda and not torch.jit.is_tracing() and len(boxes) > _PIECE
 
 
 def _overlap_any(boxes: torch.Tensor, others: torch.Tensor, thresh: float) -> torch.Tensor:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from torchvision.ops import batched_nms
 
 from frcnn_plugin.errors import UserError
+from frcnn_plugin.modeling import prefix_nms
 
 from .benchmark_tool import part, spec_and_work
 
@@ -229,6 +231,20 @@ def test_what_does_not_wait_is_not_counted() -> None:
         torch.where(x > 0, x, -x).sort()
 
     assert count(run) == {}
+
+
+def test_suppression_is_counted_as_on_a_gpu() -> None:
+    """In one call, by class as well; on a CPU so many boxes take several."""
+    corner = torch.rand(3000, 2) * 500
+    boxes, scores = torch.cat([corner, corner + 20], 1), torch.linspace(1, 0, 3000)
+
+    def run() -> None:
+        prefix_nms(boxes, scores, 0.7, 2000)
+        batched_nms(boxes, scores, torch.arange(3000) % 20, 0.7)
+
+    counts = part("syncs").count_syncs(run)
+    assert sum(n for (operator, _), n in counts.items() if operator == "nms") == 2
+    assert {operator for operator, _ in counts} == {"nms"}
 
 
 def test_backward_is_counted() -> None:

@@ -174,9 +174,7 @@ def measure_stages(args: argparse.Namespace) -> dict[str, Any]:
     if others:
         raise UserError("stages compares the steps of one model: leave out --versus")
     if args.images < 2:
-        raise UserError(
-            f"--images is {args.images}: the proposal dump needs 2 or more"
-        )
+        raise UserError(f"--images is {args.images}: the proposal dump needs 2 or more")
     tune(spec)  # nobody else's model runs in this process
     training = replace(task, training=True)
     weights = calibrated_weights(spec, training)

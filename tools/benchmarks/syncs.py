@@ -11,13 +11,16 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torchvision
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from frcnn_plugin.modeling import suppression
 
 # Operators whose result, or its size, has to be known to the host.
 _OPERATORS = {
@@ -132,21 +135,19 @@ class _Copies(TorchFunctionMode):
 
 @contextmanager
 def _nms_as_on_a_gpu() -> Iterator[None]:
-    """torchvision's suppression by class in one call, as on GPUs up to 25000 boxes.
+    """Suppression in one call, as on GPUs up to 25000 boxes.
 
-    On CPUs it calls the operator class by class from 1000 boxes on, which would be counted.
+    On CPUs, torchvision calls the operator class by class from 1000 boxes on, and the plugin piece
+    by piece; both would be counted.
     """
-    boxes: Any = torchvision.ops.boxes
-    names = ("_batched_nms_vanilla", "_batched_nms_coordinate_trick")
-    if not all(hasattr(boxes, name) for name in names):
+    torchvision_boxes: Any = torchvision.ops.boxes
+    whole = getattr(torchvision_boxes, "_batched_nms_coordinate_trick", None)
+    with ExitStack() as patches:
+        if whole is not None and hasattr(torchvision_boxes, "_batched_nms_vanilla"):
+            patch = mock.patch.object(torchvision_boxes, "_batched_nms_vanilla", whole)
+            patches.enter_context(patch)
+        patches.enter_context(mock.patch.object(suppression, "_in_pieces", lambda boxes: False))
         yield
-        return
-    vanilla = boxes._batched_nms_vanilla
-    boxes._batched_nms_vanilla = boxes._batched_nms_coordinate_trick
-    try:
-        yield
-    finally:
-        boxes._batched_nms_vanilla = vanilla
 
 
 def count_syncs(run: Callable[[], object]) -> Syncs:
