@@ -124,7 +124,7 @@ TARGETS = (
 
 
 def run(args: argparse.Namespace) -> Results:
-    """The sub-command ``targets``: about 15 minutes on two cores."""
+    """The sub-command ``targets``: about 10 minutes on two cores."""
     args.versus, args.bf16, args.versus_bf16 = list(PEERS), False, False
     ours, *peers = specs(args)
     wanted = [ours, replace(ours, name="ours bf16", bf16=True), *peers]
