@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -131,6 +132,14 @@ def test_curve_of_proposals(tool: ModuleType) -> None:
     result = tool.main(["infer", *SIZE, *PEERS, "--scale", "proposals", "--points", "5,9", *SMALL])
     for point, models in ((p["point"], p["models"]) for p in result["points"]):
         assert {m["outcome"]["proposals"] for m in models.values()} == {point}
+
+
+def test_more_proposals_than_there_are(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool.main(["infer", *SIZE, "--scale", "proposals", "--points", "5,5000", *SMALL])
+    out = capsys.readouterr().out
+    assert re.findall(r"ours keeps \d+ proposals of (\d+)", out) == ["5000"]
 
 
 def test_curve_of_processes(tool: ModuleType) -> None:

@@ -119,6 +119,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for name, model in results["models"].items():
             images = point if kind == "batch" else 1
             curves[name].append((point, 1000 * spread(model["seconds"]).median / images))
+            if kind == "proposals" and (kept := model["outcome"]["proposals"]) < point:
+                logger.warning("%s keeps %d proposals of %d: no more survive", name, kept, point)
     rows = [
         {_AXES[kind]: point, **{name: values[i][1] for name, values in curves.items()}}
         for i, point in enumerate(points)
