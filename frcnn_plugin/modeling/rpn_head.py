@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import UserError
+from .conv3x3 import Conv3x3
 from .initialisation import redraw
-from .winograd import Conv3x3
 
 
 @RPN_HEAD_REGISTRY.register()

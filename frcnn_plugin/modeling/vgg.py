@@ -12,7 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 
 from .caffe_backbone import CaffeBackbone
-from .winograd import Conv3x3
+from .conv3x3 import Conv3x3
 
 # Convolutions per stage, conv1_1..conv5_3.
 _CONVS_PER_STAGE = (2, 2, 3, 3, 3)

@@ -22,16 +22,13 @@ points: Barabasz et al., Error Analysis and Improving the Accuracy of Winograd C
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-_M = 4  # outputs per side of a tile
+TILE = 4  # outputs per side of a tile
 _N = 6  # inputs per side of a tile
 
 # One-dimensional transforms: output = _A ((_G kernel) * (_B input)).
@@ -58,13 +55,8 @@ _B = (
     (0, 1, -3 / 2, -2, 3 / 2, 1),
 )
 
-# Tiles that are worked on at a time; their transforms then stay in the cache.
-_TILES = 256
-# Below these, transforms cost more than the multiplications saved.
-_MIN_CHANNEL_PAIRS = 128 * 128
-_MIN_TILES = 32
-# The same beside direct convolutions in bfloat16, which do not multiply four times faster either.
-_MIN_CHANNEL_PAIRS_MIXED = 256 * 512
+# Tiles that are worked on at a time, at least.
+_TILES = 128
 
 
 def _kron(matrix: tuple[tuple[float, ...], ...], like: torch.Tensor) -> torch.Tensor:
@@ -80,134 +72,170 @@ def _transform_weight(weight: torch.Tensor) -> torch.Tensor:
     return (_kron(_G, weight) @ taps).view(_N * _N, num_in, num_out)
 
 
-def _strips(x: torch.Tensor) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """Cut a feature map into tiles and transform them, some rows of tiles at a time.
+def _transform_turned_weight(weight: torch.Tensor) -> torch.Tensor:
+    """(O, C, 3, 3) to (36, O, C): that of the gradient's convolution, with the kernel turned."""
+    num_out, num_in = weight.shape[:2]
+    taps = weight.permute(2, 3, 0, 1).reshape(9, num_out * num_in)
+    return (_kron(_G, weight).flip(1) @ taps).view(_N * _N, num_out, num_in)
 
-    Args:
-        x: (N, C, H, W), best in channels-last memory.
 
-    Yields:
-        image, rows of the map that the tiles' outputs cover (maybe beyond H), and (36, T, C).
+def _workspace(like: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
+    """Flat buffers of so many numbers, pieces of one block.
+
+    They begin at different places of their pages: where several buffers that are passed through
+    together begin at the same one, the transforms take up to twice the time, and where the C
+    library puts them is a matter of luck.
     """
-    num_images, channels, height, width = x.shape
-    down, across = -(-height // _M), -(-width // _M)
-    transform = _kron(_B, x)
-    nhwc = x.permute(0, 2, 3, 1)
-    step = max(1, _TILES // across)
-    for image in range(num_images):
-        for first in range(0, down, step):
-            outputs = slice(first * _M, min(down, first + step) * _M)
-            # Padded strip by strip: a padded copy of the whole map would be another feature map.
-            inputs = nhwc[image, max(0, outputs.start - 1) : outputs.stop + 1]
+    page, shift = 1024, 272
+    block = like.new_empty(sum(counts) + (page + shift) * len(counts))
+    buffers, end = [], 0
+    for i, count in enumerate(counts):
+        start = end + -(block.data_ptr() // block.element_size() + end) % page + i * shift % page
+        end = start + count
+        buffers.append(block[start:end])
+    return buffers
+
+
+def _planes(buffer: torch.Tensor, planes: int, count: int) -> torch.Tensor:
+    """The first numbers of a buffer as (planes, count); strips at the border are smaller."""
+    return buffer[: planes * count].view(planes, count)
+
+
+class _Strips:
+    """A feature map cut into tiles, some rows of them at a time: a strip.
+
+    All strips pass through the same few buffers, which then stay in the cache.
+    """
+
+    def __init__(self, x: torch.Tensor, num_out: int) -> None:
+        """Choose the size.
+
+        Args:
+            x: (N, C, H, W), best in channels-last memory.
+            num_out: O; the more weights there are, the more tiles have to share reading them.
+        """
+        num_images, self.channels, height, self.width = x.shape
+        self.nhwc = x.permute(0, 2, 3, 1)
+        down, self.across = -(-height // TILE), -(-self.width // TILE)
+        self.rows = min(down, max(1, max(_TILES, num_out // 2) // self.across))
+        self.tiles = self.rows * self.across
+        self.places = [
+            (image, slice(first * TILE, min(down, first + self.rows) * TILE))
+            for image in range(num_images)
+            for first in range(0, down, self.rows)
+        ]
+
+    def transform(
+        self, patches: torch.Tensor, transformed: torch.Tensor
+    ) -> Iterator[tuple[int, slice, torch.Tensor]]:
+        """Cut out and transform, strip by strip.
+
+        Args:
+            patches: a buffer, 36 numbers per tile and channel.
+            transformed: another one.
+
+        Yields:
+            image, rows of the map that the tiles' outputs cover (maybe beyond H), and (36, T, C),
+            good until the next strip.
+        """
+        matrix = _kron(_B, self.nhwc)
+        # Padded strip by strip: a padded copy of the whole map would be another feature map. The
+        # columns beyond the map stay zero.
+        size = (self.rows * TILE + 2, self.across * TILE + 2, self.channels)
+        padded = self.nhwc.new_zeros(size)
+        for image, outputs in self.places:
+            inputs = self.nhwc[image, max(0, outputs.start - 1) : outputs.stop + 1]
+            strip = padded[: outputs.stop - outputs.start + 2]
             above = 1 if outputs.start == 0 else 0
-            below = outputs.stop - outputs.start + 2 - above - len(inputs)
-            rows = F.pad(inputs, (0, 0, 1, across * _M - width + 1, above, below))
-            tiles = rows.unfold(0, _N, _M).unfold(1, _N, _M)  # (down, across, C, 6, 6)
-            flat = tiles.permute(3, 4, 0, 1, 2).reshape(_N * _N, -1)
-            yield image, outputs, (transform @ flat).view(_N * _N, -1, channels)
+            strip[:above] = 0
+            strip[above : above + len(inputs), 1 : self.width + 1] = inputs
+            strip[above + len(inputs) :] = 0
+            tiles = strip.unfold(0, _N, TILE).unfold(1, _N, TILE)  # (down, across, C, 6, 6)
+            tiles = tiles.permute(3, 4, 0, 1, 2)
+            flat = _planes(patches, _N * _N, tiles[0, 0].numel())
+            flat.view(tiles.shape).copy_(tiles)
+            result = torch.mm(matrix, flat, out=_planes(transformed, *flat.shape))
+            yield image, outputs, result.view(_N * _N, -1, self.channels)
 
 
-def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """(N, C, H, W) and (O, C, 3, 3) to (N, O, H, W), channels last; zero padding of 1."""
-    num_images, _, height, width = x.shape
-    channels, across = len(weight), -(-width // _M)
-    transformed, inverse = _transform_weight(weight), _kron(_A, x)
+def _convolve(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(N, C, H, W) and transformed (36, C, O) to (N, O, H, W), channels last; zero padding of 1."""
+    num_images, num_in, height, width = x.shape
+    num_out = weight.shape[2]
+    inverse = _kron(_A, x)
     out = torch.empty(
-        (num_images, channels, height, width),
-        dtype=x.dtype,
-        memory_format=torch.channels_last,
+        (num_images, num_out, height, width), dtype=x.dtype, memory_format=torch.channels_last
     )
     nhwc = out.permute(0, 2, 3, 1)
-    for image, rows, tiles in _strips(x):
-        products = torch.bmm(tiles, transformed).view(_N * _N, -1)
-        y = (inverse @ products).view(_M, _M, -1, across, channels)
-        y = y.permute(2, 0, 3, 1, 4).reshape(-1, across * _M, channels)
-        target = nhwc[image, rows]  # shorter than y at the lower border
-        y = y[: len(target), :width]
+    strips = _Strips(x, num_out)
+    into, given = strips.tiles * num_in, strips.tiles * num_out
+    *buffers, products, sums, ordered = _workspace(
+        x, (36 * into, 36 * into, 36 * given, 16 * given, 16 * given)
+    )
+    for image, rows, tiles in strips.transform(*buffers):
+        count = tiles.shape[1] * num_out
+        product = _planes(products, _N * _N, count)
+        torch.bmm(tiles, weight, out=product.view(_N * _N, -1, num_out))
+        y = torch.mm(inverse, product, out=_planes(sums, TILE * TILE, count))
+        y = y.view(TILE, TILE, -1, strips.across, num_out).permute(2, 0, 3, 1, 4)
+        target = nhwc[image, rows]  # smaller than the strip at the border, ...
+        fits = target.numel() == y.numel()
+        strip = (target if fits else ordered[: y.numel()]).view(y.shape)
         if bias is None:
-            target.copy_(y)
+            strip.copy_(y)
         else:
-            torch.add(y, bias, out=target)
+            torch.add(y, bias, out=strip)
+        if not fits:  # ... and only then filled in a second step
+            target.copy_(strip.view(-1, strips.across * TILE, num_out)[: len(target), :width])
     return out
 
 
 def _weight_gradient(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """(N, C, H, W) and (N, O, H, W) to (O, C, 3, 3): the adjoint of the above in the weight."""
-    width = grad.shape[3]
-    num_in, num_out, across = x.shape[1], grad.shape[1], -(-width // _M)
-    adjoint = _kron(_A, grad).t()
+    num_in, num_out, width = x.shape[1], grad.shape[1], grad.shape[3]
+    adjoint = _kron(_A, grad).t().contiguous()
     nhwc = grad.permute(0, 2, 3, 1)
-    total = x.new_zeros((_N * _N, num_in, num_out))
-    for image, rows, tiles in _strips(x):
-        given = nhwc[image, rows]
-        below = rows.stop - rows.start - len(given)
-        outputs = F.pad(given, (0, 0, 0, -width % _M, 0, below))
-        outputs = outputs.view(-1, _M, across, _M, num_out)
-        outputs = outputs.permute(1, 3, 0, 2, 4).reshape(_M * _M, -1)
-        total.baddbmm_(tiles.transpose(1, 2), (adjoint @ outputs).view(_N * _N, -1, num_out))
+    strips = _Strips(x, num_out)
+    into, given = strips.tiles * num_in, strips.tiles * num_out
+    *buffers, patches, transformed = _workspace(x, (36 * into, 36 * into, 16 * given, 36 * given))
+    padded = grad.new_zeros((strips.rows * TILE, strips.across * TILE, num_out))
+    total = x.new_empty((_N * _N, num_in, num_out))
+    for i, (image, rows, tiles) in enumerate(strips.transform(*buffers)):
+        strip, inside = padded[: rows.stop - rows.start], nhwc[image, rows]
+        strip[: len(inside), :width] = inside
+        strip[len(inside) :] = 0
+        outputs = strip.view(-1, TILE, strips.across, TILE, num_out).permute(1, 3, 0, 2, 4)
+        count = tiles.shape[1] * num_out
+        flat = _planes(patches, TILE * TILE, count)
+        flat.view(outputs.shape).copy_(outputs)
+        spread = torch.mm(adjoint, flat, out=_planes(transformed, _N * _N, count))
+        spread = spread.view(_N * _N, -1, num_out)
+        torch.baddbmm(total, tiles.transpose(1, 2), spread, beta=1 if i else 0, out=total)
     taps = _kron(_G, x).t() @ total.view(_N * _N, -1)
     return taps.view(3, 3, num_in, num_out).permute(3, 2, 0, 1)
 
 
-class _Winograd(torch.autograd.Function):
+class Winograd(torch.autograd.Function):
+    """``conv2d(x, weight, bias, padding=1)`` of any float dtype, with gradients."""
+
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     ) -> torch.Tensor:
+        """(N, C, H, W), (O, C, 3, 3) and (O,) to (N, O, H, W), channels last."""
         ctx.save_for_backward(x, weight)
-        return _convolve(x, weight, bias)
+        return _convolve(x, _transform_weight(weight), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradients that are needed, likewise computed."""
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        turned = weight.flip(2, 3).transpose(0, 1)
         return (
-            _convolve(grad, turned, None) if of_x else None,
+            _convolve(grad, _transform_turned_weight(weight)) if of_x else None,
             _weight_gradient(x, grad) if of_weight else None,
             grad.sum((0, 2, 3)) if of_bias else None,
-        )
-
-
-@functools.cache
-def _has_matrix_units() -> bool:
-    """Whether bfloat16 is many times faster here: with Intel's AMX; unknown CPUs count as such."""
-    known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return not known or bool(amx())
-
-
-class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of stride 1 and padding 1, by Winograd's algorithm where that is faster.
-
-    That is on a CPU, in float32, with many channels, while :attr:`winograd` is True. In mixed
-    precision, too, if the channels are very many: the result then is float32.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        """Build the layer; everything else is as in ``nn.Conv2d``."""
-        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
-        self.winograd = False
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve ``x`` (N, C, H, W) to (N, O, H, W)."""
-        if not (self.winograd and self._is_faster(x)):
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            out: torch.Tensor = _Winograd.apply(x.float(), self.weight, self.bias)
-        return out
-
-    def _is_faster(self, x: torch.Tensor) -> bool:
-        mixed = torch.is_autocast_enabled("cpu")
-        pairs = _MIN_CHANNEL_PAIRS_MIXED if mixed else _MIN_CHANNEL_PAIRS
-        tiles = -(-x.shape[2] // _M) * -(-x.shape[3] // _M)
-        return (
-            x.device.type == "cpu"
-            and self.weight.dtype == torch.float32
-            and (not _has_matrix_units() if mixed else x.dtype == torch.float32)
-            and self.in_channels * self.out_channels >= pairs
-            and tiles >= _MIN_TILES
-            and not torch.jit.is_tracing()
-            and not torch.compiler.is_compiling()
         )

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .caffe_backbone import CaffeBackbone
-from .winograd import Conv3x3
+from .conv3x3 import Conv3x3
 
 
 class WithinChannelLRN(nn.Module):

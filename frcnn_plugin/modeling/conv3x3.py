@@ -1,0 +1,60 @@
+"""The 3x3 convolution of VGG16, ZF and the RPN, which chooses how it is computed."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import nn
+
+from .winograd import TILE, Winograd
+
+# Below these, transforms cost more than the multiplications saved.
+_MIN_CHANNEL_PAIRS = 64 * 128
+_MIN_TILES = 32
+# The same beside direct convolutions in bfloat16, at twice the speed of those in float32.
+_MIN_CHANNEL_PAIRS_MIXED = 256 * 512
+_MIN_TILES_MIXED = 256
+
+
+@functools.cache
+def _has_matrix_units() -> bool:
+    """Whether bfloat16 is many times faster here: with Intel's AMX; unknown CPUs count as such."""
+    known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return not known or bool(amx())
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution of stride 1 and padding 1, by Winograd's algorithm where that is faster.
+
+    That is on a CPU, in float32, with many channels, while :attr:`winograd` is True. In mixed
+    precision, too, if the channels are very many: the result then is float32.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        """Build the layer; everything else is as in ``nn.Conv2d``."""
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+        self.winograd = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve ``x`` (N, C, H, W) to (N, O, H, W)."""
+        if not (self.winograd and self._is_faster(x)):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            out: torch.Tensor = Winograd.apply(x.float(), self.weight, self.bias)
+        return out
+
+    def _is_faster(self, x: torch.Tensor) -> bool:
+        mixed = torch.is_autocast_enabled("cpu")
+        pairs = _MIN_CHANNEL_PAIRS_MIXED if mixed else _MIN_CHANNEL_PAIRS
+        tiles = -(-x.shape[2] // TILE) * -(-x.shape[3] // TILE)
+        return (
+            x.device.type == "cpu"
+            and self.weight.dtype == torch.float32
+            and (not _has_matrix_units() if mixed else x.dtype == torch.float32)
+            and self.in_channels * self.out_channels >= pairs
+            and tiles >= (_MIN_TILES_MIXED if mixed else _MIN_TILES)
+            and not torch.jit.is_tracing()
+            and not torch.compiler.is_compiling()
+        )
