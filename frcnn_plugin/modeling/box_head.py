@@ -10,7 +10,7 @@ from fvcore.nn import weight_init
 from torch import nn
 from torch.nn import functional as F
 
-_PART = 512  # outputs that a CPU computes at a time
+from .large_linear import LargeLinear
 
 
 class UnscaledDropout(nn.Module):
@@ -33,20 +33,6 @@ class UnscaledDropout(nn.Module):
     def extra_repr(self) -> str:
         """Constant for ``print(model)``."""
         return f"p={self.p}"
-
-
-def _apply(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """``layer(x)``; on a CPU and without a gradient in parts, at the same speed.
-
-    CPUs copy the weight to a layout, or in mixed precision a dtype, of their own at each call: 411
-    MB for fc6, which would be the peak memory of inference.
-    """
-    parts = len(layer.weight) // _PART
-    if parts < 2 or torch.is_grad_enabled() or x.is_cuda or torch.jit.is_tracing():
-        out: torch.Tensor = layer(x)
-        return out
-    weights, biases = layer.weight.chunk(parts), layer.bias.chunk(parts)
-    return torch.cat([F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)], dim=1)
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -80,9 +66,9 @@ class FC6FC7Head(nn.Module):
         channels, height, width = input_shape.channels, input_shape.height, input_shape.width
         assert channels and height and width, input_shape
         dropout_class = nn.Dropout if dropout_scale_train else UnscaledDropout
-        self.fc6 = nn.Linear(channels * height * width, fc_dim)
+        self.fc6 = LargeLinear(channels * height * width, fc_dim)
         self.drop6 = dropout_class(dropout)
-        self.fc7 = nn.Linear(fc_dim, fc_dim)
+        self.fc7 = LargeLinear(fc_dim, fc_dim)
         self.drop7 = dropout_class(dropout)
         for layer in (self.fc6, self.fc7):
             weight_init.c2_xavier_fill(layer)
@@ -107,8 +93,8 @@ class FC6FC7Head(nn.Module):
         Returns:
             (R, fc_dim).
         """
-        x = self.drop6(F.relu(_apply(self.fc6, x.flatten(1))))
-        return self.drop7(F.relu(_apply(self.fc7, x)))
+        x = self.drop6(F.relu(self.fc6(x.flatten(1))))
+        return self.drop7(F.relu(self.fc7(x)))
 
     @property
     @torch.jit.unused

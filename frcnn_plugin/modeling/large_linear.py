@@ -1,0 +1,93 @@
+"""A fully connected layer whose weight is hundreds of megabytes, for CPUs: fc6 has 411."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+_PART = 512  # outputs that are computed at a time without a gradient
+_MIN_BYTES = 2**25  # of a weight; below, the C library has the memory at hand
+
+# madvise (sys/mman.h of Linux).
+_MADV_HUGEPAGE, _PAGE = 14, 4096
+
+
+class LargeLinear(nn.Linear):
+    """``nn.Linear`` that spares memory and page faults on CPUs; elsewhere just that.
+
+    Without a gradient it is computed in parts: CPUs copy a weight to a layout, or in mixed
+    precision a dtype, of their own at each call, which would be the peak memory of inference.
+
+    In training, memory for the weight's gradient comes from the system in huge pages: it is mapped
+    anew in every step, and 100,000 page faults of 4 KiB take longer than computing it.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(R, in) to (R, out); the numbers and the dtype are those of ``nn.Linear``."""
+        parts = len(self.weight) // _PART
+        if x.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return super().forward(x)
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            large = self.weight.numel() * self.weight.element_size() >= _MIN_BYTES
+            if not large or self.bias is None or x.dim() != 2:
+                return super().forward(x)
+            out: torch.Tensor = _Linear.apply(x, self.weight, self.bias)
+            return out
+        if parts < 2 or torch.is_grad_enabled():
+            return super().forward(x)
+        weights, biases = self.weight.chunk(parts), self.bias.chunk(parts)
+        return torch.cat([F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)], dim=1)
+
+
+class _Linear(torch.autograd.Function):
+    """``F.linear`` and its gradients, also as autocast has them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.dtype = x.dtype
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            x, bias = x.to(dtype), bias.to(dtype)
+        used = weight.to(x.dtype)
+        ctx.save_for_backward(x, used, weight)
+        with torch.autocast("cpu", enabled=False):
+            return F.linear(x, used, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, used, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        grad_weight = None
+        if of_weight:
+            grad_weight = empty_in_huge_pages(weight)
+            if x.dtype == weight.dtype:
+                torch.mm(grad.t(), x, out=grad_weight)
+            else:
+                grad_weight.copy_(grad.t() @ x)
+        return (
+            (grad @ used).to(ctx.dtype) if of_x else None,
+            grad_weight,
+            grad.sum(0).to(weight.dtype) if of_bias else None,
+        )
+
+
+def empty_in_huge_pages(like: torch.Tensor) -> torch.Tensor:
+    """``torch.empty_like``, whose pages the system is asked to make huge; only Linux knows that."""
+    result = torch.empty_like(like, memory_format=torch.contiguous_format)
+    if sys.platform.startswith("linux"):
+        start = -(-result.data_ptr() // _PAGE) * _PAGE
+        size = result.data_ptr() + result.numel() * result.element_size() - start
+        # It is a wish: where the system does not grant it, nothing is lost.
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(start), ctypes.c_size_t(max(0, size)), _MADV_HUGEPAGE
+        )
+    return result
