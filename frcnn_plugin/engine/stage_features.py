@@ -90,6 +90,10 @@ class StageFeatures:
         limit = self._cfg.FOUR_STEP.FEATURE_CACHE_GB * GB
         if number not in STEPS or not limit:
             return
+        images = self._cfg.FOUR_STEP.IMS_PER_BATCH[number - 1]
+        if images > 1 and not model.one_by_one:
+            logger.info("features are not kept: %d images per batch are padded to one size", images)
+            return
         unsteady = [n for n, m in model.backbone.named_modules() if isinstance(m, _UNSTEADY)]
         if unsteady:
             logger.warning(

@@ -228,7 +228,7 @@ def test_features_with_gaps_are_not_kept(tmp_path: Path) -> None:
 @pytest.fixture
 def model(tiny_cfg: Any) -> PaperRCNN:
     torch.manual_seed(0)
-    cfg = tiny_cfg("MODEL.WEIGHTS", "")
+    cfg = tiny_cfg("MODEL.WEIGHTS", "", "MODEL.PAPER_RCNN.ONE_BY_ONE", True)
     built = PaperRCNN(**PaperRCNN.from_config(cfg))
     return built.train()
 
@@ -283,7 +283,10 @@ def test_running_the_model_asks_no_store(model: PaperRCNN) -> None:
 
 @pytest.fixture
 def cfg(tiny_cfg: Any, tmp_path: Path) -> CfgNode:
-    opts = ["FOUR_STEP.ENABLED", True, "FOUR_STEP.FEATURE_CACHE_GB", 1e-5]
+    opts = [
+        *("FOUR_STEP.ENABLED", True, "FOUR_STEP.FEATURE_CACHE_GB", 1e-5),
+        *("MODEL.PAPER_RCNN.ONE_BY_ONE", True),
+    ]
     return tiny_cfg(*opts, "OUTPUT_DIR", str(tmp_path / "run"))
 
 

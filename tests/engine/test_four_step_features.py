@@ -117,9 +117,18 @@ def test_two_sizes_and_a_limit(tmp_path: Path) -> None:
     assert len({final_weights(tmp_path / n) for n in ("without", "limited", "cached")}) == 1
 
 
-def test_padded_pairs_are_not_kept(tmp_path: Path) -> None:
+def test_bfloat16(tmp_path: Path) -> None:
+    half = ["SOLVER.AMP.ENABLED", "True"]
+    train(tmp_path / "plain", *half)
+    assert train(tmp_path / "cached", *half, *CACHE).computed[4] == 0
+    assert final_weights(tmp_path / "cached") == final_weights(tmp_path / "plain")
+
+
+def test_padded_pairs_are_not_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pairs = ["MODEL.PAPER_RCNN.ONE_BY_ONE", "False"]
-    watch = train(tmp_path / "cached", *pairs, *CACHE)
+    with caplog.at_level(logging.INFO):
+        watch = train(tmp_path / "cached", *pairs, *CACHE)
+    assert "features are not kept: 2 images per batch are padded to one size" in caplog.text
     assert watch.computed[3] == IMAGES and watch.computed[4] == 2 * ITERS[3]
     train(tmp_path / "plain", *pairs)
     assert final_weights(tmp_path / "cached") == final_weights(tmp_path / "plain")
