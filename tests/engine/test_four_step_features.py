@@ -153,6 +153,7 @@ def test_an_error_leaves_the_files_for_resuming(
     trainer.register_hooks([Stop(iteration)])
     with pytest.raises(InterruptedError):
         trainer.train()
+    assert trainer.model.feature_store is None
     kept = len(list(tmp_path.glob("features/*/*.features")))
     assert kept == min(iteration - 3, IMAGES)
     watch = train(tmp_path, *CACHE, resume=True)
