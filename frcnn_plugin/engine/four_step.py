@@ -14,7 +14,8 @@ from . import stage_weights
 from .parallel import unwrap_model, wrap_model
 from .plan import format_plan, plan_rows
 from .stage_checkpoints import check_schedule, check_start, schedule_state
-from .stage_log import StageLog, forget_losses
+from .stage_features import StageFeatures
+from .stage_log import StageLog, forget_losses, put_results
 from .stage_proposals import StageProposals
 from .stage_statistics import set_target_statistics
 from .stages import Stage, build_stages
@@ -55,6 +56,7 @@ class FourStepHook(HookBase):
         self._seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self._active: Stage | None = None
         self._log = StageLog()
+        self._features = StageFeatures(self.cfg)
         # What a resumed run has to find again: digests of proposal files, and of the backbone.
         self._proposals: dict[str, str] = {}
         self._shared_convolutions = ""
@@ -95,15 +97,18 @@ class FourStepHook(HookBase):
         if stage is not None and self.trainer.iter + 1 == stage.end:
             model: Any = unwrap_model(self.trainer.model)
             stage_weights.fold_statistics(model)
+            self._features.stop(model)
             if stage.number == 3:
                 self._shared_convolutions = stage_weights.digest(model.backbone)
 
     def after_train(self) -> None:
         """Make the model whole, and make sure that both its networks share their convolutions."""
         model: Any = unwrap_model(self.trainer.model)
+        self._features.stop(model)
         last = self.stages[-1]
         if self.trainer.iter >= last.end:  # not so after an error
             if last.number == 4:
+                self._features.forget()
                 self._check_shared(model)
             else:
                 self._keep_results(self.evaluate(last.number, model))
@@ -151,6 +156,7 @@ class FourStepHook(HookBase):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)
             parameter.grad = None
+        self._features.start(stage.number, model)
         # A live wrapper would not notice the change, and processes would drift apart.
         self.trainer.model = model
         self.trainer.model = wrap_model(model).train()
@@ -192,13 +198,7 @@ class FourStepHook(HookBase):
                 results = self.trainer.test_on_proposals(model, files)
         if not comm.is_main_process():
             return {}
-        for dataset, metrics in results.items():
-            # The set's name stands in the key where there are several, as the host does it.
-            prefix = f"stage{number}/" + (f"{dataset}/" if len(results) > 1 else "")
-            for task, values in metrics.items():
-                for key, value in values.items():
-                    name = f"{prefix}{task}/{key}"
-                    self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
+        put_results(self.trainer.storage, number, results)
         return results
 
     def _keep_results(self, results: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 _LOGGERS = ("detectron2", "fvcore", "frcnn_plugin")
@@ -48,3 +49,19 @@ def forget_losses(storage: Any) -> None:
     for values in (storage._history, storage._latest_scalars):
         for name in [n for n in values if "loss" in n]:
             del values[name]
+
+
+def put_results(storage: Any, number: int, results: Mapping[str, Any]) -> None:
+    """Write what was measured of a step to the host's ``EventStorage``.
+
+    Args:
+        storage: of the trainer.
+        number: of the step.
+        results: per test set, metrics by task.
+    """
+    for dataset, metrics in results.items():
+        # The set's name stands in the key where there are several, as the host does it.
+        prefix = f"stage{number}/" + (f"{dataset}/" if len(results) > 1 else "")
+        for task, values in metrics.items():
+            for key, value in values.items():
+                storage.put_scalar(f"{prefix}{task}/{key}", value, smoothing_hint=False)

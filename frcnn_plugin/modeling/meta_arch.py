@@ -15,6 +15,7 @@ from detectron2.utils.events import get_event_storage
 from ..errors import UserError
 from .conv3x3 import Conv3x3
 from .detections import to_original_size
+from .feature_store import FeatureStore, backbone_features
 from .image_size import ScaledImageSize, resize_scale
 
 PHASES = ("joint", "rpn", "fast_rcnn")
@@ -32,7 +33,8 @@ class PaperRCNN(GeneralizedRCNN):
     - "rpn": trains the RPN alone and selects no proposals meanwhile. Run, it proposes.
     - "fast_rcnn": trains and runs the detector on the proposals in its input.
 
-    The last two are the steps of the paper's alternating training.
+    The last two are the steps of the paper's alternating training. They train on features from
+    :attr:`feature_store`, if there is one, while the backbone does not train.
     """
 
     @configurable
@@ -66,6 +68,7 @@ class PaperRCNN(GeneralizedRCNN):
         """
         super().__init__(**kwargs)
         self._drawn_at = -1  # iteration of the last picture
+        self.feature_store: FeatureStore | None = None
         if inference_dtype not in DTYPES:
             raise UserError(
                 f"MODEL.PAPER_RCNN.INFERENCE_DTYPE is '{inference_dtype}': use one of "
@@ -97,12 +100,9 @@ class PaperRCNN(GeneralizedRCNN):
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         """Arguments of :meth:`__init__`."""
         ret = super().from_config(cfg)
-        ret["one_by_one"] = cfg.MODEL.PAPER_RCNN.ONE_BY_ONE
-        ret["channels_last"] = cfg.MODEL.PAPER_RCNN.CHANNELS_LAST
-        ret["winograd"] = cfg.MODEL.PAPER_RCNN.WINOGRAD
-        ret["inference_dtype"] = cfg.MODEL.PAPER_RCNN.INFERENCE_DTYPE
+        for key in ("ONE_BY_ONE", "CHANNELS_LAST", "WINOGRAD", "INFERENCE_DTYPE", "PHASE"):
+            ret[key.lower()] = cfg.MODEL.PAPER_RCNN[key]
         ret["amp_on_cpu"] = cfg.SOLVER.AMP.ENABLED
-        ret["phase"] = cfg.MODEL.PAPER_RCNN.PHASE
         ret["short_sides"] = (*cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST)
         return ret
 
@@ -149,7 +149,7 @@ class PaperRCNN(GeneralizedRCNN):
         # The host's forward always runs both networks, or has only one of them.
         images = self.preprocess_image(batched_inputs)
         targets = [x["instances"].to(self.device) for x in batched_inputs]
-        features = self.backbone(images.tensor)
+        features = backbone_features(self, batched_inputs, images.tensor)
         draws = self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0
         if self.phase == "rpn":
             self.proposal_generator.select_in_training = draws

@@ -25,6 +25,7 @@ from benchmarks.report import write_json
 from benchmarks.samples import ratio, spread
 from benchmarks.sessions import tune
 from benchmarks.specs import Sample
+from frcnn_plugin.engine.feature_cache import FeatureCache
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.proposals import ProposalCollector
 from frcnn_plugin.modeling import PaperRCNN
@@ -38,7 +39,10 @@ STEPS = (
     ("2 detector", "fast_rcnn", ("backbone", "roi_heads")),
     ("3 RPN, conv frozen", "rpn", ("proposal_generator",)),
     ("4 detector, conv frozen", "fast_rcnn", ("roi_heads",)),
+    ("3 RPN, features kept", "rpn", ("proposal_generator",)),
+    ("4 detector, features kept", "fast_rcnn", ("roi_heads",)),
 )
+_KEPT = "features kept"  # from the second time on, they are read from a file
 
 _FIRST = 8  # images before the proposal dump is timed
 
@@ -46,8 +50,12 @@ _FIRST = 8  # images before the proposal dump is timed
 class Stages:
     """One model that takes steps of all kinds."""
 
-    def __init__(self, contender: Contender) -> None:
+    def __init__(self, contender: Contender, folder: Path) -> None:
         """Take over a contender for training.
+
+        Args:
+            contender: one step of it is measured at a time.
+            folder: for features that are kept.
 
         Raises:
             UserError: the model has no phases.
@@ -59,6 +67,7 @@ class Stages:
                 f"one; it is {contender.cfg.MODEL.META_ARCHITECTURE}"
             )
         self.contender, self.model = contender, model
+        self._store = FeatureCache(folder, float("inf"), contender.device)
         # Frozen for good, such as conv1 and conv2.
         self._trainable = {n for n, p in model.named_parameters() if p.requires_grad}
         self._give_proposals()
@@ -76,13 +85,15 @@ class Stages:
             item["proposals"].proposal_boxes = Boxes(boxes)
             item["proposals"].objectness_logits = torch.zeros(count)
 
-    def sample(self, phase: str, trains: tuple[str, ...]) -> Sample:
+    def sample(self, name: str, phase: str, trains: tuple[str, ...]) -> Sample:
         """One step, measured.
 
         Args:
+            name: one of :data:`STEPS`.
             phase: of the model.
             trains: sub-modules that train.
         """
+        self.model.feature_store = self._store if name.endswith(_KEPT) else None
         self.model.set_phase(phase)
         prefixes = tuple(f"{name}." for name in trains)
         for name, parameter in self.model.named_parameters():
@@ -178,15 +189,16 @@ def measure_stages(args: argparse.Namespace) -> dict[str, Any]:
     tune(spec)  # nobody else's model runs in this process
     training = replace(task, training=True)
     weights = calibrated_weights(spec, training)
-    stages = Stages(Contender(spec, training, weights))
     samples: dict[str, list[Sample]] = {name: [] for name, _, _ in STEPS}
-    for i in range(1 + args.repeats):
-        logger.info("round %d of %d", i + 1, 1 + args.repeats)
-        for name, phase, trains in STEPS:
-            sample = stages.sample(phase, trains)
-            if i:  # the first is a warm-up
-                samples[name].append(sample)
-    del stages
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        stages = Stages(Contender(spec, training, weights), Path(folder))
+        for i in range(1 + args.repeats):
+            logger.info("round %d of %d", i + 1, 1 + args.repeats)
+            for name, phase, trains in STEPS:
+                sample = stages.sample(name, phase, trains)
+                if i:  # the first is a warm-up
+                    samples[name].append(sample)
+        del stages
     logger.info("proposal dump of %d images", args.images)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         inference = Contender(spec, replace(task, training=False), weights)
