@@ -41,7 +41,7 @@ format: $(STAMP) ## format the code and mend what ruff can
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-benchmark: $(STAMP) ## measure speed and memory beside two peers: 10 minutes on two idle cores
+benchmark: $(STAMP) ## measure speed and memory beside two peers: 6 to 10 minutes on two idle cores
 	@$(PY) tools/benchmark.py targets --output output/benchmark $(BENCHMARK_ARGS)
 
 clean: ## remove .venv, build products and caches (output/ and datasets/ stay)
