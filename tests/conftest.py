@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
 from frcnn_plugin import add_frcnn_config, get_config_file
+from frcnn_plugin.modeling import PaperRCNN
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -94,3 +95,12 @@ def tiny_cfg() -> Callable[..., CfgNode]:
         return cfg
 
     return build
+
+
+@pytest.fixture
+def one_by_one_model(tiny_cfg: Callable[..., CfgNode]) -> PaperRCNN:
+    """A narrow model in training, through which images pass one by one."""
+    torch.manual_seed(0)
+    cfg = tiny_cfg("MODEL.WEIGHTS", "", "MODEL.PAPER_RCNN.ONE_BY_ONE", True)
+    built = PaperRCNN(**PaperRCNN.from_config(cfg))
+    return built.train()

@@ -19,14 +19,6 @@ from tests.engine.test_feature_cache import Compute, ask, image
 
 
 @pytest.fixture
-def model(tiny_cfg: Any) -> PaperRCNN:
-    torch.manual_seed(0)
-    cfg = tiny_cfg("MODEL.WEIGHTS", "", "MODEL.PAPER_RCNN.ONE_BY_ONE", True)
-    built = PaperRCNN(**PaperRCNN.from_config(cfg))
-    return built.train()
-
-
-@pytest.fixture
 def cfg(tiny_cfg: Any, tmp_path: Path) -> CfgNode:
     opts = [
         *("FOUR_STEP.ENABLED", True, "FOUR_STEP.FEATURE_CACHE_GB", 1e-5),
@@ -36,26 +28,26 @@ def cfg(tiny_cfg: Any, tmp_path: Path) -> CfgNode:
 
 
 @pytest.mark.parametrize(("step", "uses"), [(1, False), (2, False), (3, True), (4, True)])
-def test_steps(cfg: CfgNode, model: PaperRCNN, step: int, uses: bool) -> None:
-    StageFeatures(cfg).start(step, model)
-    assert (model.feature_store is not None) is uses
+def test_steps(cfg: CfgNode, one_by_one_model: PaperRCNN, step: int, uses: bool) -> None:
+    StageFeatures(cfg).start(step, one_by_one_model)
+    assert (one_by_one_model.feature_store is not None) is uses
 
 
-def test_off(cfg: CfgNode, model: PaperRCNN, tmp_path: Path) -> None:
+def test_off(cfg: CfgNode, one_by_one_model: PaperRCNN, tmp_path: Path) -> None:
     cfg.FOUR_STEP.FEATURE_CACHE_GB = 0.0
     features = StageFeatures(cfg)
-    features.start(3, model)
-    features.stop(model)
+    features.start(3, one_by_one_model)
+    features.stop(one_by_one_model)
     features.forget()
-    assert model.feature_store is None and not (tmp_path / "run").exists()
+    assert one_by_one_model.feature_store is None and not (tmp_path / "run").exists()
 
 
 def test_files_from_before(
-    cfg: CfgNode, model: PaperRCNN, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cfg: CfgNode, one_by_one_model: PaperRCNN, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They count, and step 4 reads those of step 3; a killed process's remains are removed."""
     root = tmp_path / "run" / "features"
-    folder = root / features_digest(cfg, model)
+    folder = root / features_digest(cfg, one_by_one_model)
     for other in (root / ("0" * 64), root / "mine", folder):
         other.mkdir(parents=True)
         (other / "x.features").write_bytes(b"1" * 5000)
@@ -63,12 +55,12 @@ def test_files_from_before(
     compute = Compute()
     for step, expected in ((3, [1, 2, 3, 4, 5, 6, 7, 8]), (4, [1, 2, 3, 4, 5, 6, 7, 9])):
         features = StageFeatures(cfg)
-        features.start(step, model)
-        assert isinstance(model.feature_store, FeatureCache)
-        assert ask(model.feature_store, compute, *map(image, range(8))) == expected
+        features.start(step, one_by_one_model)
+        assert isinstance(one_by_one_model.feature_store, FeatureCache)
+        assert ask(one_by_one_model.feature_store, compute, *map(image, range(8))) == expected
         with caplog.at_level(logging.INFO):
-            features.stop(model)
-        assert model.feature_store is None
+            features.stop(one_by_one_model)
+        assert one_by_one_model.feature_store is None
     assert "features of 7 images were read, of 1 computed and of 0 of these kept" in caplog.text
     assert {p.name for p in root.iterdir()} == {folder.name, "mine"}
     assert sum(f.stat().st_size for f in folder.iterdir()) <= 10_000
@@ -76,9 +68,12 @@ def test_files_from_before(
     assert [p.name for p in root.iterdir()] == ["mine"]
 
 
-def test_what_the_folder_depends_on(tiny_cfg: Any, model: PaperRCNN) -> None:
-    digest = features_digest(tiny_cfg(), model)
-    assert features_digest(tiny_cfg("MODEL.WEIGHTS", "other.pth", "SEED", 9), model) == digest
+def test_what_the_folder_depends_on(tiny_cfg: Any, one_by_one_model: PaperRCNN) -> None:
+    digest = features_digest(tiny_cfg(), one_by_one_model)
+    assert (
+        features_digest(tiny_cfg("MODEL.WEIGHTS", "other.pth", "SEED", 9), one_by_one_model)
+        == digest
+    )
     found = {digest}
     for key, value in (
         ("MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]),
@@ -87,22 +82,22 @@ def test_what_the_folder_depends_on(tiny_cfg: Any, model: PaperRCNN) -> None:
         ("MODEL.DEVICE", "cuda"),
         ("SOLVER.AMP.ENABLED", True),
     ):
-        found.add(features_digest(tiny_cfg(key, value), model))
+        found.add(features_digest(tiny_cfg(key, value), one_by_one_model))
     torch.set_float32_matmul_precision("medium")
-    found.add(features_digest(tiny_cfg(), model))
+    found.add(features_digest(tiny_cfg(), one_by_one_model))
     torch.set_float32_matmul_precision("highest")
     with torch.no_grad():
-        next(model.backbone.parameters()).view(-1)[0] += 1e-3
-    found.add(features_digest(tiny_cfg(), model))
+        next(one_by_one_model.backbone.parameters()).view(-1)[0] += 1e-3
+    found.add(features_digest(tiny_cfg(), one_by_one_model))
     assert len(found) == 8
 
 
 def test_a_backbone_that_is_no_function_of_the_image(
-    cfg: CfgNode, model: PaperRCNN, caplog: pytest.LogCaptureFixture
+    cfg: CfgNode, one_by_one_model: PaperRCNN, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model.backbone.norm = nn.BatchNorm2d(8)
-    StageFeatures(cfg).start(3, model)
-    assert model.feature_store is None
+    one_by_one_model.backbone.norm = nn.BatchNorm2d(8)
+    StageFeatures(cfg).start(3, one_by_one_model)
+    assert one_by_one_model.feature_store is None
     assert "features are not kept: backbone.norm gives others" in caplog.text
 
 

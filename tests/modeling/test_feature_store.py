@@ -13,14 +13,6 @@ from frcnn_plugin.modeling import PaperRCNN
 from tests.conftest import make_input
 
 
-@pytest.fixture
-def model(tiny_cfg: Any) -> PaperRCNN:
-    torch.manual_seed(0)
-    cfg = tiny_cfg("MODEL.WEIGHTS", "", "MODEL.PAPER_RCNN.ONE_BY_ONE", True)
-    built = PaperRCNN(**PaperRCNN.from_config(cfg))
-    return built.train()
-
-
 def asked(model: PaperRCNN, batch: list[dict[str, Any]]) -> int:
     """How many images go through the store."""
     calls = []
@@ -51,16 +43,21 @@ def asked(model: PaperRCNN, batch: list[dict[str, Any]]) -> int:
     ],
 )
 def test_when_the_store_is_asked(
-    model: PaperRCNN, phase: str, frozen: bool, one_by_one: bool, images: int, expected: int
+    one_by_one_model: PaperRCNN,
+    phase: str,
+    frozen: bool,
+    one_by_one: bool,
+    images: int,
+    expected: int,
 ) -> None:
-    model.set_phase(phase)
-    model.one_by_one = one_by_one
-    model.backbone.requires_grad_(not frozen)
+    one_by_one_model.set_phase(phase)
+    one_by_one_model.one_by_one = one_by_one
+    one_by_one_model.backbone.requires_grad_(not frozen)
     batch = [make_input(96, 128 - 16 * i, [[10, 10, 60, 60]], seed=i) for i in range(images)]
-    assert asked(model, batch) == expected
+    assert asked(one_by_one_model, batch) == expected
 
 
-def test_running_the_model_asks_no_store(model: PaperRCNN) -> None:
-    model.set_phase("rpn")
-    model.backbone.requires_grad_(False)
-    assert asked(model.eval(), [make_input(96, 128, [[10, 10, 60, 60]])]) == 0
+def test_running_the_model_asks_no_store(one_by_one_model: PaperRCNN) -> None:
+    one_by_one_model.set_phase("rpn")
+    one_by_one_model.backbone.requires_grad_(False)
+    assert asked(one_by_one_model.eval(), [make_input(96, 128, [[10, 10, 60, 60]])]) == 0
