@@ -73,6 +73,8 @@ def _merge(source: str, merge: Callable[[], None]) -> None:
     except (KeyError, ValueError, AssertionError, TypeError) as e:
         # yacs says what is wrong, but as a KeyError whose text is quoted twice.
         message = str(e.args[0]) if e.args else str(e)
+        if f"({float} vs. {int})" in message:
+            message += ". Write the number with a point, such as 60.0 instead of 60"
         raise UserError(f"{source}: {message}") from e
     except yaml.YAMLError as e:
         raise UserError(f"{source} is no YAML: {' '.join(str(e).split())}") from e

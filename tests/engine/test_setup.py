@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 
-from frcnn_plugin import get_config_file
+from frcnn_plugin import add_frcnn_config, get_config_file
 from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances
 from frcnn_plugin.data.proposals import save_proposals
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import check_cfg, setup_cfg
+from frcnn_plugin.engine.setup import merge_overrides
 from frcnn_plugin.errors import UserError
 from tests.conftest import CONFIGS
 
@@ -57,6 +59,19 @@ def test_unknown_key_in_a_file(tmp_path: Path) -> None:
     path.write_text("MODEL:\n  NOTHING: 1\n")
     message = problem(config=str(path))
     assert str(path) in message and "MODEL.NOTHING" in message
+
+
+@pytest.mark.parametrize(("value", "told"), [("60", True), ("60.5", False), ("many", False)])
+def test_whole_numbers_where_a_key_has_a_point(value: str, told: bool) -> None:
+    node = get_cfg()
+    add_frcnn_config(node)
+    try:
+        merge_overrides(node, ["FOUR_STEP.FEATURE_CACHE_GB", value])
+        message = ""
+    except UserError as error:
+        message = str(error)
+    assert ("FOUR_STEP.FEATURE_CACHE_GB. Write the number with a point" in message) is told
+    assert bool(message) is (value != "60.5")
 
 
 def test_file_that_is_no_yaml(tmp_path: Path) -> None:
