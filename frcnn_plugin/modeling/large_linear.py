@@ -30,16 +30,18 @@ class LargeLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(R, in) to (R, out); the numbers and the dtype are those of ``nn.Linear``."""
-        parts = len(self.weight) // _PART
-        if x.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if self.bias is None or x.device.type != "cpu" or x.dim() != 2:
             return super().forward(x)
-        if torch.is_grad_enabled() and self.weight.requires_grad:
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return super().forward(x)
+        if torch.is_grad_enabled():
             large = self.weight.numel() * self.weight.element_size() >= _MIN_BYTES
-            if not large or self.bias is None or x.dim() != 2:
+            if not (large and self.weight.requires_grad):
                 return super().forward(x)
             out: torch.Tensor = _Linear.apply(x, self.weight, self.bias)
             return out
-        if parts < 2 or torch.is_grad_enabled():
+        parts = len(self.weight) // _PART
+        if parts < 2:
             return super().forward(x)
         weights, biases = self.weight.chunk(parts), self.bias.chunk(parts)
         return torch.cat([F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)], dim=1)

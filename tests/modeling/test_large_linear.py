@@ -89,6 +89,14 @@ def test_small_ones_and_other_shapes_are_the_stock_layer(monkeypatch: pytest.Mon
     assert torch.equal(stock(x[0]), large(x[0]))
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_without_a_bias(grad: bool) -> None:
+    layer = LargeLinear(24, 1100, bias=False)
+    x = torch.randn(5, 24)
+    with torch.set_grad_enabled(grad):
+        assert torch.allclose(layer(x), x @ layer.weight.t(), atol=1e-6)
+
+
 @pytest.mark.skipif(
     not Path("/sys/kernel/mm/transparent_hugepage/enabled").is_file(),
     reason="about huge pages of Linux",
