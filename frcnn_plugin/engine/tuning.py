@@ -31,10 +31,10 @@ def tune_process() -> None:
 def keep_freed_memory() -> bool:
     """Let the C library keep freed memory instead of returning it to the system.
 
-    Feature maps, and the gradient of fc6 (411 MB), are so large that glibc maps each anew and
-    unmaps it at once; the kernel then clears every page again, a fifth of the time of a forward
-    pass and 90 ms of a step of the detector. The process keeps its peak memory, which it needs in
-    the next iteration anyway.
+    Feature maps are so large that glibc maps each anew and unmaps it at once; the kernel then
+    clears every page again, a fifth of the time of a forward pass. The process keeps its peak
+    memory, which it needs in the next iteration anyway. (The gradient of fc6 is larger still: see
+    :class:`~frcnn_plugin.modeling.large_linear.LargeLinear`.)
 
     Returns:
         whether there was something to set: only with glibc, on Linux.

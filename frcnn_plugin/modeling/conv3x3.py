@@ -29,7 +29,7 @@ class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of stride 1 and padding 1, by Winograd's algorithm where that is faster.
 
     That is on a CPU, in float32, with many channels, while :attr:`winograd` is True. In mixed
-    precision, too, if the channels are very many: the result then is float32.
+    precision, too, if the channels are very many and the map is large: the result then is float32.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

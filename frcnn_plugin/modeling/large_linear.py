@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from typing import Any
 
@@ -14,8 +15,7 @@ from torch.nn import functional as F
 _PART = 512  # outputs that are computed at a time without a gradient
 _MIN_BYTES = 2**25  # of a weight; below, the C library has the memory at hand
 
-# madvise (sys/mman.h of Linux).
-_MADV_HUGEPAGE, _PAGE = 14, 4096
+_MADV_HUGEPAGE = 14  # sys/mman.h of Linux; Python's mmap has it for its own mappings only
 
 
 class LargeLinear(nn.Linear):
@@ -86,7 +86,7 @@ def empty_in_huge_pages(like: torch.Tensor) -> torch.Tensor:
     """``torch.empty_like``, whose pages the system is asked to make huge; only Linux knows that."""
     result = torch.empty_like(like, memory_format=torch.contiguous_format)
     if sys.platform.startswith("linux"):
-        start = -(-result.data_ptr() // _PAGE) * _PAGE
+        start = -(-result.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         size = result.data_ptr() + result.numel() * result.element_size() - start
         # It is a wish: where the system does not grant it, nothing is lost.
         ctypes.CDLL(None).madvise(

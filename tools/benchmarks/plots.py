@@ -55,7 +55,7 @@ def bar_chart(rows: Sequence[tuple[str, Mapping[str, float]]], title: str, path:
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 1140 * longest)
-    axes.set_xlabel("median, ms")
+    axes.set_xlabel("median of each section, ms")
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(used), frameon=False)
