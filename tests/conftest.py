@@ -15,6 +15,9 @@ from detectron2.structures import Boxes, Instances
 from frcnn_plugin import add_frcnn_config, get_config_file
 from frcnn_plugin.modeling import PaperRCNN
 
+# A finished four-step run, and a predictor with its detector, which several folders look at.
+pytest_plugins = ["tests.four_step.fixtures"]
+
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -57,7 +60,7 @@ def make_input(
 
 @pytest.fixture(autouse=True)
 def matmul_precision() -> Iterator[None]:
-    """Tools set it for their process (frcnn_plugin/engine/tuning.py); here that is all tests'."""
+    """Tools set it for their process (frcnn_plugin/process.py); here that is all tests'."""
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)

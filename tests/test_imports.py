@@ -67,8 +67,8 @@ def late():
     assert imported_modules(source, ["frcnn_plugin", "modeling"]) == {
         "os.path",
         "tools.demo",
-        "frcnn_plugin.data.voc.load",
-        "frcnn_plugin.modeling.zf",
+        "frcnn_plugin.data.datasets.voc.load",
+        "frcnn_plugin.modeling.backbone.zf",
         "frcnn_plugin.engine",
     }
 

@@ -32,9 +32,10 @@ from tabulate import tabulate
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.atomic_files import write_text
-from frcnn_plugin.data.synthetic import write_synthetic_voc
-from frcnn_plugin.engine import FourStepHook, PaperTrainer, SeedEveryStep, setup_cfg
-from frcnn_plugin.evaluation.proposals import ProposalCollector
+from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.engine import PaperTrainer, SeedEveryStep, setup_cfg
+from frcnn_plugin.evaluation.proposals.evaluator import ProposalCollector
+from frcnn_plugin.four_step import FourStepHook
 
 ROUNDS = 3  # of the comparison with plain inference, interleaved
 

@@ -1,81 +1,10 @@
 #!/usr/bin/env python
-"""Convert proposals of other programs for a data set, check them and measure their recall.
+"""See frcnn_plugin/cli/convert_proposals.py."""
 
-    python tools/convert_proposals.py --dataset voc07_trainval \\
-        --input selective_search_data/voc_2007_trainval.mat --output ss_voc07_trainval.pkl
-
-Takes Fast R-CNN's selective search downloads (.mat; needs scipy: pip install
-'frcnn-plugin[proposals]') and NumPy archives (.npz) that hold, under each image id, an (N, 4) array
-x1, y1, x2, y2 in pixels of the original image, best first; or (N, 5) with a score. Coordinates are
-continuous: x2 - x1 is the width.
-
-A file that is in Detectron2's format already (.pkl) is only checked; it needs no --output.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from detectron2.data import DatasetCatalog
-from detectron2.utils.logger import setup_logger
-
-from frcnn_plugin.data import check_datasets
-from frcnn_plugin.data.proposal_converters import convert_npz, convert_selective_search_mat
-from frcnn_plugin.data.proposals import check_proposals
-from frcnn_plugin.engine import setup_cfg
-from frcnn_plugin.errors import UserError
-from frcnn_plugin.evaluation.ground_truth import load_ground_truth
-from frcnn_plugin.evaluation.recall_report import report_recall
-
-CONVERTERS = {".mat": convert_selective_search_mat, ".npz": convert_npz}
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dataset", required=True, help="registered name, such as voc07_trainval")
-    parser.add_argument("--input", required=True, type=Path, help=".mat, .npz or .pkl file")
-    parser.add_argument("--output", type=Path, help="proposal file to write (.pkl)")
-    parser.add_argument(
-        "--config-file", default="", help="config whose DATASETS.REGISTER names the data set"
-    )
-    return parser.parse_args(argv)
-
-
-def convert(args: argparse.Namespace) -> dict[str, float]:
-    """Convert, check and measure; returns recall in percent, empty without ground truth."""
-    setup_cfg(args.config_file)  # registers data sets
-    suffix = args.input.suffix.lower()
-    if suffix not in (*CONVERTERS, ".pkl"):
-        raise UserError(f"--input {args.input}: only .mat, .npz and .pkl files can be read")
-    if suffix in CONVERTERS and args.output is None:
-        raise UserError("--output is missing: the .pkl file to write")
-    if suffix == ".pkl" and args.output is not None:
-        raise UserError("--input is a .pkl file, which is only checked: leave --output away")
-    check_datasets([args.dataset], None)
-    dicts = DatasetCatalog.get(args.dataset)
-    path = args.input
-    if suffix in CONVERTERS:
-        CONVERTERS[suffix](args.input, dicts, args.output, args.dataset)
-        path = args.output
-    proposals = check_proposals(path, dicts, args.dataset)
-    stem = path.with_suffix(".recall")
-    curves = report_recall(proposals, load_ground_truth(args.dataset), args.dataset, stem=stem)
-    return {} if curves is None else curves.metrics()
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    args = parse_args(argv)
-    setup_logger(name="frcnn_plugin")
-    try:
-        return convert(args)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
+from frcnn_plugin.cli.convert_proposals import main
 
 if __name__ == "__main__":
-    main()
+    result = main()
+    sys.exit(result if isinstance(result, int) else 0)

@@ -31,10 +31,10 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from frcnn_plugin import get_config_file
-from frcnn_plugin.data.synthetic import write_synthetic_voc
+from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
-from frcnn_plugin.evaluation.drawing import contact_sheet, draw_comparison
 from frcnn_plugin.report import write_report
+from frcnn_plugin.visualization.drawings.comparison import contact_sheet, draw_comparison
 
 CONFIG = "demo/vgg16_shapes.yaml"
 # AP50 (11-point) that a full run has to reach on images it was not trained on.

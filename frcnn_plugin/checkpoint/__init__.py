@@ -3,15 +3,15 @@
 Importing this package registers ``frcnn://`` with Detectron2's path manager.
 """
 
-from .caffemodel import CaffeModel, read_caffemodel, write_caffemodel
-from .catalog import CATALOG, KnownFile
+from .caffe.caffemodel import CaffeModel, read_caffemodel, write_caffemodel
+from .caffe.from_caffe import convert_caffe
+from .caffe.to_caffe import convert_to_caffe
+from .catalog.known_files import CATALOG, KnownFile
+from .catalog.path_handler import register
 from .conversion import Conversion
-from .from_caffe import convert_caffe
 from .from_torchvision import convert_torchvision
 from .metadata import KEY, Metadata, Preprocessing
-from .path_handler import register
 from .read import read_metadata, read_weights, save_weights
-from .to_caffe import convert_to_caffe
 
 __all__ = [
     "CATALOG",

@@ -13,9 +13,9 @@ import torch
 
 from ..atomic_files import replacing
 from ..errors import UserError
-from .caffemodel import read_caffemodel
+from .caffe.caffemodel import read_caffemodel
+from .caffe.from_caffe import convert_caffe
 from .conversion import Conversion
-from .from_caffe import convert_caffe
 from .from_torchvision import KNOWN, LAYOUTS, convert_torchvision, looks_like_torchvision
 from .metadata import KEY, Metadata
 

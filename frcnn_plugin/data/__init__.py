@@ -3,16 +3,13 @@
 Importing this package registers the built-in names (``voc07_trainval``, ``voc07_test``, ...).
 """
 
-from .builtin import (
-    OFFICIAL_IMAGE_COUNTS,
-    register_builtin,
-)
-from .checks import check_datasets
-from .coco import register_coco
-from .entries import register_from_config_entries
-from .synthetic import SHAPE_CLASSES, write_synthetic_voc
-from .voc import VOC_CLASSES, load_voc_instances, register_voc
-from .xml_folder import register_xml_folder
+from .datasets.builtin import OFFICIAL_IMAGE_COUNTS, register_builtin
+from .datasets.checks import check_datasets
+from .datasets.coco import register_coco
+from .datasets.config_entries import register_from_config_entries
+from .datasets.voc import VOC_CLASSES, load_voc_instances, register_voc
+from .datasets.voc_xml_folder import register_xml_folder
+from .synthetic.generator import SHAPE_CLASSES, write_synthetic_voc
 
 __all__ = [
     "OFFICIAL_IMAGE_COUNTS",

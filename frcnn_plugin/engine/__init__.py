@@ -1,28 +1,7 @@
-"""Training and use: the trainer, its hooks, the launcher and the checks before a run."""
+"""Training: the trainer, its hooks, and the set-up of a run."""
 
-from .four_step import FourStepHook
 from .hooks import CaffeMomentum, SeedEveryStep
-from .launch import launch
-from .predictor import FasterRCNNPredictor
-from .run_recorder import RunRecorder
-from .setup import check_cfg, forget_run, setup_cfg
-from .stage_checkpoints import StageCheckpointer
-from .stages import apply_four_step, build_four_step_scheduler, build_stages
+from .setup import forget_run, setup_cfg
 from .trainer import PaperTrainer
 
-__all__ = [
-    "CaffeMomentum",
-    "FasterRCNNPredictor",
-    "FourStepHook",
-    "PaperTrainer",
-    "RunRecorder",
-    "SeedEveryStep",
-    "StageCheckpointer",
-    "apply_four_step",
-    "build_four_step_scheduler",
-    "build_stages",
-    "check_cfg",
-    "forget_run",
-    "launch",
-    "setup_cfg",
-]
+__all__ = ["CaffeMomentum", "PaperTrainer", "SeedEveryStep", "forget_run", "setup_cfg"]

@@ -27,7 +27,7 @@ from ..checkpoint.matching import (
 from ..checkpoint.metadata import KEY, Metadata
 from ..checkpoint.read import convert_caffemodel, convert_torchvision_file
 from ..errors import UserError
-from .weights import checkpoint_metadata, class_names, preprocessing, requirements
+from .weight_requirements import checkpoint_metadata, class_names, preprocessing, requirements
 
 logger = logging.getLogger(__name__)
 

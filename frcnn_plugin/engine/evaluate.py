@@ -10,8 +10,8 @@ import torch
 from detectron2.config import CfgNode
 
 from ..errors import UserError
+from ..four_step.proposals import with_test_proposals
 from .checkpointer import AtomicCheckpointer
-from .stage_proposals import with_test_proposals
 from .trainer import PaperTrainer
 
 logger = logging.getLogger(__name__)

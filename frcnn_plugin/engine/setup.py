@@ -11,10 +11,9 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_frcnn_config
-from ..data.entries import register_from_config_entries
+from ..data.datasets.config_entries import register_from_config_entries
 from ..errors import UserError
-from .preflight import PlannedRun, preflight
-from .stages import apply_four_step
+from ..four_step.stages import apply_four_step
 
 logger = logging.getLogger(__name__)
 
@@ -80,31 +79,6 @@ def _merge(source: str, merge: Callable[[], None]) -> None:
         raise UserError(f"{source} is no YAML: {' '.join(str(e).split())}") from e
     except OSError as e:
         raise UserError(f"{source}: its _BASE_ {e.filename} cannot be read ({e.strerror})") from e
-
-
-def check_cfg(
-    cfg: CfgNode, *, eval_only: bool = False, resume: bool = False, overwrite: bool = False
-) -> None:
-    """Stop on what would otherwise fail, or silently go wrong, after hours.
-
-    The first error of :func:`~frcnn_plugin.engine.preflight.preflight` is raised; warnings are
-    logged.
-
-    Args:
-        cfg: a config from :func:`setup_cfg`.
-        eval_only: nothing will be trained.
-        resume: a run in ``OUTPUT_DIR`` will be taken up.
-        overwrite: a run in ``OUTPUT_DIR`` may be lost.
-
-    Raises:
-        UserError: names the key and the override to type.
-    """
-    run = PlannedRun(cfg, eval_only=eval_only, resume=resume, overwrite=overwrite)
-    for finding in preflight(run):
-        if finding.level == "error":
-            raise UserError(finding.sentence)
-        if finding.level == "warning":
-            logger.warning("%s", finding.sentence)
 
 
 def forget_run(cfg: CfgNode) -> None:

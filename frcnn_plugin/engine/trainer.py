@@ -26,24 +26,24 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from ..data.resize import build_mapper
+from ..data.loading.resize import build_mapper
+from ..data.loading.train_loader import build_train_loader
 from ..errors import UserError
 from ..evaluation.coco import RecordingCOCOEvaluator
-from ..evaluation.proposals import ProposalEvaluator
+from ..evaluation.proposals.evaluator import ProposalEvaluator
 from ..evaluation.voc import VOCEvaluator
+from ..four_step.checkpoints import StageCheckpointer
+from ..four_step.evaluation import StageEvalHook
+from ..four_step.hook import FourStepHook
+from ..four_step.proposals import with_test_proposals
+from ..four_step.stages import build_four_step_scheduler
+from ..four_step.weights import fold_statistics
+from ..process import unwrap_model, wrap_model
 from .checkpointer import AtomicCheckpointer
-from .four_step import FourStepHook
+from .guards.memory_errors import memory_errors_explained
+from .guards.step_guard import StepGuard
 from .hooks import CaffeMomentum, SeedEveryStep
 from .kept_checkpoints import add_checkpoint_hooks
-from .memory_errors import memory_errors_explained
-from .parallel import unwrap_model, wrap_model
-from .stage_checkpoints import StageCheckpointer
-from .stage_evaluation import StageEvalHook
-from .stage_proposals import with_test_proposals
-from .stage_weights import fold_statistics
-from .stages import build_four_step_scheduler
-from .step_guard import StepGuard
-from .train_loader import build_train_loader
 
 
 class PaperTrainer(DefaultTrainer):

@@ -14,7 +14,7 @@ from .diagnosis import diagnose_misses, diagnose_scores
 from .examples import MIN_SCORE, pick_examples
 from .ground_truth import GroundTruth, load_ground_truth
 from .record import EVALUATION_FILE, ClassRecord, EvaluationRecord
-from .results import Detections
+from .voc_results import Detections
 
 logger = logging.getLogger(__name__)
 

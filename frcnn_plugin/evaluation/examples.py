@@ -9,7 +9,7 @@ import numpy.typing as npt
 from .average_precision import MatchRule, best_overlaps, match_detections
 from .ground_truth import GroundTruth
 from .record import BoxRecord, ImageRecord
-from .results import Detections
+from .voc_results import Detections
 
 MIN_SCORE = 0.5  # detections below are not looked at: nobody would show them
 NUM_IMAGES = 6  # best ones, and as many worst ones

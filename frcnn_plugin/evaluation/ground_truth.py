@@ -8,8 +8,8 @@ import numpy.typing as npt
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..data.checks import HOST_VOC_EVALUATOR
-from ..data.voc import load_voc_instances
+from ..data.datasets.checks import HOST_VOC_EVALUATOR
+from ..data.datasets.voc import load_voc_instances
 
 
 @dataclass(frozen=True)

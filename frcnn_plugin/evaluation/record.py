@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .json_files import reading_json, write_json
+from ..atomic_files import reading_json, write_json
 
 EVALUATION_FILE = "evaluation.json"  # in OUTPUT_DIR/inference/<data set>
 

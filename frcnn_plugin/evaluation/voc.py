@@ -24,8 +24,8 @@ from .diagnosis import diagnose_misses, diagnose_scores
 from .examples import MIN_SCORE, pick_examples
 from .ground_truth import GroundTruth, load_ground_truth
 from .record import EVALUATION_FILE, EvaluationRecord
-from .report import format_report, write_submission
-from .results import METRICS, Detections, class_records, evaluate_class, summarize
+from .voc_report import format_report, write_submission
+from .voc_results import METRICS, Detections, class_records, evaluate_class, summarize
 
 logger = logging.getLogger(__name__)
 

@@ -1,20 +1,20 @@
 """Networks and rules of the paper. Importing this package registers every component."""
 
+from ..layers.nms import prefix_nms
 from .anchor_generator import CaffeAnchorGenerator
-from .box_head import FC6FC7Head, UnscaledDropout
-from .box_predictor import PaperFastRCNNOutputLayers
+from .backbone.feature_sizes import backbone_feature_sizes
+from .backbone.vgg import VGG16
+from .backbone.zf import ZF, WithinChannelLRN
 from .box_regression import CaffeBox2BoxTransform
-from .feature_sizes import backbone_feature_sizes
 from .image_size import ScaledImageSize
 from .meta_arch import PaperRCNN
-from .proposals import select_proposals
-from .roi_heads import CaffeROIHeads, InclusiveROIPooler
-from .rpn import PaperRPN
-from .rpn_head import SoftmaxRPNHead
-from .suppression import prefix_nms
+from .proposal_generator.rpn import PaperRPN
+from .proposal_generator.rpn_head import SoftmaxRPNHead
+from .proposal_generator.selection import select_proposals
+from .roi_heads.box_head import FC6FC7Head, UnscaledDropout
+from .roi_heads.fast_rcnn import PaperFastRCNNOutputLayers
+from .roi_heads.roi_heads import CaffeROIHeads, InclusiveROIPooler
 from .target_statistics import TargetStatistics
-from .vgg import VGG16
-from .zf import ZF, WithinChannelLRN
 
 __all__ = [
     "VGG16",

@@ -13,10 +13,10 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 
 from ..errors import UserError
-from .conv3x3 import Conv3x3
-from .detections import to_original_size
-from .feature_store import FeatureStore, backbone_features
+from ..layers.conv3x3 import Conv3x3
+from .backbone.feature_store import FeatureStore, backbone_features
 from .image_size import ScaledImageSize, resize_scale
+from .roi_heads.detections import to_original_size
 
 PHASES = ("joint", "rpn", "fast_rcnn")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

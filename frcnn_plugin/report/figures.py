@@ -15,8 +15,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ..evaluation.recall import RecallCurves
-from ..evaluation.recall_report import draw_recall
+from ..evaluation.proposals.recall import RecallCurves
+from ..evaluation.proposals.recall_report import draw_recall
 from ..evaluation.record import ClassRecord
 from .metrics import Metrics
 from .steps import Step

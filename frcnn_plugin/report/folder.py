@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import UserError
-from ..evaluation.recall import RecallCurves
+from ..evaluation.proposals.recall import RecallCurves
 from ..evaluation.record import EVALUATION_FILE, EvaluationRecord
-from ..run_record import RUN_FILE, RunRecord
 from .config_diff import Flat, parse_config
 from .metrics import Metrics, read_metrics
+from .run_record import RUN_FILE, RunRecord
 from .steps import Step, steps_of
 
 _T = TypeVar("_T")

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..atomic_files import write_text
 from ..errors import UserError
-from ..evaluation.recall import RecallCurves
+from ..evaluation.proposals.recall import RecallCurves
 from ..evaluation.record import EvaluationRecord
 from .config_diff import diff_config
 from .figures import (

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from ..evaluation.labels import Place, place_label
 from ..evaluation.record import BoxRecord, ImageRecord
+from ..visualization.drawings.labels import Place, place_label
 from .figures import data_address
 
 _SIDE = 480  # pixels of the longer side

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..run_record import RunRecord
 from .metrics import Metrics
+from .run_record import RunRecord
 
 _NAMES = ("1 RPN", "2 detector", "3 RPN", "4 detector")
 _PHASES = {"joint": "joint training", "rpn": "RPN", "fast_rcnn": "detector"}

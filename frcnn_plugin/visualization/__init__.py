@@ -4,16 +4,17 @@ All coordinates are pixels of the original image. Nothing here knows a model; wh
 computed by `engine.inspection`, with the model's own code.
 """
 
-from .anchors import draw_anchors
-from .canvas import Canvas, Panel
-from .detections import draw_detections, judge
-from .match_reasons import MatchReasons, Reason, explain_matches
-from .matches import draw_matches
-from .objects import Objects, count_of, draw_data
-from .pooled_cells import PooledCells, pooled_cells
-from .proposals import draw_proposals
-from .roi_cells import draw_roi_cells
-from .samples import Sample, draw_samples
+from .drawings.anchors import draw_anchors
+from .drawings.canvas import Canvas, Panel
+from .drawings.comparison import contact_sheet, draw_comparison
+from .drawings.detections import draw_detections, judge
+from .drawings.match_reasons import MatchReasons, Reason, explain_matches
+from .drawings.matches import draw_matches
+from .drawings.objects import Objects, count_of, draw_data
+from .drawings.pooled_cells import PooledCells, pooled_cells
+from .drawings.proposals import draw_proposals
+from .drawings.roi_cells import draw_roi_cells
+from .drawings.samples import Sample, draw_samples
 
 __all__ = [
     "Canvas",
@@ -23,8 +24,10 @@ __all__ = [
     "PooledCells",
     "Reason",
     "Sample",
+    "contact_sheet",
     "count_of",
     "draw_anchors",
+    "draw_comparison",
     "draw_data",
     "draw_detections",
     "draw_matches",

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from frcnn_plugin.checkpoint import catalog, download
-from frcnn_plugin.checkpoint.catalog import KnownFile
+from frcnn_plugin.checkpoint.catalog import download
+from frcnn_plugin.checkpoint.catalog import known_files as catalog
+from frcnn_plugin.checkpoint.catalog.known_files import KnownFile
 
-from .http_server import Server, serving
+from .catalog.http_server import Server, serving
 
 
 @pytest.fixture

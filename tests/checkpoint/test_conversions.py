@@ -12,8 +12,8 @@ from torchvision.models import vgg16 as torchvision_model
 from frcnn_plugin.checkpoint import convert_caffe, convert_to_caffe, convert_torchvision
 from frcnn_plugin.checkpoint.metadata import CAFFE, TORCHVISION, Metadata
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.modeling.box_head import FC6FC7Head
-from frcnn_plugin.modeling.vgg import VGG16
+from frcnn_plugin.modeling.backbone.vgg import VGG16
+from frcnn_plugin.modeling.roi_heads.box_head import FC6FC7Head
 
 from . import networks
 

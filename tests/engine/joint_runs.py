@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from frcnn_plugin.engine import PaperTrainer
-from tests.engine.four_step_runs import make_trainer
+from tests.four_step.four_step_runs import make_trainer
 
 JOINT = [
     *("FOUR_STEP.ENABLED", "False"),

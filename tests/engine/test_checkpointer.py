@@ -16,7 +16,7 @@ from frcnn_plugin.checkpoint.metadata import TORCHVISION
 from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
 from frcnn_plugin.engine.evaluate import evaluate_checkpoint
 from frcnn_plugin.engine.trainer import PaperTrainer
-from frcnn_plugin.engine.weights import preprocessing
+from frcnn_plugin.engine.weight_requirements import preprocessing
 from frcnn_plugin.errors import UserError
 from tests.checkpoint import networks
 

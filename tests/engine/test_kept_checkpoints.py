@@ -15,8 +15,8 @@ from detectron2.engine import HookBase
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling import PaperRCNN
-from tests.engine.four_step_runs import make_trainer
 from tests.engine.joint_runs import make_joint_trainer
+from tests.four_step.four_step_runs import make_trainer
 
 pytestmark = pytest.mark.usefixtures("with_data")
 

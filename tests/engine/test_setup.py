@@ -11,11 +11,12 @@ from detectron2.config import get_cfg
 
 from frcnn_plugin import add_frcnn_config, get_config_file
 from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances
-from frcnn_plugin.data.proposals import save_proposals
-from frcnn_plugin.data.synthetic import write_synthetic_voc
-from frcnn_plugin.engine import check_cfg, setup_cfg
+from frcnn_plugin.data.proposals.checks import save_proposals
+from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.engine.setup import merge_overrides
 from frcnn_plugin.errors import UserError
+from frcnn_plugin.preflight import check_cfg
 from tests.conftest import CONFIGS
 
 DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")

@@ -13,7 +13,7 @@ from frcnn_plugin.data import register_voc
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.coco import RecordingCOCOEvaluator
-from frcnn_plugin.evaluation.proposals import ProposalEvaluator
+from frcnn_plugin.evaluation.proposals.evaluator import ProposalEvaluator
 from frcnn_plugin.evaluation.voc import VOCEvaluator
 
 

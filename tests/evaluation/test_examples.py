@@ -9,7 +9,7 @@ from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.examples import pick_examples
 from frcnn_plugin.evaluation.ground_truth import GroundTruth
 from frcnn_plugin.evaluation.record import ClassRecord, EvaluationRecord
-from frcnn_plugin.evaluation.results import Detections
+from frcnn_plugin.evaluation.voc_results import Detections
 
 CLASSES = ["cat", "dog"]
 A, B, C = [0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]

@@ -14,7 +14,7 @@ from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation import VOCEvaluator
 from frcnn_plugin.evaluation.record import EvaluationRecord
 
-from ..data.voc_folder import add_image, obj
+from ..data.datasets.voc_folder import add_image, obj
 
 CLASSES = ["cat", "dog", "cow"]
 

@@ -5,8 +5,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 
-from frcnn_plugin.engine.launch import launch
 from frcnn_plugin.evaluation import VOCEvaluator
+from frcnn_plugin.process import launch
 
 NUM_IMAGES = 7
 

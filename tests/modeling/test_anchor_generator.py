@@ -9,7 +9,7 @@ from detectron2.modeling.anchor_generator import build_anchor_generator
 
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling import CaffeAnchorGenerator
-from frcnn_plugin.modeling.proposals import inside_image
+from frcnn_plugin.modeling.proposal_generator.selection import inside_image
 
 # py-faster-rcnn's inclusive boxes; ours are these with x2, y2 + 1.
 REFERENCE = [

@@ -16,8 +16,8 @@ from torch import nn
 
 from frcnn_plugin.modeling import CaffeBox2BoxTransform, PaperFastRCNNOutputLayers, PaperRPN
 from tests.conftest import make_input
+from tests.modeling.proposal_generator.rpn_parts import make_rpn
 from tests.modeling.random_statistics import K, random_statistics
-from tests.modeling.rpn_parts import make_rpn
 
 # ---- the head -----------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 
-from frcnn_plugin.data.voc import VOC_CLASSES
+from frcnn_plugin.data.datasets.voc import VOC_CLASSES
 
 from .caffe_net import VGG16_ALT_OPT, VGG16_COCO, ZF_ALT_OPT, Net
 from .harness import load_config

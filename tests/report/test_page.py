@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.evaluation.recall import RecallCurves
+from frcnn_plugin.evaluation.proposals.recall import RecallCurves
 from frcnn_plugin.evaluation.record import EvaluationRecord
 from frcnn_plugin.report import write_report
 

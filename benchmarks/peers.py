@@ -1,0 +1,247 @@
+"""Who the plugin is compared with: stock Detectron2 parts and torchvision's FasterRCNN, on VGG16.
+
+Both get a plain torchvision-style VGG16 and the numbers of the config: image size, anchors,
+proposals, RoIs, frozen stages. What remains different is theirs: pooling rounds down (37x62 cells
+of a 600x1000 image instead of 38x63), one RPN logit per anchor, no dropout.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import torchvision
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from torch import nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.vgg import make_layers
+
+from benchmarks.weights import Arrange, Place
+from frcnn_plugin.errors import UserError
+
+_CONVS = (2, 2, 3, 3, 3)
+
+
+def plain_vgg16(channels: list[int], freeze_at: int) -> nn.Sequential:
+    """Torchvision's VGG16 up to the last ReLU; the first ``freeze_at`` stages do not train."""
+    words: list[Any] = []
+    for width, convs in zip(channels, _CONVS, strict=True):
+        words += [*[width] * convs, "M"]
+    layers = make_layers(words[:-1])
+    for layer in _convs(layers)[: sum(_CONVS[:freeze_at])]:
+        layer.requires_grad_(False)
+    return layers
+
+
+def _convs(layers: nn.Module) -> list[nn.Conv2d]:
+    return [m for m in layers.modules() if isinstance(m, nn.Conv2d)]
+
+
+class PlainVGG16(Backbone):
+    """:func:`plain_vgg16` as a backbone of Detectron2."""
+
+    def __init__(self, cfg: CfgNode, input_shape: ShapeSpec) -> None:
+        super().__init__()
+        channels = list(cfg.MODEL.VGG.CHANNELS)
+        self.layers = plain_vgg16(channels, cfg.MODEL.BACKBONE.FREEZE_AT)
+        self._out_features = ["plain5"]
+        self._out_feature_channels = {"plain5": channels[-1]}
+        self._out_feature_strides = {"plain5": 16}
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"plain5": self.layers(x)}
+
+
+if "PlainVGG16" not in BACKBONE_REGISTRY:
+    BACKBONE_REGISTRY.register(PlainVGG16)
+
+
+class FloatPooler(nn.Module):
+    """A pooler of Detectron2 in float32 under autocast: its operator has no bfloat16 on CPUs."""
+
+    def __init__(self, pooler: nn.Module) -> None:
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(self, features: list[torch.Tensor], boxes: list[Any]) -> torch.Tensor:
+        with torch.autocast(features[0].device.type, enabled=False):
+            return self.pooler([f.float() for f in features], boxes)
+
+
+class PoolAdapter(nn.Module):
+    """RoI max pooling where torchvision's detector expects its multi-level RoIAlign."""
+
+    def __init__(self, size: int, scale: float) -> None:
+        super().__init__()
+        self.size, self.scale = size, scale
+
+    def forward(self, x: dict[str, torch.Tensor], boxes: list[torch.Tensor], _: Any) -> Any:
+        (features,) = x.values()
+        with torch.autocast(features.device.type, enabled=False):
+            return torchvision.ops.roi_pool(
+                features.float(), [b.float() for b in boxes], self.size, self.scale
+            )
+
+
+def check_comparable(cfg: CfgNode, kind: str) -> None:
+    """Stop where the peers would do other work than the config.
+
+    Raises:
+        UserError: names the key.
+    """
+    wanted = (
+        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, "VGG16"),
+        ("MODEL.PROPOSAL_GENERATOR.NAME", cfg.MODEL.PROPOSAL_GENERATOR.NAME, "PaperRPN"),
+        ("MODEL.RPN.HEAD_NAME", cfg.MODEL.RPN.HEAD_NAME, "SoftmaxRPNHead"),
+        ("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, "CaffeROIHeads"),
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE, "ROIPool"),
+    )
+    for key, value, needed in wanted:
+        if value != needed:
+            raise UserError(
+                f"--versus {kind} needs {key} {needed}, but it is {value}: compare with another "
+                "config instead (--versus my.yaml)"
+            )
+
+
+def stock_cfg(cfg: CfgNode) -> CfgNode:
+    """``cfg`` with the host's parts in place of the plugin's."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    model = cfg.MODEL
+    model.META_ARCHITECTURE = "GeneralizedRCNN"
+    model.BACKBONE.NAME = "PlainVGG16"
+    model.PROPOSAL_GENERATOR.NAME = "RPN"
+    model.ANCHOR_GENERATOR.NAME = "DefaultAnchorGenerator"
+    model.RPN.HEAD_NAME, model.RPN.CONV_DIMS = "StandardRPNHead", [-1]
+    model.RPN.IN_FEATURES = model.ROI_HEADS.IN_FEATURES = ["plain5"]
+    model.ROI_HEADS.NAME = "StandardROIHeads"
+    model.ROI_BOX_HEAD.NAME, model.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
+    return cfg
+
+
+def build_detectron2(cfg: CfgNode, bf16: bool) -> tuple[nn.Module, dict[str, Place]]:
+    """Detectron2's GeneralizedRCNN of stock parts, and where it keeps its layers."""
+    check_comparable(cfg, "detectron2")
+    model = build_model(stock_cfg(cfg))
+    rpn, heads = model.proposal_generator.rpn_head, model.roi_heads
+    if bf16:
+        heads.box_pooler = FloatPooler(heads.box_pooler)
+    anchors = cfg.MODEL.ANCHOR_GENERATOR
+    # The host's sizes are the outer loop, ours (the originals') the ratios.
+    sizes, ratios = len(anchors.SIZES[0]), len(anchors.ASPECT_RATIOS[0])
+    order = [r * sizes + s for s, r in itertools.product(range(sizes), range(ratios))]
+    return model, {
+        **_conv_places(model.backbone.layers),
+        **_rpn_places(rpn.conv, rpn.objectness_logits, rpn.anchor_deltas, order),
+        "fc6": Place(heads.box_head.fc1),
+        "fc7": Place(heads.box_head.fc2),
+        "cls_score": Place(heads.box_predictor.cls_score),
+        "bbox_pred": Place(heads.box_predictor.bbox_pred),
+    }
+
+
+def build_torchvision(cfg: CfgNode) -> tuple[nn.Module, dict[str, Place]]:
+    """Torchvision's FasterRCNN, and where it keeps its layers."""
+    check_comparable(cfg, "torchvision")
+    m = cfg.MODEL
+    backbone = plain_vgg16(list(m.VGG.CHANNELS), m.BACKBONE.FREEZE_AT)
+    backbone.out_channels = m.VGG.CHANNELS[-1]
+    pool, width = m.ROI_BOX_HEAD.POOLER_RESOLUTION, m.ROI_BOX_HEAD.FC_DIM
+    classes = m.ROI_HEADS.NUM_CLASSES
+    model = FasterRCNN(
+        backbone,
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+        size_divisible=1,  # no padding, as in the others
+        image_mean=list(m.PIXEL_MEAN),
+        image_std=list(m.PIXEL_STD),
+        rpn_anchor_generator=AnchorGenerator(
+            (tuple(m.ANCHOR_GENERATOR.SIZES[0]),), (tuple(m.ANCHOR_GENERATOR.ASPECT_RATIOS[0]),)
+        ),
+        rpn_pre_nms_top_n_train=m.RPN.PRE_NMS_TOPK_TRAIN,
+        rpn_pre_nms_top_n_test=m.RPN.PRE_NMS_TOPK_TEST,
+        rpn_post_nms_top_n_train=m.RPN.POST_NMS_TOPK_TRAIN,
+        rpn_post_nms_top_n_test=m.RPN.POST_NMS_TOPK_TEST,
+        rpn_nms_thresh=m.RPN.NMS_THRESH,
+        rpn_bg_iou_thresh=m.RPN.IOU_THRESHOLDS[0],
+        rpn_fg_iou_thresh=m.RPN.IOU_THRESHOLDS[-1],
+        rpn_batch_size_per_image=m.RPN.BATCH_SIZE_PER_IMAGE,
+        rpn_positive_fraction=m.RPN.POSITIVE_FRACTION,
+        box_head=TwoMLPHead(m.VGG.CHANNELS[-1] * pool**2, width),
+        box_predictor=FastRCNNPredictor(width, classes + 1),
+        box_score_thresh=m.ROI_HEADS.SCORE_THRESH_TEST,
+        box_nms_thresh=m.ROI_HEADS.NMS_THRESH_TEST,
+        box_detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
+        box_fg_iou_thresh=m.ROI_HEADS.IOU_THRESHOLDS[-1],
+        box_bg_iou_thresh=m.ROI_HEADS.IOU_THRESHOLDS[-1],
+        box_batch_size_per_image=m.ROI_HEADS.BATCH_SIZE_PER_IMAGE,
+        box_positive_fraction=m.ROI_HEADS.POSITIVE_FRACTION,
+        bbox_reg_weights=tuple(m.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
+    ).to(m.DEVICE)
+    rpn, heads = model.rpn.head, model.roi_heads
+    heads.box_roi_pool = PoolAdapter(pool, 1 / 16)  # the constructor takes nothing but RoIAlign
+    anchors = model.rpn.anchor_generator.num_anchors_per_location()[0]
+
+    def background_first(
+        weight: torch.Tensor, bias: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return weight.roll(1, 0), bias.roll(1, 0)
+
+    def with_background(
+        weight: torch.Tensor, bias: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Boxes of the background are predicted, and dropped.
+        return torch.cat((torch.zeros_like(weight[:4]), weight)), torch.cat((bias[:4] * 0, bias))
+
+    return model, {
+        **_conv_places(model.backbone),
+        **_rpn_places(rpn.conv[0][0], rpn.cls_logits, rpn.bbox_pred, list(range(anchors))),
+        "fc6": Place(heads.box_head.fc6),
+        "fc7": Place(heads.box_head.fc7),
+        "cls_score": Place(heads.box_predictor.cls_score, None, background_first),
+        "bbox_pred": Place(
+            heads.box_predictor.bbox_pred, (4 * classes, width), with_background
+        ),
+    }  # fmt: skip
+
+
+def _conv_places(backbone: nn.Module) -> dict[str, Place]:
+    names = [f"conv{i}_{j}" for i, n in enumerate(_CONVS, 1) for j in range(1, n + 1)]
+    return {name: Place(conv) for name, conv in zip(names, _convs(backbone), strict=True)}
+
+
+def _rpn_places(
+    conv: nn.Conv2d, logits: nn.Conv2d, deltas: nn.Conv2d, order: list[int]
+) -> dict[str, Place]:
+    """Layers that hold ours with one logit per anchor, anchors in another order.
+
+    Args:
+        conv: the 3x3 convolution.
+        logits: A outputs.
+        deltas: 4A outputs.
+        order: for each of their anchors, its number in ours.
+    """
+    count = len(order)
+    index = torch.tensor(order)
+
+    def difference(weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return ((weight[count:] - weight[:count])[index], (bias[count:] - bias[:count])[index])
+
+    def permute(weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        by_anchor = weight.view(count, 4, *weight.shape[1:])[index]
+        return by_anchor.reshape(weight.shape), bias.view(count, 4)[index].reshape(-1)
+
+    def place(layer: nn.Conv2d, channels: int, arrange: Arrange) -> Place:
+        return Place(layer, (channels, *layer.weight.shape[1:]), arrange)
+
+    return {
+        "rpn_conv": Place(conv),
+        "rpn_cls_score": place(logits, 2 * count, difference),
+        "rpn_bbox_pred": place(deltas, 4 * count, permute),
+    }

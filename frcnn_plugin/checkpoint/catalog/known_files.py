@@ -1,0 +1,214 @@
+"""Weight files that have a name: where they are, what they hold, what they are checked by.
+
+A checksum is given only where somebody published it; the comments say who. What is empty could not
+be found, and is then not checked.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from ...errors import UserError
+
+# hashlib's names as people write them.
+WORDS = {"sha256": "SHA-256", "sha1": "SHA-1", "md5": "MD5"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A file on the web and what is published about its bytes.
+
+    Attributes:
+        file_name: name in the cache folder.
+        urls: where it is, tried in order; none for a member of an archive.
+        size: in bytes; 0 if not published.
+        sha256: hexadecimal, empty if not published; `sha1` and `md5` likewise.
+        sha256_prefix: first digits of the SHA-256, which PyTorch puts into a file's name.
+    """
+
+    file_name: str
+    urls: tuple[str, ...] = ()
+    size: int = 0
+    sha256: str = ""
+    sha256_prefix: str = ""
+    sha1: str = ""
+    md5: str = ""
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """All that are published: hashlib's name of the algorithm -> first or all digits."""
+        known = {
+            "sha256": self.sha256 or self.sha256_prefix,
+            "sha1": self.sha1,
+            "md5": self.md5,
+        }
+        return {algorithm: digits for algorithm, digits in known.items() if digits}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownFile(RemoteFile):
+    """An entry of the catalog, read as ``frcnn://<name>``.
+
+    Attributes:
+        name: what the user writes.
+        description: one line for `tools/download_weights.py`.
+        licence: as far as its publisher states one.
+        archive: the .tgz that holds it, if it is not published by itself.
+        member: its path in that archive.
+        is_detector: whether it can detect; the others are where training starts.
+    """
+
+    name: str
+    description: str
+    licence: str
+    archive: RemoteFile | None = None
+    member: str = ""
+    is_detector: bool = False
+
+    @property
+    def checked_by(self) -> str:
+        """Which published checksums tell whether a file is this one, in words."""
+        if self.checksums:
+            return ", ".join(WORDS[name] for name in self.checksums) + (
+                f" ({len(self.sha256_prefix)} digits)" if self.sha256_prefix else ""
+            )
+        if self.archive and self.archive.checksums:
+            return f"{', '.join(WORDS[name] for name in self.archive.checksums)} of the .tgz"
+        return "nothing"
+
+
+# Both archives: URL and MD5 from data/scripts/fetch_*.sh of py-faster-rcnn. Its older addresses at
+# Berkeley answer 404 since 2017.
+IMAGENET_MODELS = RemoteFile(
+    file_name="imagenet_models.tgz",
+    urls=(
+        # The script's dl.dropbox.com has failed for some; the same file (py-faster-rcnn issue 782).
+        "https://dl.dropboxusercontent.com/s/gstw7122padlf0l/imagenet_models.tgz?dl=0",
+        "https://dl.dropbox.com/s/gstw7122padlf0l/imagenet_models.tgz?dl=0",
+    ),
+    md5="ed34ca912d6782edfb673a8c3a0bda6d",
+)
+FASTER_RCNN_MODELS = RemoteFile(
+    file_name="faster_rcnn_models.tgz",
+    urls=(
+        "https://dl.dropboxusercontent.com/s/o6ii098bu51d139/faster_rcnn_models.tgz?dl=0",
+        # Second address and SHA-1, also those of the members: testdata/dnn/download_models.py of
+        # opencv_extra.
+        "https://dl.opencv.org/models/faster_rcnn_models.tgz",
+    ),
+    sha1="51bca62727c3fe5d14b66e9331373c1e297df7d1",
+    md5="ac116844f66aefe29587214272054668",
+)
+
+_PY_FASTER_RCNN = "not stated (py-faster-rcnn: MIT)"
+
+CATALOG: tuple[KnownFile, ...] = (
+    KnownFile(
+        name="vgg16_caffe_imagenet",
+        file_name="VGG_ILSVRC_16_layers.caffemodel",
+        urls=(
+            "https://www.robots.ox.ac.uk/~vgg/software/very_deep/caffe/VGG_ILSVRC_16_layers.caffemodel",
+            "http://www.robots.ox.ac.uk/~vgg/software/very_deep/caffe/VGG_ILSVRC_16_layers.caffemodel",
+        ),
+        # Size, SHA-256 and licence: models/public/vgg16/model.yml of OpenVINO's open_model_zoo.
+        size=553432081,
+        sha256="a6196bc498e45ea4cb2637114ae8db9410cf1556fd60a55ae93272371beba197",
+        description="VGG16 on ImageNet, the original (paper)",
+        licence="CC BY 4.0",
+    ),
+    KnownFile(
+        name="vgg16_torchvision_imagenet",
+        file_name="vgg16-397923af.pth",
+        urls=("https://download.pytorch.org/models/vgg16-397923af.pth",),
+        # torchvision publishes the first digits, in the name. All of them and the size are stated
+        # alike by several projects that pin the file.
+        size=553433881,
+        sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        description="VGG16 on ImageNet, torchvision's (RGB in [0, 1])",
+        licence="BSD-3-Clause",
+    ),
+    KnownFile(
+        name="vgg16_torchvision_features",
+        file_name="vgg16_features-amdegroot-88682ab5.pth",
+        urls=("https://download.pytorch.org/models/vgg16_features-amdegroot-88682ab5.pth",),
+        # The name; torchvision checks it when it downloads. There it is
+        # VGG16_Weights.IMAGENET1K_FEATURES. fc6 and fc7 are in the file, full of nan.
+        sha256_prefix="88682ab5",
+        description="VGG16 on ImageNet, convolutions only (RGB, Caffe's scale)",
+        licence="BSD-3-Clause (ssd.pytorch: MIT)",
+    ),
+    KnownFile(
+        name="vgg16_caffe_pth",
+        file_name="vgg16-00b39a1b.pth",
+        urls=(
+            # The second is in pytorch-vgg's README; later projects took the author's other page.
+            "https://web.eecs.umich.edu/~justincj/models/vgg16-00b39a1b.pth",
+            "https://s3-us-west-2.amazonaws.com/jcjohns-models/vgg16-00b39a1b.pth",
+        ),
+        # The name, made for torch.utils.model_zoo, which checked it. Files of this name that were
+        # saved again with other layer names are about; they have another SHA-256.
+        sha256_prefix="00b39a1b",
+        description="vgg16_caffe_imagenet as .pth (jcjohnson/pytorch-vgg)",
+        licence="not stated (original: CC BY 4.0)",
+    ),
+    KnownFile(
+        name="zf_caffe_imagenet",
+        file_name="ZF.v2.caffemodel",
+        archive=IMAGENET_MODELS,
+        member="imagenet_models/ZF.v2.caffemodel",
+        description="ZF on ImageNet (paper)",
+        licence=_PY_FASTER_RCNN,
+    ),
+    KnownFile(
+        name="vgg16_py_faster_rcnn_voc07",
+        file_name="VGG16_faster_rcnn_final.caffemodel",
+        archive=FASTER_RCNN_MODELS,
+        member="faster_rcnn_models/VGG16_faster_rcnn_final.caffemodel",
+        sha1="dd099979468aafba21f3952718a9ceffc7e57699",
+        description="VGG16 detector on VOC07 trainval, four steps (alt_opt)",
+        licence=_PY_FASTER_RCNN,
+        is_detector=True,
+    ),
+    KnownFile(
+        name="zf_py_faster_rcnn_voc07",
+        file_name="ZF_faster_rcnn_final.caffemodel",
+        archive=FASTER_RCNN_MODELS,
+        member="faster_rcnn_models/ZF_faster_rcnn_final.caffemodel",
+        sha1="7af886686f149622ed7a41c08b96743c9f4130f5",
+        description="ZF detector on VOC07 trainval, four steps (alt_opt)",
+        licence=_PY_FASTER_RCNN,
+        is_detector=True,
+    ),
+    KnownFile(
+        name="vgg16_py_faster_rcnn_coco",
+        file_name="coco_vgg16_faster_rcnn_final.caffemodel",
+        # models/README.md of py-faster-rcnn; no checksum.
+        urls=(
+            "https://dl.dropboxusercontent.com/s/cotx0y81zvbbhnt/coco_vgg16_faster_rcnn_final.caffemodel?dl=0",
+        ),
+        description="VGG16 detector on COCO 2014, joint (end2end)",
+        licence=_PY_FASTER_RCNN,
+        is_detector=True,
+    ),
+)
+
+
+def find(name: str) -> KnownFile:
+    """The entry called `name`.
+
+    Raises:
+        UserError: there is none; names those that are alike, and all.
+    """
+    for known in CATALOG:
+        if known.name == name:
+            return known
+    names = [known.name for known in CATALOG]
+    alike = difflib.get_close_matches(name, names)
+    hint = f"Did you mean {' or '.join(alike)}? " if alike else ""
+    raise UserError(f"no weight file is called '{name}'. {hint}Known are {', '.join(names)}")
+
+
+def members_of(archive: RemoteFile) -> list[KnownFile]:
+    """The entries that an archive holds."""
+    return [known for known in CATALOG if known.archive == archive]

@@ -1,0 +1,247 @@
+"""Run a detector on pictures or a video: pictures with boxes, JSON, features.
+
+    python tools/predict.py --weights output/model_final.pth photos/ more/*.jpg --output found
+    python tools/predict.py --weights model_final.pth photo.jpg --json found.json --no-pictures
+    python tools/predict.py --weights model_final.pth photos/ --features found.npz
+    python tools/predict.py --weights model_final.pth photos/ --boxes boxes.json --features own.npz
+    python tools/predict.py --weights model_final.pth --video street.mp4 --output found
+
+The weights are enough: config, preprocessing and class names are in the checkpoint. Files without
+them need --config-file. ``KEY VALUE`` pairs behind the pictures override the config. A file that
+cannot be read is named and left out, and the exit status is then 1. docs/predict.md describes the
+files that are written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.config import get_cfg
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+
+from .. import add_frcnn_config
+from ..errors import UserError
+from ..predict import FasterRCNNPredictor
+from ..predict.given_boxes import BoxList, load_boxes
+from ..predict.image_files import check_overwrites, find_images, output_names, read_bgr
+from ..predict.video import VideoFrames
+from ..predict.writer import DetectionWriter
+from ..process import tune_process
+
+# Detections between this score and --score are counted, and said to have been left out.
+COUNTED_FROM = 0.05
+
+
+@dataclass
+class Item:
+    """One image of the run."""
+
+    name: str
+    """What the files that are written call it: the file, or "street.mp4#12"."""
+    picture: str
+    """Name of its picture, without extension; "" for a frame."""
+    index: int
+    image: npt.NDArray[np.uint8]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", required=True, help="checkpoint of a trained detector")
+    parser.add_argument("--config-file", default="", help="config, instead of the checkpoint's own")
+    parser.add_argument("--video", help="video file, or number of a webcam (0), instead of images")
+    parser.add_argument("--frames", type=int, help="frames of the video at most; default: all")
+    parser.add_argument("--output", type=Path, help="folder for pictures (of a video: an .mp4)")
+    parser.add_argument("--json", type=Path, help="file for detections in COCO's format")
+    parser.add_argument("--features", type=Path, help=".npz file for fc7 and all class scores")
+    parser.add_argument("--boxes", help="JSON of boxes by image: their features, no detection")
+    parser.add_argument("--no-pictures", action="store_true", help="with --output: detections.json")
+    parser.add_argument("--score", type=float, default=0.5, help="lowest; default: %(default)s")
+    parser.add_argument("--topk", type=int, help="detections per image; default: the config's")
+    parser.add_argument("--batch-size", type=int, default=1, help="images; default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the config's")
+    parser.add_argument("inputs", nargs="*", help="pictures, folders, patterns; then KEY VALUE ...")
+    return parser.parse_intermixed_args(argv)
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Pictures, and the ``KEY VALUE`` pairs behind them."""
+    cfg = get_cfg()
+    add_frcnn_config(cfg)
+    for i, word in enumerate(words):
+        if word.partition(".")[0] in cfg and not os.path.exists(word):
+            return list(words[:i]), list(words[i:])
+    return list(words), []
+
+
+def check(args: argparse.Namespace, images: Sequence[str]) -> None:
+    """Stop before the work on what would stop it or come to nothing."""
+    if bool(images) == bool(args.video):
+        raise UserError("give pictures, folders or patterns, or else --video")
+    if args.frames and not args.video:
+        raise UserError("--frames limits a --video, and there is none")
+    if args.boxes and args.video:
+        raise UserError("--boxes gives boxes of pictures: --video cannot have any")
+    if args.boxes and (args.output or args.json or not args.features):
+        raise UserError(
+            "--boxes detects nothing: it goes with --features FILE.npz, without --output and --json"
+        )
+    if not (args.output or args.json or args.features):
+        raise UserError("say what to write: --output FOLDER, --json FILE, --features FILE.npz")
+    if args.features and args.features.suffix != ".npz":
+        raise UserError(f"--features {args.features} must end in .npz")
+    for name, least in (("batch_size", 1), ("topk", 1), ("frames", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: it must be {least} or more")
+    if not 0 <= args.score <= 1:
+        raise UserError(f"--score is {args.score:g}: it must be from 0 to 1")
+    for path in (args.json, args.features):
+        if path and not path.resolve().parent.is_dir():
+            raise UserError(f"there is no folder {path.resolve().parent}")
+    if args.output and args.output.exists() and not args.output.is_dir():
+        raise UserError(f"--output {args.output} is a file: give a folder")
+
+
+def read_items(paths: Sequence[Path], unreadable: list[str]) -> Iterator[Item]:
+    """The pictures that can be read; the others' names go into ``unreadable``."""
+    pictures = output_names(paths)
+    for i, path in enumerate(tqdm(paths, unit="image")):
+        try:
+            image = read_bgr(path)
+        except UserError as error:
+            tqdm.write(f"left out: {error}", file=sys.stderr)
+            unreadable.append(str(path))
+            continue
+        yield Item(str(path), pictures[i], i, image)
+
+
+def read_frames(video: VideoFrames, source: str) -> Iterator[Item]:
+    for i, frame in enumerate(tqdm(video, total=video.number, unit="frame")):
+        yield Item(f"{os.path.basename(source)}#{i}", "", i, frame)
+
+
+def batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def make_writer(
+    args: argparse.Namespace, class_names: Sequence[str], video: VideoFrames | None
+) -> DetectionWriter:
+    draw = args.output is not None and not args.no_pictures
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+    return DetectionWriter(
+        class_names,
+        score=args.score,
+        pictures=args.output if draw and not video else None,
+        json=args.json or (args.output / "detections.json" if args.output else None),
+        features=args.features,
+        video=(args.output / f"{video.name}.mp4", video.rate) if draw and video else None,
+        info={"weights": args.weights, "score": str(args.score)},
+    )
+
+
+def detect(
+    predictor: FasterRCNNPredictor, batch: list[Item], writer: DetectionWriter, features: bool
+) -> None:
+    results = predictor.predict([item.image for item in batch], features=features)
+    for item, found in zip(batch, results, strict=True):
+        writer.add(item.name, item.image, found, picture=item.picture)
+
+
+def extract(
+    predictor: FasterRCNNPredictor,
+    batch: list[Item],
+    boxes: Sequence[BoxList],
+    source: str,
+    writer: DetectionWriter,
+) -> None:
+    for item in batch:
+        try:
+            result = predictor.extract(item.image, boxes[item.index])
+        except UserError as error:
+            raise UserError(f"{source}: {item.name}: {error}") from error
+        writer.add_boxes(item.name, result)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns the exit status."""
+    images, opts = split_overrides(args.inputs)
+    check(args, images)
+    paths = find_images(images)
+    boxes = load_boxes(args.boxes, paths) if args.boxes else []
+    video = VideoFrames(args.video, args.frames) if args.video else None
+    if args.output:
+        check_overwrites(args.output, [f"{name}.jpg" for name in output_names(paths)], paths)
+        if video:
+            check_overwrites(args.output, [f"{video.name}.mp4"], [Path(args.video)])
+    if args.topk:
+        opts += ["TEST.DETECTIONS_PER_IMAGE", str(args.topk)]
+    predictor = FasterRCNNPredictor(
+        args.weights,
+        args.config_file,
+        opts,
+        device=args.device,
+        score_threshold=min(COUNTED_FROM, args.score),
+    )
+    if not args.boxes:
+        predictor.check_detects()
+    unreadable: list[str] = []
+    items = read_frames(video, args.video) if video else read_items(paths, unreadable)
+    with make_writer(args, predictor.class_names, video) as writer:
+        try:
+            for batch in batches(items, args.batch_size):
+                if args.boxes:
+                    extract(predictor, batch, boxes, args.boxes, writer)
+                else:
+                    detect(predictor, batch, writer, bool(args.features))
+        except KeyboardInterrupt:
+            if not video:
+                raise
+            print("stopped: what was seen so far is written", file=sys.stderr)
+    if args.boxes:
+        print(f"features of {writer.kept} boxes in {writer.images} images")
+    else:
+        left_out = (
+            f"; {writer.below} more with scores from {COUNTED_FROM:g} to {args.score:g} are below "
+            "--score and left out"
+        )
+        found = f"{writer.kept} detections in {writer.images} images"
+        print(found + (left_out if args.score > COUNTED_FROM else ""))
+    for path in (args.output, args.json, args.features):
+        if path:
+            print(f"wrote {path}")
+    if unreadable:
+        print(
+            f"error: {len(unreadable)} of {len(paths)} files could not be read: "
+            f"{', '.join(unreadable)}",
+            file=sys.stderr,
+        )
+    return 1 if unreadable else 0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    setup_logger(name="frcnn_plugin")
+    tune_process()
+    try:
+        status = run(parse_args(argv))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if status:
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+r"""Draw what the method does with an image, step by step, as PNG files.
+
+    python tools/visualize.py --mode matches --config-file configs/faster_rcnn_vgg16_voc.yaml
+    python tools/visualize.py --mode anchors --config-file ... --input photo.jpg --output pictures
+    python tools/visualize.py --mode detections --config-file ... --image 000456 000542 \
+        MODEL.WEIGHTS output/model_final.pth
+
+Modes:
+  data        the objects of an image, as the data set has them
+  anchors     the anchors of one cell, and which of them lie inside the image
+  matches     positive, negative and ignored anchors, and why
+  sampled     the mini-batch of anchors; with weights, that of RoIs too
+  proposals   the best proposals, their scores and their recall (needs weights)
+  roi-cells   the feature cells and bins that RoI pooling reads for a box
+  detections  right, wrong and missed ones (needs weights)
+
+Everything is drawn in pixels of the original image and computed by the code that trains. Images are
+the first of a data set (--dataset, else the config's), those named with --image, or files and
+folders given with --input. ``KEY VALUE`` pairs at the end override the config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tqdm import tqdm
+
+from ..data import check_datasets
+from ..engine import setup_cfg
+from ..errors import UserError
+from ..evaluation.ground_truth import load_dicts
+from ..visualization.pictures import MODES, NEEDS_TRUTH, Options, Pictures, is_of_training
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+FIRST = 4  # images drawn where nothing says how many
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mode", required=True, help=f"one of {', '.join(MODES)}")
+    parser.add_argument("--config-file", required=True, help="config of the network")
+    parser.add_argument(
+        "--dataset",
+        help="registered name; default: the first of DATASETS.TEST for proposals and detections, "
+        "of DATASETS.TRAIN for the other modes",
+    )
+    parser.add_argument(
+        "--image", nargs="+", action="extend", metavar="ID", help="ids of images of the data set"
+    )
+    parser.add_argument(
+        "--input", nargs="+", action="extend", metavar="PATH", help="image files and folders"
+    )
+    parser.add_argument("--limit", type=int, help=f"images at most; of a data set: {FIRST}")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="draw the images of the data set at random, and this seed's mini-batch (sampled)",
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/pictures"), metavar="DIR")
+    parser.add_argument(
+        "--topk",
+        type=int,
+        help="boxes per image: proposals (20), RoIs of roi-cells (3), detections",
+    )
+    parser.add_argument("--score", type=float, help="lowest score: detections (0.5), proposals (0)")
+    parser.add_argument(
+        "--box", nargs=4, type=float, metavar=("X1", "Y1", "X2", "Y2"),
+        help="RoI of roi-cells in pixels of the image; default: its objects",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cell", nargs=2, type=int, metavar=("ROW", "COLUMN"),
+        help="cell of the feature map for anchors; default: the middle one",
+    )  # fmt: skip
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+    args = parser.parse_args(argv)
+    # Options that take several words also swallow the overrides behind them.
+    for name in ("image", "input"):
+        words = getattr(args, name) or []
+        first = next((i for i, word in enumerate(words) if is_key(word)), len(words))
+        args.opts = [*words[first:], *args.opts]
+        setattr(args, name, words[:first])
+    return args
+
+
+def is_key(word: str) -> bool:
+    """Whether a word begins as the keys of the config do."""
+    section = word.partition(".")[0]
+    return section.isupper() and (section in get_cfg() or section == "FOUR_STEP")
+
+
+def check_args(args: argparse.Namespace) -> None:
+    if args.mode not in MODES:
+        close = get_close_matches(args.mode, MODES, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"--mode {args.mode} does not exist; {hint}Modes: {', '.join(MODES)}")
+    for name in ("topk", "limit"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+    if args.score is not None and not 0 <= args.score <= 1:
+        raise UserError(f"--score {args.score:g}: must be between 0 and 1")
+    if args.input and (args.image or args.dataset):
+        other = "--image" if args.image else "--dataset"
+        raise UserError(f"--input and {other} exclude each other: files, or images of a data set")
+    if args.input and NEEDS_TRUTH[args.mode]:
+        raise UserError(
+            f"mode {args.mode} needs ground truth, which files given with --input do not have: "
+            "use --dataset and --image"
+        )
+
+
+def dataset_name(cfg: CfgNode, args: argparse.Namespace) -> str:
+    which = "TRAIN" if is_of_training(args.mode) else "TEST"
+    names = cfg.DATASETS[which]
+    if args.dataset:
+        return str(args.dataset)
+    if not names:
+        raise UserError(f"DATASETS.{which} is empty: name a data set with --dataset")
+    return str(names[0])
+
+
+def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
+    """The images asked for, in the order asked for."""
+    # Testing counts difficult objects apart, which the host's own VOC names do not know.
+    training = is_of_training(args.mode) and args.mode != "data"
+    records = DatasetCatalog.get(name) if training else load_dicts(name)
+    if args.image:
+        by_id = {str(record["image_id"]): record for record in records}
+        for image_id in args.image:
+            if image_id not in by_id:
+                close = get_close_matches(image_id, by_id, n=3, cutoff=0.6)
+                hint = ", ".join(close) or f"{next(iter(by_id), 'none')} is one that is"
+                raise UserError(
+                    f"--image {image_id}: not among the {len(by_id)} images of {name}; "
+                    + (f"did you mean {hint}?" if close else hint)
+                )
+        return [by_id[image_id] for image_id in args.image][: args.limit]
+    limit = args.limit or FIRST
+    if args.seed is not None:
+        order = np.random.default_rng(args.seed).permutation(len(records))
+        return [records[index] for index in order[:limit]]
+    return list(records[:limit])
+
+
+def records_of_files(paths: Sequence[str], limit: int | None) -> list[dict[str, Any]]:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise UserError(f"--input {path}: no images in this folder")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UserError(f"--input {path}: there is no such file or folder")
+    return [{"file_name": str(file), "image_id": file.stem} for file in files[:limit]]
+
+
+def class_names(cfg: CfgNode, name: str | None) -> list[str]:
+    """Of the data set, or, for files, of the config's."""
+    for candidate in [name] if name else [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
+        names = MetadataCatalog.get(candidate).get("thing_classes")
+        if names is not None:
+            return list(names)
+    return []
+
+
+def free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
+    """A file of this run; images of several folders may share a name."""
+    stem = re.sub(r"[^\w.-]+", "_", stem)
+    path, number = folder / f"{stem}.png", 2
+    while path in taken:
+        path, number = folder / f"{stem}-{number}.png", number + 1
+    taken.add(path)
+    return path
+
+
+def run(args: argparse.Namespace) -> list[Path]:
+    """Draw all that was asked for; returns the files."""
+    check_args(args)
+    cfg = setup_cfg(args.config_file, args.opts)
+    name = None
+    if args.input:
+        records = records_of_files(args.input, args.limit)
+    else:
+        name = dataset_name(cfg, args)
+        # Classes of the data set have to be those of the network where the network is asked.
+        uses_head = args.mode == "detections" or (args.mode == "sampled" and cfg.MODEL.WEIGHTS)
+        check_datasets([name], cfg.MODEL.ROI_HEADS.NUM_CLASSES if uses_head else None)
+        records = records_of_dataset(args, name)
+    options = Options(args.topk, args.score, args.seed or 0, args.box, args.cell)
+    pictures = Pictures(cfg, class_names(cfg, name), options)
+    written: list[Path] = []
+    taken: set[Path] = set()
+    for record in tqdm(records, desc=args.mode, unit="image", disable=len(records) < 3):
+        drawn = pictures.draw(args.mode, record)
+        if not drawn:
+            tqdm.write(f"{record['image_id']}: no objects, nothing to draw (--box gives a RoI)")
+        for suffix, canvas in drawn:
+            path = free_name(args.output, f"{args.mode}_{record['image_id']}{suffix}", taken)
+            written.append(canvas.save(path))
+    for path in written:
+        print(path)
+    return written
+
+
+def main(argv: Sequence[str] | None = None) -> list[Path]:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return run(args)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

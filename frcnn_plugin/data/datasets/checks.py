@@ -1,0 +1,178 @@
+"""Looking at the data sets before anything else starts, so that mistakes cost seconds."""
+
+import difflib
+import logging
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+
+from ...errors import UserError
+from .builtin import OFFICIAL_IMAGE_COUNTS
+from .class_names import is_background
+from .coco_file import check_coco_file
+from .roots import datasets_root
+
+logger = logging.getLogger(__name__)
+
+HOST_VOC_EVALUATOR = "pascal_voc"  # metadata.evaluator_type of Detectron2's own voc_2007_* names
+
+_MANY = 10  # class names that a message lists
+
+
+def check_datasets(
+    names: Sequence[str],
+    num_classes: int | None,
+    train: Collection[str] = (),
+    load: Callable[[str], Any] = DatasetCatalog.get,
+) -> None:
+    """Checks every data set of a run; returns if all is well.
+
+    Sets of this plugin and of the user's own code are loaded (seconds), so that their files, class
+    names and boxes are looked at too. Detectron2's own COCO-like sets are not: only their files and
+    class lists.
+
+    Args:
+        names: registered names, training and test sets together.
+        num_classes: ``MODEL.ROI_HEADS.NUM_CLASSES``; None leaves the count unchecked.
+        train: those of `names` that are trained on: they must hold objects.
+        load: gives the data set of a name.
+
+    Raises:
+        UserError: for the first thing found wrong: an unknown name, missing files, a class list
+            that does not fit, an empty set.
+    """
+    classes: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        _check_known(name)
+        metadata = MetadataCatalog.get(name)
+        _check_files(name, metadata)
+        if _is_checked_by_loading(metadata):
+            if metadata.get("json_file"):
+                by_coco = metadata.get("evaluator_type") == "coco" and name not in train
+                check_coco_file(
+                    name,
+                    metadata.json_file,
+                    metadata.get("image_root", ""),
+                    classes=metadata.get("thing_classes") if metadata.get("from_config") else None,
+                    needs_area=by_coco,
+                )
+            _check_contents(name, load(name), name in train)
+        # A COCO-format set without a class list gets it when loaded: after that, if at all.
+        if metadata.get("thing_classes") is not None:
+            classes[name] = list(metadata.thing_classes)
+    for name, names_of_classes in classes.items():
+        _check_class_count(name, names_of_classes, num_classes)
+    check_same_classes(classes)
+
+
+def _check_known(name: str) -> None:
+    if name in DatasetCatalog:
+        return
+    near = difflib.get_close_matches(name, DatasetCatalog.list(), n=5, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "voc07_trainval is one that is"
+    raise UserError(
+        f"data set '{name}' is not registered; {hint} Your own VOC-format set: DATASETS.REGISTER "
+        f"in the config, or frcnn_plugin.data.register_voc in Python"
+    )
+
+
+def _check_files(name: str, metadata: Metadata) -> None:
+    """Files of Detectron2's own sets; ours are looked at by loading them."""
+    root = f"DETECTRON2_DATASETS was {datasets_root()} when Detectron2 was imported"
+    if metadata.get("evaluator_type") == HOST_VOC_EVALUATOR and metadata.get("dirname"):
+        split_file = Path(metadata.dirname) / "ImageSets" / "Main" / f"{metadata.split}.txt"
+        if not split_file.is_file():
+            ours = name.replace("voc_20", "voc")
+            raise UserError(
+                f"{name}: missing {split_file}. This is Detectron2's own name, which knows only "
+                f"the layout $DETECTRON2_DATASETS/{Path(metadata.dirname).name} ({root}); "
+                f"'{ours}' accepts VOCdevkit/{Path(metadata.dirname).name} too"
+            )
+    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+    for path in (json_file, image_root):
+        if path and "://" not in path and not Path(path).exists():
+            raise UserError(
+                f"{name}: missing {path} ({root}). Expected layout: the JSON file at {json_file}, "
+                f"the images in {image_root}; for COCO that is $DETECTRON2_DATASETS/coco with "
+                f"annotations/instances_*.json and train2017/, val2017/ etc. beside it. "
+                f"No data at hand? `make demo` writes a small set by itself"
+            )
+
+
+def _is_checked_by_loading(metadata: Metadata) -> bool:
+    """COCO and its kin take long to load, and Detectron2 checks what it registers."""
+    if metadata.get("thing_classes") is None or metadata.get("from_config"):
+        return True
+    kinds = (None, "voc", "coco")
+    return metadata.get("json_file") is None and metadata.get("evaluator_type") in kinds
+
+
+def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
+    if not isinstance(dicts, list):  # a torch Dataset: nothing to count
+        return
+    if not dicts:
+        raise UserError(
+            f"{name}: no images; its image set (or COCO file) lists none. For a VOC-format set "
+            f"write one image id per line into ImageSets/Main/<split>.txt, or name another set in "
+            f"DATASETS"
+        )
+    expected = OFFICIAL_IMAGE_COUNTS.get(name)
+    if expected is not None and expected != len(dicts):
+        logger.warning(
+            "%s: %d images, but PASCAL's image set has %d: scores will not compare",
+            name, len(dicts), expected,
+        )  # fmt: skip
+    objects = sum(
+        not obj.get("iscrowd", 0) for item in dicts for obj in item.get("annotations", ())
+    )
+    if objects:
+        return
+    text = f"{name}: no objects in its {len(dicts)} images (difficult and crowd ones not counted)"
+    if is_trained_on:
+        raise UserError(f"{text}: nothing to train on. Look at its annotation files")
+    logger.warning("%s: average precision is not defined on it", text)
+
+
+def _check_class_count(name: str, classes: Sequence[str], num_classes: int | None) -> None:
+    listed = ", ".join(classes[:_MANY]) + (", ..." if len(classes) > _MANY else "")
+    background = [class_name for class_name in classes if is_background(class_name)]
+    if background:
+        raise UserError(
+            f"dataset '{name}' lists '{background[0]}' as a class ({listed}): background is not "
+            f"counted, remove it from thing_classes"
+        )
+    if num_classes is not None and num_classes != len(classes):
+        raise UserError(
+            f"NUM_CLASSES is {num_classes} but dataset '{name}' has {len(classes)} classes "
+            f"({listed}). Type: MODEL.ROI_HEADS.NUM_CLASSES {len(classes)} "
+            f"(background is not counted)"
+        )
+
+
+def check_same_classes(classes: dict[str, list[str]]) -> None:
+    """Class numbers must mean the same in every set.
+
+    Args:
+        classes: class names by data set.
+
+    Raises:
+        UserError: they do not; names the first class that differs.
+    """
+    if not classes:
+        return
+    first, expected = next(iter(classes.items()))
+    for name, found in classes.items():
+        if found == expected:
+            continue
+        if len(found) != len(expected):
+            raise UserError(
+                f"datasets '{first}' and '{name}' differ in their classes: "
+                f"{len(expected)} and {len(found)} of them"
+            )
+        index = next(i for i in range(len(found)) if found[i] != expected[i])
+        raise UserError(
+            f"datasets '{first}' and '{name}' differ in their classes: class {index} is "
+            f"'{expected[index]}' in the one and '{found[index]}' in the other; the order counts"
+        )

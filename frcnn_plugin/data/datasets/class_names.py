@@ -1,0 +1,107 @@
+"""Lists of class names: given by the user, or collected from a folder of VOC XML files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+from ...errors import UserError
+from .voc_annotation import read_annotation
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_BAR_FROM = 2000  # files; fewer are read in about a second
+
+
+def is_background(class_name: str) -> bool:
+    """Whether a class name stands for the background, which Detectron2 does not list."""
+    return class_name.strip().lower().strip("_") == "background"
+
+
+def xml_files(folder: Path) -> list[Path]:
+    """All XML files in and below `folder`, sorted; hidden ones, which systems leave, are not."""
+    return sorted(
+        file
+        for file in folder.rglob("*.xml")
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+
+
+@lru_cache(maxsize=16)
+def classes_in_folder(folder: Path) -> tuple[str, ...]:
+    """The class names of all XML files in and below a folder, sorted; read once per process.
+
+    Raises:
+        UserError: there are none, a file is not readable, or background is among them.
+    """
+    files = xml_files(folder)
+    hide_bar = None if len(files) > _PROGRESS_BAR_FROM else True
+    names: set[str] = set()
+    for file in tqdm(files, desc=f"class names in {folder}", unit="file", disable=hide_bar):
+        names.update(obj.name for obj in read_annotation(file).objects)
+    if not names:
+        raise UserError(
+            f"classes: auto found no object in the {len(files)} XML files in {folder}: is it the "
+            f"right folder?"
+        )
+    background = [name for name in names if is_background(name)]
+    if background:
+        raise UserError(
+            f"classes: auto found objects of class '{background[0]}' in {folder}: background is "
+            f"not annotated; remove them, or list the classes"
+        )
+    return tuple(sorted(names))
+
+
+def note_classes(source: Any, annotations: Path) -> tuple[str, ...]:
+    """The class names of a set; those that were looked up go into the metadata, and the log.
+
+    Args:
+        source: as for `register_source`.
+        annotations: folder of its XML files.
+
+    Raises:
+        UserError: see `classes_in_folder`.
+    """
+    if source.classes:
+        return tuple(source.classes)
+    classes = classes_in_folder(annotations)
+    # Metadata refuses a changed value; files may well change while a notebook is open.
+    vars(MetadataCatalog.get(source.name))["thing_classes"] = list(classes)
+    logger.info("%s: %d classes: %s", source.name, len(classes), ", ".join(classes))
+    return classes
+
+
+def check_classes(name: str, classes: object) -> tuple[str, ...]:
+    """Checks a class list.
+
+    Args:
+        name: data-set name, for messages.
+        classes: what the user gave.
+
+    Returns:
+        The class names.
+
+    Raises:
+        UserError: unless `classes` is a non-empty sequence of distinct strings without background.
+    """
+    given = f"data set '{name}': classes"
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise UserError(f"{given} must be a list of names, such as [cat, dog]; got {classes!r}")
+    for entry in classes:
+        if not isinstance(entry, str) or not entry.strip():
+            raise UserError(
+                f"{given} must hold names only; got {entry!r} (in YAML, quote a name that reads "
+                f"as a number or as yes/no)"
+            )
+        if is_background(entry):
+            raise UserError(f"{given} has '{entry}': background is not counted, leave it out")
+    if not classes or len(set(classes)) < len(classes):
+        raise UserError(f"{given} must be distinct and at least one; got {list(classes)}")
+    return tuple(classes)

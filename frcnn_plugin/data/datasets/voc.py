@@ -1,0 +1,225 @@
+"""Registering VOC-format data sets: `register_voc` is the one line a user's own set needs.
+
+    register_voc("my_train", root="/data/my", split="train", classes=["cat", "dog"])
+
+Nothing is read or looked for at import or registration: the folder is found when the set is loaded,
+so ``$DETECTRON2_DATASETS`` and the files may come later.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ...errors import UserError
+from .class_names import check_classes, note_classes
+from .voc_instances import VOC_CLASSES, load_voc_instances
+from .roots import resolve_root, root_in_words
+
+__all__ = [
+    "EVALUATOR_TYPE",
+    "VOC_CLASSES",
+    "VOCSource",
+    "load_voc_instances",
+    "register_voc",
+]
+
+EVALUATOR_TYPE = "voc"  # metadata.evaluator_type of every set registered here
+
+_ARCHIVES = "VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012.tar"
+_LAYOUT = "a folder holding Annotations/, ImageSets/Main/ and JPEGImages/"
+
+
+@dataclass(frozen=True)
+class VOCSource:
+    """Where a registered VOC-format set comes from; calling it loads the set.
+
+    Attributes:
+        name: the registered name.
+        roots: folders to try in this order, relative ones under ``$DETECTRON2_DATASETS``.
+        split: name of the file in ``ImageSets/Main``, without ``.txt``.
+        classes: class names, background not counted; empty: those that occur in the files.
+        year: 2007 or 2012, etc.: decides the headline metric (11-point before 2010).
+        use_difficult: difficult objects take part in training.
+        strict: a bad box raises instead of being dropped.
+        official: the set is PASCAL's own; messages then name its archives.
+        evaluator: "voc" or "coco": whose metric.
+    """
+
+    name: str
+    roots: tuple[str, ...]
+    split: str
+    classes: tuple[str, ...]
+    year: int
+    use_difficult: bool = False
+    strict: bool = False
+    official: bool = False
+    evaluator: str = EVALUATOR_TYPE
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """Loads the set, in Detectron2's format."""
+        directory = self.directory()
+        return load_voc_instances(
+            directory,
+            self.split,
+            note_classes(self, directory / "Annotations"),
+            use_difficult=self.use_difficult,
+            strict=self.strict,
+            name=self.name,
+            numbered=self.evaluator == "coco",
+        )
+
+    def annotation_folder(self) -> Path:
+        """Folder of the XML files, which need not exist."""
+        folders = [candidate / "Annotations" for candidate in self.candidates()]
+        return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+    def metadata(self) -> dict[str, Any]:
+        """What the catalog knows of the set."""
+        return {
+            "dirname": str(self.candidates()[0]),
+            "split": self.split,
+            "year": self.year,
+            "evaluator_type": self.evaluator,
+        }
+
+    def candidates(self) -> list[Path]:
+        """The folders that are tried, in order."""
+        return [resolve_root(root) for root in self.roots]
+
+    def directory(self) -> Path:
+        """Finds the folder of the set and notes it in the metadata as `dirname`.
+
+        Returns:
+            The first candidate that has the split file.
+
+        Raises:
+            UserError: if a folder or file is missing; names it, the accepted layouts, and where
+                the data come from.
+        """
+        candidates = self.candidates()
+        for candidate in candidates:
+            if self._split_file(candidate).is_file():
+                # Annotations may be missing: a test set whose answers are not public.
+                if not (candidate / "JPEGImages").is_dir():
+                    raise UserError(self._missing(candidate / "JPEGImages"))
+                self._note_dirname(candidate)
+                return candidate
+        existing = [candidate for candidate in candidates if candidate.is_dir()]
+        if not existing:
+            raise UserError(self._missing(candidates[-1]))
+        for folder in ("ImageSets", "ImageSets/Main"):
+            if not (existing[0] / folder).is_dir():
+                raise UserError(self._missing(existing[0] / folder))
+        raise UserError(self._missing(self._split_file(existing[0])))
+
+    def _split_file(self, root: Path) -> Path:
+        return root / "ImageSets" / "Main" / f"{self.split}.txt"
+
+    def _note_dirname(self, directory: Path) -> None:
+        # Metadata refuses a changed value; the folder may well change with the environment.
+        vars(MetadataCatalog.get(self.name))["dirname"] = str(directory)
+
+    def _missing(self, path: Path) -> str:
+        """Message for a missing `path`."""
+        lines = [f"{self.name}: missing {path}", f"DETECTRON2_DATASETS is {root_in_words()}"]
+        main = path.parent if path.parent.name == "Main" else None
+        if main is not None:
+            found = sorted(entry.stem for entry in main.glob("*.txt") if "_" not in entry.stem)
+            lines.append(f"Image sets that are there: {', '.join(found[:10]) or 'none'}")
+        if self.official:
+            year = f"VOC{self.year}"
+            lines += [
+                f"Accepted layouts: $DETECTRON2_DATASETS/VOCdevkit/{year} and "
+                f"$DETECTRON2_DATASETS/{year}, {_LAYOUT}",
+                f"Extract the official archives {_ARCHIVES} all into one folder: they merge",
+                "Without them: `make demo` writes a small data set by itself and trains on it",
+            ]
+        else:
+            lines.append(
+                f"root must be {_LAYOUT}; a relative root is looked for under "
+                f"$DETECTRON2_DATASETS, one that starts with ./ or ../ under the current folder"
+            )
+            lines += [
+                f"There is {Path(root).absolute()}: write ./{root} for it"
+                for root in self.roots
+                if not path.exists() and not root.startswith("~") and Path(root).is_dir()
+                and resolve_root(root) != Path(root)
+            ]  # fmt: skip
+        return "\n  ".join(lines)
+
+
+def register_voc(
+    name: str,
+    root: str | os.PathLike[str],
+    split: str,
+    classes: Sequence[str] | None = VOC_CLASSES,
+    year: int | None = None,
+    use_difficult: bool = False,
+    strict: bool = False,
+    evaluator: str = EVALUATOR_TYPE,
+) -> None:
+    """Registers a VOC-format data set under `name`.
+
+    Registering the same again changes nothing. Sets the metadata `thing_classes`, `dirname`,
+    `split`, `year` and `evaluator_type` ("voc").
+
+    Args:
+        name: the name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        root: folder that holds ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``. "~" is
+            expanded; a path that starts with ./ or ../ is taken from the current folder, any other
+            relative path from ``$DETECTRON2_DATASETS``.
+        split: name of the file in ``ImageSets/Main``, without ``.txt``.
+        classes: class names; background is not counted. None: those that occur in any file of
+            ``Annotations``, sorted.
+        year: from 2010 on the evaluator's headline is the area under the curve, before it the
+            11-point mean; None means 2007.
+        use_difficult: let difficult objects take part in training. Evaluation ignores them anyway.
+        strict: raise on a bad box instead of dropping it with a warning.
+        evaluator: "voc", or "coco" for COCO's metric.
+
+    Raises:
+        UserError: if `name` is taken, or `classes` is not a list of distinct names.
+    """
+    register_source(
+        VOCSource(
+            name=name,
+            roots=(os.fspath(root),),
+            split=split,
+            classes=() if classes is None else check_classes(name, classes),
+            year=2007 if year is None else year,
+            use_difficult=use_difficult,
+            strict=strict,
+            evaluator=evaluator,
+        )
+    )
+
+
+def register_source(source: Any) -> None:
+    """Registers `source` under its own name; a no-op if it already is.
+
+    Args:
+        source: a dataclass such as `VOCSource`: called, it loads the set.
+
+    Raises:
+        UserError: if the name belongs to something else.
+    """
+    if source.name in DatasetCatalog:
+        existing: Any = DatasetCatalog[source.name]
+        # Compared by value: the class object changes when the module is imported a second time.
+        if is_dataclass(existing) and asdict(existing) == asdict(source):  # type: ignore[arg-type]
+            return
+        what = "with other arguments" if is_dataclass(existing) else "by other code"
+        raise UserError(
+            f"data set '{source.name}' is already registered {what}; choose another name"
+        )
+    DatasetCatalog.register(source.name, source)
+    metadata = MetadataCatalog.get(source.name)
+    metadata.set(**source.metadata())
+    if source.classes:
+        metadata.set(thing_classes=list(source.classes))
+    elif source.annotation_folder().is_dir():  # else when the set is loaded
+        note_classes(source, source.annotation_folder())

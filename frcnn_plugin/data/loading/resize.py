@@ -1,0 +1,103 @@
+"""Resizing as py-faster-rcnn does it: OpenCV's bilinear interpolation of float pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import NoOpTransform, Transform
+
+from ...errors import UserError
+
+RESIZERS = ("pillow", "opencv")
+
+
+class FloatResizeTransform(T.ResizeTransform):
+    """Scale by one factor, without antialiasing or rounding of pixels.
+
+    The originals subtract the mean first. As interpolation weights sum to 1, subtracting it
+    afterwards, as the model does, is the same. Coordinates go by the ratios of the sides, as in the
+    host.
+    """
+
+    def __init__(self, height: int, width: int, factor: float) -> None:
+        """Set the size of the image and the factor; OpenCV rounds sizes half to even."""
+        super().__init__(height, width, int(np.rint(height * factor)), int(np.rint(width * factor)))
+        self.factor = factor
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resize.
+
+        Args:
+            img: (H, W) or (H, W, C).
+            interp: a Pillow method, which the host asks for with segmentations: resized by it.
+
+        Returns:
+            float32 if ``interp`` is None.
+        """
+        if interp is not None:
+            return super().apply_image(img, interp)
+        pixels = np.ascontiguousarray(img, dtype=np.float32)
+        # Given the factor and no size, OpenCV samples at (x + 0.5) / factor - 0.5.
+        resized = cv2.resize(
+            pixels, None, fx=self.factor, fy=self.factor, interpolation=cv2.INTER_LINEAR
+        )
+        return resized.reshape(self.new_h, self.new_w, *img.shape[2:])
+
+
+class FloatResizeShortestEdge(T.ResizeShortestEdge):
+    """The host's choice of a size, resized by :class:`FloatResizeTransform`.
+
+    The longer side is limited if it would be too long *after* rounding, as in py-faster-rcnn.
+    """
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Choose a size for an image (H, W) or (H, W, C)."""
+        height, width = image.shape[:2]
+        if self.is_range:
+            low, high = self.short_edge_length
+            size = np.random.randint(low, high + 1)
+        else:
+            size = np.random.choice(self.short_edge_length)
+        if size == 0:
+            return NoOpTransform()
+        factor = size / min(height, width)
+        if np.rint(factor * max(height, width)) > self.max_size:
+            factor = self.max_size / max(height, width)
+        return FloatResizeTransform(height, width, float(factor))
+
+
+def with_resize(cfg: CfgNode, augmentations: Sequence[Any]) -> list[Any]:
+    """The host's augmentations with the resize of ``INPUT.RESIZE``.
+
+    Args:
+        cfg: config.
+        augmentations: as the host builds them from it.
+
+    Raises:
+        UserError: unknown ``INPUT.RESIZE``.
+    """
+    if cfg.INPUT.RESIZE not in RESIZERS:
+        raise UserError(f"INPUT.RESIZE is '{cfg.INPUT.RESIZE}': use one of {', '.join(RESIZERS)}")
+    if cfg.INPUT.RESIZE == "pillow":
+        return list(augmentations)
+    return [
+        FloatResizeShortestEdge(
+            a.short_edge_length, a.max_size, "range" if a.is_range else "choice"
+        )
+        if type(a) is T.ResizeShortestEdge
+        else a
+        for a in augmentations
+    ]
+
+
+def build_mapper(cfg: CfgNode, *, is_train: bool) -> DatasetMapper:
+    """The host's mapper with the resize of ``INPUT.RESIZE``."""
+    options = DatasetMapper.from_config(cfg, is_train)
+    options["augmentations"] = with_resize(cfg, options["augmentations"])
+    return DatasetMapper(**options)

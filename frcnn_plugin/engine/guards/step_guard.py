@@ -1,0 +1,111 @@
+"""Watches every training step, and turns what ends a run into one message that says what to do."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from ...errors import UserError
+from ...process import unwrap_model
+from .anomaly import StepRecord, explain_anomaly
+from .error_log import log_user_errors_plainly
+from .memory_errors import memory_errors_explained
+
+
+class StepGuard(HookBase):
+    """Stops on a loss that is not finite, before the optimizer spoils the weights with it.
+
+    The host checks as well, but one step later for the other processes, and says no more than the
+    losses. This hook looks behind every backward pass, in all processes: the one that sees it
+    writes ``OUTPUT_DIR/nan_dump_<iteration>.pth``, and all stop. Gradients that overflow in mixed
+    precision are none of its business: the scaler skips such steps.
+
+    Register it with the *inner* trainer, which calls ``after_backward``, and run the steps inside
+    :meth:`explaining`::
+
+        guard = StepGuard(cfg, model)
+        trainer._trainer.register_hooks([guard])
+    """
+
+    def __init__(self, cfg: CfgNode, model: torch.nn.Module) -> None:
+        """Watch ``model``, wrapped or not; the losses are what it returns in training."""
+        self._cfg = cfg
+        self._model: Any = unwrap_model(model)
+        self._record = StepRecord()
+        self._batch: list[dict[str, Any]] = []
+        this = weakref.ref(self)
+
+        # Functions, not methods: a copy of the model shall not copy the trainer.
+        def before(_: Any, args: tuple[Any, ...]) -> None:
+            guard = this()
+            if guard is not None and guard._model.training:
+                guard._begin(args[0])
+
+        def after(_: Any, __: Any, losses: Any) -> None:
+            guard = this()
+            if guard is not None and guard._model.training:
+                guard._note(losses)
+
+        self._model.register_forward_pre_hook(before)
+        self._model.register_forward_hook(after)
+        log_user_errors_plainly()
+
+    def _begin(self, batch: Any) -> None:
+        self._batch[:] = batch
+        self._record = StepRecord(batch=self._batch, previous_losses=self._record.losses)
+
+    def _note(self, losses: Any) -> None:
+        if isinstance(losses, torch.Tensor):
+            losses = {"total_loss": losses}
+        self._record.losses = {name: value.detach() for name, value in losses.items()}
+
+    def after_backward(self) -> None:
+        """Look at the losses of this step.
+
+        Raises:
+            UserError: in every process, if one of them has a loss that is nan or infinite.
+        """
+        self._record.has_gradients = True
+        losses = self._record.losses
+        if not losses:
+            return
+        total = torch.stack([value.sum().float() for value in losses.values()]).sum()
+        processes = comm.get_world_size()
+        # The lowest rank that sees something, or their number.
+        rank = torch.where(total.isfinite(), processes, comm.get_rank())
+        if processes > 1:
+            dist.all_reduce(rank, op=dist.ReduceOp.MIN)
+        first = int(rank)
+        if first == processes:
+            return
+        message = self._explain() if comm.get_rank() == first else ""
+        raise UserError(comm.all_gather(message)[first])
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Run a part of training; turns the errors this class knows into UserErrors.
+
+        Raises:
+            UserError: memory ran out, or the host found numbers that are not finite.
+        """
+        phase = getattr(self._model, "phase", "joint")
+        # The list is filled when the step's batch is known.
+        with memory_errors_explained(self._cfg, self._batch, phase):
+            try:
+                yield
+            except FloatingPointError as e:
+                raise UserError(self._explain(str(e).partition("\n")[0])) from None
+        self._batch.clear()  # after a good step its images may go
+
+    def _explain(self, found: str = "") -> str:
+        return explain_anomaly(
+            self._cfg, self._model, self.trainer, self._record, self.trainer.iter, found
+        )

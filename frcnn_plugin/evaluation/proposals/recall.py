@@ -1,0 +1,197 @@
+"""Recall of proposals: how much of the ground truth is covered, by IoU and number of proposals.
+
+No models or files of images here. Boxes are continuous XYXY.
+
+Shape shorthand: C numbers of proposals, G objects, P proposals of an image, T IoU thresholds.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...atomic_files import reading_json, write_json
+from ...data.proposals.checks import Proposals
+from ..average_precision import FloatArray, IntArray, paired_iou
+from ..ground_truth import GroundTruth
+
+COUNTS = (50, 100, 300, 1000, 2000)  # proposals per image
+# Finer than the metric's .50:.05:.95, for plots; hundredths divided, so that 0.55 is 0.55.
+CURVE_IOUS = tuple(percent / 100.0 for percent in range(50, 101))
+_METRIC_IOUS = tuple(percent / 100.0 for percent in range(50, 100, 5))
+_TABLE_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class RecallCurves:
+    """Recall of one set of proposals on one data set.
+
+    Attributes:
+        dataset: name of the data set.
+        num_images: images, with or without objects.
+        num_objects: objects to be found, at least 1.
+        mean_proposals: proposals per image.
+        ious: (T,) IoU thresholds, `CURVE_IOUS`.
+        recall: numbers of proposals -> (T,) recall in [0, 1] of that many best-scored ones.
+    """
+
+    dataset: str
+    num_images: int
+    num_objects: int
+    mean_proposals: float
+    ious: list[float]
+    recall: dict[int, list[float]]
+
+    def at(self, count: int, iou: float) -> float:
+        """Recall in [0, 1] of the best `count` proposals at one of `ious`."""
+        return self.recall[count][self.ious.index(iou)]
+
+    def average_recall(self, count: int) -> float:
+        """Mean recall in [0, 1] over the IoU thresholds .50:.05:.95."""
+        return float(np.mean([self.at(count, iou) for iou in _METRIC_IOUS]))
+
+    def metrics(self) -> dict[str, float]:
+        """``{"AR@300": ..., "R@0.5@300": ..., "R@0.7@300": ...}`` for every number; percent."""
+        results = {}
+        for count in self.recall:
+            results[f"AR@{count}"] = 100 * self.average_recall(count)
+            results |= {f"R@{iou}@{count}": 100 * self.at(count, iou) for iou in (0.5, 0.7)}
+        return results
+
+    def table(self) -> str:
+        """One line per number of proposals."""
+        lines = [
+            f"{self.dataset}: proposal recall (%), one proposal per object, difficult and crowd "
+            f"objects not counted; {self.num_images} images, {self.num_objects} objects, "
+            f"{self.mean_proposals:.1f} proposals per image",
+            "proposals       AR" + "".join(f"  {f'R@{iou}':>7}" for iou in _TABLE_IOUS),
+        ]
+        for count in self.recall:
+            cells = [self.average_recall(count), *(self.at(count, iou) for iou in _TABLE_IOUS)]
+            lines.append(f"{count:>9}" + "".join(f"  {100 * cell:>7.2f}" for cell in cells))
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a JSON file, whole or not at all."""
+        write_json(path, asdict(self))
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "RecallCurves":
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: for a missing, damaged or foreign file.
+        """
+        with reading_json(path, "recall curves") as content:
+            content["recall"] = {int(count): row for count, row in content["recall"].items()}
+            return RecallCurves(**content)
+
+
+def measure_recall(
+    proposals: Proposals, truth: GroundTruth, counts: Sequence[int], dataset_name: str
+) -> RecallCurves | None:
+    """Recall of the best proposals of every image.
+
+    Args:
+        proposals: of the images of `truth`, in the same order.
+        truth: the objects; ignored ones are left out.
+        counts: numbers of proposals per image; an image that has fewer contributes what it has.
+        dataset_name: its name.
+
+    Returns:
+        The curves; None if there is no object to be found.
+    """
+    if proposals.ids != truth.image_ids:
+        raise ValueError("proposals must be in the order of the ground truth")
+    counts = sorted(set(counts))
+    objects = np.flatnonzero(~truth.ignored)
+    if len(objects) == 0:
+        return None
+    pair_iou, pair_gt, pair_rank, pair_box = _overlapping_pairs(proposals, truth, objects)
+    recall = {}
+    for count in counts:
+        chosen = np.flatnonzero(pair_rank < count)
+        covered = match_one_to_one(pair_iou[chosen], pair_gt[chosen], pair_box[chosen])
+        above = np.sort(covered)
+        # Objects whose IoU reaches the threshold.
+        hits = len(above) - np.searchsorted(above, CURVE_IOUS, side="left")
+        recall[count] = (hits / len(objects)).tolist()
+    return RecallCurves(
+        dataset=dataset_name,
+        num_images=len(truth.image_ids),
+        num_objects=len(objects),
+        mean_proposals=float(np.mean([len(boxes) for boxes in proposals.boxes])),
+        ious=list(CURVE_IOUS),
+        recall=recall,
+    )
+
+
+def match_one_to_one(iou: FloatArray, gt: IntArray, box: IntArray) -> FloatArray:
+    """Matches objects and proposals greedily: the pair of highest IoU first, each used once.
+
+    The order among equal IoUs is that of py-faster-rcnn's ``evaluate_recall``: first object, then
+    first proposal. Pairs that come first for both of their members are final whatever else there
+    is, so all of these are taken at once, their members removed, and so on.
+
+    Args:
+        iou: (K,) IoU of pairs. Pairs that are not listed are never matched.
+        gt: (K,) object of each pair.
+        box: (K,) proposal of each pair, numbered over all images, best first within an image.
+
+    Returns:
+        (M,) IoUs of the pairs matched, in no particular order.
+    """
+    order = np.lexsort((box, gt, -iou))
+    iou = iou[order]
+    # Renumbered, so that arrays over all of them are small.
+    gt, box = (np.unique(number[order], return_inverse=True)[1] for number in (gt, box))
+    matched = [np.zeros(0)]
+    while len(iou):
+        positions = np.arange(len(iou))
+        first = np.ones(len(iou), dtype=bool)
+        for number in (gt, box):
+            first_position = np.empty(number.max() + 1, dtype=np.int64)
+            first_position[number[::-1]] = positions[::-1]  # of equal ones the last write stays
+            first &= first_position[number] == positions
+        matched.append(iou[first])
+        free = np.ones(len(iou), dtype=bool)
+        for number in (gt, box):
+            used = np.zeros(number.max() + 1, dtype=bool)
+            used[number[first]] = True
+            free &= ~used[number]
+        iou, gt, box = iou[free], gt[free], box[free]
+    return np.concatenate(matched)
+
+
+def _overlapping_pairs(
+    proposals: Proposals, truth: GroundTruth, objects: npt.NDArray[np.intp]
+) -> tuple[FloatArray, IntArray, IntArray, IntArray]:
+    """Pairs of a proposal and one of the `objects` of its image whose IoU is on the curves.
+
+    Returns:
+        IoU, index of the object, rank of the proposal in its image (0 is best) and its number over
+        all images; (K,) each.
+    """
+    images = truth.images[objects]
+    by_image = objects[np.argsort(images, kind="stable")]
+    starts = np.searchsorted(truth.images[by_image], np.arange(len(truth.image_ids) + 1))
+    parts: list[tuple[FloatArray, IntArray, IntArray, IntArray]] = []
+    offset = 0
+    for image, (boxes, logits) in enumerate(zip(proposals.boxes, proposals.logits, strict=True)):
+        gt = by_image[starts[image] : starts[image + 1]]
+        if len(gt) and len(boxes):
+            best_first = np.argsort(-logits, kind="stable")
+            ranked = boxes[best_first].astype(np.float64)
+            rank = np.repeat(np.arange(len(ranked)), len(gt))
+            index = np.tile(gt, len(ranked))
+            iou = paired_iou(ranked[rank], truth.boxes[index])
+            close = np.flatnonzero(iou >= CURVE_IOUS[0])
+            parts.append((iou[close], index[close], rank[close], rank[close] + offset))
+        offset += len(boxes)
+    if not parts:
+        empty = np.zeros(0, dtype=np.int64)
+        return np.zeros(0), empty, empty, empty
+    iou, index, rank, number = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return iou, index, rank, number

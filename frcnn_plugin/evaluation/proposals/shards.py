@@ -1,0 +1,125 @@
+"""Proposals in parts, so that making them for a large data set can be interrupted."""
+
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.evaluation import DatasetEvaluator
+
+from ...atomic_files import write_text
+from ...data.proposals.checks import Proposals, load_proposals, save_proposals
+from ...errors import UserError
+from .evaluator import ProposalCollector
+
+logger = logging.getLogger(__name__)
+
+_FINGERPRINT = "fingerprint.json"
+
+
+class ProposalShards:
+    """A folder of proposal files that each cover some images, and a note of what made them."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            folder: where the shards are, or will be.
+        """
+        self.folder = Path(folder)
+
+    def open(self, fingerprint: Mapping[str, str]) -> None:
+        """Makes the folder ready; shards that something else made are removed, with a warning.
+
+        Args:
+            fingerprint: what the proposals depend on -> a hash of it. Shards are kept only if all
+                are the same as when the folder was opened first.
+        """
+        note = self.folder / _FINGERPRINT
+        if self.folder.is_dir():
+            before = _read_json(note)
+            changed = [name for name in fingerprint if before.get(name) != fingerprint[name]]
+            if not changed:
+                return
+            logger.warning(
+                "%s: made before the %s changed: removed, all images are done again",
+                self.folder, " and ".join(changed),
+            )  # fmt: skip
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        # Last: a folder without it counts as made by something else.
+        write_text(note, json.dumps(dict(fingerprint)))
+
+    def write(self, proposals: Proposals) -> None:
+        """Adds a shard; other processes may do so at the same time."""
+        path = self.folder / f"{uuid.uuid4().hex}.pkl"
+        save_proposals(path, proposals.ids, proposals.boxes, proposals.logits)
+
+    def read(self) -> Proposals:
+        """All entries so far, each image once; damaged shards are removed, with a warning."""
+        entries: dict[str, tuple[Any, Any]] = {}
+        for path in sorted(self.folder.glob("*.pkl")):
+            try:
+                shard = load_proposals(path)
+            except UserError as error:
+                logger.warning("%s; its images are done again", error)
+                path.unlink()
+                continue
+            for image_id, boxes, logits in zip(shard.ids, shard.boxes, shard.logits, strict=True):
+                entries.setdefault(image_id, (boxes, logits))
+        pairs = list(entries.values())
+        return Proposals(list(entries), [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+    def remove(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self.folder)
+
+
+class ShardWriter(DatasetEvaluator):
+    """Writes the proposals of one process as they come, a shard per `shard_size` images."""
+
+    def __init__(self, shards: ProposalShards, shard_size: int, dataset_name: str) -> None:
+        """Creates the writer.
+
+        Args:
+            shards: where to.
+            shard_size: images per shard: what an interruption can lose, at most, per process.
+            dataset_name: name of the data set, for messages.
+        """
+        self._shards = shards
+        self._shard_size = shard_size
+        self._collector = ProposalCollector(dataset_name, distributed=False)
+
+    def reset(self) -> None:
+        """Forgets what is not written yet."""
+        self._collector.reset()
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Takes in the proposals of some images, as `ProposalCollector.process`."""
+        self._collector.process(inputs, outputs)
+        if self._collector.num_images >= self._shard_size:
+            self._write()
+
+    def evaluate(self) -> dict[str, Any]:
+        """Writes the rest; returns an empty dict."""
+        self._write()
+        return {}
+
+    def _write(self) -> None:
+        if self._collector.num_images:
+            self._shards.write(self._collector.take())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; empty if it is not there or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

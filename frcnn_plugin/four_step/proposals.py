@@ -1,0 +1,221 @@
+"""Proposals handed from one step to the next, as files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import (
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.evaluation import inference_on_dataset
+from detectron2.structures import Boxes, BoxMode
+from detectron2.utils import comm
+from torch import nn
+
+from ..data.loading.resize import build_mapper
+from ..data.loading.train_loader import MirroringMapper, training_dicts
+from ..data.proposals.checks import check_proposals
+from ..errors import UserError
+from ..evaluation.proposals.evaluator import ProposalCollector, ProposalEvaluator
+
+logger = logging.getLogger(__name__)
+
+
+def with_test_proposals(cfg: CfgNode, proposal_files: Sequence[str]) -> CfgNode:
+    """A copy of ``cfg`` whose test sets come with proposals.
+
+    Args:
+        cfg: config.
+        proposal_files: one per entry of ``DATASETS.TEST``.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.LOAD_PROPOSALS = True
+    cfg.DATASETS.PROPOSAL_FILES_TEST = tuple(proposal_files)
+    cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+    return cfg
+
+
+class _MirroredBack(ProposalCollector):
+    """Collects proposals of mirrored images, in the coordinates of the image itself."""
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        for output in outputs:
+            proposals = output["proposals"]
+            x1, y1, x2, y2 = proposals.proposal_boxes.tensor.unbind(1)
+            width = proposals.image_size[1]
+            boxes = proposals.proposal_boxes.tensor.new_empty((len(proposals), 4))
+            boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3] = width - x2, y1, width - x1, y2
+            proposals.proposal_boxes = Boxes(boxes)
+        super().process(inputs, outputs)
+
+
+class StageProposals:
+    """Where the proposals of an RPN step are, and how they are made and checked.
+
+    One file per data set, in ``OUTPUT_DIR/proposals/stage<k>``; with
+    ``FOUR_STEP.MIRRORED_PROPOSALS`` "recompute" a second one for the mirrored images of each
+    training set. Boxes are in original-image pixels.
+    """
+
+    def __init__(self, cfg: CfgNode, stage_number: int) -> None:
+        """Name the files of RPN step ``stage_number`` (1 or 3)."""
+        self._cfg = cfg
+        self._number = stage_number
+        self.folder = Path(cfg.OUTPUT_DIR) / "proposals" / f"stage{stage_number}"
+
+    def path(self, dataset_name: str, *, mirrored: bool = False) -> str:
+        """The file of a data set."""
+        return str(self.folder / f"{dataset_name}{'_mirrored' if mirrored else ''}.pkl")
+
+    @property
+    def train_files(self) -> list[str]:
+        """Files of the training sets, in their order."""
+        return [self.path(name) for name in self._cfg.DATASETS.TRAIN]
+
+    @property
+    def mirrored_files(self) -> list[str]:
+        """Files of the mirrored training images; none if proposals are mirrored instead."""
+        if self._cfg.FOUR_STEP.MIRRORED_PROPOSALS == "mirror":
+            return []
+        return [self.path(name, mirrored=True) for name in self._cfg.DATASETS.TRAIN]
+
+    @property
+    def test_files(self) -> list[str]:
+        """Files of the test sets, in their order."""
+        return [self.path(name) for name in self._cfg.DATASETS.TEST]
+
+    def make(self, model: nn.Module) -> dict[str, Any]:
+        """Write all files with the RPN of ``model``, with all processes.
+
+        Args:
+            model: an unwrapped PaperRCNN; its phase is "rpn" afterwards.
+
+        Returns:
+            per test set, the recall that its evaluator measured (main process).
+        """
+        model.set_phase("rpn")  # type: ignore[operator]
+        results = {}
+        with _selection(model, self._cfg):
+            for name in self._cfg.DATASETS.TEST if self._cfg.FOUR_STEP.EVALUATE_STEPS else ():
+                evaluator = ProposalEvaluator(name, self.path(name))
+                results[name] = self._run(model, name, evaluator)
+            for name in self._cfg.DATASETS.TRAIN:
+                self._run(model, name, ProposalCollector(name, self.path(name)))
+                if self.mirrored_files:
+                    collector = _MirroredBack(name, self.path(name, mirrored=True))
+                    self._run(model, name, collector, mirrored=True)
+        comm.synchronize()
+        return results
+
+    def _run(
+        self, model: nn.Module, name: str, evaluator: ProposalCollector, mirrored: bool = False
+    ) -> Any:
+        logger.info("proposals for %s%s", name, ", mirrored" if mirrored else "")
+        # Images without objects too: every image gets an entry.
+        dicts = get_detection_dataset_dicts(name, filter_empty=False)
+        mapper: Any = build_mapper(self._cfg, is_train=False)
+        if mirrored:
+            dicts = [{**d, "mirrored": True} for d in dicts]
+            mapper = MirroringMapper(self._cfg, is_train=False)
+        loader = build_detection_test_loader(
+            dicts, mapper=mapper, num_workers=self._cfg.DATALOADER.NUM_WORKERS
+        )
+        return inference_on_dataset(model, loader, evaluator)
+
+    def training_dicts(self) -> list[dict[str, Any]]:
+        """Training images with proposals; mirrored ones too if they have proposals of their own."""
+        dicts = training_dicts(self._cfg, self.train_files)
+        if self.mirrored_files:
+            dicts += [_mirror(d) for d in training_dicts(self._cfg, self.mirrored_files)]
+        return dicts
+
+    def _repeat(self) -> str:
+        """The overrides that start a run with the step that these proposals are for."""
+        node, folder = self._cfg.FOUR_STEP, Path(self._cfg.OUTPUT_DIR)
+        if node.START_AT == self._number + 1:
+            weights = self._cfg.MODEL.WEIGHTS
+        else:
+            weights = str(folder / f"stage{self._number}_final.pth")
+        words = f"FOUR_STEP.START_AT {self._number + 1} MODEL.WEIGHTS {weights}"
+        if self._number == 1:
+            initial = node.INITIAL_WEIGHTS or folder / "initial_weights.pth"
+            words += f" FOUR_STEP.INITIAL_WEIGHTS {initial}"
+        return words
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file a detector step trains on, by file name."""
+        files = [*self.train_files, *self.mirrored_files]
+        return {Path(f).name: _sha256(f) for f in files}
+
+    def check(self, digests: Mapping[str, str]) -> None:
+        """Make sure that the files are those a resumed step began with.
+
+        Args:
+            digests: what :meth:`digests` said then.
+
+        Raises:
+            UserError: a file is missing, damaged or another one; names it and how to get it back.
+        """
+        for name, digest in digests.items():
+            path = self.folder / name
+            if path.is_file() and _sha256(path) == digest:
+                continue
+            problem = "has changed since" if path.is_file() else "is missing, but"
+            raise UserError(
+                f"{path} {problem} step {self._number + 1} began to train on it. Put it back; or "
+                f"repeat the step in a new OUTPUT_DIR, with {self._repeat()}"
+            )
+        for name in self._cfg.DATASETS.TRAIN:
+            dicts = get_detection_dataset_dicts(name, filter_empty=False)
+            check_proposals(self.path(name), dicts, name)
+
+
+def _mirror(record: dict[str, Any]) -> dict[str, Any]:
+    """Ground truth and proposals of ``record`` in the coordinates of the mirrored image."""
+
+    def flip(boxes: Any) -> Any:
+        boxes = np.asarray(boxes)
+        x1, x2 = record["width"] - boxes[..., 2], record["width"] - boxes[..., 0]
+        return np.stack([x1, boxes[..., 1], x2, boxes[..., 3]], axis=-1)
+
+    annotations = []
+    for a in record["annotations"]:
+        box = BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
+        annotations.append({**a, "bbox": flip(box).tolist(), "bbox_mode": BoxMode.XYXY_ABS})
+    return {
+        **record,
+        "annotations": annotations,
+        "proposal_boxes": flip(record["proposal_boxes"]),
+    }
+
+
+def _sha256(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _selection(model: nn.Module, cfg: CfgNode) -> Iterator[None]:
+    """Let the RPN select as for cached proposals: all -> NMS -> 2000."""
+    rpn: Any = model.proposal_generator
+    before = rpn.pre_nms_topk, rpn.post_nms_topk
+    rpn.pre_nms_topk = {**before[0], False: cfg.FOUR_STEP.PRE_NMS_TOPK}
+    rpn.post_nms_topk = {**before[1], False: cfg.FOUR_STEP.POST_NMS_TOPK}
+    try:
+        yield
+    finally:
+        rpn.pre_nms_topk, rpn.post_nms_topk = before

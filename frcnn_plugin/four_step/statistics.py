@@ -1,0 +1,236 @@
+"""Means and deviations of box targets, from the data.
+
+Both are taken before training starts, over all candidates and not only the sampled ones, mirrored
+images included, as in the originals. Unit: deltas as ``box2box_transform.get_deltas`` returns
+them, see :mod:`~frcnn_plugin.modeling.target_statistics`. Results are on the CPU.
+
+Source: MATLAB fast_rcnn_prepare_image_roidb.m, proposal_prepare_image_roidb.m; py-faster-rcnn
+roidb.py.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.structures import Boxes, BoxMode, pairwise_iou
+from detectron2.utils import comm
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..modeling.proposal_generator.rpn import PaperRPN
+from ..modeling.proposal_generator.selection import inside_image
+from .target_moments import TargetMoments
+
+T = TypeVar("T")
+
+_PROGRESS_BAR_FROM = 2000  # images; fewer take a few seconds
+
+
+def head_target_statistics(
+    dataset_dicts: Sequence[dict[str, Any]],
+    num_classes: int,
+    transform: Any,
+    *,
+    mirror: bool = True,
+    fg_iou: float = 0.5,
+    class_agnostic: bool = False,
+    class_names: Sequence[str] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Statistics of the detector's box targets, per class.
+
+    Counted are, for each ground truth, itself (target 0), and each proposal with IoU >= ``fg_iou``
+    with some ground truth, as the class of the one it overlaps most. Crowd regions (and difficult
+    VOC objects) do not count. For mirrored images the proposals are taken as mirrored too, so dx
+    changes its sign and has mean 0.
+
+    Args:
+        dataset_dicts: in Detectron2's format, with "proposal_boxes" (N, 4) as the host's
+            ``load_proposals_into_dataset`` puts them, original-image pixels.
+        num_classes: K.
+        transform: the head's ``box2box_transform``.
+        mirror: count each image's mirror image as well.
+        fg_iou: smallest IoU of a sample.
+        class_agnostic: one row over all classes.
+        class_names: K names for messages; numbers if None.
+
+    Returns:
+        mean (K, 4) and std (K, 4), float32, std with divisor n (check E30); number of targets
+        (K,), int64. A class without targets has mean 0 and std 1, and a coordinate that does not
+        vary has std 1: that is what ``BBOX_REG_WEIGHTS`` alone would do. One warning names them.
+
+    Raises:
+        UserError: an image has no "proposal_boxes", or a class outside 0..K-1.
+    """
+    moments = TargetMoments(1 if class_agnostic else num_classes)
+    for record in _progress(dataset_dicts, len(dataset_dicts)):
+        gt_boxes, classes = _ground_truth(record, num_classes)
+        proposals = _proposals(record)
+        if class_agnostic:
+            classes = torch.zeros_like(classes)
+        moments.add(torch.zeros_like(gt_boxes), classes)
+        if len(gt_boxes) and len(proposals):
+            iou, matched = pairwise_iou(Boxes(gt_boxes), Boxes(proposals)).max(dim=0)
+            fg_inds = (iou >= fg_iou).nonzero().squeeze(1)
+            matched = matched[fg_inds]
+            targets = transform.get_deltas(proposals[fg_inds], gt_boxes[matched])
+            moments.add(targets, classes[matched])
+    if mirror:
+        moments.add_mirrored()
+    names = ["all classes"] if class_agnostic else class_names or [*map(str, range(num_classes))]
+    mean, std = moments.result(names)
+    return mean, std, moments.count
+
+
+def rpn_target_statistics(
+    dataset_dicts: Sequence[dict[str, Any]],
+    rpn: PaperRPN,
+    feature_sizes: Callable[[int, int], Sequence[tuple[int, int]]],
+    *,
+    min_size: int,
+    max_size: int,
+    mirror: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Statistics of the RPN's box targets: one row over all anchors and classes.
+
+    Counted are all positive anchors, by the labels that ``rpn`` trains with, before sampling.
+    Mirrored images are matched anew, since the grid of anchors has no mirror symmetry.
+
+    Args:
+        dataset_dicts: in Detectron2's format, with "height" and "width"; crowd regions (and
+            difficult VOC objects) do not count.
+        rpn: gives anchors and labels.
+        feature_sizes: (height, width) of the network input to those of each feature map, see
+            :func:`~frcnn_plugin.modeling.backbone_feature_sizes`.
+        min_size: shorter side of the network input, ``INPUT.MIN_SIZE_TRAIN``; 0: no resizing.
+        max_size: longest side allowed, ``INPUT.MAX_SIZE_TRAIN``.
+        mirror: count each image's mirror image as well.
+
+    Returns:
+        mean (1, 4) and std (1, 4), float32, std with divisor n; 0 and 1 if nothing is positive,
+        with a warning.
+
+    Raises:
+        UserError: an image does not say its size.
+    """
+    moments = TargetMoments(1)
+    transform = rpn.box2box_transform.stock
+    by_size = defaultdict(list)  # images of one size share their anchors
+    for record in dataset_dicts:
+        by_size[_network_size(record, min_size, max_size)].append(record)
+    images = ((size, record) for size, records in by_size.items() for record in records)
+    size_now, anchors = None, torch.empty(0)
+    for size, record in _progress(images, len(dataset_dicts)):
+        gt_boxes, _ = _ground_truth(record)
+        if not len(gt_boxes):
+            continue
+        if size != size_now:
+            size_now, anchors = size, _anchors(rpn, size, feature_sizes(*size))
+        height, width = size
+        gt_boxes *= gt_boxes.new_tensor([width / record["width"], height / record["height"]] * 2)
+        views = (gt_boxes, _mirrored(gt_boxes, width)) if mirror else (gt_boxes,)
+        for boxes in (view.to(anchors) for view in views):
+            labels, matched = rpn.match_anchors(Boxes(anchors), Boxes(boxes))
+            positive = (labels == 1).nonzero().squeeze(1)
+            matched_boxes = boxes[matched[positive]].double()
+            targets = transform.get_deltas(anchors[positive].double(), matched_boxes).cpu()
+            moments.add(targets, torch.zeros(len(targets), dtype=torch.int64))
+    return moments.result(["positive anchors"])
+
+
+def broadcast_statistics(compute: Callable[[], T]) -> T:
+    """Let the main process compute; all processes return its result.
+
+    Args:
+        compute: called in the main process only. Its result must be picklable.
+
+    Raises:
+        RuntimeError: in the other processes, if ``compute`` failed; in the main process its own
+            exception comes through.
+    """
+    result, error = None, None
+    if comm.is_main_process():
+        try:
+            result = compute()
+        except Exception as e:  # the others must not wait for ever
+            error = e
+    shared, failure = comm.all_gather((result, repr(error) if error else ""))[0]
+    if error is not None:
+        raise error
+    if failure:
+        raise RuntimeError(f"the main process could not compute statistics: {failure}")
+    return shared
+
+
+def _progress(items: Iterable[T], total: int) -> Iterable[T]:
+    quiet = total < _PROGRESS_BAR_FROM or not comm.is_main_process()
+    return tqdm(items, "box target statistics", total, unit="image", disable=quiet)
+
+
+def _ground_truth(
+    record: dict[str, Any], num_classes: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes (G, 4) float64, original-image pixels, and classes (G,) of what is trained on."""
+    annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+    corners = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    boxes = torch.from_numpy(np.asarray(corners, dtype=np.float64).reshape(-1, 4))
+    if "height" in record and "width" in record:
+        boxes = boxes.clamp(min=0).minimum(
+            boxes.new_tensor([record["width"], record["height"]] * 2)
+        )
+    classes = torch.tensor([int(a["category_id"]) for a in annotations], dtype=torch.int64)
+    if num_classes is not None and len(classes):
+        for bad in (classes.min().item(), classes.max().item()):
+            if not 0 <= bad < num_classes:
+                raise UserError(
+                    f"{_name(record)}: an object of class {bad}, but there are {num_classes} "
+                    "classes: set MODEL.ROI_HEADS.NUM_CLASSES"
+                )
+    # As the host's mapper: boxes are clipped, and those without area are no objects.
+    real = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return boxes[real], classes[real]
+
+
+def _mirrored(boxes: torch.Tensor, width: float) -> torch.Tensor:
+    """(R, 4) boxes in the mirror image of an image ``width`` wide."""
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack((width - x2, y1, width - x1, y2), dim=1)
+
+
+def _proposals(record: dict[str, Any]) -> torch.Tensor:
+    """(N, 4) float64, XYXY, original-image pixels."""
+    if "proposal_boxes" not in record:
+        raise UserError(
+            f"{_name(record)} has no proposals: set MODEL.LOAD_PROPOSALS and "
+            "DATASETS.PROPOSAL_FILES_TRAIN"
+        )
+    mode = record.get("proposal_bbox_mode", BoxMode.XYXY_ABS)
+    boxes = np.asarray(record["proposal_boxes"], dtype=np.float64).reshape(-1, 4)
+    return torch.from_numpy(BoxMode.convert(boxes, mode, BoxMode.XYXY_ABS))
+
+
+def _network_size(record: dict[str, Any], min_size: int, max_size: int) -> tuple[int, int]:
+    """(height, width) of the network input that the host's mapper makes of an image."""
+    if "height" not in record or "width" not in record:
+        raise UserError(f"{_name(record)} has no 'height' and 'width' in its data set dict")
+    height, width = record["height"], record["width"]
+    if not min_size:
+        return height, width
+    return ResizeShortestEdge.get_output_shape(height, width, min_size, max_size)
+
+
+def _anchors(
+    rpn: PaperRPN, image_size: tuple[int, int], feature_sizes: Sequence[tuple[int, int]]
+) -> torch.Tensor:
+    """(I, 4), the anchors that are trained on, network-input pixels."""
+    features = [torch.empty(1, 0, *size) for size in feature_sizes]
+    anchors = Boxes.cat(rpn.anchor_generator(features)).tensor
+    return anchors[inside_image(anchors, image_size, rpn.anchor_boundary_thresh)]
+
+
+def _name(record: dict[str, Any]) -> str:
+    return f"image {record.get('file_name', record.get('image_id'))}"

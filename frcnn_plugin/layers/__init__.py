@@ -1,0 +1,8 @@
+"""Operators: a tensor in, a tensor out."""
+
+from .conv3x3 import Conv3x3
+from .large_linear import LargeLinear
+from .nms import prefix_nms
+from .roi_max_pool import roi_max_pool
+
+__all__ = ["Conv3x3", "LargeLinear", "prefix_nms", "roi_max_pool"]

@@ -1,0 +1,114 @@
+"""VGG16 without its classifier."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from torch import nn
+
+from ...layers.conv3x3 import Conv3x3
+from .caffe_backbone import CaffeBackbone
+
+# Convolutions per stage, conv1_1..conv5_3.
+_CONVS_PER_STAGE = (2, 2, 3, 3, 3)
+
+_STRIP = 100  # rows of conv1 that are computed at a time; even, as they are pooled by twos
+
+
+@BACKBONE_REGISTRY.register()
+class VGG16(CaffeBackbone):
+    """The 13 convolutions of VGG16 as stages ``conv1`` .. ``conv5``, strides 1, 2, 4, 8, 16.
+
+    Differs from torchvision's VGG16: pooling rounds *up* (Caffe), so a 600x1000 image gives a
+    38x63 ``conv5`` instead of 37x62, and pool5 is left out (RoI pooling takes its place).
+
+    Layers have Caffe's names: the weight of conv3_2 is ``conv3.conv3_2.weight``.
+
+    Source: py-faster-rcnn models/pascal_voc/VGG16; Caffe pooling_layer.cpp.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        channels: Sequence[int] = (64, 128, 256, 512, 512),
+        out_features: Sequence[str] = ("conv5",),
+        freeze_at: int = 0,
+    ) -> None:
+        """Build the layers with random weights.
+
+        Args:
+            in_channels: channels of the image.
+            channels: output channels of the five stages.
+            out_features: names of the returned features, any of conv1..conv5. Stages behind the
+                last one are not built.
+            freeze_at: number of leading stages that do not train, 0 to 5 (paper: 2).
+        """
+        stages: OrderedDict[str, nn.Sequential] = OrderedDict()
+        shapes: dict[str, ShapeSpec] = {}
+        for i, (convs, width) in enumerate(zip(_CONVS_PER_STAGE, channels, strict=True), start=1):
+            layers: OrderedDict[str, nn.Module] = OrderedDict()
+            if i > 1:
+                layers[f"pool{i - 1}"] = nn.MaxPool2d(2, 2, ceil_mode=True)
+            for j in range(1, convs + 1):
+                layers[f"conv{i}_{j}"] = Conv3x3(in_channels, width)
+                layers[f"relu{i}_{j}"] = nn.ReLU(inplace=True)
+                in_channels = width
+            stages[f"conv{i}"] = nn.Sequential(layers)
+            shapes[f"conv{i}"] = ShapeSpec(channels=width, stride=2 ** (i - 1))
+        super().__init__(stages, shapes, out_features, freeze_at)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
+        """Arguments of :meth:`__init__` from ``MODEL.VGG`` and ``MODEL.BACKBONE.FREEZE_AT``."""
+        return {
+            "in_channels": input_shape.channels,
+            "channels": cfg.MODEL.VGG.CHANNELS,
+            "out_features": cfg.MODEL.VGG.OUT_FEATURES,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+        }
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the features.
+
+        Args:
+            x: images, (N, in_channels, H, W), float.
+
+        Returns:
+            ``{"conv5": (N, 512, ceil(H/16), ceil(W/16))}`` and whatever else was asked for.
+        """
+        if not self._runs_in_strips(x):
+            return self._run(x)
+        return self._run(self._conv1_pool1(x), skip=len(self.conv1) + 1)
+
+    def _runs_in_strips(self, x: torch.Tensor) -> bool:
+        """Whether conv1 may be computed strip by strip: on a CPU, if nobody needs it as a whole."""
+        trains = torch.is_grad_enabled() and (
+            x.requires_grad or any(p.requires_grad for p in self.conv1.parameters())
+        )
+        kept = "conv1" in self._out_features or "conv2" not in self.stage_names
+        layers = [*self.conv1, *(self.conv2[:1] if not kept else ())]
+        watched = any(m._forward_hooks or m._forward_pre_hooks for m in layers)
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        return x.device.type == "cpu" and not (trains or kept or watched or traced)
+
+    def _conv1_pool1(self, x: torch.Tensor) -> torch.Tensor:
+        """conv1 and its pooling, some rows at a time.
+
+        As a whole, conv1 of a 600x1000 image takes 300 MB, the peak of inference. Each row of its
+        output depends on two more rows of the image above and below, so the numbers are the same.
+        """
+        height = x.shape[2]
+        pooled = []
+        for first in range(0, height, _STRIP):
+            last = min(height, first + _STRIP)
+            top = max(0, first - 2)
+            strip = self.conv1(x[:, :, top : last + 2])
+            pooled.append(self.conv2[0](strip[:, :, first - top : last - top]))
+        return torch.cat(pooled, dim=2)

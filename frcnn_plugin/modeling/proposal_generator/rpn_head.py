@@ -1,0 +1,99 @@
+"""The two sibling layers of the paper's region proposal network.
+
+Shape shorthand in this module:
+
+    N: number of images in the batch
+    A: anchors per cell (9)
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
+from torch import nn
+from torch.nn import functional as F
+
+from ...errors import UserError
+from ...layers.conv3x3 import Conv3x3
+from ..initialisation import redraw
+
+
+@RPN_HEAD_REGISTRY.register()
+class SoftmaxRPNHead(nn.Module):
+    """3x3 conv, then a two-way softmax classifier and a box regressor per anchor.
+
+    The classifier has 2A channels in Caffe's order: background of anchors 0..A-1, then object of
+    anchors 0..A-1. The head returns ``object - background``: the host's sigmoid cross entropy of
+    that difference *is* the softmax cross entropy, in value and in gradient, while both weight
+    vectors keep training (a one-logit head would learn half as fast, check E12).
+
+    Source: paper section 3.1 and footnote 4; py-faster-rcnn and MATLAB prototxts.
+    """
+
+    @configurable
+    def __init__(
+        self, *, in_channels: int, num_anchors: int, conv_channels: int = -1, box_dim: int = 4
+    ) -> None:
+        """Build the layers with N(0, 0.01) weights and zero biases.
+
+        Args:
+            in_channels: channels of the feature map.
+            num_anchors: A.
+            conv_channels: width of the 3x3 conv; -1: ``in_channels`` (512 VGG16, 256 ZF).
+            box_dim: numbers per box; 4.
+        """
+        super().__init__()
+        width = in_channels if conv_channels == -1 else conv_channels
+        self.rpn_conv = Conv3x3(in_channels, width)
+        self.rpn_cls_score = nn.Conv2d(width, 2 * num_anchors, kernel_size=1)
+        self.rpn_bbox_pred = nn.Conv2d(width, box_dim * num_anchors, kernel_size=1)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew, N(0, 0.01), biases 0, in place.
+
+        Args:
+            generator: of the CPU; torch's global one if None.
+        """
+        for layer in (self.rpn_conv, self.rpn_cls_score, self.rpn_bbox_pred):
+            redraw(layer, 0.01, generator)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
+        """Arguments of :meth:`__init__`; ``MODEL.RPN.CONV_DIMS`` is the width of the 3x3 conv.
+
+        Raises:
+            UserError: more than one conv is asked for.
+        """
+        ret = StandardRPNHead.from_config(cfg, input_shape)
+        dims = ret.pop("conv_dims")
+        if len(dims) != 1:
+            raise UserError(
+                f"MODEL.RPN.CONV_DIMS is {dims}, but SoftmaxRPNHead has one 3x3 conv: "
+                "give one number, or -1 for as many channels as the feature map"
+            )
+        return {**ret, "conv_channels": dims[0]}
+
+    def forward(
+        self, features: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Predict objectness and deltas.
+
+        Args:
+            features: feature maps, each (N, C, H, W).
+
+        Returns:
+            logits ``object - background``, each (N, A, H, W), and deltas, each (N, A*4, H, W),
+            channel 4a + j being delta j of anchor a.
+        """
+        pred_objectness_logits = []
+        pred_anchor_deltas = []
+        for x in features:
+            t = F.relu(self.rpn_conv(x))
+            background, foreground = self.rpn_cls_score(t).chunk(2, dim=1)
+            # In float32, or mixed precision would lose what is left of two close numbers.
+            pred_objectness_logits.append(foreground.float() - background.float())
+            pred_anchor_deltas.append(self.rpn_bbox_pred(t))
+        return pred_objectness_logits, pred_anchor_deltas

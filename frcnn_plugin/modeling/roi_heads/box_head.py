@@ -1,0 +1,103 @@
+"""The two fully connected layers of Fast R-CNN."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
+from fvcore.nn import weight_init
+from torch import nn
+from torch.nn import functional as F
+
+from ...layers.large_linear import LargeLinear
+
+
+class UnscaledDropout(nn.Module):
+    """Caffe's dropout with ``scale_train: false``: a plain mask in training, ``x * (1 - p)`` after.
+
+    The ZF weights were trained with it; scaled dropout would double what they expect (point 40
+    of docs/faithfulness.md, check E25).
+    """
+
+    def __init__(self, p: float) -> None:
+        """Set the probability ``p`` of dropping a unit."""
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Drop units of ``x``, any shape."""
+        # F.dropout scales kept units by 1 / (1 - p); undoing that leaves the bare mask.
+        return F.dropout(x, self.p, self.training) * (1 - self.p)
+
+    def extra_repr(self) -> str:
+        """Constant for ``print(model)``."""
+        return f"p={self.p}"
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class FC6FC7Head(nn.Module):
+    """fc6, ReLU, dropout, fc7, ReLU, dropout.
+
+    Input is flattened in (C, H, W) order, which is Caffe's, so ImageNet weights of fc6 fit as they
+    are.
+
+    Source: py-faster-rcnn prototxts; Fast R-CNN.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        fc_dim: int = 4096,
+        dropout: float = 0.5,
+        dropout_scale_train: bool = True,
+    ) -> None:
+        """Build the layers; weights are initialised for training from scratch.
+
+        Args:
+            input_shape: channels, height and width of the pooled features.
+            fc_dim: width of fc6 and fc7.
+            dropout: probability of dropping a unit; 0: no dropout.
+            dropout_scale_train: scale in training (VGG16) or at test time (ZF).
+        """
+        super().__init__()
+        channels, height, width = input_shape.channels, input_shape.height, input_shape.width
+        assert channels and height and width, input_shape
+        dropout_class = nn.Dropout if dropout_scale_train else UnscaledDropout
+        self.fc6 = LargeLinear(channels * height * width, fc_dim)
+        self.drop6 = dropout_class(dropout)
+        self.fc7 = LargeLinear(fc_dim, fc_dim)
+        self.drop7 = dropout_class(dropout)
+        for layer in (self.fc6, self.fc7):
+            weight_init.c2_xavier_fill(layer)
+        self._output_size = fc_dim
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
+        """Arguments of :meth:`__init__` from ``MODEL.ROI_BOX_HEAD``."""
+        return {
+            "input_shape": input_shape,
+            "fc_dim": cfg.MODEL.ROI_BOX_HEAD.FC_DIM,
+            "dropout": cfg.MODEL.ROI_BOX_HEAD.DROPOUT,
+            "dropout_scale_train": cfg.MODEL.ROI_BOX_HEAD.DROPOUT_SCALE_TRAIN,
+        }
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute fc7.
+
+        Args:
+            x: pooled features, (R, C, H, W); R may be 0.
+
+        Returns:
+            (R, fc_dim).
+        """
+        x = self.drop6(F.relu(self.fc6(x.flatten(1))))
+        return self.drop7(F.relu(self.fc7(x)))
+
+    @property
+    @torch.jit.unused
+    def output_shape(self) -> ShapeSpec:
+        """Width of fc7."""
+        return ShapeSpec(channels=self._output_size)

@@ -1,0 +1,88 @@
+"""Which of a head's boxes are detections: NMS per class, best of the image. No weights here.
+
+The host's functions index with masks, and a GPU has to wait for the size of each result. Here it
+waits once per choice.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Instances
+from torchvision.ops import batched_nms
+
+from ..proposal_generator.selection import clip_boxes
+
+
+def candidates(
+    boxes: torch.Tensor, scores: torch.Tensor, image_size: tuple[int, int], score_thresh: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All boxes of all classes that score high enough, clipped to the image.
+
+    Args:
+        boxes: (R, K*4), or (R, 4) if all classes share them; XYXY in network-input pixels.
+        scores: (R, K+1), the last one that of the background. Rows with numbers that are not
+            finite are left out.
+        image_size: (height, width) of the network input.
+        score_thresh: only higher scores count.
+
+    Returns:
+        boxes (D, 4), scores (D,), classes (D,) int64; and the row of each, counted as the host
+        does, without the rows that were left out.
+    """
+    finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
+    scores = scores[:, :-1]
+    rows, classes = ((scores > score_thresh) & finite[:, None]).nonzero().unbind(1)
+    of_class = boxes.view(len(boxes), boxes.shape[1] // 4, 4)
+    chosen = of_class[rows, classes if of_class.shape[1] > 1 else torch.zeros_like(classes)]
+    counted = finite.cumsum(0) - 1
+    return clip_boxes(chosen, image_size), scores[rows, classes], classes, counted[rows]
+
+
+def select_detections(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    classes: torch.Tensor,
+    *,
+    nms_thresh: float,
+    topk: int,
+    keep_ties: bool = False,
+) -> torch.Tensor:
+    """Non-maximum suppression within each class, then the best of all classes.
+
+    Args:
+        boxes: (D, 4), XYXY.
+        scores: (D,).
+        classes: (D,) int64.
+        nms_thresh: IoU above which the lower-scored box is suppressed.
+        topk: detections kept at most; negative: all.
+        keep_ties: all that score as the last kept are kept as well (check E20).
+
+    Returns:
+        (n,) int64 indices, by descending score.
+
+    Source: py-faster-rcnn test.py.
+    """
+    # The classes are kept apart by moving them to far places. Float32 coordinates would lose up to
+    # 0.01 px there, enough to turn a suppression; double ones lose nothing.
+    keep = batched_nms(boxes.double(), scores.double(), classes, nms_thresh)
+    if keep_ties and 0 < topk < len(keep):
+        return keep[scores[keep] >= scores[keep[topk - 1 : topk]]]
+    return keep[:topk] if topk >= 0 else keep
+
+
+def to_original_size(result: Instances, height: int, width: int) -> Instances:
+    """The host's ``detector_postprocess``.
+
+    Args:
+        result: with ``pred_boxes`` or ``proposal_boxes`` in network-input pixels; changed in place.
+        height: of the original image.
+        width: of the original image.
+    """
+    if result.has("pred_masks") or result.has("pred_keypoints"):
+        return detector_postprocess(result, height, width)
+    scaled = Instances((height, width), **result.get_fields())
+    boxes = scaled.get("pred_boxes" if result.has("pred_boxes") else "proposal_boxes")
+    boxes.scale(width / result.image_size[1], height / result.image_size[0])
+    boxes.tensor = clip_boxes(boxes.tensor, scaled.image_size)
+    return scaled[boxes.nonempty().nonzero().squeeze(1)]

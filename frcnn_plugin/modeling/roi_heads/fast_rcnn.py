@@ -1,0 +1,231 @@
+"""Class scores and class-specific boxes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cross_entropy
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances
+from fvcore.nn import smooth_l1_loss
+
+from ...layers.nms import float32_threshold
+from ..box_regression import CaffeBox2BoxTransform, grow
+from ..image_frame import to_image, to_network
+from ..image_size import image_scale
+from ..initialisation import redraw
+from ..target_statistics import TargetStatistics
+from .classification_log import log_classification
+from .detections import candidates, select_detections
+
+
+class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
+    """The host's output layers with the originals' decoding.
+
+    What the host already does as the originals did: N(0, 0.01) and N(0, 0.001) weights, a box per
+    class, mean cross entropy over the RoIs, box loss divided by all RoIs, fixed target deviations
+    (0.1, 0.1, 0.2, 0.2) as ``BBOX_REG_WEIGHTS`` (10, 10, 5, 5).
+
+    Target means and deviations per class from the data, as in MATLAB and py's alternating
+    training, are ``target_statistics``; a class-agnostic head has one row of them for all classes.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        decode_growth: float = 0.0,
+        decode_in_image: bool = False,
+        keep_ties: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Build the layers.
+
+        Args:
+            input_shape: channels of fc7.
+            decode_growth: original-image pixels added to x2, y2 (py-faster-rcnn: 1).
+            decode_in_image: see ``MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE``.
+            keep_ties: see ``TEST.KEEP_TIES``.
+            kwargs: arguments of the host's class.
+        """
+        super().__init__(input_shape, **kwargs)
+        self.decode_growth = decode_growth
+        self.decode_in_image = decode_in_image
+        self.keep_ties = keep_ties
+        # One row of statistics for each box that is predicted.
+        self.target_statistics = TargetStatistics(self.bbox_pred.out_features // 4)
+        self.test_nms_thresh: float = float32_threshold(kwargs.get("test_nms_thresh", 0.5))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw cls_score, N(0, 0.01), and bbox_pred, N(0, 0.001), anew; biases 0; in place.
+
+        Args:
+            generator: of the CPU; torch's global one if None.
+        """
+        redraw(self.cls_score, 0.01, generator)
+        redraw(self.bbox_pred, 0.001, generator)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
+        """Arguments of :meth:`__init__` from ``MODEL.ROI_BOX_HEAD`` and ``MODEL.ROI_HEADS``."""
+        ret = super().from_config(cfg, input_shape)
+        head = cfg.MODEL.ROI_BOX_HEAD
+        ret["box2box_transform"] = CaffeBox2BoxTransform(head.BBOX_REG_WEIGHTS, head.SCALE_CLAMP)
+        ret["decode_growth"] = head.DECODE_GROWTH
+        ret["decode_in_image"] = head.DECODE_IN_IMAGE
+        ret["keep_ties"] = cfg.TEST.KEEP_TIES
+        return ret
+
+    def inference(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[torch.Tensor]]:
+        """The host's, with the originals' suppression and limit.
+
+        Args:
+            predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
+            proposals: per image, as for :meth:`predict_boxes`.
+
+        Returns:
+            per image, ``pred_boxes`` in network-input pixels, ``scores`` and ``pred_classes``, by
+            descending score; and the indices (n,) of their proposals.
+        """
+        results, rows = [], []
+        for boxes, scores, proposed in zip(
+            self.predict_boxes(predictions, proposals),
+            self.predict_probs(predictions, proposals),
+            proposals,
+            strict=True,
+        ):
+            size = proposed.image_size
+            boxes, scores, classes, row = candidates(boxes, scores, size, self.test_score_thresh)
+            keep = select_detections(
+                boxes,
+                scores,
+                classes,
+                nms_thresh=self.test_nms_thresh,
+                topk=self.test_topk_per_image,
+                keep_ties=self.keep_ties,
+            )
+            result = Instances(size)
+            result.pred_boxes = Boxes(boxes[keep])
+            result.scores, result.pred_classes = scores[keep], classes[keep]
+            results.append(result)
+            rows.append(row[keep])
+        return results, rows
+
+    def predict_boxes(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> list[torch.Tensor]:
+        """Apply the predicted deltas to the proposals.
+
+        Args:
+            predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
+            proposals: per image; their ``image_size`` carries the image scale (1 if it does not).
+
+        Returns:
+            per image, (R_i, K*4) continuous XYXY in network-input pixels. With ``decode_in_image``
+            they are clipped to the image.
+        """
+        predictions = self._with_stock_deltas(predictions)
+        if not (self.decode_growth or self.decode_in_image):
+            return super().predict_boxes(predictions, proposals)
+        sizes = [p.image_size for p in proposals]
+        if not self.decode_in_image:
+            decoded = super().predict_boxes(predictions, proposals)
+            return [
+                grow(boxes, self.decode_growth * image_scale(size))
+                for boxes, size in zip(decoded, sizes, strict=True)
+            ]
+        decoded = super().predict_boxes(predictions, [to_image(p) for p in proposals])
+        return [
+            to_network(grow(boxes, self.decode_growth), size)
+            for boxes, size in zip(decoded, sizes, strict=True)
+        ]
+
+    def predict_boxes_for_gt_classes(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> list[torch.Tensor]:
+        """The host's, on deltas without statistics; exact decoding.
+
+        Args:
+            predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
+            proposals: per image, with ``gt_classes``.
+
+        Returns:
+            per image, (R_i, 4) continuous XYXY in network-input pixels.
+        """
+        return super().predict_boxes_for_gt_classes(self._with_stock_deltas(predictions), proposals)
+
+    def losses(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """The host's losses and statistics; a GPU waits twice instead of seven times.
+
+        Args:
+            predictions: scores (R, K+1) and deltas (R, K*4) of all images' RoIs.
+            proposals: per image, with ``proposal_boxes``, ``gt_classes`` and, if there is ground
+                truth, ``gt_boxes``.
+
+        Returns:
+            ``loss_cls`` and ``loss_box_reg``, scalars.
+        """
+        if self.use_sigmoid_ce or not proposals:
+            return super().losses(predictions, proposals)
+        scores, deltas = predictions
+        gt_classes = torch.cat([p.gt_classes for p in proposals])
+        log_classification(scores.detach(), gt_classes)
+        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        # Without any ground truth all RoIs are background, and no box is looked at.
+        gt_boxes = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes) for p in proposals]
+        losses = {
+            "loss_cls": cross_entropy(scores, gt_classes, reduction="mean"),
+            "loss_box_reg": self.box_reg_loss(
+                boxes, torch.cat([b.tensor for b in gt_boxes]), deltas, gt_classes
+            ),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def _with_stock_deltas(
+        self, predictions: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        scores, deltas = predictions
+        return scores, self.target_statistics.denormalise(deltas)
+
+    def box_reg_loss(
+        self,
+        proposal_boxes: torch.Tensor,
+        gt_boxes: torch.Tensor,
+        pred_deltas: torch.Tensor,
+        gt_classes: torch.Tensor,
+    ) -> torch.Tensor:
+        """The host's loss, on normalised targets if there are statistics.
+
+        Args:
+            proposal_boxes: (R, 4), network-input pixels.
+            gt_boxes: (R, 4), meaningful where the RoI is foreground.
+            pred_deltas: (R, K*4), or (R, 4) if class-agnostic.
+            gt_classes: (R,) int64; K is background.
+
+        Returns:
+            sum over foreground RoIs and coordinates, divided by R.
+        """
+        statistics = self.target_statistics
+        if not statistics.active:
+            return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
+        if self.box_reg_loss_type != "smooth_l1":  # the others compare decoded boxes
+            pred_deltas = statistics.denormalise(pred_deltas)
+            return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
+        fg_inds = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
+        rows = gt_classes[fg_inds].clamp(max=statistics.num_classes - 1)  # all 0 if agnostic
+        targets = self.box2box_transform.get_deltas(proposal_boxes[fg_inds], gt_boxes[fg_inds])
+        fg_pred_deltas = pred_deltas.view(-1, statistics.num_classes, 4)[fg_inds, rows]
+        loss = smooth_l1_loss(
+            fg_pred_deltas,
+            statistics.normalise(targets, rows),
+            beta=self.smooth_l1_beta,
+            reduction="sum",
+        )
+        return loss / max(gt_classes.numel(), 1.0)

@@ -1,0 +1,114 @@
+"""What ROI heads compute on the way to detections: features, class scores, which proposal.
+
+Everything is an explicit call of the parts that ROI heads have in Detectron2 (pooler, head,
+predictor), so it works for stock heads too, under autocast, and with compiled parts.
+
+Shape shorthand in this module:
+
+    R: number of boxes over all images
+    D: width of the features (fc7: 4096)
+    K: number of classes
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
+from detectron2.structures import Boxes, Instances
+
+from ...errors import UserError
+
+
+def box_features(
+    roi_heads: Any, features: dict[str, torch.Tensor], boxes: list[Boxes]
+) -> torch.Tensor:
+    """What the class scores of boxes are computed from; fc7 in the paper's networks.
+
+    Args:
+        roi_heads: ROI heads with one box head: this plugin's, Detectron2's StandardROIHeads and
+            Res5ROIHeads, and their subclasses.
+        features: feature maps of the backbone, each (N, C, H, W).
+        boxes: per image, continuous XYXY in network-input pixels.
+
+    Returns:
+        (R, D), in the order of the boxes.
+
+    Raises:
+        UserError: heads of another kind.
+    """
+    if isinstance(roi_heads, Res5ROIHeads):
+        maps = [features[name] for name in roi_heads.in_features]
+        pooled: torch.Tensor = roi_heads._shared_roi_transform(maps, boxes)
+        return pooled.mean(dim=[2, 3])
+    if not isinstance(roi_heads, StandardROIHeads) or isinstance(roi_heads, CascadeROIHeads):
+        raise UserError(
+            f"{type(roi_heads).__name__} has not one feature vector per box: features need ROI "
+            "heads with one box head, such as CaffeROIHeads, StandardROIHeads or Res5ROIHeads"
+        )
+    maps = [features[name] for name in roi_heads.box_in_features]
+    result: torch.Tensor = roi_heads.box_head(roi_heads.box_pooler(maps, boxes))
+    return result.flatten(1)
+
+
+def classify(
+    roi_heads: Any, features: dict[str, torch.Tensor], boxes: list[Instances]
+) -> list[Instances]:
+    """Features and class scores of given boxes: no threshold, no suppression, order kept.
+
+    Args:
+        roi_heads: see :func:`box_features`.
+        features: see :func:`box_features`.
+        boxes: per image, with ``proposal_boxes`` in network-input pixels.
+
+    Returns:
+        per image new Instances with ``proposal_boxes``, ``fc7`` (R_i, D) and ``scores_all``
+        (R_i, K+1) probabilities, background last.
+    """
+    fc7 = box_features(roi_heads, features, [b.proposal_boxes for b in boxes])
+    predictor = roi_heads.box_predictor
+    scores = predictor.predict_probs(predictor(fc7), boxes)
+    results = []
+    split = fc7.split([len(b) for b in boxes])
+    for given, vectors, probabilities in zip(boxes, split, scores, strict=True):
+        result = Instances(given.image_size, proposal_boxes=given.proposal_boxes)
+        result.fc7, result.scores_all = vectors, probabilities
+        results.append(result)
+    return results
+
+
+def detect_with_features(
+    roi_heads: Any, features: dict[str, torch.Tensor], proposals: list[Instances]
+) -> list[Instances]:
+    """The detections that ``roi_heads`` makes of proposals, with what they were made from.
+
+    Args:
+        roi_heads: see :func:`box_features`; in evaluation mode.
+        features: see :func:`box_features`.
+        proposals: per image, with ``proposal_boxes`` and ``objectness_logits``, in network-input
+            pixels.
+
+    Returns:
+        per image the Instances of ``roi_heads.forward`` (``pred_boxes``, ``scores``,
+        ``pred_classes``, masks if there are any), and for each detection ``fc7`` (D,),
+        ``scores_all`` (K+1,), ``proposal_index`` (int64, into the proposals), ``proposal_boxes``,
+        and ``objectness`` (probability that the proposal is an object).
+    """
+    fc7 = box_features(roi_heads, features, [p.proposal_boxes for p in proposals])
+    predictor = roi_heads.box_predictor
+    predictions = predictor(fc7)
+    detections, kept = predictor.inference(predictions, proposals)
+    scores = predictor.predict_probs(predictions, proposals)
+    decoded = predictor.predict_boxes(predictions, proposals)
+    split = fc7.split([len(p) for p in proposals])
+    for i, (instances, proposed) in enumerate(zip(detections, proposals, strict=True)):
+        # The host numbers the rows that are left when those that are not finite are gone.
+        finite = decoded[i].isfinite().all(dim=1) & scores[i].isfinite().all(dim=1)
+        index = finite.nonzero().squeeze(1)[kept[i]]
+        instances.fc7, instances.scores_all = split[i][index], scores[i][index]
+        instances.proposal_index = index
+        instances.proposal_boxes = proposed.proposal_boxes[index]
+        instances.objectness = proposed.objectness_logits[index].float().sigmoid()
+    result: list[Instances] = roi_heads.forward_with_given_boxes(features, detections)
+    return result

@@ -1,0 +1,125 @@
+"""The config and class names of a detector, from its weights alone where possible."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
+
+from ..checkpoint.metadata import Metadata
+from ..checkpoint.read import read_metadata
+from ..config import add_frcnn_config
+from ..engine.evaluate import phase_and_step
+from ..engine.setup import merge_overrides, setup_cfg
+from ..engine.weight_requirements import class_names
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def predictor_cfg(
+    weights: str,
+    config_file: str = "",
+    opts: Sequence[str] = (),
+    *,
+    device: str | None = None,
+    score_threshold: float | None = None,
+) -> tuple[CfgNode, tuple[str, ...]]:
+    """Config of a model that is to be run, and the names of its classes.
+
+    Args:
+        weights: file; its own config is used unless ``config_file`` is given.
+        config_file: YAML to use instead.
+        opts: ``KEY VALUE ...`` overrides of either.
+        device: "cpu", "cuda", "cuda:1"; None: the config's.
+        score_threshold: of detections, 0 to 1; None: the config's.
+
+    Returns:
+        the config, without data sets, its ``MODEL.WEIGHTS`` a local file, and one name per class.
+
+    Raises:
+        UserError: the weights are missing, no detector's, or carry no config; bad values.
+    """
+    path = PathManager.get_local_path(weights) if "://" in weights else weights
+    metadata = read_metadata(path)
+    if metadata is not None and metadata.kind != "detector":
+        raise UserError(
+            f"{weights} holds weights of ImageNet, where training starts: give those of a trained "
+            "detector, such as model_final.pth"
+        )
+    if config_file:
+        cfg = setup_cfg(config_file, opts)
+        cfg.defrost()
+    else:
+        cfg = _own_cfg(weights, metadata)
+        merge_overrides(cfg, opts)
+    if device is not None:
+        cfg.MODEL.DEVICE = _checked_device(device)
+        merge_overrides(cfg, ())  # without CUDA, the CPU
+    if score_threshold is not None:
+        if not 0 <= score_threshold <= 1:
+            raise UserError(f"the score threshold is {score_threshold}: it must be from 0 to 1")
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
+    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: pictures are BGR or RGB")
+    phase, step = phase_and_step(Path(path))
+    if phase and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
+        logger.info("%s is from step %d of 4: used as '%s'", weights, step, phase)
+        cfg.MODEL.PAPER_RCNN.PHASE = phase
+    names = _names(cfg, metadata, weights)
+    cfg.MODEL.WEIGHTS = path
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # none is needed, or has to be there
+    cfg.DATASETS.REGISTER = []
+    cfg.freeze()
+    return cfg, names
+
+
+def _own_cfg(weights: str, metadata: Metadata | None) -> CfgNode:
+    """The config inside a checkpoint, not frozen."""
+    if metadata is None or metadata.config is None:
+        raise UserError(
+            f"{weights} carries no config: give the one that it was trained with (--config-file, "
+            "or config_file in Python); for the detectors that the authors released it is in "
+            "configs/released"
+        )
+    cfg = get_cfg()
+    add_frcnn_config(cfg)
+    # Written by another version of the plugin or of Detectron2, it may have keys that are not in
+    # this one; a typing mistake it cannot have.
+    cfg.set_new_allowed(True)
+    try:
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(metadata.config))
+    except Exception as e:  # whatever the text in the file happens to cause
+        raise UserError(
+            f"the config in {weights} cannot be used ({e}): give one with --config-file, or "
+            "config_file in Python"
+        ) from e
+    cfg.set_new_allowed(False)
+    return cfg
+
+
+def _checked_device(device: str) -> str:
+    try:
+        return str(torch.device(device))
+    except RuntimeError as e:
+        raise UserError(f"there is no device '{device}': give cpu, cuda or cuda:1") from e
+
+
+def _names(cfg: CfgNode, metadata: Metadata | None, weights: str) -> tuple[str, ...]:
+    """Names of all classes: the checkpoint's, else those of the config's data sets."""
+    number: int = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    names = metadata.classes if metadata is not None else None
+    if names is None or len(names) != number:
+        names = class_names(cfg)
+    if names is None:
+        logger.warning(
+            "%s does not name its %d classes; tools/convert_weights.py --classes adds names",
+            weights,
+            number,
+        )
+        names = tuple(f"class {i + 1}" for i in range(number))
+    return names

@@ -1,0 +1,185 @@
+"""What is going to run, as the checks see it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling import build_model
+from torch import nn
+
+from ..engine.evaluate import as_checkpoint_is
+from ..errors import UserError
+
+# A data set in a JSON file is loaded if it is no larger than this: about a second.
+_MOST_JSON_BYTES = 30 * 2**20
+
+
+@dataclass
+class PlannedRun:
+    """A config and how it is run; what is expensive is made once, when it is first asked for.
+
+    Attributes:
+        cfg: from :func:`~frcnn_plugin.engine.setup.setup_cfg`.
+        eval_only: nothing will be trained.
+        resume: a run in ``OUTPUT_DIR`` will be taken up.
+        overwrite: a run in ``OUTPUT_DIR`` may be lost.
+        num_processes: on all machines together.
+        num_machines: machines.
+        config_file: the file `cfg` was read from; "" if unknown.
+        every_image: look at all images, not at some; load every data set.
+        alone: nothing follows the checks in this process.
+        failed: a check has found an error.
+    """
+
+    cfg: CfgNode
+    eval_only: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    num_processes: int = 1
+    num_machines: int = 1
+    config_file: str = ""
+    every_image: bool = False
+    alone: bool = False
+    failed: bool = False
+    _loaded: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what is not in the config.
+
+        Raises:
+            UserError: there would be no process.
+        """
+        if self.num_processes < 1:
+            raise UserError(f"--num-gpus is {self.num_processes}: it must be 1 or more")
+
+    @property
+    def processes_here(self) -> int:
+        """On this machine."""
+        return self.num_processes // self.num_machines
+
+    @property
+    def may_touch_gpus(self) -> bool:
+        """Whether this process may use GPUs: memory that it takes is not there for workers."""
+        return self.alone or self.processes_here == 1
+
+    @property
+    def train(self) -> tuple[str, ...]:
+        """Names of the training sets; none if nothing is trained."""
+        return () if self.eval_only else tuple(self.cfg.DATASETS.TRAIN)
+
+    @property
+    def test(self) -> tuple[str, ...]:
+        """Names of the test sets."""
+        return tuple(self.cfg.DATASETS.TEST)
+
+    def load(self, name: str) -> Any:
+        """A registered data set, read once.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        if name not in self._loaded:
+            self._loaded[name] = DatasetCatalog.get(name)
+        return self._loaded[name]
+
+    def is_quick(self, name: str) -> bool:
+        """Whether a data set is loaded, or may be: all but those in large JSON files."""
+        file = MetadataCatalog.get(name).get("json_file")
+        if name in self._loaded or self.every_image or not file:
+            return True
+        return Path(file).is_file() and Path(file).stat().st_size <= _MOST_JSON_BYTES
+
+    def dicts(self, name: str) -> list[dict[str, Any]]:
+        """The images of a data set; empty if they are not quick to have, or not at all."""
+        try:
+            loaded = self.load(name) if name in DatasetCatalog and self.is_quick(name) else []
+        except Exception:  # the check of data sets tells
+            loaded = self._loaded[name] = []
+        return loaded if isinstance(loaded, list) else []
+
+    def size(self, name: str) -> int:
+        """Number of images that a run takes from a data set; 0 if unknown."""
+        dicts = self.dicts(name)
+        if name in self.train and self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            return sum(
+                any(not o.get("iscrowd", 0) for o in d.get("annotations", ())) for d in dicts
+            )
+        return len(dicts)
+
+    @cached_property
+    def scaled(self) -> CfgNode:
+        """The config as the trainer changes it for the number of processes.
+
+        Raises:
+            UserError: the batch cannot be divided.
+        """
+        with muted("detectron2"):
+            return DefaultTrainer.auto_scale_workers(self.cfg, self.num_processes)
+
+    @cached_property
+    def model_cfg(self) -> CfgNode:
+        """The config that the model is built from, on the meta device."""
+        cfg = as_checkpoint_is(self.cfg) if self.eval_only else self.cfg
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = "meta"
+        return cfg
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model: names and shapes, without memory for numbers.
+
+        Raises:
+            UserError: a part of the config is wrong.
+            Exception: a component cannot be built without numbers.
+        """
+        with torch.device("meta"), muted("detectron2"):
+            return build_model(self.model_cfg)
+
+
+@contextmanager
+def muted(name: str) -> Iterator[None]:
+    """Let a logger, and those below it, say nothing for a while."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)  # those below it take it over
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class _Collect(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def warnings_of(name: str) -> Iterator[list[str]]:
+    """Collect what a logger, and those below it, warn of, instead of having it printed.
+
+    Yields:
+        the messages so far.
+    """
+    logger = logging.getLogger(name)
+    collect = _Collect()
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [collect], False
+    try:
+        yield collect.messages
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate

@@ -1,0 +1,156 @@
+"""Weights: there, recognised, those that the model needs. Only names and shapes are read."""
+
+from __future__ import annotations
+
+import warnings as python_warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from ..checkpoint.catalog.cache import cached_path
+from ..checkpoint.catalog.known_files import find
+from ..checkpoint.catalog.path_handler import PREFIX
+from ..checkpoint.metadata import KEY, Metadata
+from ..engine.checkpointer import AtomicCheckpointer
+from ..engine.weight_requirements import names_detector
+from ..errors import UserError
+from .finding import Finding, error, ok, warning
+from .planned_run import PlannedRun, muted, warnings_of
+
+_SUBJECT = "weights"
+
+
+def check_weights(run: PlannedRun) -> Iterator[Finding]:
+    """Load the file that the run starts with into a model without memory."""
+    problem = _missing(run)
+    if problem:
+        yield error(_SUBJECT, problem)
+        return
+    try:
+        model = run.model
+    except KeyError as e:
+        # Of a registry: "No object named 'VGG17' found in 'BACKBONE' registry!"
+        yield error(_SUBJECT, f"the model cannot be built: {e.args[0] if e.args else e}")
+        return
+    except UserError:
+        raise
+    except Exception as e:  # somebody else's component needs numbers
+        yield warning(_SUBJECT, f"not compared with the model, which {type(e).__name__} prevents")
+        return
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    network = f"{run.cfg.MODEL.META_ARCHITECTURE}, {run.cfg.MODEL.BACKBONE.NAME}"
+    yield ok(
+        _SUBJECT,
+        f"model: {network}, {total / 1e6:.1f} M parameters ({trained / 1e6:.1f} M trained)",
+    )
+    file = start_file(run)
+    if not file:
+        yield ok(_SUBJECT, "none: training starts from random weights")
+    elif not file.startswith(PREFIX):
+        if "://" in file:
+            yield ok(_SUBJECT, f"{file} is fetched when the run starts, and looked at then")
+        else:
+            yield from _compare(run, file)
+    elif cached_path(find(file.removeprefix(PREFIX))).is_file() or _may_download(run):
+        # Here, where one process downloads what all of them will use.
+        yield from _compare(run, PathManager.get_local_path(file))
+    else:
+        yield ok(_SUBJECT, f"{file} is downloaded when the run starts, and looked at then")
+
+
+def _may_download(run: PlannedRun) -> bool:
+    """Whether the file is about to be used; it is large."""
+    return not (run.alone or run.failed)
+
+
+def start_file(run: PlannedRun) -> str:
+    """The file that the run loads first; "" if there is none."""
+    last = Path(run.cfg.OUTPUT_DIR) / "last_checkpoint"
+    if run.resume and not run.eval_only and last.is_file():
+        return str(last.parent / last.read_text().strip())
+    return str(run.cfg.MODEL.WEIGHTS)
+
+
+def _missing(run: PlannedRun) -> str:
+    """What is wrong with the names of files."""
+    cfg, file = run.cfg, start_file(run)
+    initial = cfg.FOUR_STEP.INITIAL_WEIGHTS if cfg.FOUR_STEP.ENABLED else ""
+    if initial and not run.eval_only and not Path(initial).is_file():
+        return f"FOUR_STEP.INITIAL_WEIGHTS: there is no file '{initial}'"
+    if run.eval_only and file and not names_detector(cfg):
+        return (
+            f"--eval-only needs trained weights, which {file} are not: add MODEL.WEIGHTS "
+            "path/to/model_final.pth"
+        )
+    if file:
+        # The file of a resumed run is missed with better advice when it is looked at.
+        there = "://" in file or Path(file.partition("?")[0]).is_file()
+        if there or file != cfg.MODEL.WEIGHTS:
+            return ""
+        return f"MODEL.WEIGHTS: there is no file '{file}'"
+    if run.eval_only:
+        return "--eval-only needs trained weights: add MODEL.WEIGHTS path/to/model_final.pth"
+    if cfg.MODEL.BACKBONE.NAME in ("VGG16", "ZF") and cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+        return (
+            f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is "
+            f"{cfg.MODEL.BACKBONE.FREEZE_AT}: the frozen layers would stay random. Add "
+            "MODEL.WEIGHTS frcnn://vgg16_caffe_imagenet (docs/weights.md lists others), or train "
+            "from scratch with MODEL.BACKBONE.FREEZE_AT 0"
+        )
+    return ""
+
+
+def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
+    folder = "" if run.eval_only else run.cfg.OUTPUT_DIR
+    peek = _Peek(run.model, folder, run.model_cfg, evaluating=run.eval_only)
+    with warnings_of("frcnn_plugin") as messages, muted("detectron2"), muted("fvcore"):
+        peek.load(file)
+    yield from (warning(_SUBJECT, message) for message in messages)
+    metadata = peek.metadata
+    if metadata is None or metadata.preprocessing is None:
+        yield warning(
+            _SUBJECT,
+            f"{file} does not say which images it was trained on; INPUT.FORMAT "
+            f"{run.cfg.INPUT.FORMAT} and MODEL.PIXEL_MEAN are taken on trust",
+            "tools/convert_weights.py writes files that say so",
+        )
+    facts = [f"{peek.found} of {peek.wanted} weights of the model"]
+    if metadata is not None:
+        facts.append({"imagenet": "ImageNet"}.get(metadata.kind, metadata.kind))
+        if metadata.preprocessing is not None:
+            facts.append(f"{metadata.preprocessing.format} images as in the config")
+        if metadata.classes is not None:
+            facts.append(f"{len(metadata.classes)} classes")
+    yield ok(_SUBJECT, f"{file}: {', '.join(facts)}")
+
+
+class _Peek(AtomicCheckpointer):
+    """Loads a file without reading the numbers in it, where the format allows that."""
+
+    def __init__(self, model: nn.Module, save_dir: str, cfg: CfgNode, *, evaluating: bool) -> None:
+        """Take a model on the meta device, whose weights have shapes only."""
+        super().__init__(model, save_dir, cfg=cfg, evaluating=evaluating)
+        self.metadata: Metadata | None = None
+        self.found = self.wanted = 0
+
+    def _torch_load(self, f: str) -> Any:
+        try:
+            return torch.load(f, map_location="cpu", mmap=True, weights_only=True)
+        except Exception:  # an older format, or damaged: as the run itself will read it
+            return super()._torch_load(f)
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        self.metadata = Metadata.from_dict(checkpoint.get(KEY))
+        with python_warnings.catch_warnings():
+            # That copying to the meta device does nothing: it is what it is used for.
+            python_warnings.simplefilter("ignore")
+            incompatible = super()._load_model(checkpoint)
+        self.wanted = len(self.model.state_dict())
+        self.found = self.wanted - len(incompatible.missing_keys)
+        return incompatible

@@ -1,0 +1,84 @@
+"""The objects of an image, and the picture of a data set's entry."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .canvas import Canvas
+from .comparison import ImageArray
+from .palette import DIFFICULT, OBJECT, Style
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Ground truth of one image.
+
+    Attributes:
+        boxes: (G, 4) float64, continuous XYXY, pixels of the original image.
+        names: (G,) class names.
+        ignored: (G,) difficult or crowd objects.
+    """
+
+    boxes: npt.NDArray[np.float64]
+    names: Sequence[str]
+    ignored: npt.NDArray[np.bool_]
+
+    def legend(self) -> list[tuple[str, Style]]:
+        """Entries for the kinds that are there."""
+        entries = [("object", OBJECT)] if (~self.ignored).any() else []
+        return entries + ([("difficult or crowd", DIFFICULT)] if self.ignored.any() else [])
+
+    def draw(
+        self, canvas: Canvas, panel: int = 0, texts: Sequence[str] | None = None
+    ) -> None:  # fmt: skip
+        """Draw all, ignored ones dashed grey.
+
+        Args:
+            canvas: where.
+            panel: which panel of it.
+            texts: labels; None: "1 dog", "2 cat", ... in the order of the data set.
+        """
+        if texts is None:
+            texts = [f"{number} {name}" for number, name in enumerate(self.names, start=1)]
+        styles = [DIFFICULT if ignored else OBJECT for ignored in self.ignored]
+        for box, style in zip(self.boxes, styles, strict=True):
+            canvas.box(box, style, panel)
+        for box, text, style in zip(self.boxes, texts, styles, strict=True):
+            if text:
+                canvas.label(box, text, style, panel)
+
+
+def count_of(number: int, noun: str) -> str:
+    """``"1 object"``, ``"2 objects"``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def draw_data(image_bgr: ImageArray, objects: Objects, name: str, notes: Sequence[str]) -> Canvas:
+    """Draw the objects of an image, as its data set has them.
+
+    Args:
+        image_bgr: (H, W, 3) uint8 BGR.
+        objects: its objects.
+        name: what the title calls the image.
+        notes: lines below the title.
+
+    Returns:
+        the picture.
+    """
+    height, width = image_bgr.shape[:2]
+    counted, ignored = int((~objects.ignored).sum()), int(objects.ignored.sum())
+    title = f"data: {name}, {count_of(counted, 'object')}, {ignored} difficult or crowd"
+    canvas = Canvas(image_bgr, title, [f"{width} x {height} pixels", *notes], objects.legend())
+    sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
+    objects.draw(
+        canvas,
+        texts=[
+            f"{number} {name} {w:.0f} x {h:.0f}" + (", difficult" if ignored else "")
+            for number, (name, (w, h), ignored) in enumerate(
+                zip(objects.names, sides, objects.ignored, strict=True), start=1
+            )
+        ],
+    )
+    return canvas

@@ -1,0 +1,220 @@
+"""What a model does with one image, step by step, for looking at it.
+
+`BoxRules` is the part of a config that has no weights: anchors, their labels, the cells that are
+pooled. It holds no network, so it is there in a second whatever the backbone. What needs weights
+takes a model from `load_model`. Everything is computed by the model's own methods.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone, build_model, build_roi_heads
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.modeling.proposal_generator import build_proposal_generator
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from ..engine.checkpointer import AtomicCheckpointer
+from ..engine.weight_requirements import names_detector
+from ..errors import UserError
+from ..modeling.backbone.feature_sizes import backbone_feature_sizes
+from ..modeling.proposal_generator.rpn import PaperRPN
+from ..modeling.proposal_generator.selection import inside_image
+
+Size = tuple[int, int]
+
+
+class BoxRules:
+    """Anchors, labels and pooled cells of a config; no weights, no backbone.
+
+    Attributes:
+        cfg: the config.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Read a config.
+
+        Args:
+            cfg: config; its device does not matter.
+        """
+        self.cfg = cfg
+        with torch.device("meta"):  # shapes without memory
+            backbone = build_backbone(cfg)
+        self._shapes = backbone.output_shape()
+        self._backbone = backbone
+
+    @cached_property
+    def rpn(self) -> PaperRPN:
+        """The RPN with random weights, which nothing here uses.
+
+        Raises:
+            UserError: the config has another one, or several feature maps.
+        """
+        rpn = build_proposal_generator(self.cfg, self._shapes)
+        if isinstance(rpn, PaperRPN) and len(rpn.in_features) == 1:
+            return rpn
+        raise UserError(
+            f"anchors are drawn for PaperRPN on one feature map; this config has "
+            f"MODEL.PROPOSAL_GENERATOR.NAME {self.cfg.MODEL.PROPOSAL_GENERATOR.NAME} and "
+            f"MODEL.RPN.IN_FEATURES {list(self.cfg.MODEL.RPN.IN_FEATURES)}"
+        )
+
+    @property
+    def stride(self) -> int:
+        """Side of a cell of the RPN's feature map, network pixels."""
+        return int(self.rpn.anchor_generator.strides[0])
+
+    def grid(self, image_size: Size) -> tuple[int, int, int]:
+        """Rows and columns of cells, and anchors per cell, for a network-input (height, width)."""
+        sizes = backbone_feature_sizes(self._backbone, self.rpn.in_features)
+        ((rows, columns),) = sizes(*image_size)
+        return rows, columns, self.rpn.anchor_generator.num_anchors[0]
+
+    def anchors(self, image_size: Size) -> Boxes:
+        """All anchors of an image in network pixels, (R, 4), by row, column, shape."""
+        rows, columns, _ = self.grid(image_size)
+        (anchors,) = self.rpn.anchor_generator([torch.empty(1, 1, rows, columns)])
+        return anchors
+
+    def inside(self, anchors: Boxes, image_size: Size) -> torch.Tensor:
+        """(R,) bool: the anchors that are trained on."""
+        return inside_image(anchors.tensor, image_size, self.rpn.anchor_boundary_thresh)
+
+    def labels(self, anchors: Boxes, instances: Instances) -> torch.Tensor:
+        """Labels before sampling: (R,) int8, 1 positive, 0 negative, -1 ignored."""
+        everything = copy.copy(self.rpn)  # sampling that takes all there are changes nothing
+        everything.batch_size_per_image, everything.positive_fraction = len(anchors), 1.0
+        (labels,), _ = everything.label_and_sample_anchors([anchors], [instances])
+        return labels
+
+    def sampled_labels(self, anchors: Boxes, instances: Instances, seed: int) -> torch.Tensor:
+        """Labels of one mini-batch: as :meth:`labels`, -1 also where an anchor is not drawn."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            (labels,), _ = self.rpn.label_and_sample_anchors([anchors], [instances])
+        return labels
+
+    @cached_property
+    def _heads(self) -> Any:
+        with torch.device("meta"):  # fc6 alone would take 400 MB
+            heads = build_roi_heads(self.cfg, self._shapes)
+        kind, names = self.cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE, self.cfg.MODEL.ROI_HEADS.IN_FEATURES
+        if kind != "ROIPool" or len(names) != 1:
+            raise UserError(
+                f"cells are drawn for RoI max pooling on one feature map; this config has "
+                f"MODEL.ROI_BOX_HEAD.POOLER_TYPE {kind} and MODEL.ROI_HEADS.IN_FEATURES "
+                f"{list(names)}"
+            )
+        return heads
+
+    @property
+    def pooler(self) -> Callable[..., torch.Tensor]:
+        """The head's RoI max pooling.
+
+        Raises:
+            UserError: it is no max pooling, or has several feature maps.
+        """
+        pooler: Callable[..., torch.Tensor] = self._heads.box_pooler
+        return pooler
+
+    @property
+    def pooled_feature(self) -> tuple[str, int]:
+        """Name of the feature map that is pooled, and its stride in network pixels."""
+        (name,) = self._heads.box_in_features
+        return name, self._shapes[name].stride
+
+    def feature_size(self, name: str, image_size: Size) -> Size:
+        """Height and width in cells of a feature map, for a network-input (height, width)."""
+        return backbone_feature_sizes(self._backbone, [name])(*image_size)[0]
+
+
+def load_model(cfg: CfgNode, advice: str, *, unused: str = "") -> nn.Module:
+    """Build the model with ``MODEL.WEIGHTS``, for inference.
+
+    Args:
+        cfg: config.
+        advice: what to do if there are no weights of a trained model.
+        unused: sub-module whose weights may be missing, such as "roi_heads".
+
+    Raises:
+        UserError: no weights given, or the file lacks some.
+    """
+    if not names_detector(cfg):
+        given = f"{cfg.MODEL.WEIGHTS} is no detector" if cfg.MODEL.WEIGHTS else "no weights given"
+        raise UserError(f"{given}. {advice}")
+    model: nn.Module = build_model(cfg)
+    checkpointer = AtomicCheckpointer(model, cfg=cfg, evaluating=True, unused=unused)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    return model.eval()
+
+
+def with_training_proposals(cfg: CfgNode) -> CfgNode:
+    """The config of a joint model that selects, in training, the proposals the detector learns on.
+
+    In four-step training those are the cached ones of step 1 or 3, so their numbers count.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.PAPER_RCNN.PHASE = "joint"
+    if cfg.FOUR_STEP.ENABLED:
+        cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = cfg.FOUR_STEP.PRE_NMS_TOPK
+        cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.FOUR_STEP.POST_NMS_TOPK
+    return cfg
+
+
+@torch.no_grad()
+def propose(model: Any, item: dict[str, Any]) -> Instances:
+    """Proposals at test time, best first.
+
+    Args:
+        model: of `load_model`.
+        item: one image as the host's mapper makes it.
+
+    Returns:
+        ``proposal_boxes`` in original-image pixels, ``objectness_logits``; on the CPU.
+    """
+    images = model.preprocess_image([item])
+    features = model.backbone(images.tensor)
+    proposals, _ = model.proposal_generator(images, features, None)
+    return detector_postprocess(proposals[0].to("cpu"), item["height"], item["width"])
+
+
+@torch.no_grad()
+def detect(model: Any, item: dict[str, Any]) -> Instances:
+    """Detections, best first: ``pred_boxes`` in original-image pixels, ``scores``, classes; CPU."""
+    instances: Instances = model([item])[0]["instances"].to("cpu")
+    return instances[instances.scores.argsort(descending=True, stable=True)]
+
+
+@torch.no_grad()
+def sample_rois(model: Any, item: dict[str, Any], seed: int) -> Instances:
+    """RoIs that the head would be trained on, chosen among training-time proposals.
+
+    Args:
+        model: of `load_model`, joint.
+        item: one image as the training mapper makes it, with ``instances``.
+        seed: of the draw.
+
+    Returns:
+        ``proposal_boxes`` in network-input pixels, ``gt_classes`` (background: the number of
+        classes); on the CPU.
+    """
+    images = model.preprocess_image([item])
+    targets = [item["instances"].to(images.tensor.device)]
+    with torch.random.fork_rng(), EventStorage():
+        torch.manual_seed(seed)
+        features = model.backbone(images.tensor)
+        model.proposal_generator.train()
+        try:
+            proposals, _ = model.proposal_generator(images, features, targets)
+        finally:
+            model.proposal_generator.eval()
+        (sampled,) = model.roi_heads.label_and_sample_proposals(proposals, targets)
+    return sampled.to("cpu")

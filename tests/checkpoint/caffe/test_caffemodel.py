@@ -1,0 +1,269 @@
+"""Files of Caffe networks, against the official protocol buffer runtime."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from frcnn_plugin.checkpoint import read_caffemodel, write_caffemodel
+from frcnn_plugin.checkpoint.caffe.wire import encode_bytes
+from frcnn_plugin.errors import UserError
+
+from .caffe_proto import NetParameter, UnpackedBlobProto
+
+WEIGHT = np.arange(24, dtype="f4").reshape(2, 3, 2, 2) - 5.5
+BIAS = np.array([0.25, -1e-30], "f4")
+
+
+def official(*, v1: bool = False, packed: bool = True, legacy: bool = False) -> bytes:
+    """A network of a data layer and a convolution, written by the official runtime.
+
+    Args:
+        v1: with `layers` messages.
+        packed: whether floats are packed; if not, as files were that had no `shape`, too.
+        legacy: with num, channels, height, width instead of a shape.
+    """
+    net = NetParameter(name="net", input=["data"], input_dim=[1, 3, 2, 2], force_backward=True)
+    layers = net.layers if v1 else net.layer
+    layers.add(name="data", bottom=["x"])
+    layer = layers.add(name="conv1", bottom=["data"], type=4 if v1 else "Convolution")
+    for array in (WEIGHT, BIAS):
+        blob = layer.blobs.add(data=array.ravel().tolist(), diff=[1.0] * array.size)
+        _set_shape(blob, array.shape, legacy)
+    if packed:
+        result: bytes = net.SerializeToString()
+        return result
+    # The runtime would pack what it knows, so these bytes are put together from unpacked blobs.
+    blobs = b""
+    for array in (WEIGHT, BIAS):
+        unpacked = UnpackedBlobProto(data=array.ravel().tolist())
+        _set_shape(unpacked, array.shape, legacy=True)
+        blobs += encode_bytes(6 if v1 else 7, unpacked.SerializeToString())
+    return encode_bytes(2 if v1 else 100, encode_bytes(4 if v1 else 1, b"conv1") + blobs)
+
+
+def _set_shape(blob: Any, shape: tuple[int, ...], legacy: bool) -> None:
+    if legacy:
+        blob.num, blob.channels, blob.height, blob.width = (1,) * (4 - len(shape)) + shape
+    else:
+        blob.shape.dim.extend(shape)
+
+
+def write(folder: Path, data: bytes) -> Path:
+    path = folder / "net.caffemodel"
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("v1", [False, True], ids=["V2", "V1"])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["shape", "num"])
+def test_reads_what_the_official_runtime_writes(
+    tmp_path: Path, v1: bool, packed: bool, legacy: bool
+) -> None:
+    data = official(v1=v1, packed=packed, legacy=legacy)
+    layers = read_caffemodel(write(tmp_path, data)).layers
+    assert list(layers) == ["conv1"]  # the data layer has no weights
+    weight, bias = layers["conv1"]
+    assert weight.shape == (2, 3, 2, 2)
+    assert weight.dtype == np.float32
+    assert bias.shape == ((1, 1, 1, 2) if legacy or not packed else (2,))
+    assert weight.tolist() == WEIGHT.tolist()
+    assert bias.ravel().tolist() == BIAS.tolist()
+
+
+def test_reads_doubles(tmp_path: Path) -> None:
+    net = NetParameter()
+    blob = net.layer.add(name="conv1").blobs.add(double_data=WEIGHT.ravel().tolist())
+    blob.shape.dim.extend(WEIGHT.shape)
+    (weight,) = read_caffemodel(write(tmp_path, net.SerializeToString())).layers["conv1"]
+    assert weight.dtype == np.float32
+    assert weight.tolist() == WEIGHT.tolist()
+
+
+def test_packed_floats_in_pieces(tmp_path: Path) -> None:
+    """A writer may split a packed field; the parts belong together."""
+    blob = b"\x2a\x04" + BIAS[:1].tobytes() + b"\x2a\x04" + BIAS[1:].tobytes()
+    layer = b"\x0a\x01a\x3a" + bytes([len(blob)]) + blob
+    data = b"\xa2\x06" + bytes([len(layer)]) + layer
+    (found,) = read_caffemodel(write(tmp_path, data)).layers["a"]
+    assert found.tolist() == BIAS.tolist()
+
+
+def test_name(tmp_path: Path) -> None:
+    assert read_caffemodel(write(tmp_path, official())).name == "net"
+
+
+def test_changing_an_array_leaves_the_file_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, official())
+    read_caffemodel(path).layers["conv1"][0][...] = 0
+    assert path.read_bytes() == official()
+
+
+def test_the_official_runtime_reads_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "out.caffemodel"
+    layers = {"conv1": [WEIGHT, BIAS], "fc6": [np.ones((2, 300), "f4")]}
+    write_caffemodel(path, layers, name="mine", types={"conv1": "Convolution"})
+    net = NetParameter.FromString(path.read_bytes())
+    assert net.name == "mine"
+    assert [(layer.name, layer.type) for layer in net.layer] == [
+        ("conv1", "Convolution"),
+        ("fc6", ""),
+    ]
+    weight, bias = net.layer[0].blobs
+    assert list(weight.shape.dim) == [2, 3, 2, 2]
+    assert list(weight.data) == WEIGHT.ravel().tolist()
+    assert list(bias.data) == BIAS.tolist()
+    assert list(net.layer[1].blobs[0].shape.dim) == [2, 300]
+    assert [p.name for p in tmp_path.iterdir()] == ["out.caffemodel"]
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "out.caffemodel"
+    write_caffemodel(path, {"conv1": [WEIGHT, BIAS]})
+    weight, bias = read_caffemodel(path).layers["conv1"]
+    assert weight.tobytes() == WEIGHT.tobytes()
+    assert bias.tobytes() == BIAS.tobytes()
+
+
+def test_writes_any_memory_layout_and_type(tmp_path: Path) -> None:
+    path = tmp_path / "out.caffemodel"
+    array = np.arange(6, dtype="f8").reshape(2, 3).T
+    write_caffemodel(path, {"a": [array]})
+    (found,) = read_caffemodel(path).layers["a"]
+    assert found.tolist() == array.tolist()
+
+
+def test_more_than_a_message_can_hold(tmp_path: Path) -> None:
+    # A view that repeats one value: nothing of this size is allocated before the check.
+    array = np.broadcast_to(np.zeros(1, "f4"), (2**29 + 1,))
+    with pytest.raises(UserError, match="at most 2 GiB"):
+        write_caffemodel(tmp_path / "big.caffemodel", {"a": [array]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_values_are_not_copied_when_read(tmp_path: Path) -> None:
+    path = tmp_path / "big.caffemodel"
+    write_caffemodel(path, {"fc6": [np.ones((1000, 5000), "f4")]})
+    tracemalloc.start()
+    net = read_caffemodel(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert net.layers["fc6"][0].sum() == 5_000_000
+    assert peak < 1_000_000  # of 20 MB
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"<!DOCTYPE html><html>not found</html>", "a web page, not a caffemodel"),
+        (b"\n<html><head>", "a web page"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (b"PK\x03\x04rest", "an archive"),
+        (b"\x1f\x8b\x08rest", "an archive"),
+        (b'name: "VGG_ILSVRC_16_layers"\nlayer {', "a prototxt: a network without weights"),
+        (official()[:-7], "damaged, or no caffemodel .*are left"),
+        (official() + b"\x7a\x00", "damaged, or no caffemodel .a network has no field 15"),
+        (b"\x0a\x03net", "damaged, or no caffemodel .no layer has weights"),
+    ],
+)
+def test_other_files(tmp_path: Path, data: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=rf"net\.caffemodel is {message}"):
+        read_caffemodel(write(tmp_path, data))
+
+
+def test_missing_and_empty(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no caffemodel .*gone\.caffemodel"):
+        read_caffemodel(tmp_path / "gone.caffemodel")
+    with pytest.raises(UserError, match=r"net\.caffemodel is empty"):
+        read_caffemodel(write(tmp_path, b""))
+
+
+def test_shape_and_values_disagree(tmp_path: Path) -> None:
+    net = NetParameter()
+    net.layer.add(name="a").blobs.add(data=[1.0, 2.0]).shape.dim.extend([3])
+    with pytest.raises(UserError, match=r"a blob of shape \[3\] has 2 values"):
+        read_caffemodel(write(tmp_path, net.SerializeToString()))
+
+
+def test_negative_dimension(tmp_path: Path) -> None:
+    net = NetParameter()
+    net.layer.add(name="a").blobs.add(data=[1.0]).shape.dim.extend([-1])
+    with pytest.raises(UserError, match="a blob of shape"):
+        read_caffemodel(write(tmp_path, net.SerializeToString()))
+
+
+def test_two_layers_of_one_name(tmp_path: Path) -> None:
+    net = NetParameter()
+    for _ in range(2):
+        net.layer.add(name="a").blobs.add(data=[1.0])
+    with pytest.raises(UserError, match="two layers 'a' have weights"):
+        read_caffemodel(write(tmp_path, net.SerializeToString()))
+
+
+def test_format_before_2014(tmp_path: Path) -> None:
+    net = NetParameter()
+    net.layers.add().layer.name = "conv1"
+    with pytest.raises(UserError, match="upgrade_net_proto_binary"):
+        read_caffemodel(write(tmp_path, net.SerializeToString()))
+
+
+FUZZ = settings(
+    max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+ORIGINALS = [official(v1=v1, packed=packed) for v1 in (False, True) for packed in (False, True)]
+
+
+def survives(folder: Path, data: bytes) -> None:
+    """Reads or raises its own error, and takes no memory beyond the order of the file's size."""
+    path = write(folder, data)
+    tracemalloc.start()
+    try:
+        read_caffemodel(path)
+    except UserError as e:
+        assert "net.caffemodel" in str(e)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 100_000 + 200 * len(data)
+
+
+@FUZZ
+@given(data=st.binary(min_size=1, max_size=300))
+def test_any_bytes(tmp_path: Path, data: bytes) -> None:
+    survives(tmp_path, data)
+
+
+@FUZZ
+@given(
+    original=st.sampled_from(ORIGINALS),
+    changes=st.lists(
+        st.tuples(
+            st.integers(0, 10_000),
+            st.integers(0, 255),
+            st.sampled_from("set insert delete".split()),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    cut=st.integers(0, 10_000),
+)
+def test_damaged_files(
+    tmp_path: Path, original: bytes, changes: list[tuple[int, int, str]], cut: int
+) -> None:
+    data = bytearray(original)
+    for place, byte, kind in changes:
+        position = place % len(data)
+        if kind == "set":
+            data[position] = byte
+        elif kind == "insert":
+            data.insert(position, byte)
+        elif len(data) > 1:
+            del data[position]
+    survives(tmp_path, bytes(data[: max(1, cut % (2 * len(data)))]))

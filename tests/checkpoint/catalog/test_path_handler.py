@@ -1,0 +1,308 @@
+"""``frcnn://``: found, downloaded, copied by hand, wanted by two processes, killed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.utils.file_io import PathManager
+
+from frcnn_plugin.checkpoint.catalog import cache as module
+from frcnn_plugin.checkpoint.catalog.known_files import KnownFile, RemoteFile
+from frcnn_plugin.errors import UserError
+
+from .http_server import Server
+from .test_archive import write_tgz
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTENT = random.Random(0).randbytes(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+Replace = Callable[..., None]
+
+# A process that gets one file. It leaves out the package itself, whose import (torch, Detectron2)
+# takes seconds.
+CHILD = """
+import logging, sys, types
+for name in ("frcnn_plugin", "frcnn_plugin.checkpoint"):
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__path__ = [sys.argv[1] + "/" + name.replace(".", "/")]
+from frcnn_plugin.checkpoint.cache import local_path
+from frcnn_plugin.checkpoint.catalog import KnownFile
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+path = local_path(KnownFile(name="w", file_name="w.pth", urls=(sys.argv[2],), sha256=sys.argv[3],
+                            description="", licence=""))
+print("got", path, path.stat().st_size)
+"""
+
+
+def known(server: Server, name: str = "w", **fields: Any) -> KnownFile:
+    server.files.setdefault(f"/{name}.pth", CONTENT)
+    values: dict[str, Any] = {
+        "name": name,
+        "file_name": f"{name}.pth",
+        "urls": (f"{server.url}/{name}.pth",),
+        "description": "weights",
+        "licence": "none",
+        "sha256": SHA256,
+    }
+    return KnownFile(**{**values, **fields})
+
+
+def start_child(server: Server) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(ROOT), f"{server.url}/w.pth", SHA256],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ},
+    )
+
+
+@pytest.fixture
+def started(server: Server) -> Iterator[list[subprocess.Popen[str]]]:
+    children: list[subprocess.Popen[str]] = []
+    yield children
+    for child in children:
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "waited for 20 s"
+        time.sleep(0.01)
+
+
+def test_download_through_detectron2(server: Server, cache: Path, set_catalog: Replace) -> None:
+    set_catalog(known(server))
+    path = PathManager.get_local_path("frcnn://w")
+    assert path == str(cache / "w.pth")
+    assert Path(path).read_bytes() == CONTENT
+    assert PathManager.get_local_path("frcnn://w") == path
+    with PathManager.open("frcnn://w", "rb") as file:
+        assert file.read() == CONTENT
+    assert len(server.asked) == 1
+
+
+def test_open_for_writing(server: Server, cache: Path, set_catalog: Replace) -> None:
+    set_catalog(known(server))
+    with pytest.raises(UserError, match="frcnn://w can only be read, not opened with mode 'wb'"):
+        PathManager.open("frcnn://w", "wb")
+    assert server.asked == []
+
+
+def test_unknown_name(cache: Path) -> None:
+    with pytest.raises(UserError, match=r"called 'zf_imagenet'\. Did you mean zf_caffe_imagenet"):
+        PathManager.get_local_path("frcnn://zf_imagenet")
+
+
+def test_offline_names_the_url_and_the_place(cache: Path, set_catalog: Replace) -> None:
+    server = Server(url="http://127.0.0.1:9")  # the discard port: nothing listens
+    set_catalog(known(server))
+    with pytest.raises(UserError) as error:
+        PathManager.get_local_path("frcnn://w")
+    assert str(error.value).startswith(
+        "w.pth could not be downloaded (http://127.0.0.1:9/w.pth: no connection ("
+    )
+    assert str(error.value).endswith(
+        "). If this machine has no network, download it elsewhere and copy the file to "
+        f"{cache}/w.pth; it is found there"
+    )
+
+
+def test_file_copied_by_hand(
+    server: Server, cache: Path, set_catalog: Replace, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_catalog(known(server))
+    (cache / "w.pth").write_bytes(CONTENT)
+    with caplog.at_level("INFO", "frcnn_plugin"):
+        assert PathManager.get_local_path("frcnn://w") == str(cache / "w.pth")
+    assert f"{cache}/w.pth: SHA-256 {SHA256}; checked by: SHA-256" in caplog.messages
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("fields", [{}, {"sha256": "", "size": 300_000}], ids=["checksum", "size"])
+def test_wrong_file_copied_by_hand_is_refused_and_kept(
+    server: Server, cache: Path, set_catalog: Replace, fields: dict[str, Any]
+) -> None:
+    set_catalog(known(server, **fields))
+    (cache / "w.pth").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError) as error:
+        PathManager.get_local_path("frcnn://w")
+    text = str(error.value)
+    assert text.startswith(f"{cache}/w.pth is not the published w.pth: it")
+    assert "begins 'version https://git-lfs.github.com/spec/" in text
+    assert text.endswith("Move it away to have it downloaded, or replace it by the right file")
+    assert (cache / "w.pth").is_file()
+    (cache / "w.pth").write_bytes(CONTENT)
+    assert PathManager.get_local_path("frcnn://w") == str(cache / "w.pth")
+    assert server.asked == []
+
+
+def test_file_is_read_again_only_when_it_or_the_catalog_changed(
+    server: Server, cache: Path, set_catalog: Replace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_catalog(known(server, sha256=""))
+    path = PathManager.get_local_path("frcnn://w")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "verify", lambda *args: pytest.fail("read again"))
+        PathManager.get_local_path("frcnn://w")
+    set_catalog(known(server, sha256="0" * 64))
+    with pytest.raises(UserError, match="is not the published"):
+        PathManager.get_local_path("frcnn://w")
+    set_catalog(known(server))
+    Path(path).write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match="is not the published"):
+        PathManager.get_local_path("frcnn://w")
+
+
+def test_computed_checksum_is_told_where_none_is_published(
+    server: Server, cache: Path, set_catalog: Replace, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_catalog(known(server, sha256=""))
+    with caplog.at_level("INFO", "frcnn_plugin"):
+        PathManager.get_local_path("frcnn://w")
+    assert f"{cache}/w.pth: SHA-256 {SHA256}; checked by: nothing" in caplog.messages
+
+
+def test_two_processes_at_once(
+    server: Server, cache: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    known(server)
+    started += [start_child(server) for _ in range(2)]
+    outputs = [child.communicate(timeout=30)[0] for child in started]
+    assert [child.returncode for child in started] == [0, 0], outputs
+    assert all(f"got {cache}/w.pth 300000" in output for output in outputs)
+    assert len(server.asked) == 1
+    assert (cache / "w.pth").read_bytes() == CONTENT
+
+
+def test_second_process_waits_says_so_and_takes_over_from_a_killed_one(
+    server: Server, cache: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    known(server)
+    server.hang_after = 130_000
+    part = cache / "w.pth.part"
+    started.append(start_child(server))
+    wait_until(lambda: part.is_file() and part.stat().st_size == 130_000)
+    started.append(start_child(server))
+    assert started[1].stdout is not None
+    line = started[1].stdout.readline()
+    assert line.endswith("Another process gets w.pth (0.1 MB so far); waiting\n")
+    server.hang_after = -1
+    started[0].send_signal(signal.SIGKILL)
+    output, _ = started[1].communicate(timeout=30)
+    assert f"got {cache}/w.pth 300000" in output
+    assert [asked for _, asked, _ in server.asked] == [None, "bytes=130000-"]
+
+
+def test_killed_download_leaves_nothing_and_is_continued(
+    server: Server, cache: Path, set_catalog: Replace, started: list[subprocess.Popen[str]]
+) -> None:
+    set_catalog(known(server))
+    server.hang_after = 130_000
+    part = cache / "w.pth.part"
+    started.append(start_child(server))
+    wait_until(lambda: part.is_file() and part.stat().st_size == 130_000)
+    started[0].send_signal(signal.SIGKILL)
+    started[0].wait()
+    assert not (cache / "w.pth").exists()
+    server.hang_after = -1
+    assert Path(PathManager.get_local_path("frcnn://w")).read_bytes() == CONTENT
+    assert [asked for _, asked, _ in server.asked] == [None, "bytes=130000-"]
+
+
+def test_cache_that_cannot_be_written(server: Server, cache: Path, set_catalog: Replace) -> None:
+    set_catalog(known(server))
+    (cache / "w.pth.lock").mkdir()  # root may write everywhere, so a folder is in the way
+    with pytest.raises(UserError, match=r"lock cannot be written \(Is a directory\): set FVCORE"):
+        PathManager.get_local_path("frcnn://w")
+
+
+def test_disk_without_locks(
+    server: Server, cache: Path, set_catalog: Replace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise module.portalocker.LockException("No locks available")
+
+    monkeypatch.setattr(module.portalocker, "lock", fail)
+    set_catalog(known(server))
+    with pytest.raises(UserError) as error:
+        PathManager.get_local_path("frcnn://w")
+    assert str(error.value) == (
+        f"{cache}/w.pth.lock cannot be locked (No locks available): set FVCORE_CACHE to a folder "
+        "on a disk of this machine"
+    )
+
+
+@pytest.fixture
+def packed(server: Server, tmp_path: Path, set_catalog: Replace) -> RemoteFile:
+    """A .tgz on the server with the entries ``zf`` and ``vgg``."""
+    tgz = write_tgz(tmp_path / "m.tgz", ("m/zf.pth", CONTENT), ("m/vgg.pth", CONTENT[:1000]))
+    server.files["/m.tgz"] = tgz.read_bytes()
+    archive = RemoteFile(
+        file_name="m.tgz",
+        urls=(f"{server.url}/m.tgz",),
+        md5=hashlib.md5(tgz.read_bytes()).hexdigest(),
+    )
+    shared = {"urls": (), "archive": archive, "sha256": ""}
+    set_catalog(
+        known(server, "zf", member="m/zf.pth", **shared),
+        known(server, "vgg", member="m/vgg.pth", **shared),
+    )
+    return archive
+
+
+def test_members_of_an_archive(server: Server, cache: Path, packed: RemoteFile) -> None:
+    """One download serves all, and the archive does not stay."""
+    assert Path(PathManager.get_local_path("frcnn://zf")).read_bytes() == CONTENT
+    assert Path(PathManager.get_local_path("frcnn://vgg")).read_bytes() == CONTENT[:1000]
+    assert [path for path, *_ in server.asked] == ["/m.tgz"]
+    assert {file.name for file in cache.iterdir()} == {
+        *("zf.pth", "zf.pth.checked.json", "vgg.pth", "vgg.pth.checked.json", "m.tgz.lock")
+    }
+
+
+def test_unpacking_leaves_a_copied_member_alone(
+    server: Server, cache: Path, packed: RemoteFile
+) -> None:
+    (cache / "vgg.pth").write_bytes(b"by hand")
+    PathManager.get_local_path("frcnn://zf")
+    assert (cache / "vgg.pth").read_bytes() == b"by hand"
+
+
+def test_archive_copied_by_hand_stays(server: Server, cache: Path, packed: RemoteFile) -> None:
+    (cache / "m.tgz").write_bytes(server.files["/m.tgz"])
+    PathManager.get_local_path("frcnn://vgg")
+    assert (cache / "m.tgz").is_file()
+    assert not (cache / "zf.pth").exists()
+    assert server.asked == []
+
+
+def test_wrong_archive_copied_by_hand(server: Server, cache: Path, packed: RemoteFile) -> None:
+    (cache / "m.tgz").write_bytes(server.files["/m.tgz"][:100])
+    with pytest.raises(UserError, match=r"m\.tgz is not the published archive: its MD5 is "):
+        PathManager.get_local_path("frcnn://vgg")
+    assert (cache / "m.tgz").is_file()
+
+
+def test_archive_that_cannot_be_had(server: Server, cache: Path, packed: RemoteFile) -> None:
+    del server.files["/m.tgz"]
+    with pytest.raises(UserError) as error:
+        PathManager.get_local_path("frcnn://zf")
+    assert str(error.value).endswith(
+        "HTTP 404 Not Found). If this machine has no network, download it elsewhere and copy m.tgz "
+        f"to {cache}/m.tgz, or its m/zf.pth to {cache}/zf.pth; it is found there"
+    )

@@ -1,0 +1,302 @@
+"""tools/dump_proposals.py and tools/convert_proposals.py.
+
+They are called here, as starting a process takes seconds; what gets killed is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data.build import load_proposals_into_dataset
+from detectron2.modeling import build_model
+
+from frcnn_plugin import get_config_file
+from frcnn_plugin.data.proposals.checks import check_proposals, load_proposals
+from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.engine import setup_cfg
+from frcnn_plugin.evaluation.proposals.shards import ProposalShards
+from tests.tool_modules import load_command
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
+SMALL = [
+    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+    *("MODEL.DEVICE", "cpu"),
+    *("DATALOADER.NUM_WORKERS", "0"),
+]
+# Runs the tool in a process that is killed, as by a power cut, after a number of images.
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tools!r})
+import dump_proposals
+from frcnn_plugin.modeling import PaperRCNN
+stock, left = PaperRCNN.inference, [{images}]
+def inference(self, *args, **kwargs):
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    return stock(self, *args, **kwargs)
+PaperRCNN.inference = inference
+dump_proposals.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("data")
+    write_synthetic_voc(root / "demo_shapes", num_trainval=6, num_test=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield root
+
+
+@pytest.fixture(scope="module")
+def tools(data: Path) -> dict[str, ModuleType]:
+    """The two scripts, as modules that leave logging to pytest."""
+    modules = {}
+    for name in ("dump_proposals", "convert_proposals"):
+        modules[name] = load_command(name)
+        modules[name].setup_logger = lambda **_: None
+    return modules
+
+
+@pytest.fixture
+def dump(tools: dict[str, ModuleType], caplog: pytest.LogCaptureFixture) -> Callable[[list], str]:
+    """Runs the tool on a list of arguments; returns what it logged."""
+    return lambda args: called(tools["dump_proposals"], caplog, args)
+
+
+@pytest.fixture
+def convert(
+    tools: dict[str, ModuleType], caplog: pytest.LogCaptureFixture
+) -> Callable[[list], str]:
+    """The same for the other tool."""
+    fixed = ["--config-file", DEMO, "--dataset", "shapes_trainval"]
+    return lambda args: called(tools["convert_proposals"], caplog, [*fixed, *args])
+
+
+def called(tool: ModuleType, caplog: pytest.LogCaptureFixture, args: list[str]) -> str:
+    caplog.clear()
+    with caplog.at_level(logging.INFO), pytest.MonkeyPatch.context() as patch:
+        for name in ("detectron2", "frcnn_plugin"):  # another test may have called setup_logger
+            patch.setattr(logging.getLogger(name), "propagate", True)
+        tool.main(args)
+    return caplog.text
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
+    torch.save({"model": build_model(setup_cfg(DEMO, SMALL)).state_dict()}, path)
+    return path
+
+
+def execute(*command: str, status: int = 0) -> str:
+    """Runs a process of its own; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=300, check=False
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == status, output[-3000:]
+    return output
+
+
+def killed(images: int, args: list[str]) -> None:
+    code = KILLED.format(tools=str(ROOT / "tools"), images=images)
+    execute("-c", code, *args, status=-signal.SIGKILL)
+
+
+def arguments(output: Path, weights: Path, *options: str, opts: tuple[str, ...] = ()) -> list[str]:
+    return [
+        *("--config-file", DEMO, "--dataset", "shapes_trainval", "--output", str(output)),
+        *("--shard-size", "2", *options),
+        *(*SMALL, "MODEL.WEIGHTS", str(weights), *opts),
+    ]
+
+
+@pytest.fixture(scope="module")
+def dumped(
+    tools: dict[str, ModuleType], weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What an uninterrupted run writes."""
+    path = tmp_path_factory.mktemp("dumped") / "p.pkl"
+    results = tools["dump_proposals"].main(arguments(path, weights))
+    assert 0 < results["R@0.5@2000"] <= 100
+    return path
+
+
+@pytest.fixture
+def dicts(data: Path) -> list[dict]:
+    setup_cfg(DEMO)
+    return DatasetCatalog.get("shapes_trainval")
+
+
+def test_writes_proposals_in_image_pixels_and_recall(dumped: Path, dicts: list[dict]) -> None:
+    proposals = check_proposals(dumped, dicts, "shapes_trainval")
+    # Not the 300 of the config, and boxes of the original image, not of the network's.
+    assert max(len(boxes) for boxes in proposals.boxes) > 300
+    reach = [boxes[:, 2:].max(axis=0) for boxes in proposals.boxes]
+    sizes = [(item["width"], item["height"]) for item in dicts]
+    assert np.allclose(reach, sizes, atol=1.0)
+    assert load_proposals_into_dataset(dicts, str(dumped))[0]["proposal_boxes"].shape[1] == 4
+    files = {file.name for file in dumped.parent.iterdir()}
+    assert files == {"p.pkl", "p.recall.json", "p.recall.png"}
+    recall = json.loads(dumped.with_name("p.recall.json").read_text())
+    assert list(recall["recall"]) == ["50", "100", "300", "1000", "2000"]
+
+
+def test_killed_run_goes_on_where_it_stopped(
+    dump: Callable, weights: Path, dumped: Path, tmp_path: Path
+) -> None:
+    args = arguments(tmp_path / "p.pkl", weights)
+    killed(5, args)
+    partial = tmp_path / "p.pkl.partial"
+    shards = sorted(partial.glob("*.pkl"))
+    # Five images were done; the fifth was not yet in a shard of two.
+    assert [len(load_proposals(shard).ids) for shard in shards] == [2, 2]
+    assert not (tmp_path / "p.pkl").exists()
+    # A shard that a failing disk has cut short is done again; the other is not.
+    shards[0].write_bytes(shards[0].read_bytes()[:-7])
+    output = dump(args)
+    assert f"{shards[0]} is damaged" in output and "its images are done again" in output
+    assert "2 of 6 images are done already" in output and "Start inference on 4 batches" in output
+    assert (tmp_path / "p.pkl").read_bytes() == dumped.read_bytes()
+    assert not partial.exists()
+
+
+def test_run_that_ended_before_cleaning_up_is_finished(
+    dump: Callable, weights: Path, dumped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = arguments(tmp_path / "p.pkl", weights)
+    with monkeypatch.context() as patch:
+        patch.setattr(ProposalShards, "remove", lambda self: None)
+        dump(args)
+    assert "6 of 6 images are done already" in dump(args)
+    assert (tmp_path / "p.pkl").read_bytes() == dumped.read_bytes()
+    assert not (tmp_path / "p.pkl.partial").exists()
+
+
+def test_shards_of_something_else_are_not_used(
+    dump: Callable, weights: Path, dumped: Path, tmp_path: Path
+) -> None:
+    """Other settings, then other weights under the same name."""
+    own, path = tmp_path / "model.pth", tmp_path / "p.pkl"
+    state = torch.load(weights, weights_only=True)
+    next(iter(state["model"].values())).add_(1)
+    torch.save(state, own)
+    killed(3, arguments(path, weights, opts=("MODEL.RPN.NMS_THRESH", "0.5")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProposalShards, "remove", lambda self: None)
+        output = dump(arguments(path, own))
+    assert "p.pkl.partial: made before the config and weights changed: removed, all i" in output
+    assert path.read_bytes() != dumped.read_bytes()
+    own.write_bytes(weights.read_bytes())
+    assert "p.pkl.partial: made before the weights changed: removed" in dump(arguments(path, own))
+    assert path.read_bytes() == dumped.read_bytes()
+
+
+def test_two_processes_give_what_one_gives(weights: Path, dumped: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.pkl"
+    tool = str(ROOT / "tools" / "dump_proposals.py")
+    output = execute(tool, *arguments(path, weights, "--num-gpus", "2"))
+    assert "terminate called" not in output
+    assert "proposal recall" in output and "Start inference on 3 batches" in output
+    assert path.read_bytes() == dumped.read_bytes()
+
+
+def test_existing_file_is_kept(dump: Callable, weights: Path, dumped: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.pkl"
+    path.write_bytes(b"precious")
+    with pytest.raises(SystemExit) as caught:
+        dump(arguments(path, weights))
+    assert str(caught.value) == (
+        f"error: {path} is there already: add --overwrite, or --output with another name"
+    )
+    assert path.read_bytes() == b"precious"
+    assert not path.with_name("p.pkl.partial").exists()
+    dump(arguments(path, weights, "--overwrite"))
+    assert path.read_bytes() == dumped.read_bytes()
+
+
+def test_default_output_and_number_of_proposals(
+    dump: Callable, weights: Path, tmp_path: Path
+) -> None:
+    args = [
+        *("--config-file", DEMO, "--dataset", "shapes_test", *SMALL),
+        *("MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", str(tmp_path)),
+        *("MODEL.RPN.POST_NMS_TOPK_TEST", "100"),
+    ]
+    dump(args)
+    proposals = load_proposals(tmp_path / "inference" / "shapes_test" / "proposals.pkl")
+    assert [len(boxes) for boxes in proposals.boxes] == [100, 100, 100]
+    # Nothing of the training run is overwritten.
+    assert [file.name for file in tmp_path.iterdir()] == ["inference"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "opts", "message"),
+    [
+        ("shapes_trainval", [], "whose proposals? Add MODEL.WEIGHTS path/to/model_final.pth"),
+        ("shapes_trainvl", ["MODEL.WEIGHTS", DEMO], "data set 'shapes_trainvl' is not registered"),
+        ("shapes_test", ["MODEL.WEIGHTS", "no.pth"], "MODEL.WEIGHTS: there is no file 'no.pth'"),
+        (
+            "shapes_test",
+            ["MODEL.WEIGHTS", DEMO, "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"],
+            f"{DEMO} has no region proposal network to make proposals",
+        ),
+    ],
+)
+def test_mistakes(
+    dump: Callable, tmp_path: Path, dataset: str, opts: list[str], message: str
+) -> None:
+    args = ["--config-file", DEMO, "--dataset", dataset, *SMALL, "OUTPUT_DIR", str(tmp_path)]
+    with pytest.raises(SystemExit) as caught:
+        dump([*args, *opts])
+    assert str(caught.value).startswith(f"error: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_shard_size_must_be_positive(dump: Callable, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--shard-size and --num-gpus must be at least 1"):
+        dump(arguments(tmp_path / "p.pkl", weights, "--shard-size", "0"))
+
+
+def test_convert_and_check(convert: Callable, dicts: list[dict], tmp_path: Path) -> None:
+    """The objects themselves as proposals: recall is 100 %."""
+    boxes = {d["image_id"]: np.array([o["bbox"] for o in d["annotations"]]) for d in dicts}
+    np.savez(tmp_path / "p.npz", **boxes)
+    path = tmp_path / "p.pkl"
+    output = convert(["--input", str(tmp_path / "p.npz"), "--output", str(path)])
+    assert "6 images" in output and "       50   100.00   100.00" in output
+    assert pickle.loads(path.read_bytes())["ids"] == list(boxes)
+    assert "       50   100.00   100.00" in convert(["--input", str(path)])
+
+
+def test_convert_mistakes(convert: Callable, dumped: Path, tmp_path: Path) -> None:
+    for args, message in (
+        (["--input", "a.txt"], "--input a.txt: only .mat, .npz and .pkl files can be read"),
+        (["--input", "a.npz"], "--output is missing: the .pkl file to write"),
+        (["--input", "a.npz", "--output", str(tmp_path / "p.pkl")], "there is no file a.npz"),
+        (["--input", str(dumped), "--output", "p.pkl"], "--input is a .pkl file, which is only"),
+        (["--input", str(dumped), "--dataset", "shapes_test"], f"proposal file {dumped} has no en"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            convert(args)
+        assert str(caught.value).startswith(f"error: {message}")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,127 @@
+"""tools/train_net.py as a user runs it: a process of its own, on generated data."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from frcnn_plugin import get_config_file
+from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.report import write_report
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
+SMALL = [
+    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+    *("MODEL.DEVICE", "cpu"),
+    *("SOLVER.STEPS", "(2,)"),
+    *("SOLVER.MAX_ITER", "4"),
+    *("SOLVER.CHECKPOINT_PERIOD", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_synthetic_voc(root / "demo_shapes", num_trainval=6, num_test=3)
+    return root
+
+
+def train_net(data: Path, *args: str, ok: bool = True) -> str:
+    """Run the tool; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "train_net.py"), *args],
+        env={**os.environ, "DETECTRON2_DATASETS": str(data), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert (done.returncode == 0) == ok, output[-3000:]
+    return output
+
+
+def metrics(run: Path) -> dict[str, float]:
+    """The last value of everything that was logged."""
+    last: dict[str, float] = {}
+    for line in (run / "metrics.json").read_text().splitlines():
+        last.update(json.loads(line))
+    return last
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    output = train_net(data, "--config-file", DEMO, *SMALL, "OUTPUT_DIR", str(run))
+    assert "AP50" in output and "triangle" in output
+    return run
+
+
+def test_trains_evaluates_and_writes_checkpoints(trained: Path) -> None:
+    for name in ("model_0000001.pth", "model_final.pth", "metrics.json", "config.yaml", "log.txt"):
+        assert (trained / name).is_file(), name
+    logged = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc", "bbox/AP50"}
+    assert logged <= metrics(trained).keys()
+
+
+def test_leaves_a_report(trained: Path) -> None:
+    page = write_report(trained).read_text(encoding="utf-8")
+    assert "trained jointly" in page and ">finished</p>" in page
+    assert "Missing or damaged" not in page
+    assert f"{metrics(trained)['bbox/AP50']:.1f}<small> %" in page
+
+
+def test_evaluation_alone(data: Path, trained: Path) -> None:
+    weights = str(trained / "model_final.pth")
+    output = train_net(
+        data, "--config-file", DEMO, "--eval-only", *SMALL, "MODEL.WEIGHTS", weights,
+        "OUTPUT_DIR", str(trained / "eval"),
+    )  # fmt: skip
+    assert "AP50" in output and "model_final.pth" in output
+
+
+def test_resume_goes_on_where_it_stopped(data: Path, tmp_path: Path) -> None:
+    """Two iterations, then two more, against four at once: the same rates and checkpoints."""
+    first = [*SMALL, "OUTPUT_DIR", str(tmp_path), "TEST.EVAL_PERIOD", "0"]
+    train_net(data, "--config-file", DEMO, *first, "SOLVER.MAX_ITER", "3")
+    output = train_net(data, "--config-file", DEMO, "--resume", *first)
+    assert "Starting training from iteration 3" in output
+    checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=False)
+    assert checkpoint["iteration"] == 3
+    groups = checkpoint["trainer"]["_trainer"]["optimizer"]["param_groups"]
+    # Dropped once; weights, and biases at twice the rate.
+    assert {round(g["lr"], 9) for g in groups} == {0.001, 0.002}
+
+
+def test_two_processes_on_the_cpu(data: Path, tmp_path: Path) -> None:
+    output = train_net(
+        data, "--config-file", DEMO, "--num-gpus", "2", "--dist-url", "auto", *SMALL,
+        "OUTPUT_DIR", str(tmp_path),
+    )  # fmt: skip
+    assert (tmp_path / "model_final.pth").is_file()
+    assert "AP50" in output
+    assert "terminate called" not in output
+    # One image pair per process, the rate doubled (SOLVER.REFERENCE_WORLD_SIZE 1).
+    assert metrics(tmp_path)["lr"] == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config-file", "nothing.yaml"], "error: no config file 'nothing.yaml'"),
+        (["--config-file", DEMO, "MODEL.ROI_HEADS.NUM_CLASSES", "4"], "NUM_CLASSES 3"),
+        (["--config-file", DEMO, "--eval-only"], "error: --eval-only needs trained weights"),
+    ],
+)
+def test_a_mistake_is_one_line(data: Path, args: list[str], message: str) -> None:
+    output = train_net(data, *args, ok=False)
+    assert message in output
+    assert "Traceback" not in output

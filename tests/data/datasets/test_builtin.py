@@ -1,0 +1,149 @@
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from frcnn_plugin.data import (OFFICIAL_IMAGE_COUNTS, VOC_CLASSES, register_builtin, register_from_config_entries,)
+from frcnn_plugin.errors import UserError
+
+from .voc_folder import add_image, obj
+
+NAMES = [
+    "voc07_train", "voc07_val", "voc07_trainval", "voc07_test",
+    "voc12_train", "voc12_val", "voc12_trainval",
+]  # fmt: skip
+
+
+def test_names_and_metadata():
+    for name in NAMES:
+        metadata = MetadataCatalog.get(name)
+        assert name in DatasetCatalog
+        assert metadata.thing_classes == list(VOC_CLASSES)
+        assert metadata.evaluator_type == "voc"
+        assert metadata.year == (2007 if "07" in name else 2012)
+        assert metadata.split == name.split("_")[1]
+    register_builtin()  # a second time
+
+
+def test_official_counts():
+    # train + val = trainval as PASCAL's site gives them.
+    assert OFFICIAL_IMAGE_COUNTS["voc07_trainval"] == 5011 == 2501 + 2510
+    assert OFFICIAL_IMAGE_COUNTS["voc07_test"] == 4952
+    assert OFFICIAL_IMAGE_COUNTS["voc12_trainval"] == 11540 == 5717 + 5823
+    assert list(OFFICIAL_IMAGE_COUNTS) == NAMES
+
+
+@pytest.mark.parametrize("layout", ["VOCdevkit/VOC2007", "VOC2007"])
+def test_both_layouts_are_found_at_load_time(monkeypatch, tmp_path, layout):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    add_image(tmp_path / layout, "000005", obj("person"), split="test")
+    (item,) = DatasetCatalog.get("voc07_test")
+    assert item["annotations"][0]["category_id"] == VOC_CLASSES.index("person")
+    assert MetadataCatalog.get("voc07_test").dirname == str(tmp_path / layout)
+
+
+def test_layouts_may_be_mixed(monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    add_image(tmp_path / "VOCdevkit" / "VOC2007", "000005", split="trainval")
+    add_image(tmp_path / "VOC2007", "000001", split="test")
+    assert DatasetCatalog.get("voc07_trainval")[0]["image_id"] == "000005"
+    assert DatasetCatalog.get("voc07_test")[0]["image_id"] == "000001"
+
+
+def test_import_touches_no_folder(tmp_path):
+    code = "import frcnn_plugin.data; import frcnn_plugin.data.datasets.builtin as b; b.register_builtin()"
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        check=True,
+        env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path / "nowhere")},
+    )
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    "missing", ["", "JPEGImages", "ImageSets", "ImageSets/Main", "ImageSets/Main/test.txt"]
+)
+def test_missing_data_says_all_one_needs(monkeypatch, tmp_path, missing):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    root = tmp_path / "VOC2007"
+    add_image(root, "000001", split="test")
+    path = root / missing if missing else root
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(UserError) as caught:
+        DatasetCatalog.get("voc07_test")
+    message = str(caught.value)
+    assert message.startswith(f"voc07_test: missing {path}\n")
+    for part in (
+        f"DETECTRON2_DATASETS is {tmp_path}",
+        "$DETECTRON2_DATASETS/VOCdevkit/VOC2007 and $DETECTRON2_DATASETS/VOC2007",
+        "VOCtrainval_06-Nov-2007.tar", "VOCtest_06-Nov-2007.tar", "VOCtrainval_11-May-2012.tar",
+        "into one folder: they merge",
+        "make demo",
+    ):  # fmt: skip
+        assert part in message
+
+
+def test_missing_data_without_the_variable(monkeypatch, tmp_path):
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"DETECTRON2_DATASETS is not set, so {tmp_path}/datasets"):
+        DatasetCatalog.get("voc12_val")
+
+
+def test_config_entry(tmp_path):
+    add_image(tmp_path, "a", obj("dog"))
+    entry = {"name": "my_train", "root": str(tmp_path), "split": "train", "classes": ["cat", "dog"]}
+    register_from_config_entries([entry])
+    register_from_config_entries([entry])
+    assert DatasetCatalog.get("my_train")[0]["annotations"][0]["category_id"] == 1
+    register_from_config_entries(
+        [{**entry, "name": "other", "year": 2012, "use_difficult": True, "strict": True}]
+    )
+    assert MetadataCatalog.get("other").year == 2012
+    register_from_config_entries([])
+
+
+GOOD = {"name": "my_train", "root": "/data/my", "split": "train", "classes": ["cat", "dog"]}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (GOOD, r"DATASETS.REGISTER must be a list, such as \[\{name: my_train"),
+        ("my_train", r"DATASETS.REGISTER must be a list"),
+        (["my_train"], r"REGISTER\[0\] must be a mapping such as .*; got 'my_train'"),
+        ([{**GOOD, "evaluator": "lvis"}], r"\.evaluator must be voc or coco; got 'lvis'"),
+        (
+            [{"name": "a", "xml": "/x"}],
+            r"missing classes \(classes: auto takes the names that occur in the files\); example",
+        ),
+        ([{"name": "a", "xml": "/x", "root": "/y"}], r"unknown key root; known keys: name, xml"),
+        ([{"name": "a", "json": "/x"}], r"missing images; example: \{name: my_train, json"),
+        (
+            [{"name": "a", "json": "/x", "images": "/y", "strict": True}],
+            r"unknown key strict; known keys: name, json, images, classes, evaluator",
+        ),
+        (
+            [{"name": "a", "xml": "/x", "classes": ["b"], "split": "train", "train_fraction": 1}],
+            r"\.train_fraction must be float; got 1 \(int\)",
+        ),
+        ([{**GOOD, "class": ["cat"]}], r"REGISTER\[0\]: unknown key class; known keys: name, root"),
+        ([GOOD, {"name": "b", "root": "/x"}], r"REGISTER\[1\]: missing split; example: "),
+        ([{"classes": ["cat"]}], r"REGISTER\[0\]: missing name, root, split"),
+        ([{**GOOD, "classes": "cat dog"}], r"\.classes must be a list of names .*got 'cat dog'"),
+        ([{**GOOD, "classes": ["cat", 7]}], r"'my_train': classes must hold names only; got 7"),
+        ([{**GOOD, "classes": ["Background", "cat"]}], "background is not counted, leave it out"),
+        ([{**GOOD, "year": "2007"}], r"\.year must be int; got '2007' \(str\)"),
+        ([{**GOOD, "year": True}], r"\.year must be int; got True \(bool\)"),
+        ([{**GOOD, "strict": 1}], r"\.strict must be bool; got 1 \(int\)"),
+        ([{**GOOD, "split": 2007}], r"\.split must be str; got 2007 \(int\)"),
+        ([{**GOOD, "root": ""}], r"REGISTER\[0\]\.root is empty"),
+        ([{**GOOD, "name": "voc_2007_test"}], "'voc_2007_test' is already registered by other"),
+    ],
+)
+def test_bad_config_entries(entries, message):
+    with pytest.raises(UserError, match=message):
+        register_from_config_entries(entries)

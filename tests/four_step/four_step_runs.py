@@ -1,0 +1,234 @@
+"""Runs four-step trainings in processes of their own, and kills some of them.
+
+    python -m tests.four_step.four_step_runs FOLDER < scenarios.json
+
+A scenario is ``{"name": ..., "kill": point or null, "opts": [...]}``. With a kill point the run is
+started, kills itself with SIGKILL there, and is resumed in a new process. Processes are forked from
+this one, so that PyTorch is imported once. Prints, as JSON, per scenario whether it was killed and
+the SHA-256 of its final weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+
+from frcnn_plugin import get_config_file
+from frcnn_plugin.engine import PaperTrainer
+from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
+from frcnn_plugin.engine.setup import setup_cfg
+from frcnn_plugin.evaluation.proposals.evaluator import ProposalCollector
+from frcnn_plugin.four_step import weights as stage_weights
+from frcnn_plugin.preflight import check_cfg
+
+CLASSES = ["circle", "square", "triangle"]
+# On top of Base-PyEnd2End.yaml; nothing here depends on the demo's configs.
+TINY = [
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.WEIGHTS", ""),
+    *("MODEL.BACKBONE.FREEZE_AT", "0"),
+    *("MODEL.RPN.MIN_SIZE_IMAGE", "8.0"),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", "3"),
+    *(
+        "DATASETS.REGISTER",
+        str(
+            [
+                {"name": f"tiny_{split}", "root": "tiny", "split": split, "classes": CLASSES}
+                for split in ("trainval", "test")
+            ]
+        ),
+    ),
+    *("DATASETS.TRAIN", "('tiny_trainval',)"),
+    *("DATASETS.TEST", "('tiny_test',)"),
+    *("INPUT.MAX_SIZE_TRAIN", "160"),
+    *("INPUT.MAX_SIZE_TEST", "160"),
+    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+    *("MODEL.ROI_BOX_HEAD.DROPOUT", "0.5"),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16"),
+    *("INPUT.MIN_SIZE_TRAIN", "(96,)"),
+    *("INPUT.MIN_SIZE_TEST", "96"),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", "[[16,32,64]]"),
+    *("DATALOADER.NUM_WORKERS", "0"),
+    *("DATALOADER.MIRRORED_COPIES", "True"),
+    *("INPUT.RANDOM_FLIP", "none"),
+    *("MODEL.PAPER_RCNN.ONE_BY_ONE", "False"),
+    *("SOLVER.BASE_LR", "0.003"),
+    *("SOLVER.CHECKPOINT_PERIOD", "3"),
+    *("SOLVER.CHECKPOINTS_KEPT", "0"),
+    *("FOUR_STEP.ENABLED", "True"),
+    *("FOUR_STEP.ITERS", "[4,4,4,4]"),
+    *("FOUR_STEP.DROPS", "[[2],[2],[2],[2]]"),
+    *("FOUR_STEP.EVALUATE_STEPS", "False"),
+    *("FOUR_STEP.POST_NMS_TOPK", "100"),
+    *("TEST.EVAL_PERIOD", "-1"),
+]
+
+
+class Killer(HookBase):
+    """Ends the process without notice behind a given iteration."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            kill()
+
+
+def kill() -> None:
+    """End this process as the kernel would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(point: str, trainer: PaperTrainer) -> None:
+    """Prepare to be killed at ``kind:number``."""
+    kind, number = point.split(":")
+    if kind == "iteration":
+        # Last: behind the checkpoint of that iteration; "before" comes in front of it.
+        trainer.register_hooks([Killer(int(number))])
+    elif kind == "before_checkpoint":
+        killer = Killer(int(number))
+        trainer._hooks.insert(1, killer)
+        killer.trainer = trainer._hooks[0].trainer
+    elif kind == "proposals":  # while the proposals of that step are collected
+        process = ProposalCollector.process
+
+        def process_and_die(self: ProposalCollector, inputs: Any, outputs: Any) -> None:
+            process(self, inputs, outputs)
+            if f"stage{number}" in str(self._output_path) and len(self._entries) == 2:
+                kill()
+
+        ProposalCollector.process = process_and_die  # type: ignore[method-assign]
+    elif kind == "surgery":  # between two steps, with the weights changed
+        name = {"2": "restore_initial", "3": "redraw_rpn_head"}[number]
+        function = getattr(stage_weights, name)
+
+        def change_and_die(*args: Any) -> None:
+            function(*args)
+            kill()
+
+        setattr(stage_weights, name, change_and_die)
+    elif kind == "checkpoint":  # while the number-th checkpoint is written
+        save, calls = torch.save, [0]
+
+        def save_half(data: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+            save(data, file, *args, **kwargs)
+            if hasattr(file, "truncate"):
+                calls[0] += 1
+                if calls[0] == int(number):
+                    file.flush()
+                    file.truncate(file.tell() // 2)
+                    kill()
+
+        torch.save = save_half  # type: ignore[assignment]
+    elif kind == "initial":  # while the initial weights are written
+        save_whole = torch.save
+
+        def save_initial_half(data: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+            save_whole(data, file, *args, **kwargs)
+            os.truncate(file, os.path.getsize(file) // 2)
+            kill()
+
+        torch.save = save_initial_half  # type: ignore[assignment]
+    elif kind == "last_checkpoint":  # the number-th checkpoint is complete, its name is not
+        tags = [0]
+        tag = AtomicCheckpointer.tag_last_checkpoint
+
+        def tag_half(self: AtomicCheckpointer, name: str) -> None:
+            tags[0] += 1
+            if tags[0] < int(number):
+                tag(self, name)
+                return
+            with self.path_manager.open(os.path.join(self.save_dir, "last_checkpoint"), "w") as f:
+                f.write(name[: len(name) // 2])
+                f.flush()
+                kill()
+
+        AtomicCheckpointer.tag_last_checkpoint = tag_half  # type: ignore[method-assign]
+    else:
+        raise ValueError(point)
+
+
+def tiny_cfg(folder: Path, opts: Sequence[str] = ()) -> CfgNode:
+    """A checked config; the data lie below ``DETECTRON2_DATASETS``."""
+    return setup_cfg(
+        get_config_file("Base-PyEnd2End.yaml"), [*TINY, "OUTPUT_DIR", str(folder), *opts]
+    )
+
+
+def make_trainer(folder: Path, opts: Sequence[str] = (), *, resume: bool = False) -> PaperTrainer:
+    """A trainer as tools/train_net.py has it in front of ``train()``."""
+    cfg = tiny_cfg(folder, opts)
+    check_cfg(cfg, resume=resume)
+    torch.manual_seed(max(cfg.SEED, 0))
+    trainer = PaperTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    return trainer
+
+
+def train(folder: Path, point: str | None, opts: list[str], resume: bool) -> bool:
+    """Train in a forked process; returns whether it was killed."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.environ["DETECTRON2_DATASETS"] = str(folder.parent / "data")
+            trainer = make_trainer(folder, opts, resume=resume)
+            if point:
+                arm(point, trainer)
+            trainer.train()
+            status = 0
+        except Exception:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL, status
+        return True
+    if os.WEXITSTATUS(status):
+        raise RuntimeError(f"{folder.name}: exit status {os.WEXITSTATUS(status)}")
+    return False
+
+
+def final_weights(folder: Path) -> str:
+    """SHA-256 of the weights at the end."""
+    return digest_of(torch.load(folder / "model_final.pth", weights_only=True)["model"])
+
+
+def digest_of(weights: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of a state dict."""
+    module = torch.nn.Module()
+    module.state_dict = lambda: weights  # type: ignore[method-assign, assignment]
+    return stage_weights.digest(module)
+
+
+def main() -> None:
+    root = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    results = {}
+    for scenario in json.load(sys.stdin):
+        folder = root / scenario["name"]
+        opts = scenario.get("opts", [])
+        killed = train(folder, scenario["kill"], opts, resume=False)
+        if killed:
+            train(folder, None, opts, resume=True)
+        results[scenario["name"]] = {"killed": killed, "weights": final_weights(folder)}
+    print("RESULTS " + json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

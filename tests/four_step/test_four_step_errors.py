@@ -1,0 +1,245 @@
+"""What a four-step run refuses, and in which words."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+
+from frcnn_plugin.engine import forget_run
+from frcnn_plugin.errors import UserError
+from frcnn_plugin.four_step.checkpoints import check_schedule, schedule_state
+from frcnn_plugin.preflight import check_cfg
+from tests.four_step.fixtures import Run
+from tests.four_step.four_step_runs import final_weights, make_trainer, tiny_cfg
+from tests.four_step.test_four_step_parts import later
+
+pytestmark = pytest.mark.usefixtures("with_data")
+
+
+class Stop(HookBase):
+    """Ends a run by an error behind an iteration."""
+
+    def __init__(self, iteration: int) -> None:
+        self._iteration = iteration
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self._iteration:
+            raise InterruptedError
+
+
+def stop_at(folder: Path, opts: list[str], iteration: int) -> None:
+    trainer = make_trainer(folder, opts)
+    trainer.register_hooks([Stop(iteration)])
+    with pytest.raises(InterruptedError):
+        trainer.train()
+
+
+@pytest.fixture(scope="module")
+def stopped(finished: Run, with_data: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped in the middle of step 4, behind its checkpoint of iteration 14."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    stop_at(folder, finished.opts, 14)
+    return folder
+
+
+@pytest.fixture
+def copy(stopped: Path, finished: Run, tmp_path: Path) -> Callable[..., str]:
+    """A function that resumes a copy of it, changed, and returns the error's text."""
+
+    def resume(*opts: str, change: Callable[[Path], None] = lambda folder: None) -> str:
+        shutil.copytree(stopped, tmp_path / "run")
+        change(tmp_path / "run")
+        with pytest.raises(UserError) as caught:
+            make_trainer(tmp_path / "run", [*finished.opts, *opts], resume=True).train()
+        return str(caught.value)
+
+    return resume
+
+
+def test_an_error_in_the_middle_can_be_resumed(
+    stopped: Path, finished: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
+    make_trainer(tmp_path / "run", finished.opts, resume=True).train()
+    assert final_weights(tmp_path / "run") == final_weights(finished.folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("FOUR_STEP.ITERS", "[4,4,4,5]", "was [4, 4, 4, 4] and is [4, 4, 4, 5]"),
+        ("FOUR_STEP.IMS_PER_BATCH", "[1,2,1,1]", "was [1, 2, 1, 2] and is [1, 2, 1, 1]"),
+        ("SOLVER.BASE_LR", "0.1", "was 0.003 and is 0.1"),
+        ("SEED", "4", "was 3 and is 4"),
+    ],
+)
+def test_another_schedule(copy: Callable[..., str], key: str, value: str, words: str) -> None:
+    message = copy(key, value)
+    assert message.startswith("this run began with another schedule: ")
+    assert f"{key} {words}" in message and message.count(" was ") == 1
+    assert "another OUTPUT_DIR" in message
+
+
+def test_another_number_of_processes(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny_cfg(finished.folder, finished.opts)
+    before = schedule_state(cfg)
+    check_schedule(before, schedule_state(cfg))
+    monkeypatch.setattr("frcnn_plugin.four_step.checkpoints.comm.get_world_size", lambda: 2)
+    with pytest.raises(UserError, match="schedule: the number of processes was 1 and is 2"):
+        check_schedule(before, schedule_state(cfg))
+
+
+def proposals(folder: Path) -> Path:
+    return folder / "proposals" / "stage3" / "tiny_trainval.pkl"
+
+
+def test_lost_proposals(copy: Callable[..., str]) -> None:
+    message = copy(change=lambda folder: proposals(folder).unlink())
+    assert "stage3/tiny_trainval.pkl is missing, but step 4 began to train on it" in message
+    assert "FOUR_STEP.START_AT 4 MODEL.WEIGHTS " in message and "stage3_final.pth" in message
+    assert "INITIAL_WEIGHTS" not in message
+
+
+def test_damaged_proposals(copy: Callable[..., str]) -> None:
+    def damage(folder: Path) -> None:
+        proposals(folder).write_bytes(proposals(folder).read_bytes()[:-10])
+
+    assert "tiny_trainval.pkl has changed since step 4 began" in copy(change=damage)
+
+
+def test_other_proposals(copy: Callable[..., str]) -> None:
+    """A good file of the same data set, but not the one that the step began with."""
+
+    def exchange(folder: Path) -> None:
+        shutil.copy(folder / "proposals" / "stage1" / "tiny_trainval.pkl", proposals(folder))
+
+    assert "tiny_trainval.pkl has changed since step 4 began" in copy(change=exchange)
+
+
+def test_what_to_type_after_losing_proposals_of_step_1(finished: Run, tmp_path: Path) -> None:
+    """The message's overrides give the weights of a run that lost nothing."""
+    folder = tmp_path / "run"
+    stop_at(folder, finished.opts, 5)
+    (folder / "proposals" / "stage1" / "tiny_trainval.pkl").unlink()
+    with pytest.raises(UserError) as caught:
+        make_trainer(folder, finished.opts, resume=True).train()
+    words = str(caught.value).partition("with ")[2].split()
+    assert words[::2] == ["FOUR_STEP.START_AT", "MODEL.WEIGHTS", "FOUR_STEP.INITIAL_WEIGHTS"]
+    make_trainer(tmp_path / "new", [*finished.opts, *words]).train()
+    assert final_weights(tmp_path / "new") == final_weights(finished.folder)
+
+
+def last_file(folder: Path) -> Path:
+    return folder / (folder / "last_checkpoint").read_text()
+
+
+def test_damaged_checkpoint(copy: Callable[..., str]) -> None:
+    def damage(folder: Path) -> None:
+        path = last_file(folder)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    message = copy(change=damage)
+    assert "model_0000014.pth is damaged, or no checkpoint" in message
+    assert "last_checkpoint names the file" in message and "stage3_final.pth" in message
+
+
+def test_following_that_advice(stopped: Path, finished: Run, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
+    (tmp_path / "run" / "last_checkpoint").write_text("stage3_final.pth")
+    make_trainer(tmp_path / "run", finished.opts, resume=True).train()
+    assert final_weights(tmp_path / "run") == final_weights(finished.folder)
+
+
+def test_lost_checkpoint(copy: Callable[..., str]) -> None:
+    message = copy(change=lambda folder: last_file(folder).unlink())
+    assert "there is no checkpoint " in message and "model_0000014.pth. " in message
+
+
+def test_empty_last_checkpoint(copy: Callable[..., str]) -> None:
+    """As the host's own writer leaves it when it is killed."""
+    message = copy(change=lambda folder: (folder / "last_checkpoint").write_text(""))  # type: ignore[arg-type,return-value]
+    assert "there is no checkpoint" in message and "last_checkpoint names the file" in message
+
+
+def test_a_fresh_run_in_a_used_folder(finished: Run) -> None:
+    cfg = tiny_cfg(finished.folder, finished.opts)
+    with pytest.raises(UserError, match=r"holds a run already: .*--resume.*--overwrite"):
+        check_cfg(cfg)
+    check_cfg(cfg, resume=True)
+    check_cfg(cfg, overwrite=True)
+
+
+def test_overwriting_forgets_the_old_run(stopped: Path, finished: Run, tmp_path: Path) -> None:
+    """Also if the new one is killed before its first checkpoint."""
+    shutil.copytree(stopped, tmp_path / "run")
+    cfg = tiny_cfg(tmp_path / "run", finished.opts)
+    forget_run(cfg)
+    forget_run(cfg)  # nothing to forget
+    assert make_trainer(tmp_path / "run", finished.opts, resume=True).start_iter == 0
+
+
+def test_lost_initial_weights(finished: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    stop_at(folder, finished.opts, 2)
+    (folder / "initial_weights.pth").unlink()
+    with pytest.raises(UserError, match=r"initial_weights.pth is missing: .*INITIAL_WEIGHTS"):
+        make_trainer(folder, finished.opts, resume=True).train()
+
+
+def test_initial_weights_of_another_network(finished: Run, tmp_path: Path) -> None:
+    weights = finished.weights("initial_weights.pth")
+    del weights["roi_heads.box_predictor.cls_score.bias"]
+    weights["backbone.conv3.conv3_1.weight"] = torch.zeros(1)
+    name = next(k for k in weights if k.startswith("backbone.") and "conv3_1" in k)
+    weights[name] = torch.zeros(1)
+    torch.save({"model": weights}, tmp_path / "other.pth")
+    opts = later(finished, 2, "FOUR_STEP.INITIAL_WEIGHTS", str(tmp_path / "other.pth"))
+    with pytest.raises(UserError, match=r"other.pth lacks 2 of the \d+ weights") as caught:
+        make_trainer(tmp_path / "run", opts).train()
+    assert name in str(caught.value) and "cls_score.bias" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"no weights at all"])
+def test_damaged_initial_weights(finished: Run, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.pth").write_bytes(content)
+    opts = later(finished, 2, "FOUR_STEP.INITIAL_WEIGHTS", str(tmp_path / "bad.pth"))
+    with pytest.raises(UserError, match=r"bad.pth is damaged, or no file of initial weights"):
+        make_trainer(tmp_path / "run", opts).train()
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            ["FOUR_STEP.START_AT", "3", "MODEL.WEIGHTS", ""],
+            "add MODEL.WEIGHTS path/to/stage2_final",
+        ),
+        (["FOUR_STEP.START_AT", "2"], "add FOUR_STEP.INITIAL_WEIGHTS path/to/initial_weights.pth"),
+    ],
+)
+def test_a_later_start_without_weights(
+    finished: Run, tmp_path: Path, opts: list[str], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        make_trainer(tmp_path, [*finished.opts, *opts])
+    assert message in str(caught.value)
+
+
+def test_a_later_start_with_the_weights_of_another_step(finished: Run, tmp_path: Path) -> None:
+    opts = [*finished.opts, "MODEL.WEIGHTS", str(finished.folder / "stage1_final.pth")]
+    with pytest.raises(UserError, match=r"from the end of step 1: give stage2_final.pth"):
+        make_trainer(tmp_path, [*opts, "FOUR_STEP.START_AT", "3"])
+
+
+def test_more_images_per_batch_than_the_data_set_has(tmp_path: Path) -> None:
+    """They come from several epochs."""
+    trainer = make_trainer(
+        tmp_path, ["FOUR_STEP.IMS_PER_BATCH", "[1,30,1,2]", "FOUR_STEP.STOP_AFTER", "2"]
+    )
+    trainer.train()
+    assert (tmp_path / "model_final.pth").is_file()

@@ -1,0 +1,91 @@
+"""Four steps in two processes that talk over gloo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+
+from frcnn_plugin import process as launch
+from frcnn_plugin.data.proposals.checks import load_proposals
+from frcnn_plugin.four_step import weights as stage_weights
+from frcnn_plugin.process import unwrap_model
+from tests.four_step.four_step_oracle import check_same, four_trainings
+from tests.four_step.four_step_runs import final_weights, make_trainer
+
+pytestmark = pytest.mark.usefixtures("with_data")
+
+
+class Digests(HookBase):
+    """The weights of this process behind every iteration."""
+
+    def __init__(self) -> None:
+        self.values: list[str] = []
+
+    def after_step(self) -> None:
+        self.values.append(stage_weights.digest(unwrap_model(self.trainer.model)))
+
+
+class Fail(HookBase):
+    """Ends all processes at an iteration."""
+
+    def after_step(self) -> None:
+        if self.trainer.iter == 5:
+            raise InterruptedError
+
+
+def run(folder: Path, opts: list[str]) -> None:
+    """What each process does: a whole run, then one that is interrupted and resumed."""
+    torch.set_num_threads(1)
+    seed_all_rng(3 + comm.get_rank())  # as the host's default_setup: another seed in each
+    whole = make_trainer(folder / "whole", opts)
+    digests = Digests()
+    whole.register_hooks([digests])
+    whole.train()
+    interrupted = make_trainer(folder / "resumed", opts)
+    interrupted.register_hooks([Fail()])
+    with pytest.raises(InterruptedError):
+        interrupted.train()
+    comm.synchronize()
+    make_trainer(folder / "resumed", opts, resume=True).train()
+    (folder / f"rank{comm.get_rank()}.json").write_text(json.dumps(digests.values))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in another order, as more threads make them, differ in the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have the same weights all the time: those of batches twice as large."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    four_trainings(tmp_path, whiten=True, restart=False, world=2)
+    opts = [
+        *("MODEL.WEIGHTS", str(tmp_path / "start.pth")),
+        *("FOUR_STEP.RPN_TARGET_STATISTICS", "True"),
+        *("FOUR_STEP.PREDICTOR_START", "continue"),
+        *("FOUR_STEP.EVALUATE_STEPS", "True"),
+    ]
+    launch(run, 2, args=(tmp_path, opts))
+    first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2))
+    assert len(first) == 16 and len(set(first)) == 16
+    assert first == second
+    check_same(tmp_path, tmp_path / "whole")
+    assert final_weights(tmp_path / "resumed") == final_weights(tmp_path / "whole")
+    for step in (1, 3):
+        ours = load_proposals(tmp_path / f"whole/proposals/stage{step}/tiny_trainval.pkl")
+        expected = load_proposals(tmp_path / f"{step}.pkl")
+        assert ours.ids == expected.ids  # complete, in the order of the data set
+        for a, b in zip(ours.boxes, expected.boxes, strict=True):
+            assert a.tolist() == b.tolist()

@@ -1,0 +1,107 @@
+"""The schedule as data. Literals: MATLAB's solver files, check E31 (docs/checks.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+from frcnn_plugin import add_frcnn_config, get_config_file
+from frcnn_plugin.errors import UserError
+from frcnn_plugin.four_step.stages import apply_four_step, build_four_step_scheduler, build_stages
+
+
+def load(name: str = "faster_rcnn_vgg16_voc.yaml", *opts: Any) -> CfgNode:
+    cfg = get_cfg()
+    add_frcnn_config(cfg)
+    cfg.merge_from_file(get_config_file(name))
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def test_the_papers_steps() -> None:
+    stages = build_stages(load())
+    assert [(s.number, s.phase, s.start, s.end, s.drops, s.images) for s in stages] == [
+        (1, "rpn", 0, 80000, (60000,), 1),
+        (2, "fast_rcnn", 80000, 120000, (30000,), 2),
+        (3, "rpn", 120000, 200000, (60000,), 1),
+        (4, "fast_rcnn", 200000, 240000, (30000,), 2),
+    ]
+    assert [s.trains for s in stages] == [
+        ("backbone", "proposal_generator"),
+        ("backbone", "roi_heads"),
+        ("proposal_generator",),
+        ("roi_heads",),
+    ]
+
+
+def rates(cfg: CfgNode, iterations: list[int]) -> list[float]:
+    """The learning rate at some iterations."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=cfg.SOLVER.BASE_LR)
+    scheduler = build_four_step_scheduler(cfg, optimizer)
+    return [cfg.SOLVER.BASE_LR * scheduler._multiplier(i / scheduler._max_iter) for i in iterations]
+
+
+def test_rate_drops_and_starts_again() -> None:
+    at = [0, 59999, 60000, 79999, 80000, 109999, 110000, 120000, 179999, 180000, 200000, 230000]
+    expected = [1, 1, 0.1, 0.1, 1, 1, 0.1, 1, 1, 0.1, 1, 0.1]
+    assert rates(load(), at) == pytest.approx([1e-3 * x for x in expected])
+
+
+def test_two_drops_e31() -> None:
+    """40k100k: it 39999 1e-3, 40000 1e-4, 80000 1e-5."""
+    cfg = load(
+        "faster_rcnn_vgg16_voc.yaml",
+        *("FOUR_STEP.ITERS", [80000, 100000, 80000, 100000]),
+        *("FOUR_STEP.DROPS", [[60000], [40000, 80000], [60000], [40000, 80000]]),
+    )
+    assert rates(cfg, [80000 + 39999, 80000 + 40000, 80000 + 80000]) == pytest.approx(
+        [1e-3, 1e-4, 1e-5]
+    )
+
+
+def test_hosts_keys_follow() -> None:
+    cfg = load()
+    apply_four_step(cfg)
+    assert cfg.SOLVER.MAX_ITER == 240000
+    assert cfg.SOLVER.STEPS == (60000, 80000, 110000, 120000, 180000, 200000, 230000)
+
+
+def test_nothing_changes_when_it_is_off() -> None:
+    cfg = load("faster_rcnn_vgg16_voc_joint.yaml")
+    before = cfg.dump()
+    apply_four_step(cfg)
+    assert cfg.dump() == before
+
+
+def test_first_and_last_step() -> None:
+    (second, third) = build_stages(load("faster_rcnn_vgg16_voc.yaml", "FOUR_STEP.START_AT", 2,
+                                        "FOUR_STEP.STOP_AFTER", 3))  # fmt: skip
+    assert (second.number, second.start, third.number, third.start) == (2, 0, 3, 40000)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["FOUR_STEP.ITERS", [1, 2, 3]], r"FOUR_STEP.ITERS is \[1, 2, 3\]: it needs four entries"),
+        (["FOUR_STEP.DROPS", [[80000], [1], [1], [1]]], r"step 1: FOUR_STEP.DROPS \[80000\]"),
+        (["FOUR_STEP.DROPS", [[9, 5], [1], [1], [1]]], r"must be growing"),
+        (["FOUR_STEP.ITERS", [0, 9, 9, 9]], r"step 1: .*leave steps out with FOUR_STEP.START_AT"),
+        (["FOUR_STEP.START_AT", 3, "FOUR_STEP.STOP_AFTER", 2], r"growing numbers from 1 to 4"),
+        (["FOUR_STEP.STOP_AFTER", 5], r"growing numbers from 1 to 4"),
+        (["FOUR_STEP.PREDICTOR_START", "new"], r"'new': use one of continue, restart"),
+        (["FOUR_STEP.MIRRORED_PROPOSALS", "no"], r"'no': use one of mirror, recompute"),
+        (["FOUR_STEP.TARGET_STATISTICS", "no"], r"'no': use one of per_class, fixed"),
+        (
+            ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"],
+            r"needs MODEL.META_ARCHITECTURE PaperRCNN",
+        ),
+        (["DATALOADER.MIRRORED_COPIES", False], r"needs DATALOADER.MIRRORED_COPIES True"),
+        (["INPUT.MIN_SIZE_TRAIN", (480, 600)], r"must be a single size"),
+    ],
+)
+def test_mistakes(opts: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        apply_four_step(load("faster_rcnn_vgg16_voc.yaml", *opts))

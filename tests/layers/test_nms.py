@@ -1,0 +1,77 @@
+"""Suppression against torchvision's. Literal: check E14b (docs/checks.md)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.ops import box_iou, nms
+
+from frcnn_plugin.layers import prefix_nms
+from frcnn_plugin.layers.nms import _MANY, _overlap_any, float32_threshold
+
+
+def test_iou_of_exactly_three_tenths_stays_e14b() -> None:
+    """[0,0,9,9] and [0,0,9,2]: intersection 30, union 100."""
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 3.0]])
+    scores = torch.tensor([0.9, 0.8])
+    assert len(nms(boxes, scores, float32_threshold(0.3))) == 2
+    assert len(prefix_nms(boxes, scores, 0.3, 10)) == 2
+
+
+@pytest.mark.parametrize("spread", [30.0, 400.0])
+@pytest.mark.parametrize("limit", [1, 7, 50, 400, 5000])
+def test_prefix_nms_equals_full_nms(spread: float, limit: int) -> None:
+    generator = torch.Generator().manual_seed(int(spread) + limit)
+    corner = torch.rand(3000, 2, generator=generator) * spread
+    boxes = torch.cat([corner, corner + 20 + 30 * torch.rand(3000, 2, generator=generator)], 1)
+    scores = torch.rand(3000, generator=generator).sort(descending=True).values
+    expected = nms(boxes, scores, 0.7)[:limit]
+    assert torch.equal(prefix_nms(boxes, scores, 0.7, limit), expected)
+
+
+def test_prefix_nms_over_several_pieces_with_equal_scores() -> None:
+    """20000 boxes, of which fewer survive than are wanted; many scores tie."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(20000, 2, generator=generator) * 150
+    boxes = torch.cat([corner, corner + 40 + 20 * torch.rand(20000, 2, generator=generator)], 1)
+    scores = torch.randint(50, (20000,), generator=generator).float().sort(descending=True).values
+    survivors = nms(boxes, scores, 0.7)
+    assert 100 < len(survivors) < 2000
+    assert torch.equal(prefix_nms(boxes, scores, 0.7, 2000), survivors)
+    assert torch.equal(prefix_nms(boxes, scores, 0.7, 100), survivors[:100])
+
+
+def boxes_of_all_sizes(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """On a grid of 4 px, so that many pairs have an IoU of exactly 0.5 or share an edge only."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.randint(60, (count, 2), generator=generator) * 4.0
+    side = torch.randint(1, 9, (count, 2), generator=generator) * 4.0
+    huge = torch.rand(count, 1, generator=generator) < 0.1
+    boxes = torch.cat([corner, corner + torch.where(huge, side * 20, side)], 1)
+    return boxes, torch.rand(count, generator=generator).sort(descending=True).values
+
+
+@pytest.mark.parametrize("thresh", [0.0, 0.3, 0.5, 0.7, 1.0])
+def test_prefix_nms_where_most_are_kept(thresh: float) -> None:
+    """Kept boxes are many, so pieces are compared with them before."""
+    boxes, scores = boxes_of_all_sizes(6000)
+    expected = nms(boxes, scores, float32_threshold(thresh))
+    assert len(expected) > _MANY or thresh == 0.0
+    assert torch.equal(prefix_nms(boxes, scores, thresh, 6000), expected)
+    assert torch.equal(prefix_nms(boxes, scores, thresh, 500), expected[:500])
+
+
+@pytest.mark.parametrize("thresh", [0.0, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize(("rows", "columns"), [(300, 400), (1, 400), (129, 1), (0, 5), (128, 0)])
+def test_overlap_any(rows: int, columns: int, thresh: float) -> None:
+    thresh = float32_threshold(thresh)
+    boxes, _ = boxes_of_all_sizes(rows + columns, seed=1)
+    expected = (box_iou(boxes[:rows], boxes[rows:]) > thresh).any(dim=1)
+    assert torch.equal(_overlap_any(boxes[:rows], boxes[rows:], thresh), expected)
+
+
+def test_boxes_without_area_overlap_nothing() -> None:
+    point = torch.tensor([[5.0, 5.0, 5.0, 5.0]])
+    boxes = torch.cat([point, torch.tensor([[0.0, 0.0, 10.0, 10.0]])])
+    for thresh in (0.0, 0.5):
+        assert _overlap_any(boxes, point, thresh).tolist() == [False, False]

@@ -1,0 +1,332 @@
+"""Data sets, their folders and images."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
+from detectron2.utils.logger import _LOG_COUNTER
+
+from frcnn_plugin import get_config_file
+from frcnn_plugin.data import SHAPE_CLASSES, VOC_CLASSES, register_voc
+from frcnn_plugin.preflight import preflight_without_config
+from frcnn_plugin.preflight.data_folders import suggest_folder
+from frcnn_plugin.preflight.data_sets import check_data
+from frcnn_plugin.preflight.images import SAMPLE, evenly
+from tests.data.datasets.voc_folder import add_image, obj
+from tests.preflight.conftest import only
+
+VOC = get_config_file("faster_rcnn_vgg16_voc_joint.yaml")
+
+
+def register(name: str, dicts: list[dict[str, Any]], classes: list[str]) -> None:
+    DatasetCatalog.register(name, lambda: dicts)
+    MetadataCatalog.get(name).set(thing_classes=classes)
+
+
+def one_object(shapes: Path, **changes: Any) -> list[dict[str, Any]]:
+    """An image of the demo with one object."""
+    image = next(iter(sorted((shapes / "JPEGImages").iterdir())))
+    from PIL import Image
+
+    width, height = Image.open(image).size
+    entry = {"bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, **changes}
+    return [
+        {
+            "file_name": str(image), "image_id": "1", "width": width, "height": height,
+            "annotations": [entry],
+        }
+    ]  # fmt: skip
+
+
+def test_demo_is_fine(plan) -> None:
+    findings = list(check_data(plan()))
+    assert {f.level for f in findings} == {"ok"}
+    assert findings[0].text.startswith("shapes_trainval: 6 images (")
+    assert "6 images read" in findings[1].text
+    assert findings[2].text.startswith("shapes_test: 3 images (")
+
+
+def test_a_set_is_read_once(plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    get = DatasetCatalog.get
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: names.append(name) or get(name))
+    run = plan()
+    list(check_data(run))
+    assert run.size("shapes_test") == 3
+    assert names == ["shapes_trainval", "shapes_test"]
+
+
+def test_nothing_to_train_on(find) -> None:
+    assert "DATASETS.TRAIN is empty" in only(find("DATASETS.TRAIN", "()"), "data")
+
+
+def test_nothing_to_test_on(find) -> None:
+    assert "DATASETS.TEST is empty" in only(find("DATASETS.TEST", "()"), "data", "warning")
+
+
+def test_background_counted_as_a_class(find) -> None:
+    """Four where there are three and background, in both sets."""
+    first, second = find("MODEL.ROI_HEADS.NUM_CLASSES", "4")
+    assert "Type: MODEL.ROI_HEADS.NUM_CLASSES 3 (background is not counted)" in first.sentence
+    assert "'shapes_test' has 3 classes" in second.sentence
+
+
+def test_background_among_the_names(find, shapes: Path) -> None:
+    register("theirs", one_object(shapes), ["__background__", *SHAPE_CLASSES])
+    opts = ["DATASETS.TRAIN", "('theirs',)", "MODEL.ROI_HEADS.NUM_CLASSES", "4"]
+    message = only(find(*opts, "DATASETS.TEST", "('theirs',)"), "data")
+    assert "lists '__background__' as a class" in message and "background is not" in message
+
+
+def test_wrong_class_order(find) -> None:
+    classes = list(reversed(SHAPE_CLASSES))
+    register_voc("turned", "demo_shapes", "test", classes)
+    message = only(find("DATASETS.TEST", "('turned',)"), "data")
+    assert "class 0 is 'circle' in the one and 'triangle' in the other" in message
+
+
+def test_empty_data(find, shapes: Path) -> None:
+    (shapes / "ImageSets" / "Main" / "trainval.txt").write_text("")
+    message = only(find(), "data")
+    assert "shapes_trainval: no images" in message and "ImageSets/Main/<split>.txt" in message
+
+
+def test_test_set_is_the_training_set(find) -> None:
+    message = only(find("DATASETS.TEST", "('shapes_trainval',)"), "data", "warning")
+    assert "shapes_trainval is trained on and tested on" in message
+    assert "Name another set in DATASETS.TEST" in message
+
+
+def test_a_set_twice(find) -> None:
+    opts = ["DATASETS.TRAIN", "('shapes_trainval','shapes_trainval')"]
+    message = only(find(*opts), "data", "warning")
+    assert "DATASETS.TRAIN names shapes_trainval more than once" in message
+
+
+def test_shared_images(find, shapes: Path) -> None:
+    main = shapes / "ImageSets" / "Main"
+    ids = (main / "trainval.txt").read_text().split()
+    with (main / "test.txt").open("a") as file:
+        file.write(f"{ids[2]}\n")
+    message = only(find(), "data", "warning")
+    assert "1 of the 4 images of shapes_test are also in shapes_trainval" in message
+    assert f"({ids[2]}.jpg)" in message
+
+
+def test_bad_boxes_of_the_loader(find, shapes: Path) -> None:
+    _LOG_COUNTER.clear()  # the loader tells once per process
+    name = (shapes / "ImageSets" / "Main" / "trainval.txt").read_text().split()[0]
+    (shapes / "Annotations" / f"{name}.xml").write_text(
+        f"<annotation>{obj('circle', (50, 20, 40, 60))}{obj('circle', (1, 1, 20, 20))}</annotation>"
+    )
+    message = only(find(), "data", "warning")
+    assert "dropped 1 bad boxes" in message and "xmax is left of xmin" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bbox": [5, 5, 5, 9]}, "1 boxes have no area"),
+        ({"bbox": [0, 0, 9, float("nan")]}, "1 boxes have no area"),
+        ({"bbox": [0, 0, 9999, 9]}, "1 boxes have a part outside their image"),
+        ({"bbox": [5, 5, 0, 2], "bbox_mode": BoxMode.XYWH_ABS}, "1 boxes have no area"),
+    ],
+)
+def test_bad_boxes(find, shapes: Path, changes: dict[str, Any], message: str) -> None:
+    register("theirs", one_object(shapes, **changes), ["circle"])
+    opts = ["DATASETS.TRAIN", "('theirs',)", "MODEL.ROI_HEADS.NUM_CLASSES", "1"]
+    sentence = only(find(*opts, "DATASETS.TEST", "()")[1:], "data", "warning")
+    assert message in sentence and ".jpg" in sentence and "NaN" in sentence
+
+
+def test_category_ids_that_count_background(find, shapes: Path) -> None:
+    register("theirs", one_object(shapes, category_id=1), ["circle"])
+    opts = ["DATASETS.TRAIN", "('theirs',)", "MODEL.ROI_HEADS.NUM_CLASSES", "1"]
+    findings = [f for f in find(*opts, "DATASETS.TEST", "()") if f.level == "error"]
+    assert "category_id outside 0 to 0 (such as 1)" in only(findings, "data")
+
+
+def test_class_without_objects(find, shapes: Path) -> None:
+    register("theirs", one_object(shapes), list(SHAPE_CLASSES))
+    findings = find("DATASETS.TRAIN", "('theirs',)", "DATASETS.TEST", "()")
+    assert "no object of 2 classes (square, triangle)" in findings[1].sentence
+
+
+def test_truncated_image(find, shapes: Path) -> None:
+    name = (shapes / "ImageSets" / "Main" / "test.txt").read_text().split()[0]
+    image = shapes / "JPEGImages" / f"{name}.jpg"
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    message = only(find(), "data")
+    assert "shapes_test: 1 of 3 images looked at are bad" in message
+    assert f"{image}: image file is truncated" in message
+    assert "download them again" in message and "doctor.py --all" in message
+
+
+def test_all_images_are_read(find, plan, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from frcnn_plugin.preflight import images
+
+    names = (shapes / "ImageSets" / "Main" / "trainval.txt").read_text().split()
+    (shapes / "JPEGImages" / f"{names[3]}.jpg").write_bytes(b"")
+    monkeypatch.setattr(images, "SAMPLE", 2)
+    assert find() == []
+    message = only(find(every_image=True), "data")
+    assert "1 of 6 images" in message and names[3] in message and "--all" not in message
+
+
+def test_image_of_another_size(find, shapes: Path) -> None:
+    dicts = one_object(shapes)
+    said = f"{dicts[0]['height']}x{dicts[0]['width']}"
+    dicts[0]["width"], dicts[0]["height"] = dicts[0]["height"], dicts[0]["width"]
+    register("theirs", dicts, ["circle"])
+    opts = ["DATASETS.TRAIN", "('theirs',)", "MODEL.ROI_HEADS.NUM_CLASSES", "1"]
+    findings = [f for f in find(*opts, "DATASETS.TEST", "()") if f.level == "error"]
+    assert f"but its annotation says {said}" in only(findings, "data")
+
+
+def test_missing_images_of_voc(find, shapes: Path) -> None:
+    name = (shapes / "ImageSets" / "Main" / "test.txt").read_text().split()[1]
+    (shapes / "JPEGImages" / f"{name}.jpg").unlink()
+    message = only(find(), "data")
+    assert "1 of 3 images are not in" in message and name in message
+
+
+def coco(folder: Path, images: int) -> None:
+    """A COCO-format set whose images do not exist."""
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "width": 40, "height": 30} for i in range(images)
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 0, "bbox": [0, 0, 9, 9], "category_id": 1, "iscrowd": 0}
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (folder / "images").mkdir()
+    (folder / "cats.json").write_text(json.dumps(content))
+    register_coco_instances("cats", {}, str(folder / "cats.json"), str(folder / "images"))
+    logging.getLogger("detectron2").setLevel(logging.ERROR)
+
+
+def test_missing_images_of_coco(find, shapes: Path, tmp_path: Path) -> None:
+    coco(tmp_path, 7)
+    opts = ["DATASETS.TRAIN", "('cats',)", "MODEL.ROI_HEADS.NUM_CLASSES", "1"]
+    findings = [f for f in find(*opts, "DATASETS.TEST", "()") if f.level == "error"]
+    message = only(findings, "data")
+    assert "7 of 7 images are not in" in message and "2.jpg" in message
+
+
+def test_missing_images_of_other_code(find, shapes: Path) -> None:
+    dicts = [{**one_object(shapes)[0], "file_name": f"/data/{i}.jpg"} for i in range(7)]
+    register("theirs", dicts, ["circle"])
+    opts = ["DATASETS.TRAIN", "('theirs',)", "MODEL.ROI_HEADS.NUM_CLASSES", "1"]
+    message = only(find(*opts, "DATASETS.TEST", "()")[1:], "data")
+    assert "theirs: 7 of 7 image files are missing:\n/data/0.jpg\n" in message
+    assert "/data/4.jpg\nand 2 more. Copy them there, or correct image_root" in message
+
+
+def test_large_json_files_are_left_alone(
+    plan, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from frcnn_plugin.preflight import planned_run
+
+    coco(tmp_path, 1)
+    MetadataCatalog.get("cats").thing_classes = ["cat"]
+    monkeypatch.setattr(planned_run, "_MOST_JSON_BYTES", 10)
+    opts = ["DATASETS.TRAIN", "('cats',)", "MODEL.ROI_HEADS.NUM_CLASSES", "1"]
+    run = plan(*opts, "DATASETS.TEST", "()")
+    assert "not loaded for this check (--all)" in list(check_data(run))[-1].text
+    assert run.size("cats") == 0
+    assert plan(*opts, every_image=True).is_quick("cats")
+
+
+def test_damaged_json(find, shapes: Path, tmp_path: Path) -> None:
+    coco(tmp_path, 1)
+    MetadataCatalog.get("cats").thing_classes = ["cat"]  # as of Detectron2's own sets
+    (tmp_path / "cats.json").write_text('{"images": [')
+    opts = ["DATASETS.TRAIN", "('cats',)", "MODEL.ROI_HEADS.NUM_CLASSES", "1"]
+    findings = [f for f in find(*opts, "DATASETS.TEST", "()") if f.level == "error"]
+    assert "cats cannot be loaded (JSONDecodeError" in only(findings, "data")
+
+
+# ---- folders -------------------------------------------------------------------------------
+
+
+def voc2007(folder: Path) -> Path:
+    for split in ("trainval", "test"):
+        add_image(folder / "VOC2007", f"{split}1", obj("cat"), split=split)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("there", "given", "wanted"),
+    [
+        ("VOCdevkit", "VOCdevkit/VOC2007", "VOCdevkit"),
+        ("VOCdevkit", "VOCdevkit/VOC2007/JPEGImages", "VOCdevkit"),
+        ("data/VOCdevkit", "", "data/VOCdevkit"),
+        ("archive/VOCtrainval_06-Nov-2007/VOCdevkit", "archive", None),
+    ],
+)
+def test_voc_path_one_level_off(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    find,
+    there: str,
+    given: str,
+    wanted: str | None,
+) -> None:
+    voc2007(tmp_path / there)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / given))
+    fix = f"export DETECTRON2_DATASETS={tmp_path / (wanted or there)}"
+    findings = find("MODEL.ROI_HEADS.NUM_CLASSES", "20", config=VOC)
+    first = next(f for f in findings if f.subject == "data")
+    assert first.level == "error" and first.fix == f"It seems to be one level off: {fix}"
+    assert first.text.startswith("voc07_trainval: missing") and "\n" not in first.text
+    (without_config,) = [f for f in preflight_without_config() if f.subject == "data"]
+    assert fix in without_config.fix
+
+
+def test_root_of_a_users_set_one_level_off(find, shapes: Path, tmp_path: Path) -> None:
+    register_voc("mine", tmp_path / "demo_shapes" / "JPEGImages", "test", SHAPE_CLASSES)
+    message = only(find("DATASETS.TEST", "('mine',)"), "data")
+    assert message.endswith(f"It seems to be one level off: root: {shapes}")
+
+
+def test_no_suggestion_without_reason(shapes: Path, tmp_path: Path) -> None:
+    register_voc("fine", shapes, "test", SHAPE_CLASSES)
+    register_voc("nowhere", "/nothing/at/all", "no_such_split", SHAPE_CLASSES)
+    assert suggest_folder("fine") == suggest_folder("nowhere") == suggest_folder("unknown") == ""
+
+
+def test_two_sets_missing_for_one_reason(find) -> None:
+    findings = [
+        f for f in find("MODEL.ROI_HEADS.NUM_CLASSES", "20", config=VOC) if f.subject == "data"
+    ]
+    assert "VOCtest_06-Nov-2007.tar" in findings[0].text
+    assert findings[1].text.endswith("VOC2007 (as above)")
+
+
+def test_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    main = tmp_path / "VOC2012" / "ImageSets" / "Main"
+    main.mkdir(parents=True)
+    (main / "trainval.txt").write_text("".join(f"{i}\n" for i in range(11540)))
+    (main / "val.txt").write_text("1\n")
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    (tmp_path / "coco" / "annotations" / "instances_val2017.json").touch()
+    bad, good = (f for f in preflight_without_config() if f.subject == "data")
+    assert bad.level == "warning" and "val.txt lists 1 images, not 5823" in bad.text
+    assert "voc12_trainval (11540 images), instances_val2017.json" in good.text
+
+
+def test_sample_is_even() -> None:
+    assert evenly(range(10), 4) == [0, 3, 6, 9]
+    assert evenly(range(3), 4) == [0, 1, 2]
+    assert evenly([], SAMPLE) == []
+    assert len(VOC_CLASSES) == 20

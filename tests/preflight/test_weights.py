@@ -1,0 +1,201 @@
+"""Weights, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+
+from frcnn_plugin import get_config_file
+from frcnn_plugin.checkpoint.catalog.cache import cached_path
+from frcnn_plugin.checkpoint.catalog.known_files import find as find_known
+from frcnn_plugin.checkpoint.metadata import KEY, Metadata, Preprocessing
+from frcnn_plugin.data import SHAPE_CLASSES
+from frcnn_plugin.engine.weight_requirements import preprocessing
+from frcnn_plugin.preflight import preflight
+from frcnn_plugin.preflight.weights import check_weights
+from tests.preflight.conftest import only
+
+
+@pytest.fixture
+def save(plan, tmp_path: Path):
+    """A function that writes weights of the demo's model; returns the override that names them."""
+
+    def write(metadata: Metadata | None = None, part: str = "", **opts: Any) -> list[str]:
+        model = build_model(plan().cfg)
+        weights = {k: v for k, v in model.state_dict().items() if k.startswith(part)}
+        content: dict[str, Any] = {"model": weights}
+        if metadata is not None:
+            content[KEY] = metadata.to_dict()
+        torch.save(content, tmp_path / "weights.pth")
+        return ["MODEL.WEIGHTS", str(tmp_path / "weights.pth")]
+
+    return write
+
+
+def right(plan, **changes: Any) -> Metadata:
+    """What the demo's own checkpoints say."""
+    values = {
+        "kind": "detector",
+        "preprocessing": preprocessing(plan().cfg),
+        "classes": tuple(SHAPE_CLASSES),
+        **changes,
+    }
+    return Metadata(**values)
+
+
+def test_no_weights(plan) -> None:
+    model, none = check_weights(plan())
+    assert "PaperRCNN, VGG16, 0.0 M parameters" in model.text
+    assert "random weights" in none.text
+
+
+def test_weights_of_the_run_itself(plan, save) -> None:
+    run = plan(*save(right(plan)), eval_only=True)
+    text = [f.text for f in check_weights(run)][-1]
+    assert {f.level for f in preflight(run)} == {"ok"}
+    found, wanted = (text.partition(": ")[2].split()[i] for i in (0, 2))
+    assert found == wanted == str(len(run.model.state_dict()))
+    assert "detector, BGR images as in the config, 3 classes" in text
+
+
+def test_the_model_takes_no_memory(plan, save) -> None:
+    run = plan(*save(right(plan)))
+    list(check_weights(run))
+    assert {p.device.type for p in run.model.parameters()} == {"meta"}
+
+
+def test_missing_file(find) -> None:
+    message = only(find("MODEL.WEIGHTS", "nothing.pth"), "weights")
+    assert "MODEL.WEIGHTS: there is no file 'nothing.pth'" in message
+
+
+def test_frozen_random_layers(find) -> None:
+    message = only(find("MODEL.BACKBONE.FREEZE_AT", "2"), "weights")
+    assert "FREEZE_AT is 2" in message and "MODEL.BACKBONE.FREEZE_AT 0" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 cut off"])
+def test_damaged_file(find, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "weights.pth").write_bytes(content)
+    message = only(find("MODEL.WEIGHTS", tmp_path / "weights.pth"), "weights")
+    assert f"{tmp_path}/weights.pth is damaged, or no checkpoint" in message
+
+
+def test_evaluation_without_weights(find) -> None:
+    message = only(find(eval_only=True), "weights")
+    assert "--eval-only needs trained weights" in message
+
+
+def test_evaluation_of_imagenet_weights(find, save, plan) -> None:
+    weights = save(right(plan, kind="imagenet", classes=None), "backbone.")
+    message = only(find(*weights, eval_only=True), "weights")
+    assert "cannot be evaluated: it lacks" in message
+    assert "those of ImageNet are where training starts" in message
+
+
+def test_evaluation_of_known_imagenet_weights(find) -> None:
+    message = only(find("MODEL.WEIGHTS", "frcnn://vgg16_caffe_imagenet", eval_only=True), "weights")
+    assert "--eval-only needs trained weights, which frcnn://vgg16_caffe_imagenet" in message
+
+
+def test_rgb_weights_with_a_bgr_config(find, save, plan) -> None:
+    rgb = Preprocessing("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    message = only(find(*save(right(plan, preprocessing=rgb))), "weights")
+    assert "INPUT.FORMAT is BGR, the weights expect RGB" in message
+    assert 'Type INPUT.FORMAT RGB MODEL.PIXEL_MEAN "[123.675, 116.28, 103.53]"' in message
+
+
+def test_weights_that_say_nothing(find, save) -> None:
+    message = only(find(*save()), "weights", "warning")
+    assert "does not say which images" in message and "INPUT.FORMAT BGR" in message
+    assert "tools/convert_weights.py" in message
+
+
+def test_weights_of_another_network(find, tmp_path: Path) -> None:
+    torch.save({"model": {"stem.conv1.weight": torch.ones(1)}}, tmp_path / "r50.pth")
+    message = only(find("MODEL.WEIGHTS", tmp_path / "r50.pth"), "weights")
+    assert "VGG16: 0 of 13 conv layers found in" in message
+    assert "stem.conv1.weight" in message
+
+
+def test_weights_of_another_width(find, save, plan) -> None:
+    weights = save(right(plan))
+    message = only(find(*weights, "MODEL.VGG.CHANNELS", "[5,4,8,8,8]"), "weights")
+    assert "conv1_1.weight is 4x3x3x3 there and 5x3x3x3 here" in message
+
+
+def test_weights_of_other_classes_are_for_training(plan, save) -> None:
+    opts = save(right(plan, classes=("cat", "dog", "cow")))
+    warned = [f for f in preflight(plan(*opts)) if f.level == "warning"]
+    assert "was trained on other classes: class 0 is 'cat' there" in only(
+        warned, "weights", "warning"
+    )
+
+
+def test_weights_of_other_class_order_are_not_for_testing(find, save, plan) -> None:
+    opts = save(right(plan, classes=tuple(reversed(SHAPE_CLASSES))))
+    message = only(find(*opts, eval_only=True), "weights")
+    assert "the classes of the data in another order" in message
+
+
+def test_old_file_format(plan, save, tmp_path: Path) -> None:
+    """Which cannot be mapped into memory."""
+    opts = save(right(plan))
+    content = torch.load(opts[1], weights_only=True)
+    torch.save(content, opts[1], _use_new_zipfile_serialization=False)
+    assert {f.level for f in check_weights(plan(*opts))} == {"ok"}
+
+
+def test_files_of_the_net_are_not_fetched(plan) -> None:
+    run = plan("MODEL.WEIGHTS", "detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    assert "fetched when the run starts" in list(check_weights(run))[-1].text
+
+
+def test_known_files(plan, save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloaded by the parent of a run, not by the doctor, and not for a run that cannot start."""
+    fetched = []
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    local = save(right(plan))[1]
+    monkeypatch.setattr(PathManager, "get_local_path", lambda p: fetched.append(p) or local)
+    opts = ["MODEL.WEIGHTS", "frcnn://vgg16_caffe_imagenet"]
+    for how in ({"alone": True}, {"failed": True}):
+        assert "downloaded when the run starts" in list(check_weights(plan(*opts, **how)))[-1].text
+    assert not fetched
+    assert f"{local}: " in list(check_weights(plan(*opts)))[-1].text
+    assert opts[1] in fetched
+    cached = cached_path(find_known("vgg16_caffe_imagenet"))
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    assert f"{local}: " in list(check_weights(plan(*opts, alone=True)))[-1].text
+
+
+def test_unknown_name(find) -> None:
+    message = only(find("MODEL.WEIGHTS", "frcnn://vgg16_cafe_imagenet"), "weights")
+    assert "Did you mean vgg16_caffe_imagenet" in message
+
+
+def test_unknown_component(find) -> None:
+    message = only(find("MODEL.BACKBONE.NAME", "VGG17"), "weights")
+    assert "the model cannot be built: No object named 'VGG17' found in 'BACKBONE'" in message
+
+
+def test_stages_that_do_not_exist(find, save, plan) -> None:
+    message = only(find(*save(right(plan)), "MODEL.BACKBONE.FREEZE_AT", "6"), "weights")
+    assert "FREEZE_AT is 6, but VGG16 has 5 stages" in message
+
+
+def test_missing_initial_weights(find) -> None:
+    opts = ["FOUR_STEP.INITIAL_WEIGHTS", "initial.pth"]
+    findings = find(*opts, config=get_config_file("demo/vgg16_shapes.yaml"))
+    assert "FOUR_STEP.INITIAL_WEIGHTS: there is no file 'initial.pth'" in only(findings, "weights")
+
+
+def test_start_behind_step_one_needs_its_checkpoint(find) -> None:
+    findings = find("FOUR_STEP.START_AT", "3", config=get_config_file("demo/vgg16_shapes.yaml"))
+    assert "add MODEL.WEIGHTS path/to/stage2_final.pth" in only(findings, "schedule")

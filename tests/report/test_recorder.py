@@ -1,0 +1,150 @@
+"""What a training notes for its report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+
+from frcnn_plugin.config import get_config_file
+from frcnn_plugin.errors import UserError
+from frcnn_plugin.report import RunRecorder, write_report
+from frcnn_plugin.report.recorder import describe_environment
+from frcnn_plugin.report.run_record import RunRecord
+from tests.four_step.four_step_runs import make_trainer
+
+CONFIG = get_config_file("Base-PyEnd2End.yaml")
+
+
+class Stop(HookBase):
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            raise RuntimeError("stopped by the test")
+
+
+def run(folder: Path, *opts: str, stop: int | None = None, resume: bool = False) -> RunRecord:
+    trainer = make_trainer(folder, opts, resume=resume)
+    trainer.register_hooks([RunRecorder(trainer.cfg, CONFIG, ["train_net.py", "--resume"])])
+    if stop is None:
+        trainer.train()
+    else:
+        trainer.register_hooks([Stop(stop)])
+        with pytest.raises(RuntimeError, match="stopped by the test"):
+            trainer.train()
+    record = RunRecord.load(folder)
+    assert record is not None
+    return record
+
+
+@pytest.mark.usefixtures("with_data")
+def test_stopped_and_resumed(four_step_root: Path) -> None:
+    """Steps of 4 iterations, a checkpoint behind iteration 5, stopped in front of 7."""
+    folder = four_step_root / "recorded"
+    first = run(folder, stop=7)
+    assert [row["step"] for row in first.plan] == ["1 RPN", "2 detector", "3 RPN", "4 detector"]
+    assert first.config_file == CONFIG and first.metrics_start == 0
+    (session,) = first.sessions
+    assert [(s.step, s.first, s.ends is None) for s in session.spans] == [
+        (1, 0, False), (2, 4, True),
+    ]  # fmt: skip
+    assert session.ended is not None and not session.complete
+
+    second = run(folder, resume=True)
+    assert second.plan == first.plan, "what trains is that of the config, not of step 2"
+    assert second.sessions[0] == session
+    resumed = second.sessions[1]
+    assert resumed.first == 6 and resumed.complete and resumed.command[-1] == "--resume"
+    assert [(s.step, s.first) for s in resumed.spans] == [(2, 6), (3, 8), (4, 12)]
+    times = [0.0, *(t for s in resumed.spans for t in (s.begins, s.ends or 0.0)), resumed.ended]
+    assert times == sorted(times)  # type: ignore[type-var]
+
+    page = write_report(folder).read_text()
+    assert "resumed at iteration 6" in page and ">finished</p>" in page
+    for line in (folder / "metrics.json").read_text().splitlines():
+        assert json.loads(line)
+
+
+@pytest.mark.usefixtures("with_data")
+def test_run_that_goes_on_beyond_where_it_was_to_stop(four_step_root: Path) -> None:
+    folder = four_step_root / "one_step"
+    first = run(folder, "FOUR_STEP.STOP_AFTER", "1")
+    assert len(first.plan) == 1 and first.sessions[-1].complete
+    second = run(folder, "FOUR_STEP.STOP_AFTER", "2", resume=True)
+    assert len(second.plan) == 2 and "STOP_AFTER: 2" in second.config
+
+
+@pytest.mark.usefixtures("with_data")
+def test_new_run_in_the_same_folder(four_step_root: Path) -> None:
+    """What metrics.json has of the old one is not the new one's."""
+    folder = four_step_root / "anew"
+    run(folder, "FOUR_STEP.STOP_AFTER", "1")
+    size = (folder / "metrics.json").stat().st_size
+    (folder / "last_checkpoint").unlink()  # --overwrite
+    record = run(folder, "FOUR_STEP.STOP_AFTER", "1")
+    assert record.metrics_start == size > 0 and len(record.sessions) == 1
+
+
+@pytest.mark.usefixtures("with_data")
+def test_damaged_record_does_not_stop_a_training(
+    four_step_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = four_step_root / "damaged"
+    run(folder, "FOUR_STEP.STOP_AFTER", "1")
+    (folder / "run.json").write_text('{"plan": ')
+    with pytest.raises(UserError, match=r"run.json is no record of a training .*; remove it"):
+        RunRecord.load(folder)
+    record = run(folder, "FOUR_STEP.STOP_AFTER", "2", resume=True)
+    assert len(record.sessions) == 1 and record.sessions[0].first == 4
+    assert "the report will lack the time before this" in caplog.text
+
+
+class Fail(HookBase):
+    def before_train(self) -> None:
+        raise RuntimeError("stopped by the test")
+
+
+@pytest.mark.usefixtures("with_data")
+def test_error_before_training_is_not_hidden(four_step_root: Path) -> None:
+    trainer = make_trainer(four_step_root / "early")
+    trainer.register_hooks([Fail(), RunRecorder(trainer.cfg)])
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        trainer.train()
+    assert RunRecord.load(four_step_root / "early") is None
+
+
+@pytest.mark.usefixtures("with_data")
+def test_notes_that_cannot_be_written_do_not_stop_a_training(
+    four_step_root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunRecord, "save", full)
+    trainer = make_trainer(four_step_root / "full", ["FOUR_STEP.STOP_AFTER", "1"])
+    trainer.register_hooks([RunRecorder(trainer.cfg)])
+    trainer.train()
+    assert "cannot write the notes for the report: [Errno 28] No space left" in caplog.text
+
+
+def test_no_record(tmp_path: Path) -> None:
+    assert RunRecord.load(tmp_path) is None
+
+
+def test_environment() -> None:
+    values = describe_environment("cpu")
+    assert {"frcnn_plugin", "detectron2", "torch", "torchvision", "device"} <= values.keys()
+    assert values["device"] == "cpu" and "CUDA" not in values
+    assert all(isinstance(value, str) and value for value in values.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_environment_of_a_gpu() -> None:
+    values = describe_environment("cuda")
+    assert torch.cuda.get_device_name() in values["device"] and "cuDNN" in values["CUDA"]
