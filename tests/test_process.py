@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from detectron2.utils import comm
 
-from frcnn_plugin import process as launch
 from frcnn_plugin.errors import UserError
+from frcnn_plugin.process import launch
 
 
 def add(a: int, b: int) -> int:

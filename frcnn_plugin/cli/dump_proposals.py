@@ -31,7 +31,6 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from .. import process as launch
 from ..data import check_datasets
 from ..data.loading.resize import build_mapper
 from ..data.proposals.checks import check_proposals, save_proposals
@@ -44,7 +43,7 @@ from ..evaluation.proposals.recall import COUNTS
 from ..evaluation.proposals.recall_report import report_recall
 from ..evaluation.proposals.shards import ProposalShards, ShardWriter
 from ..preflight import check_cfg
-from ..process import tune_process
+from ..process import launch, tune_process
 
 logger = logging.getLogger("frcnn_plugin.tools.dump_proposals")
 

@@ -10,8 +10,7 @@ from typing import Any
 from frcnn_plugin import get_config_file
 
 ROOT = Path(__file__).resolve().parents[2]
-# As when the script is started: its folder is where modules are found.
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(ROOT))
 
 SIZE = ["--image", "96x160", "--repeats", "2", "--device", "cpu"]
 SMALL = [

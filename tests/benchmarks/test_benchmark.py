@@ -23,7 +23,7 @@ PEERS = ["--versus", "detectron2", "--versus", "torchvision"]
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    return importlib.import_module("benchmark")
+    return importlib.import_module("benchmarks.__main__")
 
 
 @pytest.fixture(autouse=True)

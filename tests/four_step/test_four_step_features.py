@@ -13,9 +13,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from frcnn_plugin import process as launch
 from frcnn_plugin.four_step.feature_cache import FeatureCache
-from frcnn_plugin.process import unwrap_model
+from frcnn_plugin.process import launch, unwrap_model
 from tests.four_step.four_step_runs import final_weights, make_trainer
 from tests.four_step.test_four_step_errors import Stop
 from tests.four_step.test_four_step_resume import run as run_and_kill

@@ -125,7 +125,7 @@ def test_a_resumed_run_writes_less(plan, tmp_path: Path) -> None:
 
 
 def test_sizes_of_four_steps(plan, shapes: Path) -> None:
-    run = plan(config=str(Path(__file__).parents[3] / "configs" / "demo" / "vgg16_shapes.yaml"))
+    run = plan(config=str(Path(__file__).parents[2] / "configs" / "demo" / "vgg16_shapes.yaml"))
     sizes = {
         name: 4 * sum(p.numel() for p in module.parameters())
         for name, module in run.model.named_children()

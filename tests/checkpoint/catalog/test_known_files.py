@@ -20,7 +20,7 @@ from frcnn_plugin.errors import UserError
 
 FILES: list[RemoteFile] = [*CATALOG, *{k.archive for k in CATALOG if k.archive}]
 LENGTHS = {"sha256": 64, "sha1": 40, "md5": 32}
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "weights.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "weights.md"
 
 
 def test_names_and_files_are_unique() -> None:

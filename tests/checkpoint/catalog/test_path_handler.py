@@ -23,7 +23,7 @@ from frcnn_plugin.errors import UserError
 from .http_server import Server
 from .test_archive import write_tgz
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 Replace = Callable[..., None]

@@ -14,9 +14,9 @@ from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from frcnn_plugin import process as launch
 from frcnn_plugin.engine.guards.step_guard import StepGuard
 from frcnn_plugin.errors import UserError
+from frcnn_plugin.process import launch
 from tests.conftest import make_input
 from tests.engine.joint_runs import make_joint_trainer
 from tests.four_step.four_step_runs import make_trainer

@@ -6,7 +6,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
 from frcnn_plugin.modeling import InclusiveROIPooler
-from frcnn_plugin.visualization.drawings import pooled_cells
+from frcnn_plugin.visualization import pooled_cells
 from frcnn_plugin.visualization.drawings.roi_cells import lanes_of
 
 
