@@ -42,7 +42,7 @@ format: $(STAMP) ## format the code and mend what ruff can
 	@$(PY) -m ruff format .
 
 benchmark: $(STAMP) ## measure speed and memory beside two peers: 6 to 10 minutes on two idle cores
-	@$(PY) tools/benchmark.py targets --output output/benchmark $(BENCHMARK_ARGS)
+	@$(PY) -m benchmarks targets --output output/benchmark $(BENCHMARK_ARGS)
 
 clean: ## remove .venv, build products and caches (output/ and datasets/ stay)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
