@@ -9,7 +9,7 @@ from detectron2.data.detection_utils import read_image
 from PIL import Image
 
 from ..evaluation.record import BoxRecord, ImageRecord
-from ..visualization.drawings.labels import Place, place_label
+from ..visualization.drawings.layout import Place, place_label
 from .figures import data_address
 
 _SIDE = 480  # pixels of the longer side

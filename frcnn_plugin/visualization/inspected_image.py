@@ -10,7 +10,7 @@ import torch
 from detectron2.data.detection_utils import SizeMismatchError, read_image
 
 from ..errors import UserError
-from .drawings.comparison import ImageArray
+from .drawings.palette import ImageArray
 
 FloatArray = npt.NDArray[np.float64]
 
