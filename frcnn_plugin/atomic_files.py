@@ -4,6 +4,7 @@ A leaf: every part of the package writes files.
 """
 
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -81,3 +84,21 @@ def reading_json(path: str | os.PathLike[str], what: str, remedy: str = "") -> I
         raise UserError(f"cannot read the {what}: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} holds no {what} ({error}){remedy}") from error
+
+
+@contextmanager
+def optional_output(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let the ``with`` block, which writes `path`, fail with a warning.
+
+    For all that a training writes beside its weights and its log: hours of work must not end
+    because a table, a picture or a note could not be written.
+
+    Args:
+        path: the file or folder, for the message.
+    """
+    try:
+        yield
+    except Exception as error:  # a full disk, or whatever a drawing may raise
+        known = isinstance(error, (OSError, UserError))
+        message = str(error) if known else f"{type(error).__name__}: {error}"
+        logger.warning("%s is not written: %s", path, message, exc_info=not known)

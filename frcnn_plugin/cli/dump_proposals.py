@@ -39,8 +39,7 @@ from ..engine.checkpointer import AtomicCheckpointer
 from ..engine.weight_requirements import names_detector
 from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth
-from ..evaluation.proposals.recall import COUNTS
-from ..evaluation.proposals.recall_report import report_recall
+from ..evaluation.proposals.recall import COUNTS, report_recall
 from ..evaluation.proposals.shards import ProposalShards, ShardWriter
 from ..preflight import check_cfg
 from ..process import launch, tune_process
