@@ -25,9 +25,9 @@ from ..engine.checkpointer import AtomicCheckpointer
 from ..engine.weight_requirements import names_detector
 from ..errors import UserError
 from ..modeling import PaperRCNN
-from ..modeling.backbone.feature_sizes import backbone_feature_sizes
+from ..modeling.backbone.caffe_backbone import backbone_feature_sizes
+from ..modeling.box_ops import inside_image
 from ..modeling.proposal_generator.rpn import PaperRPN
-from ..modeling.proposal_generator.selection import inside_image
 
 Size = tuple[int, int]
 
