@@ -16,8 +16,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import UserError
 from .class_names import check_classes, note_classes
-from .voc_instances import VOC_CLASSES, load_voc_instances
 from .roots import resolve_root, root_in_words
+from .voc_instances import VOC_CLASSES, load_voc_instances
 
 __all__ = [
     "EVALUATOR_TYPE",

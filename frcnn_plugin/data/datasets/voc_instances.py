@@ -18,8 +18,23 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from ...errors import UserError
-from .voc_annotation import (VOCAnnotation, VOCObject, box_problem, clip_slight_overhang, read_annotation, read_image_size,)
-from .voc_image_set import (examples, find_image, has_annotation_files, index_images, raise_missing_images, read_image_ids, warn_once,)
+from .voc_annotation import (
+    VOCAnnotation,
+    VOCObject,
+    box_problem,
+    clip_slight_overhang,
+    read_annotation,
+    read_image_size,
+)
+from .voc_image_set import (
+    examples,
+    find_image,
+    has_annotation_files,
+    index_images,
+    raise_missing_images,
+    read_image_ids,
+    warn_once,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from ...errors import UserError
 from .class_names import check_classes, note_classes, xml_files
-from .voc_image_set import IMAGE_SUFFIXES, index_images_below, read_image_ids, warn_once
-from .voc_instances import load_voc_files
 from .roots import resolve_root, root_in_words
 from .voc import EVALUATOR_TYPE, register_source
+from .voc_image_set import IMAGE_SUFFIXES, index_images_below, read_image_ids, warn_once
+from .voc_instances import load_voc_files
 
 _SIDES = ("train", "test")
 
