@@ -125,3 +125,17 @@ def _too_old(where: str) -> str:
 def _summary(error: Exception) -> str:
     first_line = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first_line}"
+
+
+def replace_metadata(name: str, **values: object) -> None:
+    """Change what Detectron2's catalog says of a data set.
+
+    ``Metadata.set`` refuses a value other than the one that is there, although the files of a data
+    set may change while a notebook is open. Its values are its attributes.
+
+    Args:
+        name: Registered name.
+        values: What is to replace the values of these names, or to be added.
+    """
+    catalog = importlib.import_module("detectron2.data").MetadataCatalog
+    vars(catalog.get(name)).update(values)

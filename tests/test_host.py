@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from detectron2.data import MetadataCatalog
 
 import frcnn_plugin
-from frcnn_plugin.host import check_host
+from frcnn_plugin.host import check_host, replace_metadata
 
 ROOT = Path(__file__).parents[1]
 
@@ -153,3 +154,15 @@ def test_public_names() -> None:
     assert set(frcnn_plugin.__all__) == {"__version__", "add_frcnn_config", "get_config_file"}
     for name in frcnn_plugin.__all__:
         assert hasattr(frcnn_plugin, name)
+
+
+def test_metadata_can_be_replaced() -> None:
+    """Detectron2's own ``set`` refuses; a subclass of ``dict`` or slots would break ours."""
+    metadata = MetadataCatalog.get("test_host")
+    metadata.set(thing_classes=["cat"])
+    with pytest.raises(AssertionError):
+        metadata.set(thing_classes=["dog"])
+    replace_metadata("test_host", thing_classes=["dog"], dirname="/data")
+    assert metadata.thing_classes == ["dog"] and metadata.get("dirname") == "/data"
+    assert metadata.as_dict()["thing_classes"] == ["dog"]
+    MetadataCatalog.remove("test_host")

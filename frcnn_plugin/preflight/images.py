@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
-from ..data.datasets.voc_annotation import EXIF_ORIENTATION
+from ..data.loading.image_reader import read_bgr
+from ..errors import UserError
 from .finding import Finding, error, ok
 
 SAMPLE = 24  # images per set that are decoded; about 5 ms each
@@ -71,15 +71,12 @@ def evenly(items: Sequence[Any], number: int) -> list[Any]:
 
 
 def _read(item: dict[str, Any]) -> tuple[tuple[int, int], str]:
-    """Width and height of an image, decoded as the host does it, and what is wrong with it."""
+    """Return width and height of an image, and what is wrong with it."""
     file = item["file_name"]
     try:
-        with Image.open(file) as image:
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-            image.load()
-            width, height = image.size[::-1] if turned else image.size
-    except Exception as e:  # decoders raise all kinds
-        return (0, 0), f"{file}: {e}"
+        height, width = read_bgr(file).shape[:2]
+    except UserError as e:
+        return (0, 0), str(e)
     said = (item.get("width", width), item.get("height", height))
     if said != (width, height):
         return (0, 0), f"{file}: {_text((width, height))}, but its annotation says {_text(said)}"

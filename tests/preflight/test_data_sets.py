@@ -165,7 +165,7 @@ def test_truncated_image(find, shapes: Path) -> None:
     image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
     message = only(find(), "data")
     assert "shapes_test: 1 of 3 images looked at are bad" in message
-    assert f"{image}: image file is truncated" in message
+    assert f"{image} cannot be read as an image (image file is truncated" in message
     assert "download them again" in message and "doctor.py --all" in message
 
 
