@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .canvas import Canvas, Panel
+from .canvas import Canvas, Panel, view_around
 from .palette import BLUE, GREEN, GREY, PURPLE, SKY, ImageArray, Style
 
 # One colour per shape (ratio), in turn; sizes within it are told apart by themselves.
@@ -38,9 +38,7 @@ def draw_anchors(
         the picture; it reaches as far as the anchors do.
     """
     height, width = image_bgr.shape[:2]
-    reach = np.vstack([anchors, [[0, 0, width, height]]])
-    margin = 0.02 * max(width, height)
-    view = (*(reach[:, :2].min(0) - margin), *(reach[:, 2:].max(0) + margin))
+    view = view_around(image_bgr, anchors, margin=0.02 * max(width, height))
     kinds = list(dict.fromkeys(ratios))
     styles = {r: Style(_SHAPES[kind % len(_SHAPES)], 2.5) for kind, r in enumerate(kinds)}
     legend = [(f"height / width {ratio:g}", styles[ratio]) for ratio in kinds]

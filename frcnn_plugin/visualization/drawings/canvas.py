@@ -10,6 +10,7 @@ Everything that is drawn on an image is drawn here; `bare_canvas` is the image w
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, nextafter
 from pathlib import Path
 
 import cv2
@@ -147,8 +148,8 @@ class Canvas:
         self._taken: list[list[Place]] = [[] for _ in views]
 
     def _make_figure(self, width: int, height: int, colour: str) -> None:
-        # Matplotlib cuts off fractions of a pixel, and the division may leave a little less.
-        inches = ((width + 0.01) / DPI, (height + 0.01) / DPI)
+        # Matplotlib cuts off fractions of a pixel: 29 / 100 * 100 would be 28 pixels.
+        inches = (nextafter(width / DPI, inf), nextafter(height / DPI, inf))
         self.figure = Figure(figsize=inches, dpi=DPI, facecolor=colour)
         self._agg = FigureCanvasAgg(self.figure)
         self.axes: list[Axes] = []
@@ -330,6 +331,17 @@ class Canvas:
 
     def _to_image(self, place: Place, panel: int) -> npt.NDArray[np.float64]:
         return np.array(place) / self._scales[panel] + np.tile(self._views[panel][:2], 2)
+
+
+def view_around(
+    image: ImageArray, boxes: npt.NDArray[np.float64], margin: float = 0.0
+) -> View:  # fmt: skip
+    """Return a view of the image and of boxes, (N, 4), that may reach beyond it."""
+    height, width = image.shape[:2]
+    everything = np.vstack([boxes, [[0, 0, width, height]]])
+    x1, y1 = (everything[:, :2].min(axis=0) - margin).tolist()
+    x2, y2 = (everything[:, 2:].max(axis=0) + margin).tolist()
+    return x1, y1, x2, y2
 
 
 def save_picture(path: str | os.PathLike[str], picture_bgr: ImageArray) -> Path:

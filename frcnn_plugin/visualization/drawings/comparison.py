@@ -64,36 +64,29 @@ def draw_comparison(
 
 
 def contact_sheet(images: Sequence[ImageArray], columns: int) -> ImageArray:
-    """Put pictures on one white sheet, row by row.
+    """Put pictures on one white sheet, row by row, each in a cell that any of them fits.
 
     Args:
         images: (H, W, 3) uint8 pictures of any size; at least one.
         columns: pictures per row.
 
     Returns:
-        One uint8 picture; each column is as wide as its widest picture, each row as high as its
-        highest.
+        One uint8 picture.
 
     Raises:
         ValueError: without pictures or columns.
     """
     if not images or columns < 1:
         raise ValueError(f"need pictures and columns, got {len(images)} and {columns}")
-    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
-    widths = [
-        max(row[column].shape[1] for row in rows if column < len(row)) for column in range(columns)
-        if any(column < len(row) for row in rows)
-    ]  # fmt: skip
-    heights = [max(image.shape[0] for image in row) for row in rows]
-    size = (sum(heights) + _MARGIN * (len(rows) + 1), sum(widths) + _MARGIN * (len(widths) + 1))
-    sheet = np.full((*size, 3), 255, dtype=np.uint8)
-    top = _MARGIN
-    for row, height in zip(rows, heights, strict=True):
-        left = _MARGIN
-        for image, width in zip(row, widths, strict=False):
-            sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-            left += width + _MARGIN
-        top += height + _MARGIN
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height, width = (max(image.shape[axis] for image in images) + _MARGIN for axis in (0, 1))
+    size = (rows * height + _MARGIN, columns * width + _MARGIN, 3)
+    sheet = np.full(size, 255, dtype=np.uint8)
+    for index, image in enumerate(images):
+        top = index // columns * height + _MARGIN
+        left = index % columns * width + _MARGIN
+        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
     return sheet
 
 

@@ -25,7 +25,7 @@ class Objects:
     ignored: npt.NDArray[np.bool_]
 
     def legend(self) -> list[tuple[str, Style]]:
-        """Entries for the kinds that are there."""
+        """Return entries for the kinds that are there."""
         entries = [("object", OBJECT)] if (~self.ignored).any() else []
         return entries + ([("difficult or crowd", DIFFICULT)] if self.ignored.any() else [])
 
@@ -50,7 +50,7 @@ class Objects:
 
 
 def count_of(number: int, noun: str) -> str:
-    """``"1 object"``, ``"2 objects"``."""
+    """Say ``"1 object"``, ``"2 objects"``."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 

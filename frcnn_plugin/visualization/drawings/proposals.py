@@ -70,7 +70,7 @@ def draw_proposals(
 
 
 def _coverage(boxes: npt.NDArray[np.float64], objects: Objects) -> npt.NDArray[np.float64]:
-    """(G,) IoU of each object with the proposal that covers it best."""
+    """Return the IoU of each object, (G,), with the proposal that covers it best."""
     images = np.zeros(max(len(boxes), len(objects.boxes)), dtype=np.int64)
     _, iou = best_overlaps(objects.boxes, images[: len(objects.boxes)], boxes, images[: len(boxes)])
     return iou
