@@ -24,9 +24,7 @@ def grey(height: int = 300, width: int = 480) -> np.ndarray:
 
 def near(picture: np.ndarray, colour: str) -> np.ndarray:
     rgb = list(bytes.fromhex(colour[1:]))
-    return (
-        np.abs(picture[:, :, ::-1].astype(int) - list(bytes.fromhex(colour[1:]))).max(axis=2) < 40
-    )
+    return np.abs(picture[:, :, ::-1].astype(int) - rgb).max(axis=2) < 40
 
 
 def test_size_and_colours() -> None:
