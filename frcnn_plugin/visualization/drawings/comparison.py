@@ -54,7 +54,7 @@ def draw_comparison(
         for box, index, score in zip(det_boxes, det_classes, det_scores, strict=True)
     ]
     panels = [Panel(f"ground truth ({len(truth)})"), Panel(f"detections ({len(detections)})")]
-    canvas = Canvas(image_bgr, title, panels=panels, ticks=False)
+    canvas = Canvas(image_bgr, title, panels=panels, ticks=False, sides=(480, 900))
     for panel, items in enumerate((truth, detections)):
         for box, _, style in reversed(items):  # the best one on top
             canvas.box(box, style, panel)

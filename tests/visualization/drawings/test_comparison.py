@@ -28,9 +28,9 @@ def test_truth_on_the_left_detections_on_the_right() -> None:
     assert texts(right) == ["circle 0.97", "circle 0.50"]
     picture = canvas.pixels()
     frame = left.get_window_extent()
-    assert frame.width == pytest.approx(560)
-    # The left edge of the box, 3.5 times enlarged; BGR.
-    row, column = len(picture) - round(frame.y1) + round(60 * 3.5), round(frame.x0 + 35)
+    assert frame.width == pytest.approx(480)
+    # The left edge of the box, 3 times enlarged; BGR.
+    row, column = len(picture) - round(frame.y1) + 60 * 3, round(frame.x0 + 30)
     assert picture[row, column].tolist() == [40, 39, 214]
     assert picture[row, column + 40].tolist() == [128, 128, 128]  # the image itself
 
