@@ -242,6 +242,30 @@ class Canvas:
         )  # fmt: skip
         return place
 
+    def boxes(
+        self,
+        boxes: npt.ArrayLike,
+        styles: Sequence[Style],
+        texts: Sequence[str] = (),
+        panel: int = 0,
+        *,
+        optional: bool = False,
+    ) -> None:
+        """Draw boxes, (N, 4), the first one on top; see :meth:`box` and :meth:`label`.
+
+        Args:
+            boxes: best first.
+            styles: (N,) their looks.
+            texts: (N,) their labels, or none.
+            panel: where.
+            optional: leave labels out rather than cover others.
+        """
+        pairs = list(zip(np.asarray(boxes, dtype=float).reshape(-1, 4), styles, strict=True))
+        for box, style in reversed(pairs):
+            self.box(box, style, panel)
+        for (box, style), text in zip(pairs if texts else (), texts, strict=True):
+            self.label(box, text, style, panel, optional=optional)
+
     def fill(
         self, box: npt.ArrayLike, colour: str, alpha: float, panel: int = 0, text: str = ""
     ) -> None:

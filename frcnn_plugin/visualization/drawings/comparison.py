@@ -38,28 +38,24 @@ def draw_comparison(
     Returns:
         the picture.
     """
-    gt_boxes = np.asarray(gt_boxes, dtype=float).reshape(-1, 4)
-    det_boxes = np.asarray(det_boxes, dtype=float).reshape(-1, 4)
-    difficult = [False] * len(gt_boxes) if gt_difficult is None else list(gt_difficult)
-    truth = [
-        (
-            box,
-            _class_name(class_names, index) + (" (difficult)" if hard else ""),
-            DIFFICULT if hard else class_style(int(index)),
-        )
-        for box, index, hard in zip(gt_boxes, gt_classes, difficult, strict=True)
-    ]
-    detections = [
-        (box, f"{_class_name(class_names, index)} {score:.2f}", class_style(int(index)))
-        for box, index, score in zip(det_boxes, det_classes, det_scores, strict=True)
-    ]
-    panels = [Panel(f"ground truth ({len(truth)})"), Panel(f"detections ({len(detections)})")]
+    difficult = [False] * len(gt_classes) if gt_difficult is None else gt_difficult
+    truth = list(zip(gt_classes, difficult, strict=True))
+    panels = [Panel(f"ground truth ({len(truth)})"), Panel(f"detections ({len(det_classes)})")]
     canvas = Canvas(image_bgr, title, panels=panels, ticks=False, sides=(480, 900))
-    for panel, items in enumerate((truth, detections)):
-        for box, _, style in reversed(items):  # the best one on top
-            canvas.box(box, style, panel)
-        for box, text, style in items:
-            canvas.label(box, text, style, panel)
+    canvas.boxes(
+        gt_boxes,
+        [DIFFICULT if hard else class_style(index) for index, hard in truth],
+        [_class_name(class_names, i) + (" (difficult)" if hard else "") for i, hard in truth],
+    )
+    canvas.boxes(
+        det_boxes,
+        [class_style(index) for index in det_classes],
+        [
+            f"{_class_name(class_names, index)} {score:.2f}"
+            for index, score in zip(det_classes, det_scores, strict=True)
+        ],
+        1,
+    )
     return canvas
 
 

@@ -60,16 +60,15 @@ def draw_detections(
             *([("detection of a difficult one", UNCOUNTED)] if ignored.any() else []),
         ]
         canvas = Canvas(image_bgr, title, notes, legend)
-        for box, hard, lost in zip(objects.boxes, objects.ignored, missed, strict=True):
-            canvas.box(box, DIFFICULT if hard else MISSED if lost else FOUND)
+        kinds = zip(objects.ignored, missed, strict=True)
+        looks = [DIFFICULT if hard else MISSED if lost else FOUND for hard, lost in kinds]
+        canvas.boxes(objects.boxes, looks)
         styles = [
             RIGHT if good else UNCOUNTED if skip else WRONG
             for good, skip in zip(right, ignored, strict=True)
         ]
-    for box, style in reversed(list(zip(boxes, styles, strict=True))):  # the best one on top
-        canvas.box(box, style)
-    for box, name, score, style in zip(boxes, names, scores, styles, strict=True):
-        canvas.label(box, f"{name} {score:.2f}", style)
+    texts = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
+    canvas.boxes(boxes, styles, texts)
     for index in np.flatnonzero(missed):
         if objects is not None:
             canvas.label(objects.boxes[index], f"missed {objects.names[index]}", MISSED)

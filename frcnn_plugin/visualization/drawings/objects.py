@@ -42,11 +42,7 @@ class Objects:
         if texts is None:
             texts = [f"{number} {name}" for number, name in enumerate(self.names, start=1)]
         styles = [DIFFICULT if ignored else OBJECT for ignored in self.ignored]
-        for box, style in zip(self.boxes, styles, strict=True):
-            canvas.box(box, style, panel)
-        for box, text, style in zip(self.boxes, texts, styles, strict=True):
-            if text:
-                canvas.label(box, text, style, panel)
+        canvas.boxes(self.boxes, styles, texts, panel)
 
 
 def count_of(number: int, noun: str) -> str:
