@@ -1,4 +1,4 @@
-"""What a model does with one image, step by step, for looking at it.
+"""What a model does with one image, part by part, for looking at it.
 
 `BoxRules` is the part of a config that has no weights: anchors, their labels, the cells that are
 pooled. It holds no network, so it is there in a second whatever the backbone. What needs weights

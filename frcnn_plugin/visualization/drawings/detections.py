@@ -42,7 +42,7 @@ def draw_detections(
         title = f"{title}, {count_of(len(boxes), 'detection')}, no ground truth given"
         canvas = Canvas(image_bgr, title, notes, [("detection", RIGHT)])
         styles = [RIGHT] * len(boxes)
-        missed = np.zeros(0, dtype=bool)
+        lost = []
     else:
         right, ignored, found = verdicts
         missed = ~found & ~objects.ignored
@@ -61,15 +61,16 @@ def draw_detections(
         ]
         canvas = Canvas(image_bgr, title, notes, legend)
         kinds = zip(objects.ignored, missed, strict=True)
-        looks = [DIFFICULT if hard else MISSED if lost else FOUND for hard, lost in kinds]
+        looks = [DIFFICULT if hard else MISSED if alone else FOUND for hard, alone in kinds]
         canvas.boxes(objects.boxes, looks)
+        everything = zip(objects.boxes, objects.names, missed, strict=True)
+        lost = [(box, f"missed {name}") for box, name, is_missed in everything if is_missed]
         styles = [
             RIGHT if good else UNCOUNTED if skip else WRONG
             for good, skip in zip(right, ignored, strict=True)
         ]
     texts = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
     canvas.boxes(boxes, styles, texts)
-    for index in np.flatnonzero(missed):
-        if objects is not None:
-            canvas.label(objects.boxes[index], f"missed {objects.names[index]}", MISSED)
+    for box, text in lost:
+        canvas.label(box, text, MISSED)
     return canvas

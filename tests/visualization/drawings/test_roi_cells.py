@@ -45,7 +45,7 @@ def test_corners_beyond_the_map() -> None:
 
 
 def test_nothing_to_read() -> None:
-    """Pixel 792 / 16 = 49.5 rounds away from zero, to the cell behind the last one."""
+    """Pixel 792 / 16 = 49.5 rounds away from zero, to the cell after the last one."""
     cells = pooled_cells(caffe_pooler(), torch.tensor([792.0, 0.0, 800.0, 16.0]), (38, 50))
     assert cells.rounded.tolist() == [50, 0, 51, 2]
     assert cells.empty_bins == 49 and cells.read == (0, 0, 0, 0)
