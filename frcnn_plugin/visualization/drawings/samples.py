@@ -1,4 +1,4 @@
-"""What one iteration of training learns from: sampled anchors of the RPN, sampled RoIs of the head."""
+"""What an iteration learns from: sampled anchors of the RPN, sampled RoIs of the head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
