@@ -47,7 +47,7 @@ setup(
         "portalocker>=3.0",  # one process downloads, the others wait; 3.0 tells locked from broken
         "PyYAML>=5.1",  # Detectron2's config files; their errors are told in one line
         "pycocotools>=2.0.2",  # COCO's annotations and metric
-        "matplotlib>=3.6",  # Detectron2's Visualizer draws the pictures with it
+        "matplotlib>=3.6",  # draws the pictures
         "opencv-python-headless>=4.5",  # Detectron2's data module; headless needs no screen
         "Jinja2>=3.0",  # the page of the training report; torch needs it too
         "tabulate>=0.8",  # tables of results

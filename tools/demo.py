@@ -24,12 +24,12 @@ from typing import Any
 import train_net
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.data.loading.image_reader import read_bgr
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.report import write_report
@@ -70,7 +70,7 @@ def draw_test_images(cfg: CfgNode, folder: Path, number: int, min_score: float =
     predictor = DefaultPredictor(cfg)
     pictures = []
     for record in tqdm(DatasetCatalog.get(dataset)[:number], desc="drawing", unit="image"):
-        image = read_image(record["file_name"], "BGR")
+        image = read_bgr(record["file_name"])
         instances = predictor(image)["instances"].to("cpu")
         instances = instances[instances.scores >= min_score]
         objects = record["annotations"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +28,9 @@ v.Canvas
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_drawings_know_no_model() -> None:
+    for file in (Path(visualization.__file__).parent / "drawings").glob("*.py"):
+        rooms = set(re.findall(r"^from \.\.(\.?\w*)", file.read_text(), re.MULTILINE))
+        assert rooms <= {".atomic_files", ".evaluation"}, file

@@ -389,7 +389,7 @@ def save_picture(path: str | os.PathLike[str], picture_bgr: ImageArray) -> Path:
 def encode(picture_bgr: ImageArray, suffix: str, quality: int) -> bytes:
     """Return the content of a .png or .jpg file; the quality is that of the JPEG."""
     options = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, quality]
-    done, content = cv2.imencode(suffix, picture_bgr, options)
+    done, content = cv2.imencode(suffix, np.ascontiguousarray(picture_bgr), options)
     assert done, suffix
     return content.tobytes()
 
@@ -398,7 +398,8 @@ def resize(image: ImageArray, size: tuple[int, int]) -> ImageArray:
     """Return the image at another width and height, without aliasing."""
     size = (max(1, size[0]), max(1, size[1]))
     method = cv2.INTER_AREA if size[0] < image.shape[1] else cv2.INTER_LINEAR
-    resized: ImageArray = cv2.resize(image, size, interpolation=method)
+    pixels = np.ascontiguousarray(image)  # OpenCV takes no flipped views
+    resized: ImageArray = cv2.resize(pixels, size, interpolation=method)
     return resized
 
 

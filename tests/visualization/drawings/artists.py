@@ -13,6 +13,10 @@ Box = tuple[float, float, float, float]
 IMAGE = np.full((100, 200, 3), 90, dtype=np.uint8)
 
 
+def blank(height: int, width: int, value: int = 128) -> np.ndarray:
+    return np.full((height, width, 3), value, dtype=np.uint8)
+
+
 def boxes(axes: Axes, colour: str = "", dash: str = "") -> list[Box]:
     """XYXY of outlined rectangles, of one colour and line style if asked for."""
     found = []

@@ -29,7 +29,9 @@ def test_size_is_the_image_s_unless_it_is_small(shape, size) -> None:
 
 def test_sides() -> None:
     image = np.full((600, 1000, 3), 90, dtype=np.uint8)
-    assert BareCanvas(image, sides=(480, 480)).pixels().shape == (288, 480, 3)
+    for view in (image, image[:, ::-1, ::-1]):
+        assert BareCanvas(view, sides=(480, 480)).pixels().shape == (288, 480, 3)
+        assert BareCanvas(view).svg()
 
 
 def test_only_what_is_drawn_changes() -> None:

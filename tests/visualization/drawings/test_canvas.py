@@ -4,7 +4,6 @@ import gc
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
@@ -13,11 +12,7 @@ from frcnn_plugin.visualization import BareCanvas
 from frcnn_plugin.visualization.drawings.canvas import Canvas, Panel, save_picture
 from frcnn_plugin.visualization.drawings.palette import OBJECT, RIGHT, Style
 
-from .artists import boxes, heading, legend
-
-
-def blank(height: int, width: int, value: int = 128) -> np.ndarray:
-    return np.full((height, width, 3), value, dtype=np.uint8)
+from .artists import blank, boxes, heading, legend
 
 
 def panel_size(canvas: Canvas, panel: int = 0) -> tuple[int, int]:

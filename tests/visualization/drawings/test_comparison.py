@@ -6,11 +6,7 @@ import pytest
 from frcnn_plugin.visualization import contact_sheet, draw_comparison
 from frcnn_plugin.visualization.drawings.palette import CLASS_COLOURS, GREY
 
-from .artists import boxes, texts
-
-
-def blank(height: int, width: int, value: int = 128) -> np.ndarray:
-    return np.full((height, width, 3), value, dtype=np.uint8)
+from .artists import blank, boxes, texts
 
 
 def test_truth_on_the_left_detections_on_the_right() -> None:
