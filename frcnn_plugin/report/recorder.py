@@ -16,6 +16,7 @@ from detectron2.engine import HookBase
 
 from ..errors import UserError
 from ..four_step.hook import FourStepHook
+from ..host import registered_hooks
 from ..process import environment
 from .run_record import RunRecord, Session, Span
 
@@ -47,7 +48,7 @@ class RunRecorder(HookBase):
 
     def before_train(self) -> None:
         """Begin a record, or go on with that of the run that is resumed."""
-        hooks = self.trainer._hooks
+        hooks = registered_hooks(self.trainer)
         self._four_step = next((h for h in hooks if isinstance(h, FourStepHook)), None)
         self._stages = self._four_step.stages if self._four_step else []
         folder = Path(self._cfg.OUTPUT_DIR)

@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ...errors import UserError
+from ...host import set_metadata
 from .voc_annotation import read_annotation
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def note_classes(source: Any, annotations: Path) -> tuple[str, ...]:
         return tuple(source.classes)
     classes = classes_in_folder(annotations)
     # Metadata refuses a changed value; files may well change while a notebook is open.
-    vars(MetadataCatalog.get(source.name))["thing_classes"] = list(classes)
+    set_metadata(MetadataCatalog.get(source.name), "thing_classes", list(classes))
     logger.info("%s: %d classes: %s", source.name, len(classes), ", ".join(classes))
     return classes
 
