@@ -32,12 +32,11 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from ..atomic_files import sha256
+from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..data import check_datasets
 from ..data.loading.resize import build_mapper
 from ..data.proposals.checks import check_proposals, save_proposals
 from ..engine import setup_cfg
-from ..engine.checkpointer import AtomicCheckpointer
-from ..engine.weight_requirements import names_detector
 from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth
 from ..evaluation.proposals.recall import COUNTS

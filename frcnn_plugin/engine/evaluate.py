@@ -8,10 +8,10 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..checkpoint.read import peek
 from ..errors import UserError
 from ..four_step.proposals import with_test_proposals
-from .checkpointer import AtomicCheckpointer
 from .trainer import PaperTrainer
 
 logger = logging.getLogger(__name__)

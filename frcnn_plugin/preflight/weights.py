@@ -14,10 +14,9 @@ from torch import nn
 from ..checkpoint.catalog.cache import cached_path
 from ..checkpoint.catalog.known_files import find
 from ..checkpoint.catalog.path_handler import PREFIX
+from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..checkpoint.metadata import KEY, Metadata
 from ..checkpoint.read import peek
-from ..engine.checkpointer import AtomicCheckpointer
-from ..engine.weight_requirements import names_detector
 from ..errors import UserError
 from .finding import Finding, error, ok, warning
 from .planned_run import PlannedRun, muted, warnings_of
