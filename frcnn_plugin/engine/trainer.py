@@ -26,6 +26,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..data.loading.resize import build_mapper
 from ..data.loading.train_loader import build_train_loader
 from ..errors import UserError
@@ -40,7 +41,6 @@ from ..four_step.stages import build_four_step_scheduler
 from ..four_step.weights import fold_statistics
 from ..host import inner_trainer, last_results, set_inner_trainer
 from ..process import unwrap_model, wrap_model
-from .checkpointer import AtomicCheckpointer
 from .guards.memory_errors import memory_errors_explained
 from .guards.step_guard import StepGuard
 from .hooks import CaffeMomentum, SeedEveryStep

@@ -10,12 +10,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
+from ..checkpoint.checkpointer import class_names
 from ..checkpoint.metadata import Metadata
 from ..checkpoint.read import read_metadata
 from ..config import plugin_cfg
 from ..engine.evaluate import phase_and_step
 from ..engine.setup import merge_overrides, setup_cfg
-from ..engine.weight_requirements import class_names
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
