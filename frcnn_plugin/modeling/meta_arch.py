@@ -14,7 +14,6 @@ from detectron2.utils.events import get_event_storage
 
 from ..errors import UserError
 from ..layers.conv3x3 import Conv3x3
-from .backbone.feature_store import FeatureStore, backbone_features
 from .image_size import ScaledImageSize, resize_scale
 from .roi_heads.detections import to_original_size
 
@@ -33,8 +32,7 @@ class PaperRCNN(GeneralizedRCNN):
     - "rpn": trains the RPN alone and selects no proposals meanwhile. Run, it proposes.
     - "fast_rcnn": trains and runs the detector on the proposals in its input.
 
-    The last two are the steps of the paper's alternating training. They train on features from
-    :attr:`feature_store`, if there is one, while the backbone does not train.
+    The last two are the stages of the paper's alternating training.
     """
 
     @configurable
@@ -68,7 +66,6 @@ class PaperRCNN(GeneralizedRCNN):
         """
         super().__init__(**kwargs)
         self._drawn_at = -1  # iteration of the last picture
-        self.feature_store: FeatureStore | None = None
         if inference_dtype not in DTYPES:
             raise UserError(
                 f"MODEL.PAPER_RCNN.INFERENCE_DTYPE is '{inference_dtype}': use one of "
@@ -149,7 +146,7 @@ class PaperRCNN(GeneralizedRCNN):
         # The host's forward always runs both networks, or has only one of them.
         images = self.preprocess_image(batched_inputs)
         targets = [x["instances"].to(self.device) for x in batched_inputs]
-        features = backbone_features(self, batched_inputs, images.tensor)
+        features = self.backbone(images.tensor)
         draws = self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0
         if self.phase == "rpn":
             self.proposal_generator.select_in_training = draws
