@@ -183,11 +183,6 @@ def forget_scalars(storage: Any, word: str) -> None:
             del values[name]
 
 
-def set_metadata(metadata: Any, name: str, value: Any) -> None:
-    """Set an entry of a data set's metadata, which itself refuses to have one changed."""
-    vars(metadata)[name] = value
-
-
 def transform_rois(roi_heads: Any, features: Any, boxes: Any) -> Any:
     """Pool boxes and pass them through the last block of a Res5ROIHeads: (R, C, H, W)."""
     return _member(roi_heads, "_shared_roi_transform")(features, boxes)

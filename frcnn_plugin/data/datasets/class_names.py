@@ -12,7 +12,6 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ...errors import UserError
-from ...host import set_metadata
 from .voc_annotation import read_annotation
 
 logger = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ def note_classes(source: Any, annotations: Path) -> tuple[str, ...]:
         return tuple(source.classes)
     classes = classes_in_folder(annotations)
     # Metadata refuses a changed value; files may well change while a notebook is open.
-    set_metadata(MetadataCatalog.get(source.name), "thing_classes", list(classes))
+    vars(MetadataCatalog.get(source.name))["thing_classes"] = list(classes)
     logger.info("%s: %d classes: %s", source.name, len(classes), ", ".join(classes))
     return classes
 

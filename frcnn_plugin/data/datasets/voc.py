@@ -15,7 +15,6 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import UserError
-from ...host import set_metadata
 from .class_names import check_classes, note_classes
 from .voc_instances import VOC_CLASSES, load_voc_instances
 from .roots import resolve_root, root_in_words
@@ -122,7 +121,7 @@ class VOCSource:
 
     def _note_dirname(self, directory: Path) -> None:
         # Metadata refuses a changed value; the folder may well change with the environment.
-        set_metadata(MetadataCatalog.get(self.name), "dirname", str(directory))
+        vars(MetadataCatalog.get(self.name))["dirname"] = str(directory)
 
     def _missing(self, path: Path) -> str:
         """Message for a missing `path`."""
