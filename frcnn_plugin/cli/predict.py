@@ -24,11 +24,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from detectron2.config import get_cfg
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from .. import add_frcnn_config
+from ..config import plugin_cfg
 from ..errors import UserError
 from ..predict import FasterRCNNPredictor
 from ..predict.given_boxes import BoxList, load_boxes
@@ -76,8 +75,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Pictures, and the ``KEY VALUE`` pairs behind them."""
-    cfg = get_cfg()
-    add_frcnn_config(cfg)
+    cfg = plugin_cfg()
     for i, word in enumerate(words):
         if word.partition(".")[0] in cfg and not os.path.exists(word):
             return list(words[:i]), list(words[i:])

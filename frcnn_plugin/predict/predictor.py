@@ -13,8 +13,8 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList, Instances
 
+from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..data.loading.resize import with_resize
-from ..engine.checkpointer import AtomicCheckpointer
 from ..errors import UserError
 from ..modeling.roi_heads.roi_features import classify, detect_with_features
 from .arrays import check_boxes, check_image, full, postprocess, to_image

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..config import add_frcnn_config, get_config_file
+from ..config import base_chain, get_config_file, plugin_cfg
 from ..four_step.checkpoints import check_start
 from ..four_step.stages import build_stages
 from .finding import Finding, error, ok, plural, warning
@@ -179,18 +179,12 @@ def find_preset(config_file: str) -> tuple[str, CfgNode] | None:
         included; None if there is none.
     """
     ours = Path(get_config_file("Base-PyEnd2End.yaml")).resolve().parent
-    path = Path(config_file).resolve()
-    while config_file and path.is_file():
+    for path in base_chain(config_file) if config_file else ():
         if ours in path.parents:
-            cfg = get_cfg()
-            add_frcnn_config(cfg)
+            cfg = plugin_cfg()
             with muted("fvcore"):
                 cfg.merge_from_file(str(path))
             return str(path), cfg
-        base = CfgNode.load_cfg(path.read_text(encoding="utf-8")).get("_BASE_", "")
-        if not isinstance(base, str) or not base:
-            return None
-        path = (path.parent / Path(base).expanduser()).resolve()
     return None
 
 

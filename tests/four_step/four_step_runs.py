@@ -23,8 +23,8 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.engine import PaperTrainer
-from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
 from frcnn_plugin.engine.setup import setup_cfg
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalCollector
 from frcnn_plugin.four_step import weights as stage_weights
