@@ -56,10 +56,10 @@ def _add_weights(cfg: CN) -> None:
 
 
 def _add_backbones(cfg: CN) -> None:
-    # The number of frozen stages is the host's MODEL.BACKBONE.FREEZE_AT: 0 (none) to 5 (all);
+    # The number of frozen blocks is Detectron2's MODEL.BACKBONE.FREEZE_AT: 0 (none) to 5 (all);
     # 2 freezes conv1_1..conv2_2 of VGG16 (paper, section 3.1.3).
     cfg.MODEL.VGG = CN()
-    # Output channels of stages conv1..conv5. Smaller numbers make a narrow network for trials.
+    # Output channels of blocks conv1..conv5. Smaller numbers make a narrow network for trials.
     cfg.MODEL.VGG.CHANNELS = [64, 128, 256, 512, 512]
     # Features handed on, any of conv1..conv5, each after its last ReLU and before its pooling.
     cfg.MODEL.VGG.OUT_FEATURES = ["conv5"]
