@@ -34,10 +34,9 @@ from ..evaluation.coco import RecordingCOCOEvaluator
 from ..evaluation.proposals.evaluator import ProposalEvaluator
 from ..evaluation.voc import VOCEvaluator
 from ..four_step.checkpoints import StageCheckpointer
-from ..four_step.evaluation import StageEvalHook
+from ..four_step.evaluation import StageEvalHook, with_test_proposals
 from ..four_step.hook import FourStepHook
-from ..four_step.proposals import with_test_proposals
-from ..four_step.stages import build_four_step_scheduler
+from ..four_step.schedule import build_four_step_scheduler
 from ..four_step.weights import fold_statistics
 from ..host import inner_trainer, last_results, set_inner_trainer
 from ..process import unwrap_model, wrap_model
@@ -134,13 +133,18 @@ class PaperTrainer(DefaultTrainer):
             ret.insert(position + 1, CaffeMomentum(self.optimizer))
         if self.cfg.SEED >= 0:
             node = self.cfg.FOUR_STEP
-            # Steps that were left out count, so that the others draw the same numbers as with them.
+            # Stages that are left out count, so that the others draw the same numbers as with them.
             left_out = sum(node.ITERS[: node.START_AT - 1]) if node.ENABLED else 0
             ret.insert(0, SeedEveryStep(self.cfg.SEED, left_out))
         if self.cfg.FOUR_STEP.ENABLED:
             four_step = FourStepHook(self.cfg)
-            ret = [StageEvalHook(h, four_step) if isinstance(h, hooks.EvalHook) else h for h in ret]
-            ret.insert(0, four_step)  # first: what it does between steps is not iteration time
+            ret = [
+                StageEvalHook(h, four_step.stages, four_step.evaluate)
+                if isinstance(h, hooks.EvalHook)
+                else h
+                for h in ret
+            ]
+            ret.insert(0, four_step)  # first: what it does between stages is not iteration time
             if comm.is_main_process():
                 ret.insert(-1, StageCheckpointer(four_step.stages))  # before the writers
         if comm.is_main_process():
