@@ -158,7 +158,7 @@ def dump_speed(
         def networks(batches: list[Any]) -> None:
             start = time.perf_counter()
             for batch in batches:
-                features = model.backbone(model.preprocess_image(batch).tensor)
+                _, features = model.features(batch)
                 rpn.rpn_head([features[f] for f in rpn.in_features])
             contender.synchronise()
             seconds["networks"].append((time.perf_counter() - start) / len(batches))
