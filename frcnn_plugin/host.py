@@ -188,6 +188,20 @@ def transform_rois(roi_heads: Any, features: Any, boxes: Any) -> Any:
     return _member(roi_heads, "_shared_roi_transform")(features, boxes)
 
 
+def replace_metadata(name: str, **values: object) -> None:
+    """Change what Detectron2's catalog says of a data set.
+
+    ``Metadata.set`` refuses a value other than the one that is there, although the files of a data
+    set may change while a notebook is open. Its values are its attributes.
+
+    Args:
+        name: Registered name.
+        values: What is to replace the values of these names, or to be added.
+    """
+    catalog = importlib.import_module("detectron2.data").MetadataCatalog
+    vars(catalog.get(name)).update(values)
+
+
 def forget_process_groups() -> None:
     """Empty Detectron2's caches of process groups, which keep them alive."""
     comm: Any = importlib.import_module("detectron2.utils.comm")

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -17,7 +18,7 @@ from torch import nn
 
 import frcnn_plugin
 from frcnn_plugin import host
-from frcnn_plugin.host import check_host
+from frcnn_plugin.host import check_host, replace_metadata
 
 ROOT = Path(__file__).parents[1]
 
@@ -288,3 +289,15 @@ def test_private_members_are_touched_in_host_only() -> None:
         if name not in ours | OF_TORCH and not (own and name in INHERITED)
     )
     assert not strange, "move what needs it into frcnn_plugin/host.py"
+
+
+def test_metadata_can_be_replaced() -> None:
+    """Detectron2's own ``set`` refuses; a subclass of ``dict`` or slots would break ours."""
+    metadata = MetadataCatalog.get("test_host")
+    metadata.set(thing_classes=["cat"])
+    with pytest.raises(AssertionError):
+        metadata.set(thing_classes=["dog"])
+    replace_metadata("test_host", thing_classes=["dog"], dirname="/data")
+    assert metadata.thing_classes == ["dog"] and metadata.get("dirname") == "/data"
+    assert metadata.as_dict()["thing_classes"] == ["dog"]
+    MetadataCatalog.remove("test_host")

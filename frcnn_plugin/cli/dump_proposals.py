@@ -42,7 +42,7 @@ from ..evaluation.ground_truth import load_ground_truth
 from ..evaluation.proposals.recall import COUNTS
 from ..evaluation.proposals.recall_report import report_recall
 from ..evaluation.proposals.shards import ProposalShards, ShardWriter
-from ..preflight import check_cfg
+from ..preflight import PlannedRun, stop_on_errors
 from ..process import launch, tune_process
 
 logger = logging.getLogger("frcnn_plugin.tools.dump_proposals")
@@ -95,7 +95,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, output: Path, shards: Proposal
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
         raise UserError(f"{args.config_file} has no region proposal network to make proposals")
     check_datasets([args.dataset], None)
-    check_cfg(cfg, eval_only=True)
+    stop_on_errors(PlannedRun(cfg, eval_only=True))
     # With shards left, the run that wrote the file did not get to its end.
     if output.exists() and not args.overwrite and not shards.folder.exists():
         raise UserError(

@@ -203,7 +203,7 @@ def test_unreadable_files_are_left_out(predict: Callable, photos: Path, tmp_path
     (photos / "a" / "9.jpg").write_bytes(b"")
     out = tmp_path / "out"
     printed = predict(photos / "a", "--output", out, status=1)
-    assert f"left out: {photos}/a/0.jpg cannot be read as a picture (cannot identify" in printed
+    assert f"left out: {photos}/a/0.jpg cannot be read as an image (cannot identify" in printed
     assert printed.rstrip().endswith(
         f"error: 2 of 4 files could not be read: {photos}/a/0.jpg, {photos}/a/9.jpg"
     )
