@@ -28,10 +28,11 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from ..config import plugin_cfg
+from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
 from ..predict import FasterRCNNPredictor
 from ..predict.given_boxes import BoxList, load_boxes
-from ..predict.image_files import check_overwrites, find_images, output_names, read_bgr
+from ..predict.image_files import check_overwrites, find_images, output_names
 from ..predict.video import VideoFrames
 from ..predict.writer import DetectionWriter
 from ..process import tune_process

@@ -37,12 +37,12 @@ from tqdm import tqdm
 
 from ..config import plugin_cfg
 from ..data import check_datasets
+from ..data.loading.image_reader import IMAGE_SUFFIXES
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
 from ..visualization.pictures import MODES, NEEDS_TRUTH, Options, Pictures, is_of_training
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 FIRST = 4  # images drawn where nothing says how many
 
 

@@ -21,12 +21,12 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..engine.checkpointer import AtomicCheckpointer
-from ..engine.weight_requirements import names_detector
+from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..errors import UserError
-from ..modeling.backbone.feature_sizes import backbone_feature_sizes
+from ..modeling import PaperRCNN
+from ..modeling.backbone.caffe_backbone import backbone_feature_sizes
+from ..modeling.box_ops import inside_image
 from ..modeling.proposal_generator.rpn import PaperRPN
-from ..modeling.proposal_generator.selection import inside_image
 
 Size = tuple[int, int]
 
@@ -180,9 +180,8 @@ def propose(model: Any, item: dict[str, Any]) -> Instances:
     Returns:
         ``proposal_boxes`` in original-image pixels, ``objectness_logits``; on the CPU.
     """
-    images = model.preprocess_image([item])
-    features = model.backbone(images.tensor)
-    proposals, _ = model.proposal_generator(images, features, None)
+    images, features = PaperRCNN.features(model, [item])
+    proposals = PaperRCNN.propose(model, images, features)
     return detector_postprocess(proposals[0].to("cpu"), item["height"], item["width"])
 
 
@@ -206,11 +205,10 @@ def sample_rois(model: Any, item: dict[str, Any], seed: int) -> Instances:
         ``proposal_boxes`` in network-input pixels, ``gt_classes`` (background: the number of
         classes); on the CPU.
     """
-    images = model.preprocess_image([item])
+    images, features = PaperRCNN.features(model, [item])
     targets = [item["instances"].to(images.tensor.device)]
     with torch.random.fork_rng(), EventStorage():
         torch.manual_seed(seed)
-        features = model.backbone(images.tensor)
         model.proposal_generator.train()
         try:
             proposals, _ = model.proposal_generator(images, features, targets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
 from frcnn_plugin.errors import UserError
@@ -81,6 +82,45 @@ def test_inference_is_in_original_pixels(model: PaperRCNN) -> None:
         boxes = r.pred_boxes.tensor
         assert (boxes >= 0).all() and boxes[:, 2].max() <= width and boxes[:, 3].max() <= height
         assert r.pred_classes.max() < 3
+
+
+def test_the_path_step_by_step_is_the_whole(model: PaperRCNN) -> None:
+    """features, propose and detect give what the model gives before boxes leave its frame."""
+    model.eval().roi_heads.box_predictor.test_score_thresh = 0.0
+    batch = [make_input(96, 128, [], scale=1.6), make_input(131, 97, [], seed=1)]
+    with torch.no_grad():
+        whole = model.inference(batch, do_postprocess=False)
+        images, features = model.features(batch)
+        proposals = model.propose(images, features)
+        parts = model.detect(images, features, proposals)
+        explained = model.detect(images, features, proposals, with_features=True)
+        given = model.detect(images, features, proposals, keep_all=True)
+    for one, part, made, all_, proposed in zip(
+        whole, parts, explained, given, proposals, strict=True
+    ):
+        assert len(one) > 0
+        for name in ("pred_boxes", "scores", "pred_classes"):
+            values = [getattr(x.get(name), "tensor", x.get(name)) for x in (one, part, made)]
+            assert torch.equal(values[0], values[1]) and torch.equal(values[0], values[2])
+        assert len(all_) == len(proposed)
+        row = made.proposal_index
+        assert torch.equal(made.proposal_boxes.tensor, proposed.proposal_boxes.tensor[row])
+        assert torch.equal(made.fc7, all_.fc7[row])
+        assert torch.equal(made.scores_all, all_.scores_all[row])
+
+
+def test_proposals_of_a_file_get_the_scale_of_their_image(model: PaperRCNN) -> None:
+    """py-faster-rcnn's decoding needs it; a file knows sizes only."""
+    predictor = model.eval().roi_heads.box_predictor
+    predictor.test_score_thresh, predictor.decode_growth = 0.0, 1.0
+    batch = [make_input(96, 128, [], scale=1.6)]
+    with torch.no_grad():
+        images, features = model.features(batch)
+        (own,) = model.propose(images, features)
+        (expected,) = model.detect(images, features, [own])
+        plain = Instances((96, 128), **own.get_fields())
+        (result,) = model.detect(images, features, [plain])
+    assert torch.equal(result.pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
 def test_memory_layout_does_not_change_results(model: PaperRCNN) -> None:
