@@ -11,10 +11,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
+from ..data.loading.image_reader import read_bgr
+from ..errors import UserError
 from ..evaluation.proposals.recall import RecallCurves, draw_recall
 from ..evaluation.record import BoxRecord, ClassRecord, ImageRecord
 from ..four_step.stages import ScheduledStage
@@ -28,7 +29,7 @@ from ..visualization.drawings.palette import (
     WRONG,
     Style,
 )
-from .folder import Metrics
+from .folder import Metrics, name_of
 
 MOST_PANELS = 30  # precision-recall curves
 _POINTS = 400  # per training curve; more are averaged
@@ -89,15 +90,13 @@ def draw_training(metrics: Metrics, stages: Sequence[ScheduledStage]) -> tuple[s
         look = {"color": _COLOURS[index % len(_COLOURS)], "lw": 2.0 if index == 0 else 1.2}
         heights += plot(top, name, label=_plain(_NAMES.get(name, name)), **look)
     rates = plot(bottom, "lr", color="#333333", drawstyle="steps-post")
-    if rates and max(rates) > 5 * min(rates) > 0:
-        bottom.set_yscale("log")
-    elif rates:
+    if rates:
         bottom.set(ylim=(0, 1.25 * max(rates)), yticks=[0, max(rates)])
     for index, stage in enumerate(stages if len(stages) > 1 else ()):
         for axes in (top, bottom):
             axes.axvspan(stage.start, stage.end, color=_SHADES[index % 2], lw=0, zorder=0)
         top.text(
-            (stage.start + stage.end) / 2, 1.01, f"stage {stage.title}", size=9, color="#444444",
+            (stage.start + stage.end) / 2, 1.01, name_of(stage), size=9, color="#444444",
             transform=top.get_xaxis_transform(), ha="center", va="bottom",
         )  # fmt: skip
     top.set(ylabel="loss", ylim=(0, 1.35 * max(heights, default=1.0)))  # room for the legend
@@ -106,7 +105,7 @@ def draw_training(metrics: Metrics, stages: Sequence[ScheduledStage]) -> tuple[s
     end = stages[-1].end if stages else metrics.done
     bottom.set(ylabel="learning rate", xlabel="iteration", xlim=(0, end))
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-    bottom.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    bottom.xaxis.set_major_formatter("{x:,.0f}")
     for axes in (top, bottom):
         axes.grid(axis="y", alpha=0.3)
     return _address(figure), merged
@@ -154,11 +153,9 @@ def draw_image(image: ImageRecord) -> tuple[str, str]:
     """
     problem = ""
     try:
-        pixels = read_image(image.file_name, "BGR")
-    except Exception as error:  # not found, or any of Pillow's decoders
-        name = image.file_name or "the data set does not name its file"
-        missing = isinstance(error, FileNotFoundError)
-        problem = f"not found: {name}" if missing else f"{name}: {type(error).__name__}"
+        pixels = read_bgr(image.file_name)
+    except UserError as error:
+        problem = str(error)
         # Grey, as large as it was, or as its boxes say.
         far = np.max([[1.0, 1.0], *(box.box[2:] for box in image.boxes)], axis=0)
         size = (image.height or int(far[1]), image.width or int(far[0]), 3)

@@ -24,6 +24,11 @@ _SIGNS = ("config.yaml", RUN_FILE, "metrics.json")
 _PHASES = {"joint": "joint training", "rpn": "RPN", "fast_rcnn": "detector"}
 
 
+def name_of(stage: ScheduledStage) -> str:
+    """Return "stage 1 RPN", or what a run does that is not trained in stages."""
+    return f"stage {stage.title}" if stage.number else stage.name
+
+
 @dataclass
 class Metrics:
     """What Detectron2 logged.
@@ -127,7 +132,7 @@ def read_run(path: str | os.PathLike[str]) -> RunFolder:
         name, iteration = not_finite
         run.problems.append(f"{name} is not finite at iteration {iteration:,}: diverged.")
     for file in sorted(folder.glob("proposals/stage*/*.recall.json")):
-        _add_recall(run, file, f"stage {file.parent.name.removeprefix('stage')}")
+        _add_recall(run, file, file.parent.name.replace("stage", "stage "))
     for file in sorted(folder.glob("inference/*/recall.json")):
         _add_recall(run, file, "evaluation")
     for file in sorted(folder.glob(f"inference/*/{EVALUATION_FILE}"), key=os.path.getmtime):

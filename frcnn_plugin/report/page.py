@@ -18,7 +18,7 @@ from ..config import base_chain, plugin_cfg
 from ..errors import UserError
 from ..evaluation.record import EvaluationRecord
 from ..four_step.stages import ScheduledStage
-from .folder import RunFolder, read_run
+from .folder import RunFolder, name_of, read_run
 
 _METRICS = {"11point": "11-point", "area": "area", "coco": "101-point"}
 _RESULTS = {
@@ -97,7 +97,7 @@ def _title(run: RunFolder) -> str:
     if run.cfg is None:
         return f"Training in {run.path.name or run.path}"
     first, last = run.stages[0], run.stages[-1]
-    how = f"stages {first.number} to {last.number}" if first is not last else first.title
+    how = name_of(first) if first is last else f"stages {first.number} to {last.number}"
     return f"Faster R-CNN, {run.cfg.MODEL.BACKBONE.NAME}, {how}"
 
 
@@ -110,7 +110,7 @@ def _status(run: RunFolder) -> str:
         return "nothing logged yet"
     end = f" of {run.stages[-1].end:,}" if run.stages else ""
     stage = next((s for s in run.stages if s.start < done <= s.end), None)
-    where = f"{done:,}{end} iterations" + (f", in {stage.title}" if stage else "")
+    where = f"{done:,}{end} iterations" + (f", in {name_of(stage)}" if stage else "")
     last = run.record.sessions[-1] if run.record and run.record.sessions else None
     if last is not None and last.ended is not None:
         return f"stopped by an error after {where}"
@@ -142,9 +142,13 @@ def _headlines(run: RunFolder) -> list[tuple[float, str, str]]:
         ]
         if known:
             # The last one, but any AP50 rather than recall.
-            key, value, stage = max(enumerate(known), key=lambda x: (x[1][0] == "bbox/AP50", x[0]))[1]
+            key, value, stage = max(enumerate(known), key=lambda x: (x[1][0] == "bbox/AP50", x[0]))[
+                1
+            ]
             early = stage is not run.stages[-1]
-            rows.append((value, _RESULTS[key], dataset + (f", after {stage.title}" if early else "")))
+            rows.append(
+                (value, _RESULTS[key], dataset + (f", after {name_of(stage)}" if early else ""))
+            )
     return rows
 
 
@@ -211,23 +215,26 @@ def _evaluation(run: RunFolder, item: EvaluationRecord) -> dict[str, Any]:
     after = "of a later evaluation, not of the run itself" if run.metrics.results else ""
     for stage in run.stages:
         if _results(run, stage, item.dataset).get("bbox/AP50") == item.results.get("AP50"):
-            after = "at the end of the run" if stage is run.stages[-1] else f"after {stage.title}"
+            after = (
+                "at the end of the run" if stage is run.stages[-1] else f"after {name_of(stage)}"
+            )
     metric = _METRICS.get(item.metric, item.metric)
     return {"record": item, "after": after, "metric": metric, "columns": columns, "rows": rows}
 
 
 def _time(run: RunFolder, stage: ScheduledStage) -> Row:
     """Return what one stage took; a dash where nothing is known."""
-    spans = list(run.record.spans(stage.number)) if run.record else []
-    ended = [(span, span.ends) for span, _ in spans if span.ends is not None]
-    done = stage.iters if ended else max(0, min(run.metrics.done, stage.end) - stage.start)
-    row = [stage.title, f"{done:,} of {stage.iters:,}"]
+    seconds, key = 0.0, str(stage.number)
+    for session in run.record.sessions if run.record else ():
+        if key in session.ends:
+            before = [end for end in session.ends.values() if end < session.ends[key]]
+            seconds += session.ends[key] - max(before, default=0.0)
+    done = stage.iters if seconds else max(0, min(run.metrics.done, stage.end) - stage.start)
+    row = [name_of(stage), f"{done:,} of {stage.iters:,}"]
     for name in ("time", "data_time"):
         values = [value for _, value in run.metrics.series(name, stage)]
         row.append(f"{sum(values) / len(values):.4f} s" if values else "–")
-    row.append(duration(sum(s.begins - before for s, before in spans)) if spans else "–")
-    row.append(duration(sum(ends - s.begins for s, ends in ended)) if ended else "–")
-    return row
+    return [*row, duration(seconds) if seconds else "–"]
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,29 +18,13 @@ from detectron2.engine import HookBase
 from ..atomic_files import optional_output, reading_json, write_json
 from ..errors import UserError
 from ..four_step.hook import FourStepHook
+from ..four_step.stages import ScheduledStage
 from ..host import registered_hooks
 from ..process import environment
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
-
-
-@dataclass
-class Span:
-    """Uninterrupted iterations of one stage.
-
-    Attributes:
-        stage: 1 to 4; 0 for joint training.
-        first: number of its first iteration.
-        begins: seconds since the session started, before the first iteration.
-        ends: seconds after the last iteration of the stage; None if the session ended before.
-    """
-
-    stage: int
-    first: int
-    begins: float
-    ends: float | None = None
 
 
 @dataclass
@@ -52,7 +36,8 @@ class Session:
         command: words of the command line.
         first: iteration it began with; more than 0 if it resumed.
         environment: what it ran on, name -> value.
-        spans: what it trained.
+        ends: number of a stage (0: joint training) -> seconds since the start after its last
+            iteration, for those that it brought to their end.
         ended: seconds since the start when training and the last evaluation were done, or an
             error came; None if the process was killed.
         complete: whether it reached the last iteration.
@@ -62,9 +47,14 @@ class Session:
     command: list[str]
     first: int
     environment: dict[str, str]
-    spans: list[Span] = field(default_factory=list)
+    ends: dict[str, float] = field(default_factory=dict)  # a key in JSON is text
     ended: float | None = None
     complete: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """How long it ran, as far as it was noted."""
+        return self.ended or max(self.ends.values(), default=0.0)
 
 
 @dataclass
@@ -86,15 +76,6 @@ class RunRecord:
     metrics_start: int
     sessions: list[Session] = field(default_factory=list)
 
-    def spans(self, stage: int) -> Iterator[tuple[Span, float]]:
-        """Yield the spans of a stage, and when what was before each in its session ended."""
-        for session in self.sessions:
-            previous = 0.0
-            for span in session.spans:
-                if span.stage == stage:
-                    yield span, previous
-                previous = span.ends or span.begins
-
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``run.json``, whole or not at all."""
         write_json(Path(folder) / RUN_FILE, asdict(self))
@@ -110,19 +91,15 @@ class RunRecord:
         if not path.is_file():
             return None
         with reading_json(path, "record of a training", "; remove it") as content:
-            content["sessions"] = [
-                Session(**{**entry, "spans": [Span(**span) for span in entry["spans"]]})
-                for entry in content["sessions"]
-            ]
+            content["sessions"] = [Session(**entry) for entry in content["sessions"]]
             return RunRecord(**content)
 
 
 class RunRecorder(HookBase):
-    """Keeps ``run.json`` up to date: at the start, where stages begin and end, and at the end.
+    """Keeps ``run.json`` up to date: at the start, where stages end, and at the end.
 
-    For the main process, and the last hook: iterations are then timed without what other hooks do
-    between the stages, and the end comes after the last evaluation. Whatever fails here is a
-    warning: no training ends because its report would lack something.
+    For the main process, and the last hook: the end then comes after the last evaluation. Whatever
+    fails here is a warning: no training ends because its report would lack something.
     """
 
     def __init__(
@@ -141,13 +118,14 @@ class RunRecorder(HookBase):
         self._begun = time.perf_counter()
         self._folder = Path(cfg.OUTPUT_DIR)
         self._record: RunRecord | None = None
+        self._stages: Sequence[ScheduledStage] = ()
 
     def before_train(self) -> None:
         """Begin a record, or go on with that of the run that is resumed."""
         with optional_output(self._folder / RUN_FILE):
             hooks = registered_hooks(self.trainer)
             four_step = next((h for h in hooks if isinstance(h, FourStepHook)), None)
-            self._stages = four_step.stages if four_step else []
+            self._stages = four_step.stages if four_step else ()
             record = self._resumed() if self.trainer.start_iter > 0 else self._new()
             # A resumed run may go on beyond the stage that it was to stop after.
             record.config = self._cfg.dump()
@@ -178,25 +156,14 @@ class RunRecorder(HookBase):
             record.metrics_start = 0  # what was logged before is of this run
         return record
 
-    def before_step(self) -> None:
-        """Note where a stage begins."""
-        if self._record is None:  # nothing could be noted
-            return
-        i = self.trainer.iter
-        if i == self.trainer.start_iter or any(i == stage.start for stage in self._stages):
-            stage = next((s.number for s in self._stages if s.start <= i < s.end), 0)
-            self._session.spans.append(Span(stage, i, self._seconds()))
-            self._save()
-
     def after_step(self) -> None:
         """Note where a stage ends."""
-        if self._record is None:
-            return
         after = self.trainer.iter + 1
-        if after == self.trainer.max_iter or any(after == stage.end for stage in self._stages):
+        stage = next((s.number for s in self._stages if s.end == after), 0)
+        if self._record is not None and (stage or after == self.trainer.max_iter):
             if self._cfg.MODEL.DEVICE.startswith("cuda"):
                 torch.cuda.synchronize()  # work is queued there; the stage ends when it is done
-            self._session.spans[-1].ends = self._seconds()
+            self._session.ends[str(stage)] = self._seconds()
             self._save()
 
     def after_train(self) -> None:
