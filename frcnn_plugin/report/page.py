@@ -147,6 +147,8 @@ def _plan(run: RunFolder) -> list[list[str]]:
         {"stage": name_of(stage), **row, "outcome": "\n".join(_outcome(run, stage))}
         for row, stage in zip(noted, run.stages, strict=False)
     ]
+    for row in rows:
+        row.pop("checkpoint", None)  # its name says nothing new
     return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
 
 
@@ -159,7 +161,7 @@ def _outcome(run: RunFolder, stage: ScheduledStage) -> Iterator[str]:
             seconds += session.ends[key] - max(before, default=0.0)
     done = stage.iters if seconds else max(0, min(run.metrics.done, stage.end) - stage.start)
     yield f"{done:,} of {stage.iters:,} iterations"
-    for name, what in (("time", "per iteration"), ("data_time", "of it waiting for data")):
+    for name, what in (("time", "each"), ("data_time", "of it for data")):
         values = [value for _, value in run.metrics.series(name, stage)]
         if values:
             yield f"{sum(values) / len(values):.4f} s {what}"

@@ -67,7 +67,7 @@ def test_plan_says_what_became_of_each_stage(page: Page, finished_run: Path) -> 
     assert [row[0] for row in rows] == ["1 RPN", "2 detector", "3 RPN", "4 detector"]
     # Stages of the fixture end after 30, 90, 120 and 180 seconds.
     assert rows[1][-1].splitlines() == [
-        "200 of 200 iterations", "0.2500 s per iteration", "0.0500 s of it waiting for data",
+        "200 of 200 iterations", "0.2500 s each", "0.0500 s of it for data",
         "0:01:00 in all", "AP50 61.5", "AP 31.2",  # 10 less than at the end; 31.25 rounds to even
     ]  # fmt: skip
     assert rows[2][-1].splitlines()[-2:] == [
@@ -154,7 +154,7 @@ def test_killed_in_stage_2(tmp_path: Path) -> None:
     outcomes = [row[-1].splitlines() for row in page.table("stage", "trains")]
     assert outcomes[0][:1] == ["100 of 100 iterations"] and "0:00:30 in all" in outcomes[0]
     assert outcomes[1] == [
-        "80 of 200 iterations", "0.2500 s per iteration", "0.0500 s of it waiting for data",
+        "80 of 200 iterations", "0.2500 s each", "0.0500 s of it for data",
     ]  # fmt: skip
     assert outcomes[2:] == [["0 of 100 iterations"], ["0 of 200 iterations"]]
     assert "0:00:30 in all so far" in head  # until the last note
@@ -181,7 +181,7 @@ def test_joint_run_without_a_record(tmp_path: Path) -> None:
     assert page.table("stage", "outcome") == [
         [
             "joint training",
-            "60 of 100 iterations\n0.2500 s per iteration\n0.0500 s of it waiting for data",
+            "60 of 100 iterations\n0.2500 s each\n0.0500 s of it for data",
         ]
     ]
     assert "did not note its command line" in page.words("environment")
