@@ -3,6 +3,7 @@
 A leaf: every part of the package writes files.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -102,3 +103,16 @@ def optional_output(path: str | os.PathLike[str]) -> Iterator[None]:
         known = isinstance(error, (OSError, UserError))
         message = str(error) if known else f"{type(error).__name__}: {error}"
         logger.warning("%s is not written: %s", path, message, exc_info=not known)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits; it is read in pieces.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -30,6 +30,7 @@ from torch.multiprocessing import ProcessRaisedException
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import UserError
+from .host import forget_process_groups
 
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -96,11 +97,7 @@ def shut_down() -> None:
         return
     comm.synchronize()
     dist.destroy_process_group()
-    comm._LOCAL_PROCESS_GROUP = None
-    for cached in ("_get_global_gloo_group", "create_local_process_group"):
-        function = getattr(comm, cached, None)
-        if function is not None and hasattr(function, "cache_clear"):
-            function.cache_clear()
+    forget_process_groups()
     gc.collect()
 
 

@@ -26,6 +26,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..data.loading.resize import build_mapper
 from ..data.loading.train_loader import build_train_loader
 from ..errors import UserError
@@ -33,13 +34,12 @@ from ..evaluation.coco import RecordingCOCOEvaluator
 from ..evaluation.proposals.evaluator import ProposalEvaluator
 from ..evaluation.voc import VOCEvaluator
 from ..four_step.checkpoints import StageCheckpointer
-from ..four_step.evaluation import StageEvalHook
+from ..four_step.evaluation import StageEvalHook, with_test_proposals
 from ..four_step.hook import FourStepHook
-from ..four_step.proposals import with_test_proposals
-from ..four_step.stages import build_four_step_scheduler
+from ..four_step.schedule import build_four_step_scheduler
 from ..four_step.weights import fold_statistics
+from ..host import inner_trainer, last_results, set_inner_trainer
 from ..process import unwrap_model, wrap_model
-from .checkpointer import AtomicCheckpointer
 from .guards.memory_errors import memory_errors_explained
 from .guards.step_guard import StepGuard
 from .hooks import CaffeMomentum, SeedEveryStep
@@ -67,9 +67,10 @@ class PaperTrainer(DefaultTrainer):
         # bfloat16 needs no scaling of the loss.
         amp_on_cuda = cfg.SOLVER.AMP.ENABLED and next(model.parameters()).is_cuda
         trainer_class = AMPTrainer if amp_on_cuda else SimpleTrainer
-        self._trainer = trainer_class(wrap_model(model), data_loader, optimizer)
+        inner = trainer_class(wrap_model(model), data_loader, optimizer)
+        set_inner_trainer(self, inner)
         self._guard = StepGuard(cfg, model)
-        self._trainer.register_hooks([self._guard])
+        inner.register_hooks([self._guard])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = AtomicCheckpointer(
             model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
@@ -85,7 +86,7 @@ class PaperTrainer(DefaultTrainer):
         The host returns them only if ``TEST.EXPECTED_RESULTS`` is set.
         """
         super().train()
-        return getattr(self, "_last_eval_results", None)
+        return last_results(self)
 
     def before_step(self) -> None:
         """As the host's; four-step training makes its proposals here."""
@@ -129,16 +130,21 @@ class PaperTrainer(DefaultTrainer):
         ret = super().build_hooks()
         position = next(i for i, h in enumerate(ret) if isinstance(h, hooks.LRScheduler))
         if self.cfg.SOLVER.CAFFE_MOMENTUM:
-            ret.insert(position + 1, CaffeMomentum(self._trainer.optimizer))
+            ret.insert(position + 1, CaffeMomentum(self.optimizer))
         if self.cfg.SEED >= 0:
             node = self.cfg.FOUR_STEP
-            # Steps that were left out count, so that the others draw the same numbers as with them.
+            # Stages that are left out count, so that the others draw the same numbers as with them.
             left_out = sum(node.ITERS[: node.START_AT - 1]) if node.ENABLED else 0
             ret.insert(0, SeedEveryStep(self.cfg.SEED, left_out))
         if self.cfg.FOUR_STEP.ENABLED:
             four_step = FourStepHook(self.cfg)
-            ret = [StageEvalHook(h, four_step) if isinstance(h, hooks.EvalHook) else h for h in ret]
-            ret.insert(0, four_step)  # first: what it does between steps is not iteration time
+            ret = [
+                StageEvalHook(h, four_step.stages, four_step.evaluate)
+                if isinstance(h, hooks.EvalHook)
+                else h
+                for h in ret
+            ]
+            ret.insert(0, four_step)  # first: what it does between stages is not iteration time
             if comm.is_main_process():
                 ret.insert(-1, StageCheckpointer(four_step.stages))  # before the writers
         if comm.is_main_process():
@@ -197,7 +203,7 @@ class PaperTrainer(DefaultTrainer):
         if not resumed and self.cfg.FOUR_STEP.START_AT == 1:
             fold_statistics(unwrap_model(self.model))
         if self.start_iter > 0 and not self.cfg.FOUR_STEP.ENABLED:
-            self._trainer.reset_data_loader(
+            inner_trainer(self).reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
             )
 

@@ -13,9 +13,9 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
+from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..data.loading.image_reader import read_bgr
 from ..data.loading.resize import with_resize
-from ..engine.checkpointer import AtomicCheckpointer
 from ..errors import UserError
 from ..modeling import PaperRCNN
 from .arrays import check_boxes, check_image, full, postprocess, to_image

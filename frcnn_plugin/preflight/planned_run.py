@@ -17,8 +17,8 @@ from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..engine.evaluate import as_checkpoint_is
 from ..errors import UserError
+from ..four_step.checkpoints import as_checkpoint_is
 
 # A data set in a JSON file is loaded if it is no larger than this: about a second.
 _MOST_JSON_BYTES = 30 * 2**20

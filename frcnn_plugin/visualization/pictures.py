@@ -20,10 +20,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
+from ..checkpoint.checkpointer import names_detector
 from ..data.loading.resize import build_mapper
 from ..data.loading.train_loader import MirroringMapper
 from ..data.proposals.checks import Proposals
-from ..engine.weight_requirements import names_detector
 from ..errors import UserError
 from ..evaluation.detections import Detections, judge_detections
 from ..evaluation.ground_truth import GroundTruth, from_dicts
