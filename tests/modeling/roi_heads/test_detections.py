@@ -11,7 +11,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference_single_i
 from detectron2.structures import Boxes, Instances
 
 from frcnn_plugin.modeling.roi_heads.detections import (
-    candidates,
+    detection_candidates,
     select_detections,
     to_original_size,
 )
@@ -90,7 +90,7 @@ def test_candidates_are_the_hosts(count: int, shared: bool) -> None:
     if count > 2:
         boxes[1, 2], scores[2, 0] = float("nan"), float("inf")
     expected = fast_rcnn_inference_single_image(boxes.clone(), scores, SIZE, 0.05, 2.0, -1)
-    boxes, scores, classes, rows = candidates(boxes, scores, SIZE, 0.05)
+    boxes, scores, classes, rows = detection_candidates(boxes, scores, SIZE, 0.05)
     order = scores.argsort(descending=True)
     result = Instances(SIZE, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
     assert as_lists(result[order], rows[order]) == as_lists(*expected)
