@@ -23,8 +23,8 @@ class CaffeAnchorGenerator(DefaultAnchorGenerator):
     They differ from Detectron2's in three ways: a 16x16 base square is turned into each aspect
     ratio and *rounded* (23x12, 16x16, 11x22) before it is scaled; the ratio is the outer loop, the
     scale the inner one, so released weights fit channel by channel; the centre of the first cell
-    is (8, 8), whatever the stride. Continuous means x2, y2 = the reference's inclusive ones + 1: the
-    first anchor is (-84, -40, 100, 56).
+    is (8, 8), whatever the stride. Continuous means x2, y2 = the reference's inclusive ones + 1:
+    the first anchor is (-84, -40, 100, 56).
 
     Source: py-faster-rcnn generate_anchors.py, MATLAB proposal_generate_anchors.m.
     """

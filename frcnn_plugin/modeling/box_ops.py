@@ -1,7 +1,6 @@
 """Operations on boxes of one image: clip, inside, mirror.
 
-Boxes are continuous XYXY (section "Boxes" of docs/components.md): a box that ends flush with the
-image has x2 = width.
+Boxes are continuous XYXY: a box that ends flush with the image has x2 = width.
 """
 
 from __future__ import annotations
