@@ -170,7 +170,7 @@ def test_no_gradient_through_proposals(model: PaperRCNN) -> None:
     assert all(p.grad is None for p in model.proposal_generator.rpn_head.parameters())
 
 
-def test_frozen_stages_do_not_move(tiny_cfg) -> None:
+def test_frozen_blocks_do_not_move(tiny_cfg) -> None:
     model = build_model(tiny_cfg("MODEL.BACKBONE.FREEZE_AT", 2)).train()
     with EventStorage():
         sum(model([make_input(96, 128, BOXES)]).values()).backward()
@@ -185,8 +185,8 @@ def test_two_seeded_runs_are_identical(tiny_cfg) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
         values = []
         with EventStorage():
-            for step in range(5):
-                loss = sum(model([make_input(96, 128, BOXES, seed=step)]).values())
+            for iteration in range(5):
+                loss = sum(model([make_input(96, 128, BOXES, seed=iteration)]).values())
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -188,7 +188,7 @@ def save(model: nn.Module, folder: Path) -> str:
 
 
 def test_checkpoint_without_statistics_holds_stock_layers_only(tiny_cfg) -> None:
-    """The names are those of the host's box predictor and of the RPN head."""
+    """The names are those of Detectron2's box predictor and of the RPN head."""
     keys = set(build_model(tiny_cfg()).state_dict())
     assert not {key for key in keys if "statistics" in key}
     ours = {k for k in keys if "box_predictor" in k}
@@ -235,7 +235,7 @@ def test_finished_checkpoint_clears_statistics(tiny_cfg, tmp_path: Path, caplog)
 def test_checkpoint_of_another_number_of_classes(
     tiny_cfg, tmp_path: Path, caplog, active: bool
 ) -> None:
-    """As the host does with weights: left out, with a warning that names them."""
+    """As Detectron2 does with weights: left out, with a warning that names them."""
     model, other = build_model(tiny_cfg()), build_model(tiny_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 2))
     head(model).set(*random_statistics(K))
     if active:

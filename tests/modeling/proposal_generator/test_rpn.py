@@ -172,7 +172,7 @@ def test_losses_by_samples_e11b_e11c() -> None:
 
 
 @pytest.mark.parametrize("kind", ["smooth_l1", "giou", "diou", "ciou"])
-def test_losses_are_the_hosts_divided_otherwise(kind: str) -> None:
+def test_losses_are_detectron2s_divided_otherwise(kind: str) -> None:
     """Two images, two feature maps, 200 anchors of which 80 and 30 are sampled."""
     generator = torch.Generator().manual_seed(0)
 
@@ -195,12 +195,12 @@ def test_losses_are_the_hosts_divided_otherwise(kind: str) -> None:
         total = losses["loss_rpn_cls"] + 3 * losses["loss_rpn_loc"]
         grads = torch.cat([g.flatten() for g in torch.autograd.grad(total, leaves)])
         results.append((losses, grads, storage.latest()))
-    (ours, our_grads, our_numbers), (hosts, host_grads, host_numbers) = results
+    (ours, our_grads, our_numbers), (stock, stock_grads, stock_numbers) = results
     factor = 2 * 256 / 110
     for name in ("loss_rpn_cls", "loss_rpn_loc"):
-        assert ours[name].item() == pytest.approx(factor * hosts[name].item(), rel=1e-5)
-    assert torch.allclose(our_grads, factor * host_grads, rtol=1e-4, atol=1e-7)
-    assert our_numbers == host_numbers
+        assert ours[name].item() == pytest.approx(factor * stock[name].item(), rel=1e-5)
+    assert torch.allclose(our_grads, factor * stock_grads, rtol=1e-4, atol=1e-7)
+    assert our_numbers == stock_numbers
 
 
 def test_losses_by_locations_e11c() -> None:
@@ -285,7 +285,7 @@ def test_minimum_size_is_in_original_pixels() -> None:
     assert len(propose(rpn, (600, 800), deltas, logits)) == 2  # scale 1
 
 
-def test_hosts_minimum_size_is_applied_as_well() -> None:
+def test_detectron2s_minimum_size_is_applied_as_well() -> None:
     rpn = make_rpn(anchor_generator=FixedAnchors([[0, 0, 25, 31]]), min_box_size=30.0).eval()
     assert propose(rpn, (600, 800), [[0.0] * 4], [1.0]) == []
 
@@ -327,8 +327,6 @@ def test_by_registry_name(tiny_cfg) -> None:
 
 # E5: proposal and ground truth whose raw deltas are (.2, .45, .182322, .405465).
 PROPOSAL, GT = [0.0, 0.0, 10.0, 10.0], [1.0, 2.0, 13.0, 17.0]
-
-
 E5 = [0.2, 0.45, 0.182322, 0.405465]
 
 

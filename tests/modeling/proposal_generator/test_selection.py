@@ -97,7 +97,7 @@ def test_index_and_counts_of_every_step() -> None:
         [700, 0, 800, 100],
     ]
     result = counted(boxes, [0.1, 0.9, 0.8, 0.3, 0.7, 0.6])
-    assert result.index.tolist() == [2, 5]
+    assert result.indices.tolist() == [2, 5]
     assert result.boxes.tolist() == [boxes[2], boxes[5]]
     assert result.scores.tolist() == pytest.approx([0.8, 0.6])
     steps = ["candidates", "large", "pre_nms", "nms", "proposals"]
@@ -117,7 +117,7 @@ def test_counting_changes_no_proposal() -> None:
     assert 40 < with_counts.counts["nms"] < with_counts.counts["pre_nms"] == 2500
     for one, other in zip(plain[:3], with_counts[:3], strict=True):
         assert torch.equal(one, other)
-    assert torch.equal(scores[plain.index], plain.scores)
+    assert torch.equal(scores[plain.indices], plain.scores)
 
 
 @pytest.mark.parametrize(
@@ -127,5 +127,5 @@ def test_counting_changes_no_proposal() -> None:
 )
 def test_counts_of_nothing(boxes: list[list[float]], numbers: list[int]) -> None:
     result = counted(boxes, [0.5] * len(boxes))
-    assert result.boxes.shape == (0, 4) and result.index.tolist() == []
+    assert result.boxes.shape == (0, 4) and result.indices.tolist() == []
     assert list(result.counts.values()) == numbers

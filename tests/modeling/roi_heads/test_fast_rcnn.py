@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -25,6 +23,7 @@ def make_predictor(**kwargs: object) -> PaperFastRCNNOutputLayers:
     options = {
         "box2box_transform": CaffeBox2BoxTransform((10, 10, 5, 5)),
         "num_classes": 2,
+        "smooth_l1_beta": 1.0,
         "test_nms_thresh": 0.3,
         "test_score_thresh": 0.05,
     }
@@ -99,7 +98,7 @@ def test_boxes_outside_the_image_stay_one_pixel_wide() -> None:
 
 
 def test_boxes_come_back_by_the_ratios_of_the_sides() -> None:
-    """py's scale of 333x500 is 600 / 333; the host divides x by 901 / 500."""
+    """py's scale of 333x500 is 600 / 333; Detectron2 divides x by 901 / 500."""
     given = Instances(ScaledImageSize((600, 901), 600 / 333, (333, 500)))
     given.proposal_boxes = Boxes(torch.tensor([[0.0, 0.0, 901.0, 600.0]]))
     predictor = make_predictor(decode_in_image=True)
@@ -164,7 +163,7 @@ def test_new_layers_are_initialised_as_the_originals(tiny_cfg) -> None:
 
 
 @pytest.mark.parametrize("foreground", [0, 5])
-def test_losses_and_statistics_are_the_hosts(tiny_cfg, foreground: int) -> None:
+def test_losses_and_statistics_are_detectron2s(tiny_cfg, foreground: int) -> None:
     predictor = build_roi_heads(tiny_cfg(), SHAPE).box_predictor
     torch.manual_seed(0)
     rois = sampled_rois(20)
@@ -184,20 +183,14 @@ def test_losses_and_statistics_are_the_hosts(tiny_cfg, foreground: int) -> None:
 # ---- target statistics --------------------------------------------------------------------
 
 
-# E5: proposal and ground truth whose raw deltas are (.2, .45, .182322, .405465).
+# E5: proposal and ground truth, and the raw deltas between them.
 PROPOSAL, GT = [0.0, 0.0, 10.0, 10.0], [1.0, 2.0, 13.0, 17.0]
-
-
 E5 = [0.2, 0.45, 0.182322, 0.405465]
 
 
-def plain_predictor(**kwargs: Any) -> PaperFastRCNNOutputLayers:
-    options: dict[str, Any] = {
-        "box2box_transform": CaffeBox2BoxTransform(),
-        "num_classes": 2,
-        "smooth_l1_beta": 1.0,
-    }
-    return PaperFastRCNNOutputLayers(ShapeSpec(channels=4), **{**options, **kwargs})
+def plain_predictor(**kwargs: object) -> PaperFastRCNNOutputLayers:
+    """Without box weights."""
+    return make_predictor(**{"box2box_transform": CaffeBox2BoxTransform(), **kwargs})
 
 
 def loss_of(
@@ -218,7 +211,7 @@ def test_normalised_targets_e28() -> None:
     predictor.target_statistics.set(torch.zeros(2, 4), torch.tensor([[0.1, 0.1, 0.2, 0.2]] * 2))
     targets = torch.tensor([[2.0, 4.5, 0.911608, 2.027326] * 2])
     assert loss_of(predictor, targets, [1]).item() == pytest.approx(0, abs=1e-5)
-    by_weights = plain_predictor(box2box_transform=CaffeBox2BoxTransform((10, 10, 5, 5)))
+    by_weights = make_predictor()
     deltas = torch.randn(3, 8)
     assert loss_of(predictor, deltas, [0, 1, 2]).item() == pytest.approx(
         loss_of(by_weights, deltas, [0, 1, 2]).item(), rel=1e-5
@@ -249,7 +242,7 @@ def test_loss_and_gradient_by_hand() -> None:
 
 @pytest.mark.parametrize("loss_type", ["smooth_l1", "giou"])
 @pytest.mark.parametrize("agnostic", [False, True])
-def test_without_statistics_it_is_the_loss_of_the_host(loss_type: str, agnostic: bool) -> None:
+def test_without_statistics_it_is_the_loss_of_detectron2(loss_type: str, agnostic: bool) -> None:
     kwargs = {"box_reg_loss_type": loss_type, "cls_agnostic_bbox_reg": agnostic}
     stock = FastRCNNOutputLayers(
         ShapeSpec(channels=4),
@@ -258,7 +251,7 @@ def test_without_statistics_it_is_the_loss_of_the_host(loss_type: str, agnostic:
         smooth_l1_beta=1.0,
         **kwargs,
     )
-    ours = plain_predictor(box2box_transform=CaffeBox2BoxTransform((10, 10, 5, 5)), **kwargs)
+    ours = make_predictor(**kwargs)
     deltas = torch.randn(4, 4 if agnostic else 8)
     classes = [0, 2, 1, -1]
     expected = loss_of(stock, deltas, classes)

@@ -10,11 +10,14 @@ from detectron2.structures import Boxes
 from frcnn_plugin.modeling import InclusiveROIPooler
 
 
+def stock_pooler(output: int) -> ROIPooler:
+    return ROIPooler(output_size=output, scales=(1 / 16,), sampling_ratio=0, pooler_type="ROIPool")
+
+
 def pool(features: torch.Tensor, inclusive: list[float], output: int) -> torch.Tensor:
     """Pool one RoI given as the inclusive corners of docs/checks.md."""
-    host = ROIPooler(output_size=output, scales=(1 / 16,), sampling_ratio=0, pooler_type="ROIPool")
     box = Boxes(torch.tensor([inclusive], dtype=torch.float32) + torch.tensor([0.0, 0, 1, 1]))
-    return InclusiveROIPooler(host)([features], [box])[0, 0]
+    return InclusiveROIPooler(stock_pooler(output))([features], [box])[0, 0]
 
 
 def ramp(height: int, width: int) -> torch.Tensor:
@@ -88,9 +91,8 @@ def test_roi_of_the_whole_image_e15i() -> None:
 
 
 def test_continuous_corners_would_differ_e15f() -> None:
-    host = ROIPooler(output_size=2, scales=(1 / 16,), sampling_ratio=0, pooler_type="ROIPool")
     box = [Boxes(torch.tensor([[0.0, 0.0, 56.0, 56.0]]))]
-    assert host([ramp(6, 6)], box)[0, 0].tolist() == [[14, 16], [26, 28]]
+    assert stock_pooler(2)([ramp(6, 6)], box)[0, 0].tolist() == [[14, 16], [26, 28]]
     assert pool(ramp(6, 6), [0, 0, 55, 55], 2).tolist() == [[7, 9], [19, 21]]
 
 
@@ -103,18 +105,17 @@ def test_pooling_runs_in_float32_whatever_comes() -> None:
 
 
 def test_pooling_no_boxes() -> None:
-    host = ROIPooler(output_size=7, scales=(1 / 16,), sampling_ratio=0, pooler_type="ROIPool")
-    pooled = InclusiveROIPooler(host)([torch.rand(1, 8, 4, 4)], [Boxes(torch.zeros(0, 4))])
+    pooler = InclusiveROIPooler(stock_pooler(7))
+    pooled = pooler([torch.rand(1, 8, 4, 4)], [Boxes(torch.zeros(0, 4))])
     assert pooled.shape == (0, 8, 7, 7)
 
 
-def test_pooling_of_two_images_as_the_hosts_pooler() -> None:
-    host = ROIPooler(output_size=7, scales=(1 / 16,), sampling_ratio=0, pooler_type="ROIPool")
+def test_pooling_of_two_images_as_detectron2s_pooler() -> None:
     features = torch.rand(2, 8, 9, 12, requires_grad=True)
     boxes = [torch.tensor([[0.0, 0, 100, 90]]), torch.tensor([[16.0, 8, 80, 80], [0, 0, 9, 9]])]
     one = torch.tensor([0.0, 0.0, 1.0, 1.0])
-    expected = host([features], [Boxes(b - one) for b in boxes])
-    pooler = InclusiveROIPooler(host)
+    expected = stock_pooler(7)([features], [Boxes(b - one) for b in boxes])
+    pooler = InclusiveROIPooler(stock_pooler(7))
     training = pooler([features], [Boxes(b) for b in boxes])
     assert torch.equal(training, expected) and training.requires_grad
     with torch.no_grad():

@@ -100,7 +100,7 @@ def test_no_proposals(tiny_cfg, train: bool) -> None:
         assert len(instances[0]) == 0
 
 
-def test_other_poolers_stay_the_hosts(tiny_cfg) -> None:
+def test_other_poolers_stay_detectron2s(tiny_cfg) -> None:
     heads = build_roi_heads(tiny_cfg("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2"), SHAPE)
     assert isinstance(heads, CaffeROIHeads) and isinstance(heads.box_pooler, ROIPooler)
     assert isinstance(build_roi_heads(tiny_cfg(), SHAPE).box_pooler, InclusiveROIPooler)
