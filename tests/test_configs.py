@@ -41,6 +41,22 @@ def test_there_are_configs() -> None:
     assert "faster_rcnn_vgg16_voc_joint.yaml" in ALL
 
 
+def test_readme_has_a_line_for_every_config() -> None:
+    """In a table, `` | `name.yaml` | what it is | ``, each once and no others."""
+    lines = (CONFIGS / "README.md").read_text().splitlines()
+    rows = [line.split("|") for line in lines if line.startswith("| `")]
+    assert sorted(row[1].strip(" `") for row in rows) == ALL
+    assert all(row[2].strip() for row in rows)
+
+
+def test_presets_are_siblings() -> None:
+    """A preset can be read as a whole: below it is only what all three have in common."""
+    for name in ("Base-Paper.yaml", "Base-PyAltOpt.yaml", "Base-PyEnd2End.yaml"):
+        text = (CONFIGS / name).read_text()
+        assert '_BASE_: "Base-Common.yaml"' in text
+    assert "_BASE_" not in (CONFIGS / "Base-Common.yaml").read_text()
+
+
 # py-faster-rcnn end2end: its solver.prototxt, train.prototxt, config.py, faster_rcnn_end2end.yml.
 END2END = {
     "INPUT.MIN_SIZE_TRAIN": (600,),
