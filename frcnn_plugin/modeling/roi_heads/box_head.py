@@ -31,7 +31,7 @@ class UnscaledDropout(nn.Module):
         return F.dropout(x, self.p, self.training) * (1 - self.p)
 
     def extra_repr(self) -> str:
-        """Constant for ``print(model)``."""
+        """Return the constant for ``print(model)``."""
         return f"p={self.p}"
 
 
