@@ -13,6 +13,7 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
 
 from ...layers.nms import float32_threshold
+from ..box_ops import clip_inclusive
 from ..box_regression import CaffeBox2BoxTransform, grow
 from ..image_size import ScaledImageSize, image_scale
 from ..proposal_generator.rpn_head import redraw
@@ -282,8 +283,7 @@ def _to_image(proposals: Instances) -> Instances:
 def _to_network(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
     """Clip boxes to the image, and scale them so that Detectron2's scaling back undoes it.
 
-    Detectron2 divides x by the ratio of the widths and y by that of the heights. Clipped as by
-    py-faster-rcnn, a box outside the image stays one pixel wide at its border.
+    Detectron2 divides x by the ratio of the widths and y by that of the heights.
 
     Args:
         boxes: (R, K*4) in original-image pixels.
@@ -295,8 +295,6 @@ def _to_network(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tenso
     if not isinstance(image_size, ScaledImageSize):  # scale 1, and Detectron2 clips
         return boxes
     height, width = image_size.original
-    repeats = boxes.shape[1] // 4
-    low = boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).repeat(repeats)
-    high = boxes.new_tensor([width - 1, height - 1, width, height]).repeat(repeats)
     x, y = image_size[1] / width, image_size[0] / height
-    return boxes.clamp(low, high) * boxes.new_tensor([x, y, x, y]).repeat(repeats)
+    scales = boxes.new_tensor([x, y, x, y]).repeat(boxes.shape[1] // 4)
+    return clip_inclusive(boxes, image_size.original) * scales
