@@ -7,7 +7,6 @@ takes a model from `load_model`. Everything is computed by the model's own metho
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -142,9 +141,7 @@ class BoxRules:
 
     def labels(self, anchors: Boxes, instances: Instances) -> torch.Tensor:
         """Label anchors before sampling: (R,) int8, 1 positive, 0 negative, -1 ignored."""
-        everything = copy.copy(self.rpn)  # sampling that takes all there are changes nothing
-        everything.batch_size_per_image, everything.positive_fraction = len(anchors), 1.0
-        (labels,), _ = everything.label_and_sample_anchors([anchors], [instances])
+        labels, _ = self.rpn.label_anchors(anchors, instances)
         return labels
 
     def sampled_labels(self, anchors: Boxes, instances: Instances, seed: int) -> torch.Tensor:
