@@ -33,7 +33,8 @@ from detectron2.utils.logger import setup_logger
 
 from ..data import check_datasets
 from ..data.loading.resize import build_mapper
-from ..data.proposals.checks import check_proposals, save_proposals
+from ..data.proposals.checks import check_proposals
+from ..data.proposals.files import save_proposals
 from ..engine import setup_cfg
 from ..engine.checkpointer import AtomicCheckpointer
 from ..engine.weight_requirements import names_detector

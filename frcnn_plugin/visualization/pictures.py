@@ -20,7 +20,7 @@ from detectron2.data import DatasetMapper
 
 from ..data.loading.resize import build_mapper
 from ..data.loading.train_loader import MirroringMapper
-from ..data.proposals.checks import Proposals
+from ..data.proposals.files import Proposals
 from ..engine.weight_requirements import names_detector
 from ..errors import UserError
 from ..evaluation.ground_truth import GroundTruth, from_dicts

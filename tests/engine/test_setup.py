@@ -13,7 +13,7 @@ from detectron2.config import get_cfg
 from frcnn_plugin import add_frcnn_config, get_config_file
 from frcnn_plugin.config import REMOVED_KEYS
 from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances
-from frcnn_plugin.data.proposals.checks import save_proposals
+from frcnn_plugin.data.proposals.files import save_proposals
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.engine.setup import merge_overrides

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances
-from frcnn_plugin.data.proposals.checks import save_proposals
+from frcnn_plugin.data.proposals.files import save_proposals
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.preflight import check_cfg, preflight, run, stop_on_errors
 from tests.preflight.conftest import only

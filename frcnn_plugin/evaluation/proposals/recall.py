@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...atomic_files import reading_json, write_json
-from ...data.proposals.checks import Proposals
+from ...data.proposals.files import Proposals
 from ..average_precision import FloatArray, IntArray, paired_iou
 from ..ground_truth import GroundTruth
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ...data.proposals.checks import Proposals
+from ...data.proposals.files import Proposals
 from ..ground_truth import GroundTruth
 from .recall import COUNTS, RecallCurves, measure_recall
 

@@ -12,7 +12,7 @@ from typing import Any
 from detectron2.evaluation import DatasetEvaluator
 
 from ...atomic_files import write_text
-from ...data.proposals.checks import Proposals, load_proposals, save_proposals
+from ...data.proposals.files import Proposals, load_proposals, save_proposals
 from ...errors import UserError
 from .evaluator import ProposalCollector
 

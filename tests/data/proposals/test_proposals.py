@@ -1,7 +1,7 @@
-import io
 import logging
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +9,8 @@ import pytest
 from detectron2.data.build import load_proposals_into_dataset
 from detectron2.structures import BoxMode
 
-from frcnn_plugin.data.proposals.checks import (
-    Proposals,
-    check_proposals,
-    load_proposals,
-    save_proposals,
-    validate_proposals,
-)
-from frcnn_plugin.data.proposals.restricted_pickle import load_restricted
+from frcnn_plugin.data.proposals.checks import check_proposals, validate_proposals
+from frcnn_plugin.data.proposals.files import Proposals, load_proposals, save_proposals
 from frcnn_plugin.errors import UserError
 
 IDS = ["000005", "000007", "000009"]
@@ -117,11 +111,13 @@ def test_foreign_files(tmp_path, protocol):
     assert loaded.logits[0].tolist() == LOGITS[0]
 
 
-def test_numpy_1_names_of_functions():
-    stored = pickle.dumps(np.arange(3.0), protocol=2)
-    stored = stored.replace(b"numpy._core.", b"numpy.core.")
+@pytest.mark.parametrize("series", [b"numpy.core.", b"numpy._core."])
+def test_both_numpy_series(tmp_path, series):
+    stored = pickle.dumps(content(), protocol=2).replace(b"numpy._core.", b"numpy.core.")
     assert b"numpy.core.multiarray" in stored
-    assert load_restricted(io.BytesIO(stored)).tolist() == [0, 1, 2]
+    path = tmp_path / "p.pkl"
+    path.write_bytes(stored.replace(b"numpy.core.", series))
+    assert [b.tolist() for b in load_proposals(path).boxes] == BOXES
 
 
 def test_width_and_height_become_corners(tmp_path):
@@ -133,8 +129,8 @@ def test_missing_file(tmp_path):
     with pytest.raises(UserError) as caught:
         load_proposals(tmp_path / "p.pkl")
     assert str(caught.value) == (
-        f"there is no proposal file {tmp_path}/p.pkl; make one with tools/dump_proposals.py or "
-        f"tools/convert_proposals.py"
+        f"there is no proposal file {tmp_path}/p.pkl; make one with `frcnn proposals dump` or "
+        f"`frcnn proposals convert`"
     )
 
 
@@ -158,18 +154,59 @@ def test_flipped_bytes_are_never_a_traceback(tmp_path):
             assert "p.pkl" in str(error)
 
 
-class Evil:
+class Calls:
+    """Pickled as a call, which an unguarded reader makes."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
     def __reduce__(self):
-        return Path.touch, (Path("was_run"),)
+        return self.call
 
 
-def test_code_in_a_file_is_not_run(tmp_path, monkeypatch):
+WAYS_TO_RUN_CODE = {
+    "posix.system": Calls(os.system, "touch was_run"),
+    "builtins.eval": Calls(eval, "open('was_run', 'w')"),
+    "builtins.getattr": Calls(getattr, str, "format"),
+    "pathlib": Calls(Path.touch, Path("was_run")),
+    "builtins.bytearray": Calls(bytearray, 1 << 62),  # only asks for memory
+    "numpy.core.multiarray.scalar.__class__": b"\x80\x04\x8c\x15numpy.core.multiarray"
+    b"\x8c\x10scalar.__class__\x93.",
+}
+
+
+@pytest.mark.parametrize("name", WAYS_TO_RUN_CODE)
+@pytest.mark.parametrize("where", ["alone", "nested", "in an array", "as a state"])
+def test_code_in_a_file_is_not_run(tmp_path, monkeypatch, name, where):
     monkeypatch.chdir(tmp_path)
-    for payload in (Evil(), content(ids=Evil()), content(boxes=np.array([Evil()], dtype=object))):
-        path = write(tmp_path / "p.pkl", payload)
-        with pytest.raises(UserError, match=r"it contains pathlib.*Path.*; make one with"):
-            load_proposals(path)
-    assert not (tmp_path / "was_run").exists()
+    evil = WAYS_TO_RUN_CODE[name]
+    path = tmp_path / "p.pkl"
+    if isinstance(evil, bytes):
+        path.write_bytes(evil)
+    elif where == "alone":
+        write(path, evil)
+    elif where == "nested":
+        write(path, content(ids=[{"a": (IDS, [evil])}]))
+    elif where == "in an array":
+        write(path, content(boxes=np.array([evil], dtype=object)))
+    else:
+        write(path, content(boxes=Calls(np.ndarray, (evil,))))
+    with pytest.raises(UserError, match=rf"p\.pkl is damaged.*it contains {name}.*; make one with"):
+        load_proposals(path)
+    assert os.listdir(tmp_path) == ["p.pkl"]
+
+
+@pytest.mark.parametrize("call", [Calls(np.ndarray, (1 << 40,)), Calls(bytes, 1 << 40)])
+def test_no_memory_beyond_the_size_of_the_file(tmp_path, call):
+    """What is allowed by name may ask for memory by its arguments."""
+    path = tmp_path / "p.pkl"
+    # Python 2's name of bytes is the one that is allowed.
+    path.write_bytes(pickle.dumps(content(boxes=call), 2, fix_imports=True))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"p\.pkl .*; make one with"):
+        load_proposals(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
