@@ -32,7 +32,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from ..data import check_datasets
-from ..data.loading.resize import build_mapper
+from ..data.loading.mappers import build_mapper
 from ..data.proposals.checks import check_proposals
 from ..data.proposals.files import save_proposals
 from ..engine import setup_cfg

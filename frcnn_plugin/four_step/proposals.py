@@ -20,8 +20,8 @@ from detectron2.structures import Boxes, BoxMode
 from detectron2.utils import comm
 from torch import nn
 
-from ..data.loading.resize import build_mapper
-from ..data.loading.train_loader import MirroringMapper, training_dicts
+from ..data.loading.mappers import MirroringMapper, build_mapper
+from ..data.loading.train_loader import training_dicts
 from ..data.proposals.checks import check_proposals
 from ..errors import UserError
 from ..evaluation.proposals.evaluator import ProposalCollector, ProposalEvaluator

@@ -18,8 +18,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
-from ..data.loading.resize import build_mapper
-from ..data.loading.train_loader import MirroringMapper
+from ..data.loading.mappers import MirroringMapper, build_mapper
 from ..data.proposals.files import Proposals
 from ..engine.weight_requirements import names_detector
 from ..errors import UserError

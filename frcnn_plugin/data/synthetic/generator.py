@@ -17,9 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError
-from .scene import SHAPE_CLASSES, Shape, draw_scene
-
-__all__ = ["SHAPE_CLASSES", "is_complete", "write_synthetic_voc"]
+from .scene import Shape, draw_scene
 
 logger = logging.getLogger(__name__)
 

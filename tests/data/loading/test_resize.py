@@ -11,10 +11,10 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from frcnn_plugin import add_frcnn_config
+from frcnn_plugin.data.loading.mappers import build_mapper
 from frcnn_plugin.data.loading.resize import (
     FloatResizeShortestEdge,
     FloatResizeTransform,
-    build_mapper,
     with_resize,
 )
 from frcnn_plugin.errors import UserError

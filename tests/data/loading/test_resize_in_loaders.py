@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from frcnn_plugin.data.loading.train_loader import MirroringMapper
+from frcnn_plugin.data.loading.mappers import MirroringMapper
 from frcnn_plugin.engine import PaperTrainer
 
 

@@ -13,7 +13,8 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from frcnn_plugin import add_frcnn_config, get_config_file
-from frcnn_plugin.data.loading.train_loader import MirroringMapper, build_train_loader
+from frcnn_plugin.data.loading.mappers import MirroringMapper
+from frcnn_plugin.data.loading.train_loader import build_train_loader
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
