@@ -37,6 +37,8 @@ setup(
     # configs/ stays at the top, where users look for it, and is installed inside the package.
     package_dir={"frcnn_plugin.configs": "configs"},
     package_data=PACKAGE_DATA,
+    py_modules=["frcnn_command"],  # says in one line that Detectron2 is missing, if it is
+    entry_points={"console_scripts": ["frcnn = frcnn_command:main"]},
     install_requires=[
         "torch>=2.4",  # the networks and their training
         "torchvision>=0.19",  # RoI max pooling and NMS; this is the pair of torch 2.4
