@@ -47,7 +47,7 @@ from ..process import launch, tune_process
 logger = logging.getLogger("frcnn_plugin.cli.dump_proposals")
 
 BEFORE_OVERRIDES = [
-    # More than there are. PaperRPN also takes -1 for "all", the host's RPN does not.
+    # More than there are. PaperRPN also takes -1 for "all", Detectron2's RPN does not.
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", str(10**9)),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "2000"),
 ]
