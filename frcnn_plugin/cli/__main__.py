@@ -133,18 +133,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         try:
             result = module.run(args)
+            return result if isinstance(result, int) else 0
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+            message, status = f"error: {error}", 1
     except ImportError as error:
         if error.name != "frcnn_plugin":  # host.check_host explains; any other is a fault of ours
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        message, status = f"error: {error}", 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130  # as a shell reports the signal
-    return result if isinstance(result, int) else 0
+        message, status = "interrupted", 130  # as a shell reports the signal
+    # Printed here, when the exception is gone and a progress bar in its traceback closed.
+    print(message, file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":
