@@ -1,8 +1,9 @@
-"""Files that appear, or replace others, only when they are complete.
+"""Files that appear, or replace others, only when they are complete; and digests of files.
 
 A leaf: every part of the package writes files.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -81,3 +82,16 @@ def reading_json(path: str | os.PathLike[str], what: str, remedy: str = "") -> I
         raise UserError(f"cannot read the {what}: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} holds no {what} ({error}){remedy}") from error
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits; it is read in pieces.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 
 from .errors import UserError
 
@@ -207,8 +208,38 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.KEEP_TIES = False
 
 
+def plugin_cfg() -> CN:
+    """Return Detectron2's default config with the plugin's keys, not frozen."""
+    cfg = get_cfg()
+    add_frcnn_config(cfg)
+    return cfg
+
+
+def base_chain(path: str | Path) -> list[Path]:
+    """Return a config file and those that it is based on, itself first.
+
+    Args:
+        path: a YAML, read without its keys being checked. A ``_BASE_`` that is a list or a URL is
+            not followed.
+
+    Raises:
+        OSError: one of the files cannot be read.
+        UserError: a file is based on itself.
+        yaml.YAMLError: one of them is no YAML.
+    """
+    chain = [Path(path).resolve()]
+    while True:
+        base = CN.load_cfg(chain[-1].read_text(encoding="utf-8")).get("_BASE_", "")
+        if not isinstance(base, str) or not base or "://" in base:
+            return chain
+        file = (chain[-1].parent / Path(base).expanduser()).resolve()
+        if file in chain:
+            raise UserError(f"{path} is based on itself: _BASE_ of {chain[-1]} is {file}")
+        chain.append(file)
+
+
 def get_config_file(name: str) -> str:
-    """Path of a configuration that comes with the plugin.
+    """Return the path of a configuration that comes with the plugin.
 
     Args:
         name: path below ``configs/``, such as ``"faster_rcnn_vgg16_voc_joint.yaml"``.
@@ -225,7 +256,7 @@ def get_config_file(name: str) -> str:
 
 
 def list_config_files() -> list[str]:
-    """Names of the configurations that come with the plugin, for :func:`get_config_file`."""
+    """List the configurations that come with the plugin, for :func:`get_config_file`."""
     return sorted({str(p.relative_to(r)) for r in _config_roots() for p in r.rglob("*.yaml")})
 
 

@@ -23,11 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from detectron2.config import get_cfg
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from .. import add_frcnn_config
+from ..config import plugin_cfg
 from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
 from ..predict import FasterRCNNPredictor
@@ -74,8 +73,7 @@ parse = argparse.ArgumentParser.parse_intermixed_args
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split the images from the ``KEY VALUE`` pairs after them."""
-    cfg = get_cfg()
-    add_frcnn_config(cfg)
+    cfg = plugin_cfg()
     for i, word in enumerate(words):
         if word.partition(".")[0] in cfg and not os.path.exists(word):
             return list(words[:i]), list(words[i:])

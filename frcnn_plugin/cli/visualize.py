@@ -30,10 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
+from ..config import plugin_cfg
 from ..data import check_datasets
 from ..data.loading.image_reader import IMAGE_SUFFIXES
 from ..engine import setup_cfg
@@ -96,7 +97,7 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
 def is_key(word: str) -> bool:
     """Whether a word begins as the keys of the config do."""
     section = word.partition(".")[0]
-    return section.isupper() and (section in get_cfg() or section == "FOUR_STEP")
+    return section.isupper() and section in plugin_cfg()
 
 
 def check_args(args: argparse.Namespace) -> None:

@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 
+from ..checkpoint.checkpointer import AtomicCheckpointer
+from ..checkpoint.read import peek
 from ..errors import UserError
 from ..four_step.proposals import with_test_proposals
-from .checkpointer import AtomicCheckpointer
 from .trainer import PaperTrainer
 
 logger = logging.getLogger(__name__)
@@ -77,8 +77,7 @@ def phase_and_step(weights: Path) -> tuple[str, int]:
     if weights.suffix != ".pth" or not weights.is_file():
         return "", 0
     try:
-        content = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
-        step = content["trainer"]["hooks"]["FourStepHook"]["step"]
-    except Exception:  # not from four steps, or a file that the host's checkpointer will judge
+        step = peek(weights).stage
+    except UserError:  # the checkpointer will judge it
         return "", 0
     return {1: "rpn", 2: "fast_rcnn", 3: "rpn"}.get(step, ""), step

@@ -8,6 +8,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
+from ..host import start_data_loader
+
 
 class CaffeMomentum(HookBase):
     """Rescale SGD's momentum at every change of the learning rate, as Caffe's update implies.
@@ -61,6 +63,6 @@ class SeedEveryStep(HookBase):
     def before_step(self) -> None:
         """Seed all generators of this process."""
         # Starting a data loader draws a number; it must not be one of this iteration.
-        _ = self.trainer._trainer._data_loader_iter
+        start_data_loader(self.trainer)
         # Apart by more than the number of processes, so that no two share a seed.
         seed_all_rng((self._seed + 1009 * self.trainer.iter + comm.get_rank()) % 2**31)

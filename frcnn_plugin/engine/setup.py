@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..config import add_frcnn_config
+from ..config import plugin_cfg
 from ..data.datasets.config_entries import register_from_config_entries
 from ..errors import UserError
 from ..four_step.stages import apply_four_step
@@ -33,8 +33,7 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: missing or malformed file, unknown key, bad value.
     """
-    cfg = get_cfg()
-    add_frcnn_config(cfg)
+    cfg = plugin_cfg()
     if config_file:
         if not Path(config_file).is_file():
             raise UserError(f"no config file '{config_file}'; see the folder configs/ for ours")

@@ -26,6 +26,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..data.loading.mappers import build_mapper
 from ..data.loading.train_loader import build_train_loader
 from ..errors import UserError
@@ -38,8 +39,8 @@ from ..four_step.hook import FourStepHook
 from ..four_step.proposals import with_test_proposals
 from ..four_step.stages import build_four_step_scheduler
 from ..four_step.weights import fold_statistics
+from ..host import inner_trainer, last_results, set_inner_trainer
 from ..process import unwrap_model, wrap_model
-from .checkpointer import AtomicCheckpointer
 from .guards.memory_errors import memory_errors_explained
 from .guards.step_guard import StepGuard
 from .hooks import CaffeMomentum, SeedEveryStep
@@ -67,9 +68,10 @@ class PaperTrainer(DefaultTrainer):
         # bfloat16 needs no scaling of the loss.
         amp_on_cuda = cfg.SOLVER.AMP.ENABLED and next(model.parameters()).is_cuda
         trainer_class = AMPTrainer if amp_on_cuda else SimpleTrainer
-        self._trainer = trainer_class(wrap_model(model), data_loader, optimizer)
+        inner = trainer_class(wrap_model(model), data_loader, optimizer)
+        set_inner_trainer(self, inner)
         self._guard = StepGuard(cfg, model)
-        self._trainer.register_hooks([self._guard])
+        inner.register_hooks([self._guard])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = AtomicCheckpointer(
             model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
@@ -85,7 +87,7 @@ class PaperTrainer(DefaultTrainer):
         The host returns them only if ``TEST.EXPECTED_RESULTS`` is set.
         """
         super().train()
-        return getattr(self, "_last_eval_results", None)
+        return last_results(self)
 
     def before_step(self) -> None:
         """As the host's; four-step training makes its proposals here."""
@@ -129,7 +131,7 @@ class PaperTrainer(DefaultTrainer):
         ret = super().build_hooks()
         position = next(i for i, h in enumerate(ret) if isinstance(h, hooks.LRScheduler))
         if self.cfg.SOLVER.CAFFE_MOMENTUM:
-            ret.insert(position + 1, CaffeMomentum(self._trainer.optimizer))
+            ret.insert(position + 1, CaffeMomentum(self.optimizer))
         if self.cfg.SEED >= 0:
             node = self.cfg.FOUR_STEP
             # Steps that were left out count, so that the others draw the same numbers as with them.
@@ -197,7 +199,7 @@ class PaperTrainer(DefaultTrainer):
         if not resumed and self.cfg.FOUR_STEP.START_AT == 1:
             fold_statistics(unwrap_model(self.model))
         if self.start_iter > 0 and not self.cfg.FOUR_STEP.ENABLED:
-            self._trainer.reset_data_loader(
+            inner_trainer(self).reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
             )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from detectron2.engine import hooks
 
+from ..host import eval_period_and_function
 from ..process import unwrap_model
 from .hook import FourStepHook
 
@@ -21,7 +22,7 @@ class StageEvalHook(hooks.EvalHook):
     def __init__(self, host: hooks.EvalHook, four_step: FourStepHook) -> None:
         """Take over what ``host``, as DefaultTrainer made it, would evaluate."""
         finished = four_step.stages[-1].number == 4  # else four_step evaluates what there is
-        super().__init__(host._period, host._func, eval_after_train=finished)
+        super().__init__(*eval_period_and_function(host), eval_after_train=finished)
         self._four_step = four_step
 
     def after_step(self) -> None:

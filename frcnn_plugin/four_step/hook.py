@@ -11,6 +11,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from ..data.loading.train_loader import build_train_loader
+from ..host import inner_trainer, set_last_results
 from ..process import unwrap_model, wrap_model
 from . import weights as stage_weights
 from .checkpoints import check_schedule, check_start, schedule_state
@@ -155,7 +156,7 @@ class FourStepHook(HookBase):
         self.trainer.model = model
         self.trainer.model = wrap_model(model).train()
         forget_losses(self.trainer.storage)
-        self.trainer._trainer.reset_data_loader(lambda: self._loader(stage))
+        inner_trainer(self.trainer).reset_data_loader(lambda: self._loader(stage))
 
     def _loader(self, stage: Stage) -> Any:
         cfg = self.cfg.clone()
@@ -199,7 +200,7 @@ class FourStepHook(HookBase):
         # Where the host looks for those of its own evaluation, and in the same form.
         if results:
             only = next(iter(results.values()))
-            self.trainer._last_eval_results = results if len(results) > 1 else only
+            set_last_results(self.trainer, results if len(results) > 1 else only)
 
     def _check_shared(self, model: Any) -> None:
         if stage_weights.digest(model.backbone) != self._shared_convolutions:

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from ..host import forget_scalars
+
 _LOGGERS = ("detectron2", "fvcore", "frcnn_plugin")
 
 
@@ -46,9 +48,7 @@ def forget_losses(storage: Any) -> None:
 
     It prints the newest value of every loss, also of those that have ended.
     """
-    for values in (storage._history, storage._latest_scalars):
-        for name in [n for n in values if "loss" in n]:
-            del values[name]
+    forget_scalars(storage, "loss")
 
 
 def put_results(storage: Any, number: int, results: Mapping[str, Any]) -> None:

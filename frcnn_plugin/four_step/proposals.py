@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from detectron2.structures import Boxes, BoxMode
 from detectron2.utils import comm
 from torch import nn
 
+from ..atomic_files import sha256
 from ..data.loading.mappers import MirroringMapper, build_mapper
 from ..data.loading.train_loader import training_dicts
 from ..data.proposals.checks import check_proposals
@@ -156,7 +156,7 @@ class StageProposals:
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file a detector step trains on, by file name."""
         files = [*self.train_files, *self.mirrored_files]
-        return {Path(f).name: _sha256(f) for f in files}
+        return {Path(f).name: sha256(f) for f in files}
 
     def check(self, digests: Mapping[str, str]) -> None:
         """Make sure that the files are those a resumed step began with.
@@ -169,7 +169,7 @@ class StageProposals:
         """
         for name, digest in digests.items():
             path = self.folder / name
-            if path.is_file() and _sha256(path) == digest:
+            if path.is_file() and sha256(path) == digest:
                 continue
             problem = "has changed since" if path.is_file() else "is missing, but"
             raise UserError(
@@ -198,14 +198,6 @@ def _mirror(record: dict[str, Any]) -> dict[str, Any]:
         "annotations": annotations,
         "proposal_boxes": flip(record["proposal_boxes"]),
     }
-
-
-def _sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..atomic_files import replacing
+from ..checkpoint.read import peek
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -47,12 +48,9 @@ def restore_initial(
             "that has them with FOUR_STEP.INITIAL_WEIGHTS"
         )
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)["model"]
-    except Exception as e:  # a damaged file raises whatever its bytes happen to say
-        raise UserError(
-            f"{path} is damaged, or no file of initial weights ({type(e).__name__}): name another "
-            "one with FOUR_STEP.INITIAL_WEIGHTS"
-        ) from e
+        weights = peek(path).weights
+    except UserError as e:
+        raise UserError(f"{e}; or name another file with FOUR_STEP.INITIAL_WEIGHTS") from e
     wanted = {k: v for k, v in model.state_dict().items() if k.split(".", 1)[0] in prefixes}
     missing = [k for k, v in wanted.items() if k not in weights or weights[k].shape != v.shape]
     if missing:

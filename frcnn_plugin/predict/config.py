@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
+from ..checkpoint.checkpointer import class_names
 from ..checkpoint.metadata import Metadata
 from ..checkpoint.read import read_metadata
-from ..config import add_frcnn_config
+from ..config import plugin_cfg
 from ..engine.evaluate import phase_and_step
 from ..engine.setup import merge_overrides, setup_cfg
-from ..engine.weight_requirements import class_names
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,7 @@ def _own_cfg(weights: str, metadata: Metadata | None) -> CfgNode:
             "or config_file in Python); for the detectors that the authors released it is in "
             "configs/released"
         )
-    cfg = get_cfg()
-    add_frcnn_config(cfg)
+    cfg = plugin_cfg()
     # Written by another version of the plugin or of Detectron2, it may have keys that are not in
     # this one; a typing mistake it cannot have.
     cfg.set_new_allowed(True)

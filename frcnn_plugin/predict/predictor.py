@@ -14,9 +14,9 @@ from detectron2.modeling import build_model
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 
+from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..data.loading.image_reader import read_bgr
 from ..data.loading.resize import with_resize
-from ..engine.checkpointer import AtomicCheckpointer
 from ..errors import UserError
 from ..modeling import PaperRCNN
 from .config import predictor_cfg

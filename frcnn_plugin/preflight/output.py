@@ -5,10 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from ..checkpoint.read import peek
+from ..errors import UserError
 from .finding import Finding, error, ok, warning
 from .planned_run import PlannedRun
 
@@ -66,8 +65,11 @@ def resumed_iteration(run: PlannedRun) -> int:
     last = Path(run.cfg.OUTPUT_DIR) / "last_checkpoint"
     if run.eval_only or not run.resume or not last.is_file():
         return 0
-    iteration = _content(last.parent / last.read_text().strip()).get("iteration")
-    return iteration + 1 if isinstance(iteration, int) else 0
+    try:
+        iteration = peek(last.parent / last.read_text().strip()).iteration
+    except UserError:  # the check of the weights will say what is wrong with it
+        return 0
+    return 0 if iteration is None else iteration + 1
 
 
 def _resumed(run: PlannedRun, last: Path) -> Iterator[Finding]:
@@ -83,14 +85,6 @@ def _resumed(run: PlannedRun, last: Path) -> Iterator[Finding]:
         )
     else:
         yield ok(_SUBJECT, f"resuming from {file} at iteration {start:,} of {end:,}")
-
-
-def _content(file: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # the check of the weights will say what is wrong with it
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _why_not_writable(folder: Path) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
@@ -15,9 +14,9 @@ from torch import nn
 from ..checkpoint.catalog.cache import cached_path
 from ..checkpoint.catalog.known_files import find
 from ..checkpoint.catalog.path_handler import PREFIX
+from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..checkpoint.metadata import KEY, Metadata
-from ..engine.checkpointer import AtomicCheckpointer
-from ..engine.weight_requirements import names_detector
+from ..checkpoint.read import peek
 from ..errors import UserError
 from .finding import Finding, error, ok, warning
 from .planned_run import PlannedRun, muted, warnings_of
@@ -141,8 +140,8 @@ class _Peek(AtomicCheckpointer):
 
     def _torch_load(self, f: str) -> Any:
         try:
-            return torch.load(f, map_location="cpu", mmap=True, weights_only=True)
-        except Exception:  # an older format, or damaged: as the run itself will read it
+            return peek(f).content
+        except UserError:  # damaged, or more than weights: as the run itself will read it
             return super()._torch_load(f)
 
     def _load_model(self, checkpoint: Any) -> Any:

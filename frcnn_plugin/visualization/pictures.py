@@ -18,9 +18,9 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
+from ..checkpoint.checkpointer import names_detector
 from ..data.loading.mappers import MirroringMapper, build_mapper
 from ..data.proposals.files import Proposals
-from ..engine.weight_requirements import names_detector
 from ..errors import UserError
 from ..evaluation.ground_truth import GroundTruth, from_dicts
 from ..evaluation.proposals.recall import measure_recall

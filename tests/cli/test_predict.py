@@ -21,9 +21,9 @@ from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.checkpoint.metadata import KEY
 from frcnn_plugin.engine import setup_cfg
-from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
 from frcnn_plugin.predict import FasterRCNNPredictor
 from frcnn_plugin.predict.video import VideoFile, VideoFrames
 from tests.cli.conftest import frcnn

@@ -13,9 +13,9 @@ from detectron2.utils.file_io import PathManager
 from frcnn_plugin import get_config_file
 from frcnn_plugin.checkpoint.catalog.cache import cached_path
 from frcnn_plugin.checkpoint.catalog.known_files import find as find_known
+from frcnn_plugin.checkpoint.checkpointer import preprocessing
 from frcnn_plugin.checkpoint.metadata import KEY, Metadata, Preprocessing
 from frcnn_plugin.data import SHAPE_CLASSES
-from frcnn_plugin.engine.weight_requirements import preprocessing
 from frcnn_plugin.preflight import preflight
 from frcnn_plugin.preflight.weights import check_weights
 from tests.preflight.conftest import only

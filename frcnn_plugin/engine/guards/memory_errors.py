@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ...errors import UserError
+from ...process import peak_memory
 
 # torch raises a RuntimeError of its own class on GPUs, a plain one on CPUs.
 _SIGNS = (
@@ -124,16 +124,14 @@ def _keys(cfg: CfgNode, phase: str, *, in_training: bool) -> list[str]:
 
 
 def _peak(cfg: CfgNode) -> str:
-    if cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        return f"{torch.cuda.max_memory_allocated() / _GIB:.1f} of {total / _GIB:.1f} GiB"
-    try:
-        import resource
-    except ImportError:  # Windows
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    peak = peak_memory("cuda" if on_gpu else "cpu")
+    if peak is None:
         return "not known"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kilobytes on Linux, bytes on macOS.
-    return f"{peak * (1 if sys.platform == 'darwin' else 1024) / _GIB:.1f} GiB (this process)"
+    if not on_gpu:
+        return f"{peak / _GIB:.1f} GiB (this process)"
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return f"{peak / _GIB:.1f} of {total / _GIB:.1f} GiB"
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,7 +32,7 @@ class StepGuard(HookBase):
     :meth:`explaining`::
 
         guard = StepGuard(cfg, model)
-        trainer._trainer.register_hooks([guard])
+        inner_trainer(trainer).register_hooks([guard])
     """
 
     def __init__(self, cfg: CfgNode, model: torch.nn.Module) -> None:
