@@ -36,7 +36,7 @@ NONE = found([], [], [], features=True)
 def test_coco_json(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     results = CocoResults(NAMES, weights="w.pth")
     results.add("a.jpg", TWO)
-    results.add("v.mp4#3", NONE, frame=3)
+    results.add("b.jpg", NONE)
     path = tmp_path / "found.json"
     results.write(path)
     content = json.loads(path.read_text())
@@ -44,7 +44,7 @@ def test_coco_json(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert content["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     assert content["images"] == [
         {"id": 1, "file_name": "a.jpg", "width": 60, "height": 40},
-        {"id": 2, "file_name": "v.mp4#3", "width": 60, "height": 40, "frame": 3},
+        {"id": 2, "file_name": "b.jpg", "width": 60, "height": 40},
     ]
     assert content["annotations"][0] == {
         "id": 1,
