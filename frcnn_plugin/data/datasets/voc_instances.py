@@ -190,14 +190,12 @@ def load_voc_files(
         annotations: folder of the XML files.
         images: folder of the images.
         image_names: file names by id, as ``index_images`` returns them.
-        classes: see ``load_voc_instances``; so are the others, and the result.
+        classes: for these and what is not listed here see ``load_voc_instances``, whose results
+            and errors are the same.
         use_difficult: see there.
         strict: see there.
         title: data-set name for messages.
         numbered: see there.
-
-    Raises:
-        UserError: see there.
     """
     has_annotations = has_annotation_files(annotations, ids, title)
     category_ids = {class_name: index for index, class_name in enumerate(classes)}
