@@ -99,7 +99,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, output: Path, shards: Proposal
 
 
 def fingerprint(cfg: CfgNode, dicts: list[dict[str, Any]]) -> dict[str, str]:
-    """Hashes of all that the proposals depend on."""
+    """Hash all that the proposals depend on."""
     used = CfgNode({"MODEL": cfg.MODEL.clone(), "INPUT": cfg.INPUT.clone()})
     used.MODEL.WEIGHTS = ""  # the contents count
     images = "\n".join(f"{item['image_id']} {item['file_name']}" for item in dicts)
@@ -139,7 +139,7 @@ def finish(
     output: Path,
     shards: ProposalShards,
 ) -> dict[str, float]:
-    """Put the shards together; returns recall in percent, empty without ground truth."""
+    """Put the shards together; return recall in percent, empty without ground truth."""
     proposals = shards.read().reordered([str(item["image_id"]) for item in dicts])
     save_proposals(output, proposals.ids, proposals.boxes, proposals.logits)
     proposals = check_proposals(output, dicts, dataset)

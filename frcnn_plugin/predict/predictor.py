@@ -157,7 +157,7 @@ class FasterRCNNPredictor:
     def extract(
         self, image: ImageLike, boxes: npt.ArrayLike | torch.Tensor, *, image_format: str = "BGR"
     ) -> Instances:
-        """Features and class scores of given boxes: none is dropped or moved, order is kept.
+        """Compute features and class scores of given boxes; keep them all, in their order.
 
         Args:
             image: see :meth:`predict`.

@@ -30,7 +30,7 @@ class FloatResizeTransform(T.ResizeTransform):
         self.factor = factor
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Resize.
+        """Resize an image.
 
         Args:
             img: (H, W) or (H, W, C).

@@ -167,7 +167,7 @@ def _cell_text(cell: Any) -> str:
 
 
 def _as_rows(value: Any, widths: tuple[int, ...], where: str) -> FloatArray:
-    """One image's rows as float64, of one of ``widths`` columns."""
+    """Return one image's rows as float64, of one of ``widths`` columns."""
     try:
         # Before any arithmetic: the originals store 16-bit unsigned numbers.
         rows = np.asarray(value, dtype=np.float64)
@@ -182,7 +182,7 @@ def _as_rows(value: Any, widths: tuple[int, ...], where: str) -> FloatArray:
 
 
 def _from_selective_search(rows: FloatArray) -> FloatArray:
-    """(M, 4) y1, x1, y2, x2, 1-based and inclusive, to (N, 4) continuous XYXY; drops as above."""
+    """Turn (M, 4) y1, x1, y2, x2, 1-based and inclusive, into (N, 4) XYXY; drop as said above."""
     boxes = rows[:, [1, 0, 3, 2]] - 1
     _, first = np.unique(boxes, axis=0, return_index=True)
     boxes = boxes[np.sort(first)]
@@ -192,7 +192,7 @@ def _from_selective_search(rows: FloatArray) -> FloatArray:
 
 
 def _best_first(value: Any, where: str) -> FloatArray:
-    """One image's (N, 4), sorted by the fifth column if there is one."""
+    """Return one image's (N, 4), sorted by the fifth column if there is one."""
     rows = _as_rows(value, (4, 5), where)
     if rows.shape[1] == 5:
         if not np.isfinite(rows[:, 4]).all():

@@ -137,7 +137,7 @@ def _write(
 
 
 def _image_size(rng: np.random.Generator, short_side: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of one image: landscape and portrait alike."""
+    """Choose width and height of one image: landscape and portrait alike."""
     short = int(rng.integers(short_side[0], short_side[1] + 1))
     long = round(short * rng.uniform(1.0, _LONGEST))
     return (short, long) if rng.integers(2) else (long, short)
