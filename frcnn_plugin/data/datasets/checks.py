@@ -27,7 +27,7 @@ def check_datasets(
     train: Collection[str] = (),
     load: Callable[[str], Any] = DatasetCatalog.get,
 ) -> None:
-    """Check every data set of a run; returns if all is well.
+    """Check every data set of a run; return if all is well.
 
     Sets of this plugin and of the user's own code are loaded (seconds), so that their files, class
     names and boxes are looked at too. Detectron2's own COCO-like sets are not: only their files and

@@ -177,7 +177,7 @@ class VOCSource(Source):
         return [resolve_root(root) for root in self.roots]
 
     def directory(self) -> Path:
-        """Find the folder of the set and notes it in the metadata as ``dirname``.
+        """Find the folder of the set and note it in the metadata as ``dirname``.
 
         Returns:
             The first candidate that has the split file.

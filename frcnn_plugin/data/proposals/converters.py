@@ -214,7 +214,7 @@ def _write(
     dataset_name: str,
     source: str | os.PathLike[str],
 ) -> Proposals:
-    """Check and writes boxes that are sorted, best first."""
+    """Check and write boxes that are sorted, best first."""
     ids = [str(item["image_id"]) for item in dataset_dicts]
     missing = describe_missing(covered, ids, dataset_name)
     if missing:

@@ -95,7 +95,7 @@ def tight_box(mask: BoolArray) -> tuple[int, int, int, int]:
 
 
 def _try_to_add(rng: np.random.Generator, canvas: FloatArray, drawn: list[_Drawn]) -> bool:
-    """Draw one more shape over the others, unless it hides too much; says whether it did."""
+    """Draw one more shape over the others, unless it hides too much; say whether it did."""
     height, width = canvas.shape[:2]
     name = SHAPE_CLASSES[rng.integers(len(SHAPE_CLASSES))]
     low, high = _TINY_SCALES if rng.integers(_TINY_ONE_IN) == 0 else _SCALES
