@@ -1,10 +1,11 @@
-"""Files that appear, or replace others, only when they are complete; and digests of files.
+"""Files that appear, or replace others, only when they are complete.
 
 A leaf: every part of the package writes files.
 """
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -82,6 +85,24 @@ def reading_json(path: str | os.PathLike[str], what: str, remedy: str = "") -> I
         raise UserError(f"cannot read the {what}: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} holds no {what} ({error}){remedy}") from error
+
+
+@contextmanager
+def optional_output(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let the ``with`` block, which writes `path`, fail with a warning.
+
+    For all that a training writes beside its weights and its log: hours of work must not end
+    because a table, a picture or a note could not be written.
+
+    Args:
+        path: the file or folder, for the message.
+    """
+    try:
+        yield
+    except Exception as error:  # a full disk, or whatever a drawing may raise
+        known = isinstance(error, (OSError, UserError))
+        message = str(error) if known else f"{type(error).__name__}: {error}"
+        logger.warning("%s is not written: %s", path, message, exc_info=not known)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
