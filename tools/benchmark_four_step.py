@@ -33,7 +33,7 @@ from tabulate import tabulate
 from frcnn_plugin import get_config_file
 from frcnn_plugin.atomic_files import write_text
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
-from frcnn_plugin.engine import PaperTrainer, SeedEveryStep, setup_cfg
+from frcnn_plugin.engine import PaperTrainer, SeedEveryIteration, setup_cfg
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalCollector
 from frcnn_plugin.four_step import FourStepHook
 
@@ -93,7 +93,7 @@ class Clock(HookBase):
 def measure_steps(trainer: PaperTrainer) -> Clock:
     """Train; returns what was measured."""
     four_step = next(h for h in trainer._hooks if isinstance(h, FourStepHook))
-    seed = next(h for h in trainer._hooks if isinstance(h, SeedEveryStep))
+    seed = next(h for h in trainer._hooks if isinstance(h, SeedEveryIteration))
     clock = Clock(four_step)
     for hook in (four_step, seed):
         hook.before_step = clock.timed(hook.before_step)  # type: ignore[method-assign]

@@ -38,8 +38,7 @@ from ..data.proposals.files import save_proposals
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth
-from ..evaluation.proposals.recall import COUNTS
-from ..evaluation.proposals.recall_report import report_recall
+from ..evaluation.proposals.recall import COUNTS, report_recall
 from ..evaluation.proposals.shards import ProposalShards, ShardWriter
 from ..preflight import PlannedRun, stop_on_errors
 from ..process import launch, tune_process

@@ -1,8 +1,7 @@
 """Networks and rules of the paper. Importing this package registers every component."""
 
-from ..layers.nms import prefix_nms
 from .anchor_generator import CaffeAnchorGenerator
-from .backbone.feature_sizes import backbone_feature_sizes
+from .backbone.caffe_backbone import backbone_feature_sizes
 from .backbone.vgg import VGG16
 from .backbone.zf import ZF, WithinChannelLRN
 from .box_regression import CaffeBox2BoxTransform
@@ -13,7 +12,8 @@ from .proposal_generator.rpn_head import SoftmaxRPNHead
 from .proposal_generator.selection import select_proposals
 from .roi_heads.box_head import FC6FC7Head, UnscaledDropout
 from .roi_heads.fast_rcnn import PaperFastRCNNOutputLayers
-from .roi_heads.roi_heads import CaffeROIHeads, InclusiveROIPooler
+from .roi_heads.poolers import InclusiveROIPooler
+from .roi_heads.roi_heads import CaffeROIHeads
 from .target_statistics import TargetStatistics
 
 __all__ = [
@@ -33,6 +33,5 @@ __all__ = [
     "UnscaledDropout",
     "WithinChannelLRN",
     "backbone_feature_sizes",
-    "prefix_nms",
     "select_proposals",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -14,9 +13,10 @@ from ..checkpoint.checkpointer import class_names
 from ..checkpoint.metadata import Metadata
 from ..checkpoint.read import read_metadata
 from ..config import plugin_cfg
-from ..engine.evaluate import phase_and_step
 from ..engine.setup import merge_overrides, setup_cfg
 from ..errors import UserError
+from ..four_step.checkpoints import stage_of
+from ..four_step.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +66,13 @@ def predictor_cfg(
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: images are BGR or RGB")
-    phase, step = phase_and_step(Path(path))
-    if phase and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
-        logger.info("%s is from stage %d of 4: used as '%s'", weights, step, phase)
-        cfg.MODEL.PAPER_RCNN.PHASE = phase
+    stage = stage_of(path)
+    if stage is not None and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
+        logger.info(
+            "%s is from stage %d of %d: used as '%s'",
+            weights, stage.number, len(STAGES), stage.phase,
+        )  # fmt: skip
+        cfg.MODEL.PAPER_RCNN.PHASE = stage.phase
     names = _names(cfg, metadata, weights)
     cfg.MODEL.WEIGHTS = path
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # none is needed, or has to be there

@@ -24,9 +24,9 @@ from torch import nn
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..errors import UserError
 from ..modeling import PaperRCNN
-from ..modeling.backbone.feature_sizes import backbone_feature_sizes
+from ..modeling.backbone.caffe_backbone import backbone_feature_sizes
+from ..modeling.box_ops import inside_image
 from ..modeling.proposal_generator.rpn import PaperRPN
-from ..modeling.proposal_generator.selection import inside_image
 
 Size = tuple[int, int]
 

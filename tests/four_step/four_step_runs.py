@@ -110,7 +110,7 @@ def arm(point: str, trainer: PaperTrainer) -> None:
 
         ProposalCollector.process = process_and_die  # type: ignore[method-assign]
     elif kind == "surgery":  # between two steps, with the weights changed
-        name = {"2": "restore_initial", "3": "redraw_rpn_head"}[number]
+        name = {"2": "restore_initial", "3": "redraw"}[number]
         function = getattr(stage_weights, name)
 
         def change_and_die(*args: Any) -> None:

@@ -9,7 +9,7 @@ from detectron2.modeling.anchor_generator import build_anchor_generator
 
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling import CaffeAnchorGenerator
-from frcnn_plugin.modeling.proposal_generator.selection import inside_image
+from frcnn_plugin.modeling.box_ops import inside_image
 
 # py-faster-rcnn's inclusive boxes; ours are these with x2, y2 + 1.
 REFERENCE = [
@@ -75,12 +75,6 @@ def test_first_inside_anchor_e3c() -> None:
     first = int(inside_image(anchors, (600, 1000), 0).nonzero()[0])
     assert first == 1755
     assert (anchors[first] - ONE).tolist() == [12, 8, 195, 103]
-
-
-def test_allowed_border() -> None:
-    boxes = torch.tensor([[-1.0, 0.0, 10.0, 10.0], [0.0, 0.0, 11.0, 10.0], [0.0, 0.0, 10.0, 10.0]])
-    assert inside_image(boxes, (10, 10), 0).tolist() == [False, False, True]
-    assert inside_image(boxes, (10, 10), 1).tolist() == [True, True, True]
 
 
 def test_centre_does_not_depend_on_the_stride() -> None:

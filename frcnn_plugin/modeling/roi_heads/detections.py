@@ -11,7 +11,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torchvision.ops import batched_nms
 
-from ..proposal_generator.selection import clip_boxes
+from ..box_ops import clip_boxes
 
 
 def candidates(

@@ -9,15 +9,14 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cross_entropy
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
 
 from ...layers.nms import float32_threshold
 from ..box_regression import CaffeBox2BoxTransform, grow
-from ..image_frame import to_image, to_network
-from ..image_size import image_scale
-from ..initialisation import redraw
+from ..image_size import ScaledImageSize, image_scale
+from ..proposal_generator.rpn_head import redraw
 from ..target_statistics import TargetStatistics
-from .classification_log import log_classification
 from .detections import candidates, select_detections
 
 
@@ -139,9 +138,9 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
                 grow(boxes, self.decode_growth * image_scale(size))
                 for boxes, size in zip(decoded, sizes, strict=True)
             ]
-        decoded = super().predict_boxes(predictions, [to_image(p) for p in proposals])
+        decoded = super().predict_boxes(predictions, [_to_image(p) for p in proposals])
         return [
-            to_network(grow(boxes, self.decode_growth), size)
+            _to_network(grow(boxes, self.decode_growth), size)
             for boxes, size in zip(decoded, sizes, strict=True)
         ]
 
@@ -176,7 +175,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             return super().losses(predictions, proposals)
         scores, deltas = predictions
         gt_classes = torch.cat([p.gt_classes for p in proposals])
-        log_classification(scores.detach(), gt_classes)
+        _log_classification(scores.detach(), gt_classes)
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         # Without any ground truth all RoIs are background, and no box is looked at.
         gt_boxes = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes) for p in proposals]
@@ -229,3 +228,68 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             reduction="sum",
         )
         return loss / max(gt_classes.numel(), 1.0)
+
+
+def _log_classification(scores: torch.Tensor, gt_classes: torch.Tensor) -> None:
+    """Write statistics of the classifier to the event storage.
+
+    Rewrites Detectron2's ``_log_classification_stats`` so that a GPU need wait only once.
+
+    Args:
+        scores: (R, K+1).
+        gt_classes: (R,) int64; K is background.
+    """
+    total = gt_classes.numel()
+    if total == 0:
+        return
+    background = scores.shape[1] - 1
+    predicted = scores.argmax(dim=1)
+    right = predicted == gt_classes
+    is_object = (gt_classes >= 0) & (gt_classes < background)
+    counts = torch.stack(
+        [right, is_object, right & is_object, is_object & (predicted == background)]
+    )
+    num_right, num_objects, right_objects, missed = counts.sum(dim=1).tolist()
+    storage = get_event_storage()
+    storage.put_scalar("fast_rcnn/cls_accuracy", num_right / total)
+    if num_objects > 0:
+        storage.put_scalar("fast_rcnn/fg_cls_accuracy", right_objects / num_objects)
+        storage.put_scalar("fast_rcnn/false_negative", missed / num_objects)
+
+
+def _to_image(proposals: Instances) -> Instances:
+    """Scale proposals to original-image pixels, dividing *inclusive* coordinates.
+
+    Args:
+        proposals: with ``proposal_boxes`` in network-input pixels.
+
+    Source: py-faster-rcnn test.py (im_detect).
+    """
+    boxes = proposals.proposal_boxes.tensor
+    one = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    result = Instances(proposals.image_size)
+    result.proposal_boxes = Boxes((boxes - one) / image_scale(proposals.image_size) + one)
+    return result
+
+
+def _to_network(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Clip boxes to the image, and scale them so that Detectron2's scaling back undoes it.
+
+    Detectron2 divides x by the ratio of the widths and y by that of the heights. Clipped as by
+    py-faster-rcnn, a box outside the image stays one pixel wide at its border.
+
+    Args:
+        boxes: (R, K*4) in original-image pixels.
+        image_size: (height, width) of the network input.
+
+    Returns:
+        (R, K*4) in network-input pixels.
+    """
+    if not isinstance(image_size, ScaledImageSize):  # scale 1, and Detectron2 clips
+        return boxes
+    height, width = image_size.original
+    repeats = boxes.shape[1] // 4
+    low = boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).repeat(repeats)
+    high = boxes.new_tensor([width - 1, height - 1, width, height]).repeat(repeats)
+    x, y = image_size[1] / width, image_size[0] / height
+    return boxes.clamp(low, high) * boxes.new_tensor([x, y, x, y]).repeat(repeats)

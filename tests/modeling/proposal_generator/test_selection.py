@@ -15,7 +15,7 @@ def select(
     inclusive: list[list[float]], scores: list[float], **kwargs: object
 ) -> tuple[list[list[float]], list[float]]:
     options = {"min_side": 0.0, "pre_nms_topk": 0, "post_nms_topk": 100, "nms_thresh": 0.7}
-    boxes, kept = select_proposals(
+    boxes, kept, *_ = select_proposals(
         torch.tensor(inclusive, dtype=torch.float32).reshape(-1, 4) + ONE,
         torch.tensor(scores, dtype=torch.float32),
         SIZE,

@@ -1,0 +1,63 @@
+"""Operations on boxes of one image: clip, inside, mirror.
+
+Boxes are continuous XYXY (section "Boxes" of docs/components.md): a box that ends flush with the
+image has x2 = width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Cut boxes off at the image's border.
+
+    Rewrites Detectron2's ``Boxes.clip``, which checks for numbers that are not finite.
+
+    Args:
+        boxes: (R, 4), continuous XYXY; infinite corners are clipped, NaN stays.
+        image_size: (height, width).
+
+    Returns:
+        (R, 4), new.
+    """
+    height, width = image_size
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack(
+        (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), dim=1
+    )
+
+
+def inside_image(boxes: torch.Tensor, image_size: tuple[int, int], border: float) -> torch.Tensor:
+    """Find the boxes that cross the image's border by at most ``border`` pixels.
+
+    A box that ends flush with the image is inside, as in the originals; Detectron2's
+    ``Boxes.inside_box`` leaves it out (point 6 of docs/faithfulness.md).
+
+    Args:
+        boxes: (R, 4), continuous XYXY.
+        image_size: (height, width).
+        border: pixels; negative: every box counts as inside.
+
+    Returns:
+        (R,) bool.
+    """
+    if border < 0:
+        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    height, width = image_size
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return (x1 >= -border) & (y1 >= -border) & (x2 <= width + border) & (y2 <= height + border)
+
+
+def mirror(boxes: torch.Tensor, width: float) -> torch.Tensor:
+    """Move boxes to where they are in the mirror image (left and right exchanged).
+
+    Args:
+        boxes: (..., 4), continuous XYXY.
+        width: of the image, in the pixels of ``boxes``.
+
+    Returns:
+        (..., 4), new.
+    """
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack((width - x2, y1, width - x1, y2), dim=-1)
