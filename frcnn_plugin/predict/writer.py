@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.structures import Instances
 
-from .annotate import draw_detections, save_picture
+from ..visualization.drawings.canvas import save_picture
+from .annotate import annotate_image
 from .coco_json import CocoResults
 from .feature_npz import FeatureFile
 
@@ -71,7 +72,7 @@ class DetectionWriter(AbstractContextManager["DetectionWriter"]):
         self._json.add(name, kept)
         self._count(name, kept)
         if self._pictures:
-            drawn = draw_detections(image, kept, self._names)
+            drawn = annotate_image(image, kept, self._names).pixels()
             save_picture(self._pictures / f"{picture}.jpg", drawn)
 
     def add_boxes(self, name: str, boxes: Instances) -> None:
