@@ -95,6 +95,7 @@ def fakes(installer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
         for name in ("given", "upstream", "labgym"):
             monkeypatch.setattr(installer, f"install_{name}", source(name))
+        monkeypatch.setattr(installer, "install_opencv", lambda constraint: None)
         monkeypatch.setattr(installer, "check_installed", lambda: next(answers))
         monkeypatch.setattr(installer, "installed_by_us", lambda: ours)
         monkeypatch.setattr(installer, "pip", lambda *arguments: calls.append(arguments[0]))
@@ -149,6 +150,18 @@ def test_one_that_installs_but_does_not_work_is_taken_out_again(
     assert installer.main([]) == 0
     assert calls == ["upstream", "uninstall", "labgym"]
     assert "cannot be used: undefined" in capsys.readouterr().out
+
+
+def test_opencv_is_installed_where_there_is_none(
+    installer: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(installer, "pip", lambda *arguments: calls.append(arguments))
+    installer.install_opencv(["--constraint", "c.txt"])  # there is one here
+    assert calls == []
+    monkeypatch.setattr(installer.importlib.util, "find_spec", lambda name: None)
+    installer.install_opencv(["--constraint", "c.txt"])
+    assert calls == [("install", "--constraint", "c.txt", "opencv-python-headless>=4.5")]
 
 
 def test_failure_says_what_was_tried_and_what_to_do(
