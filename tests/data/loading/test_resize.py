@@ -1,4 +1,4 @@
-"""py-faster-rcnn's resizing: check E7 (docs/worked_examples.md), its arithmetic by hand, its sizes."""
+"""py-faster-rcnn's resizing: E7 (docs/worked_examples.md), its arithmetic by hand, its sizes."""
 
 from __future__ import annotations
 
