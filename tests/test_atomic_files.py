@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import frcnn_plugin
-from frcnn_plugin.atomic_files import replacing, write_text
+from frcnn_plugin.atomic_files import replacing, sha256, write_text
 
 # For a process of its own. The module is imported by itself, as PyTorch takes seconds; that it can
 # be shows that it needs nothing else of the package.
@@ -193,3 +193,15 @@ def test_link_is_replaced(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "shared").read_text() == "old"
     assert (tmp_path / "a.txt").read_text() == "new" and not (tmp_path / "a.txt").is_symlink()
+
+
+def test_sha256(tmp_path: Path) -> None:
+    """Of "abc", and of a million "a", which are several pieces: the examples of FIPS 180-2."""
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256(tmp_path / "abc") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+    (tmp_path / "million").write_bytes(b"a" * 1_000_000)
+    assert sha256(tmp_path / "million") == (
+        "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
+    )

@@ -30,24 +30,24 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from ..atomic_files import sha256
+from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..data import check_datasets
-from ..data.loading.resize import build_mapper
-from ..data.proposals.checks import check_proposals, save_proposals
+from ..data.loading.mappers import build_mapper
+from ..data.proposals.checks import check_proposals
+from ..data.proposals.files import save_proposals
 from ..engine import setup_cfg
-from ..engine.checkpointer import AtomicCheckpointer
-from ..engine.weight_requirements import names_detector
 from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth
-from ..evaluation.proposals.recall import COUNTS
-from ..evaluation.proposals.recall_report import report_recall
+from ..evaluation.proposals.recall import COUNTS, report_recall
 from ..evaluation.proposals.shards import ProposalShards, ShardWriter
-from ..preflight import check_cfg
+from ..preflight import PlannedRun, stop_on_errors
 from ..process import launch, tune_process
 
 logger = logging.getLogger("frcnn_plugin.cli.dump_proposals")
 
 BEFORE_OVERRIDES = [
-    # More than there are. PaperRPN also takes -1 for "all", the host's RPN does not.
+    # More than there are. PaperRPN also takes -1 for "all", Detectron2's RPN does not.
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", str(10**9)),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "2000"),
 ]
@@ -96,7 +96,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, output: Path, shards: Proposal
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
         raise UserError(f"{args.config_file} has no region proposal network to make proposals")
     check_datasets([args.dataset], None)
-    check_cfg(cfg, eval_only=True)
+    stop_on_errors(PlannedRun(cfg, eval_only=True))
     # With shards left, the run that wrote the file did not get to its end.
     if output.exists() and not args.overwrite and not shards.folder.exists():
         raise UserError(
@@ -105,17 +105,13 @@ def check(cfg: CfgNode, args: argparse.Namespace, output: Path, shards: Proposal
 
 
 def fingerprint(cfg: CfgNode, dicts: list[dict[str, Any]]) -> dict[str, str]:
-    """Hashes of all that the proposals depend on."""
+    """Hash all that the proposals depend on."""
     used = CfgNode({"MODEL": cfg.MODEL.clone(), "INPUT": cfg.INPUT.clone()})
     used.MODEL.WEIGHTS = ""  # the contents count
-    weights = hashlib.sha256()
-    with open(PathManager.get_local_path(cfg.MODEL.WEIGHTS), "rb") as file:
-        while chunk := file.read(1 << 24):
-            weights.update(chunk)
     images = "\n".join(f"{item['image_id']} {item['file_name']}" for item in dicts)
     return {
         "config": hashlib.sha256(used.dump().encode()).hexdigest(),
-        "weights": weights.hexdigest(),
+        "weights": sha256(PathManager.get_local_path(cfg.MODEL.WEIGHTS)),
         "data set": hashlib.sha256(images.encode()).hexdigest(),
     }
 
@@ -149,7 +145,7 @@ def finish(
     output: Path,
     shards: ProposalShards,
 ) -> dict[str, float]:
-    """Put the shards together; returns recall in percent, empty without ground truth."""
+    """Put the shards together; return recall in percent, empty without ground truth."""
     proposals = shards.read().reordered([str(item["image_id"]) for item in dicts])
     save_proposals(output, proposals.ids, proposals.boxes, proposals.logits)
     proposals = check_proposals(output, dicts, dataset)

@@ -13,9 +13,9 @@ from detectron2.utils.file_io import PathManager
 from frcnn_plugin import get_config_file
 from frcnn_plugin.checkpoint.catalog.cache import cached_path
 from frcnn_plugin.checkpoint.catalog.known_files import find as find_known
+from frcnn_plugin.checkpoint.checkpointer import preprocessing
 from frcnn_plugin.checkpoint.metadata import KEY, Metadata, Preprocessing
 from frcnn_plugin.data import SHAPE_CLASSES
-from frcnn_plugin.engine.weight_requirements import preprocessing
 from frcnn_plugin.preflight import preflight
 from frcnn_plugin.preflight.weights import check_weights
 from tests.preflight.conftest import only
@@ -113,7 +113,7 @@ def test_rgb_weights_with_a_bgr_config(find, save, plan) -> None:
 def test_weights_that_say_nothing(find, save) -> None:
     message = only(find(*save()), "weights", "warning")
     assert "does not say which images" in message and "INPUT.FORMAT BGR" in message
-    assert "tools/convert_weights.py" in message
+    assert "frcnn weights convert" in message
 
 
 def test_weights_of_another_network(find, tmp_path: Path) -> None:

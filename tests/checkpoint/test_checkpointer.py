@@ -1,0 +1,189 @@
+"""Weights that do not fit stop the run; checkpoints say what they are."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+
+from frcnn_plugin.checkpoint import KEY, Metadata, write_caffemodel
+from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer, preprocessing
+from frcnn_plugin.checkpoint.from_torchvision import KNOWN
+from frcnn_plugin.checkpoint.metadata import TORCHVISION
+from frcnn_plugin.engine import evaluate_checkpoint
+from frcnn_plugin.engine.trainer import PaperTrainer
+from frcnn_plugin.errors import UserError
+
+from . import networks
+
+# The networks of .networks as a config.
+NARROW = [*("MODEL.VGG.CHANNELS", [4] * 5), *("MODEL.ROI_BOX_HEAD.FC_DIM", 6)]
+
+
+def load(cfg, path: Path, **kwargs) -> torch.nn.Module:
+    model = build_model(cfg)
+    AtomicCheckpointer(model, cfg=cfg, **kwargs).load(str(path))
+    return model
+
+
+@pytest.fixture
+def caffemodel(tmp_path: Path) -> Path:
+    path = tmp_path / "vgg16.caffemodel"
+    write_caffemodel(path, networks.vgg16())
+    return path
+
+
+def test_caffemodel_as_it_is(tiny_cfg, caffemodel: Path, caplog) -> None:
+    with caplog.at_level(logging.INFO, "frcnn_plugin"):
+        model = load(tiny_cfg(*NARROW), caffemodel)
+    layers = networks.vgg16()
+    assert model.backbone.conv3.conv3_2.weight.tolist() == layers["conv3_2"][0].tolist()
+    assert model.roi_heads.box_head.fc6.bias.tolist() == layers["fc6"][1].tolist()
+    assert "vgg16.caffemodel (VGG16, ImageNet, caffemodel) is converted" in caplog.text
+
+
+def test_weights_of_another_network(tiny_cfg, tmp_path: Path) -> None:
+    path = tmp_path / "resnet.pth"
+    torch.save({"stem.conv1.weight": torch.ones(4, 3, 3, 3)}, path)
+    message = r"VGG16: 0 of 13 conv layers found in .*resnet\.pth; its first keys: stem\.conv1\.we"
+    with pytest.raises(UserError, match=message + r".*frcnn weights convert"):
+        load(tiny_cfg(), path)
+
+
+def test_one_layer_missing(tiny_cfg, tmp_path: Path) -> None:
+    cfg = tiny_cfg()
+    state = build_model(cfg).state_dict()
+    del state["backbone.conv4.conv4_2.weight"]
+    torch.save({"model": state}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="VGG16: 12 of 13 conv layers"):
+        load(cfg, tmp_path / "a.pth")
+
+
+def test_right_names_of_the_wrong_width(tiny_cfg, caffemodel: Path) -> None:
+    cfg = tiny_cfg("MODEL.VGG.CHANNELS", [5, 4, 8, 8, 8], "MODEL.ROI_BOX_HEAD.FC_DIM", 6)
+    with pytest.raises(UserError, match=r"conv1_1\.weight is 4x3x3x3 there and 5x3x3x3 here"):
+        load(cfg, caffemodel)
+
+
+def test_without_fc6_and_fc7(tiny_cfg, tmp_path: Path) -> None:
+    """A features-only file: stops, unless the config allows it or the head is not trained."""
+    layers = {k: v for k, v in networks.vgg16().items() if not k.startswith("fc")}
+    path = tmp_path / "features.caffemodel"
+    write_caffemodel(path, layers)
+    with pytest.raises(UserError, match=r"FC6FC7Head: 0 of 2 .*MODEL.WEIGHTS_MAY_LACK"):
+        load(tiny_cfg(*NARROW), path)
+    load(tiny_cfg(*NARROW, "MODEL.WEIGHTS_MAY_LACK", ["roi_heads.box_head"]), path)
+    load(tiny_cfg(*NARROW, "MODEL.PAPER_RCNN.PHASE", "rpn"), path)
+
+
+def test_may_lack_covers_other_shapes(tiny_cfg, caffemodel: Path) -> None:
+    cfg = tiny_cfg(
+        *("MODEL.VGG.CHANNELS", [4] * 5),
+        *("MODEL.ROI_BOX_HEAD.FC_DIM", 7),
+        *("MODEL.WEIGHTS_MAY_LACK", ["roi_heads.box_head"]),
+    )
+    model = load(cfg, caffemodel)
+    assert model.roi_heads.box_head.fc6.weight.shape[0] == 7
+
+
+def test_other_numbers_of_classes_and_anchors(tiny_cfg, tmp_path: Path, caplog) -> None:
+    old, cfg = (
+        tiny_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 5),
+        tiny_cfg(
+            *("MODEL.ROI_HEADS.NUM_CLASSES", 3),
+            *("MODEL.ANCHOR_GENERATOR.SIZES", [[64, 128, 256, 512]]),
+        ),
+    )
+    before = build_model(old)
+    torch.save({"model": before.state_dict()}, tmp_path / "a.pth")
+    model = build_model(cfg)
+    random = model.roi_heads.box_predictor.cls_score.weight.clone()
+    with caplog.at_level(logging.WARNING, "frcnn_plugin"):
+        AtomicCheckpointer(model, cfg=cfg).load(str(tmp_path / "a.pth"))
+    assert torch.equal(model.roi_heads.box_predictor.cls_score.weight, random)
+    assert torch.equal(
+        model.proposal_generator.rpn_head.rpn_conv.weight,
+        before.proposal_generator.rpn_head.rpn_conv.weight,
+    )
+    text = caplog.text
+    assert "roi_heads.box_predictor.cls_score.weight (6x" in text
+    assert "proposal_generator.rpn_head.rpn_bbox_pred.bias (36 in the file, 48 here)" in text
+    assert "rpn_conv" not in text
+    with pytest.raises(UserError, match=r"cls_score\.weight is 18x8x1x1 in"):
+        load(cfg, tmp_path / "a.pth", evaluating=True)
+
+
+def test_torchvision_weights_in_a_caffe_config(
+    tiny_cfg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "vgg16.pth"
+    torch.save(networks.torchvision_vgg16(), path)
+    with pytest.raises(UserError, match="--layout"):
+        load(tiny_cfg(*NARROW), path)
+    monkeypatch.setattr("frcnn_plugin.checkpoint.read.sha256", lambda path: "397923af")
+    assert "397923af" in KNOWN
+    with pytest.raises(UserError, match=r"INPUT\.FORMAT is BGR, the weights expect RGB"):
+        load(tiny_cfg(*NARROW), path)
+    overrides = [
+        *("INPUT.FORMAT", "RGB"),
+        *("MODEL.PIXEL_MEAN", list(TORCHVISION.mean)),
+        *("MODEL.PIXEL_STD", list(TORCHVISION.std)),
+    ]
+    model = load(tiny_cfg(*NARROW, *overrides), path)
+    expected = networks.vgg16()["conv5_3"][0]
+    assert model.backbone.conv5.conv5_3.weight.tolist() == expected.tolist()
+
+
+def test_imagenet_weights_cannot_be_evaluated(tiny_cfg, caffemodel: Path, tmp_path: Path) -> None:
+    """They have fc6 and fc7, but no predictor."""
+    cfg = tiny_cfg(*NARROW, "MODEL.WEIGHTS", str(caffemodel), "OUTPUT_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"cannot be evaluated: it lacks .*those of ImageNet are"):
+        evaluate_checkpoint(cfg)
+
+
+def test_checkpoints_say_what_they_are(tiny_cfg, tmp_path: Path, restore_catalogs) -> None:
+    MetadataCatalog.get("three_things").thing_classes = ["a", "b", "c"]
+    cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path), "DATASETS.TRAIN", ("three_things",))
+    model = build_model(cfg)
+    AtomicCheckpointer(model, str(tmp_path), cfg=cfg).save("model_final", iteration=3)
+    content = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    metadata = Metadata.from_dict(content[KEY])
+    assert metadata is not None
+    assert metadata.kind == "detector"
+    assert metadata.preprocessing == preprocessing(cfg)
+    assert metadata.classes == ("a", "b", "c")
+    assert metadata.config == cfg.dump()
+    assert content["iteration"] == 3
+    load(cfg, tmp_path / "model_final.pth", evaluating=True)
+    with pytest.raises(UserError, match=r"PIXEL_MEAN is \[1.0, 2.0, 3.0\], the weights expect"):
+        load(tiny_cfg("MODEL.PIXEL_MEAN", [1.0, 2.0, 3.0]), tmp_path / "model_final.pth")
+
+
+def test_without_a_config_nothing_is_checked(tiny_cfg, tmp_path: Path) -> None:
+    """For other code that uses the class as the host's."""
+    model = build_model(tiny_cfg())
+    AtomicCheckpointer(model, str(tmp_path)).save("a")
+    assert KEY not in torch.load(tmp_path / "a.pth", weights_only=True)
+    AtomicCheckpointer(build_model(tiny_cfg())).load(str(tmp_path / "a.pth"))
+
+
+def test_converted_detector_starts_training_in_the_units_of_the_run(
+    tiny_cfg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its raw deltas x (10, 10, 5, 5) are what the box layer predicts then; boxes stay."""
+    layers = networks.detector(networks.vgg16(), classes=3, rpn_conv="rpn_conv/3x3")
+    path = tmp_path / "det.caffemodel"
+    write_caffemodel(path, layers)
+    monkeypatch.setattr(PaperTrainer, "build_train_loader", classmethod(lambda *args: []))
+    cfg = tiny_cfg(*NARROW, "MODEL.WEIGHTS", str(path), "OUTPUT_DIR", str(tmp_path / "out"))
+    trainer = PaperTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    predictor = trainer.model.roi_heads.box_predictor
+    assert not predictor.target_statistics.active
+    raw = torch.from_numpy(layers["bbox_pred"][0][4:])
+    expected = raw * torch.tensor([10.0, 10.0, 5.0, 5.0]).repeat(3)[:, None]
+    torch.testing.assert_close(predictor.bbox_pred.weight.detach(), expected)
