@@ -5,7 +5,7 @@
     python tools/demo.py --quick    # a few iterations: does everything run?
 
 Writes a VOC-format data set of circles, squares and triangles, trains a narrow VGG16 on it from
-scratch in the paper's four steps with tools/train_net.py, prints recall and average precision of
+scratch in the paper's four steps with `frcnn train`, prints recall and average precision of
 each step, and draws detections beside the ground truth.
 """
 
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import train_net
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
@@ -31,6 +30,7 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.cli.__main__ import parse
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.four_step import STAGES
@@ -115,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     shutil.rmtree(run, ignore_errors=True)  # the last demo's
     config = get_config_file(CONFIG)
     opts = ["OUTPUT_DIR", str(run), *(QUICK if args.quick else []), *args.opts]
-    results = train_net.main(["--config-file", config, *opts])["bbox"]
+    train, train_args = parse(["train", "--config-file", config, *opts])
+    results = train.run(train_args)["bbox"]
     metrics = last_values(run / "metrics.json")
 
     cfg = setup_cfg(config, [*opts, "MODEL.WEIGHTS", str(run / "model_final.pth")])
