@@ -1,6 +1,6 @@
 r"""Write the proposals of a trained network for a data set, and measure their recall.
 
-    python tools/dump_proposals.py --config-file configs/faster_rcnn_vgg16_voc_joint.yaml \
+    frcnn proposals dump --config-file configs/faster_rcnn_vgg16_voc_joint.yaml \
         --dataset voc07_trainval MODEL.WEIGHTS output/model_final.pth
 
 The file is in Detectron2's proposal format, for DATASETS.PROPOSAL_FILES_TRAIN and _TEST. Beside it
@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,7 @@ from ..evaluation.proposals.shards import ProposalShards, ShardWriter
 from ..preflight import PlannedRun, stop_on_errors
 from ..process import launch, tune_process
 
-logger = logging.getLogger("frcnn_plugin.tools.dump_proposals")
+logger = logging.getLogger("frcnn_plugin.cli.dump_proposals")
 
 BEFORE_OVERRIDES = [
     # More than there are. PaperRPN also takes -1 for "all", the host's RPN does not.
@@ -58,10 +56,7 @@ AFTER_OVERRIDES = [
 ]
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", required=True, help="config the network was trained with")
     parser.add_argument("--dataset", required=True, help="registered name, such as voc07_trainval")
     parser.add_argument(
@@ -78,7 +73,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="images per process after which work is saved; default: %(default)s",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
-    return parser.parse_args(argv)
 
 
 def make_cfg(args: argparse.Namespace) -> CfgNode:
@@ -119,8 +113,10 @@ def setup_logging() -> None:
         setup_logger(distributed_rank=comm.get_rank(), name=name)
 
 
-def run(args: argparse.Namespace, shards: ProposalShards, pending: list[dict[str, Any]]) -> None:
-    """What every process does: its share of the images that are not done."""
+def run_process(
+    args: argparse.Namespace, shards: ProposalShards, pending: list[dict[str, Any]]
+) -> None:
+    """Do a share of the images that are left: what every process does."""
     tune_process()
     setup_logging()
     cfg = make_cfg(args)
@@ -153,31 +149,24 @@ def finish(
     return {} if curves is None else curves.metrics()
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> dict[str, float]:
+    """Make what is not done yet, write the file; return recall in percent."""
     setup_logging()
-    try:
-        cfg = make_cfg(args)
-        output = args.output or Path(cfg.OUTPUT_DIR, "inference", args.dataset, "proposals.pkl")
-        shards = ProposalShards(output.with_name(f"{output.name}.partial"))
-        check(cfg, args, output, shards)
-        dicts = DatasetCatalog.get(args.dataset)
-        shards.open(fingerprint(cfg, dicts))
-        done = set(shards.read().ids)
-        if done:
-            logger.info("%d of %d images are done already", len(done), len(dicts))
-        # Decided here: processes that start late would see the shards of early ones.
-        pending = [
-            {key: value for key, value in item.items() if key != "annotations"}
-            for item in dicts
-            if str(item["image_id"]) not in done
-        ]
-        if pending:
-            launch(run, args.num_gpus, dist_url="auto", args=(args, shards, pending))
-        return finish(cfg, args.dataset, dicts, output, shards)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+    cfg = make_cfg(args)
+    output = args.output or Path(cfg.OUTPUT_DIR, "inference", args.dataset, "proposals.pkl")
+    shards = ProposalShards(output.with_name(f"{output.name}.partial"))
+    check(cfg, args, output, shards)
+    dicts = DatasetCatalog.get(args.dataset)
+    shards.open(fingerprint(cfg, dicts))
+    done = set(shards.read().ids)
+    if done:
+        logger.info("%d of %d images are done already", len(done), len(dicts))
+    # Decided here: processes that start late would see the shards of early ones.
+    pending = [
+        {key: value for key, value in item.items() if key != "annotations"}
+        for item in dicts
+        if str(item["image_id"]) not in done
+    ]
+    if pending:
+        launch(run_process, args.num_gpus, dist_url="auto", args=(args, shards, pending))
+    return finish(cfg, args.dataset, dicts, output, shards)

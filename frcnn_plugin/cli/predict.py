@@ -1,10 +1,10 @@
 """Run a detector on pictures or a video: pictures with boxes, JSON, features.
 
-    python tools/predict.py --weights output/model_final.pth photos/ more/*.jpg --output found
-    python tools/predict.py --weights model_final.pth photo.jpg --json found.json --no-pictures
-    python tools/predict.py --weights model_final.pth photos/ --features found.npz
-    python tools/predict.py --weights model_final.pth photos/ --boxes boxes.json --features own.npz
-    python tools/predict.py --weights model_final.pth --video street.mp4 --output found
+    frcnn predict --weights output/model_final.pth photos/ more/*.jpg --output found
+    frcnn predict --weights model_final.pth photo.jpg --json found.json --no-pictures
+    frcnn predict --weights model_final.pth photos/ --features found.npz
+    frcnn predict --weights model_final.pth photos/ --boxes boxes.json --features own.npz
+    frcnn predict --weights model_final.pth --video street.mp4 --output found
 
 The weights are enough: config, preprocessing and class names are in the checkpoint. Files without
 them need --config-file. ``KEY VALUE`` pairs behind the pictures override the config. A file that
@@ -53,10 +53,7 @@ class Item:
     image: npt.NDArray[np.uint8]
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, help="checkpoint of a trained detector")
     parser.add_argument("--config-file", default="", help="config, instead of the checkpoint's own")
     parser.add_argument("--video", help="video file, or number of a webcam (0), instead of images")
@@ -71,7 +68,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=1, help="images; default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the config's")
     parser.add_argument("inputs", nargs="*", help="pictures, folders, patterns; then KEY VALUE ...")
-    return parser.parse_intermixed_args(argv)
+
+
+# Options may stand between the pictures.
+parse = argparse.ArgumentParser.parse_intermixed_args
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -176,7 +176,9 @@ def extract(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns the exit status."""
+    """Do it; return the exit status."""
+    setup_logger(name="frcnn_plugin")
+    tune_process()
     images, opts = split_overrides(args.inputs)
     check(args, images)
     paths = find_images(images)
@@ -229,18 +231,3 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if unreadable else 0
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    setup_logger(name="frcnn_plugin")
-    tune_process()
-    try:
-        status = run(parse_args(argv))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    if status:
-        sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
 r"""Draw what the method does with an image, step by step, as PNG files.
 
-    python tools/visualize.py --mode matches --config-file configs/faster_rcnn_vgg16_voc.yaml
-    python tools/visualize.py --mode anchors --config-file ... --input photo.jpg --output pictures
-    python tools/visualize.py --mode detections --config-file ... --image 000456 000542 \
+    frcnn visualize --mode matches --config-file configs/faster_rcnn_vgg16_voc.yaml
+    frcnn visualize --mode anchors --config-file ... --input photo.jpg --output pictures
+    frcnn visualize --mode detections --config-file ... --image 000456 000542 \
         MODEL.WEIGHTS output/model_final.pth
 
 Modes:
@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -46,10 +45,7 @@ from ..visualization.pictures import MODES, NEEDS_TRUTH, Options, Pictures, is_o
 FIRST = 4  # images drawn where nothing says how many
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", required=True, help=f"one of {', '.join(MODES)}")
     parser.add_argument("--config-file", required=True, help="config of the network")
     parser.add_argument(
@@ -85,13 +81,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="cell of the feature map for anchors; default: the middle one",
     )  # fmt: skip
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
-    args = parser.parse_args(argv)
-    # Options that take several words also swallow the overrides behind them.
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Read the words; options that take several also swallow the overrides after them."""
+    args = parser.parse_args(words)
     for name in ("image", "input"):
-        words = getattr(args, name) or []
-        first = next((i for i, word in enumerate(words) if is_key(word)), len(words))
-        args.opts = [*words[first:], *args.opts]
-        setattr(args, name, words[:first])
+        taken = getattr(args, name) or []
+        first = next((i for i, word in enumerate(taken) if is_key(word)), len(taken))
+        args.opts = [*taken[first:], *args.opts]
+        setattr(args, name, taken[:first])
     return args
 
 
@@ -190,7 +189,8 @@ def free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
 
 
 def run(args: argparse.Namespace) -> list[Path]:
-    """Draw all that was asked for; returns the files."""
+    """Draw all that was asked for; return the files."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     check_args(args)
     cfg = setup_cfg(args.config_file, args.opts)
     name = None
@@ -216,16 +216,3 @@ def run(args: argparse.Namespace) -> list[Path]:
     for path in written:
         print(path)
     return written
-
-
-def main(argv: Sequence[str] | None = None) -> list[Path]:
-    args = parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        return run(args)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

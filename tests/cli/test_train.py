@@ -1,4 +1,4 @@
-"""tools/train_net.py as a user runs it: a process of its own, on generated data."""
+"""`frcnn train` on generated data, mostly in processes of its own, as a user runs it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import default_argument_parser
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.cli.__main__ import parse
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.report import write_report
 
@@ -116,12 +119,26 @@ def test_two_processes_on_the_cpu(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--config-file", "nothing.yaml"], "error: no config file 'nothing.yaml'"),
+        (["--config-file", "nothing.yaml"], "no config file 'nothing.yaml'"),
         (["--config-file", DEMO, "MODEL.ROI_HEADS.NUM_CLASSES", "4"], "NUM_CLASSES 3"),
-        (["--config-file", DEMO, "--eval-only"], "error: --eval-only needs trained weights"),
+        (["--config-file", DEMO, "--eval-only"], "--eval-only needs trained weights"),
     ],
 )
-def test_a_mistake_is_one_line(data: Path, args: list[str], message: str) -> None:
-    output = train_net(data, *args, ok=False)
-    assert message in output
-    assert "Traceback" not in output
+def test_a_mistake_is_one_line(
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    tmp_path: Path,
+    args: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
+    monkeypatch.chdir(tmp_path)
+    assert message in fails("train", *args)
+    assert not list(tmp_path.iterdir())
+
+
+def test_takes_the_options_of_detectron2_scripts() -> None:
+    stock = default_argument_parser().parse_args([])
+    _, args = parse(["train"])
+    assert {**vars(stock), "opts": []} == {k: v for k, v in vars(args).items() if k != "overwrite"}

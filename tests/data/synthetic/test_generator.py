@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from frcnn_plugin.cli.__main__ import main
 from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances, write_synthetic_voc
 from frcnn_plugin.data.synthetic import generator as synthetic
 from frcnn_plugin.data.synthetic.scene import draw_scene, tight_box
 from frcnn_plugin.errors import UserError
-from tests.tool_modules import load_command
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +164,9 @@ def test_bad_arguments(tmp_path):
         write_synthetic_voc(tmp_path / "set", 1, 1, short_side=(90, 80))
 
 
-def test_tool(tmp_path, capsys):
-    tool = load_command("make_data")
-    args = [str(tmp_path / "set"), "--num-trainval", "3", "--num-test", "1"]
-    assert tool.main([*args, "--seed", "5"]) == 0
+def test_command(tmp_path, capsys):
+    args = ["make-data", str(tmp_path / "set"), "--num-trainval", "3", "--num-test", "1"]
+    assert main([*args, "--seed", "5"]) == 0
     assert json.loads((tmp_path / "set" / "synthetic.json").read_text())["seed"] == 5
-    assert tool.main([*args, "--seed", "6"]) == 1
+    assert main([*args, "--seed", "6"]) == 1
     assert "error: " in capsys.readouterr().err
