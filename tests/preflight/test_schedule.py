@@ -111,7 +111,7 @@ def test_larger_batch_at_a_scaled_rate(find) -> None:
 
 
 def test_processes_scale_the_rate_themselves(plan) -> None:
-    """SOLVER.REFERENCE_WORLD_SIZE 1 in Base-PyEnd2End.yaml."""
+    """SOLVER.REFERENCE_WORLD_SIZE 1 in Base-Common.yaml."""
     (finding,) = check_solver(plan(num_processes=2))
     assert finding.level == "ok"
     assert "600 iterations of 4 images in 2 processes, learning rate 0.02" in finding.text
