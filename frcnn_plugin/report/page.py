@@ -4,37 +4,39 @@ from __future__ import annotations
 
 import os
 import shlex
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import yaml
+from detectron2.config import CfgNode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..atomic_files import write_text
+from ..config import base_chain, plugin_cfg
 from ..errors import UserError
-from ..evaluation.proposals.recall import RecallCurves
 from ..evaluation.record import EvaluationRecord
-from .config_diff import diff_config
-from .figures import (
-    MOST_PANELS,
-    draw_precision_recall,
-    draw_recalls,
-    draw_training,
-    without_repeats,
-)
-from .folder import RunFolder, read_run
-from .pictures import LINE, make_picture
-from .steps import time_steps
-from .summary import data_of, duration, duration_of, eta_of, headlines, status_of, title_of
+from ..four_step.stages import ScheduledStage
+from .folder import RunFolder, name_of, read_run
 
 _METRICS = {"11point": "11-point", "area": "area", "coco": "101-point"}
-_STEP_RESULTS = ("bbox/AP50", "bbox/AP", "proposals/R@0.5@300", "proposals/AR@300")
+_RESULTS = {
+    "bbox/AP50": "AP50",
+    "bbox/AP": "AP",
+    "proposals/R@0.5@300": "recall of 300 proposals at IoU .5",
+    "proposals/AR@300": "average recall of 300 proposals",
+}
+# Keys that nobody sets: they follow from FOUR_STEP.
+_DERIVED = {"SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.REFERENCE_WORLD_SIZE"}
+
+Row = list[str]
 
 
 def write_report(
     output_dir: str | os.PathLike[str], path: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Writes the report of a run, whole or not at all.
+    """Write the report of a run, whole or not at all.
 
     Args:
         output_dir: ``OUTPUT_DIR`` of the run, finished or not.
@@ -58,7 +60,10 @@ def write_report(
 
 
 def render(run: RunFolder) -> str:
-    """The page as text; it refers to nothing outside itself."""
+    """Return the page as text; it refers to nothing outside itself."""
+    # Here, because training imports this folder for its recorder, and draws nothing.
+    from . import figures
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names of classes, files and data sets are anybody's
@@ -66,133 +71,172 @@ def render(run: RunFolder) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["duration"] = duration
-    return environment.get_template("page.html").render(**_content(run))
+    sessions = run.record.sessions if run.record else []
+    eta = run.metrics.series("eta_seconds")
+    return environment.get_template("page.html").render(
+        run=run,
+        figures=figures,
+        title=_title(run),
+        status=_status(run),
+        headlines=_headlines(run),
+        total=duration(sum(session.seconds for session in sessions)) if sessions else "",
+        eta="" if run.finished or not eta else duration(eta[-1][1]),
+        plan=_plan(run),
+        config=_config(run) if run.cfg is not None else None,
+        evaluations=[_evaluation(run, item) for item in run.evaluations],
+        times=[_time(run, stage) for stage in run.stages],
+        sessions=sessions,
+        duration=duration,
+        moment=lambda iso: f"{datetime.fromisoformat(iso):%d %B %Y, %H:%M} UTC",
+        join=shlex.join,
+    )
 
 
-def _content(run: RunFolder) -> dict[str, Any]:
-    record, metrics = run.record, run.metrics
-    timings = time_steps(run.steps, metrics, record)
-    not_finite = metrics.not_finite()
-    problems = list(run.problems)
-    if not_finite:
-        problems.append(f"{not_finite[0]} is not finite at iteration {not_finite[1]:,}: diverged.")
-    config_file = record.config_file if record else None
-    return {
-        "title": title_of(run),
-        "folder": str(run.path.resolve()),
-        "status": status_of(run),
-        "headlines": headlines(run),
-        "data": data_of(run),
-        "started": _time(record.sessions[0].started) if record and record.sessions else "",
-        "duration_text": duration_of(run, timings),
-        "eta": eta_of(run),
-        "problems": problems,
-        "plan": _plan(run),
-        "diff": diff_config(run.config, config_file) if run.config else None,
-        "training": draw_training(metrics, run.steps) if metrics.training else None,
-        "recalls": [
-            {"dataset": name, "plot": draw_recalls(curves), "rows": _recall_rows(curves)}
-            for name, curves in ((n, without_repeats(c)) for n, c in run.recalls.items())
-        ],
-        "evaluations": [_evaluation(run, item) for item in run.evaluations],
-        "most_panels": MOST_PANELS,
-        "line": LINE,
-        "timings": timings,
-        "environment": record.sessions[-1].environment if record and record.sessions else {},
-        "sessions": [
-            {
-                "started": _time(session.started),
-                "first": session.first,
-                "command": shlex.join(session.command),
-                "ended": session.ended,
-                "complete": session.complete,
-            }
-            for session in (record.sessions if record else ())
-        ],
-        "host_environment": run.host_environment,
-        "last": {name: metrics.series(name)[-1][1] for name in metrics.losses()},
-    }
+def _title(run: RunFolder) -> str:
+    """Return words such as "Faster R-CNN, VGG16, stages 1 to 4"."""
+    if run.cfg is None:
+        return f"Training in {run.path.name or run.path}"
+    first, last = run.stages[0], run.stages[-1]
+    how = name_of(first) if first is last else f"stages {first.number} to {last.number}"
+    return f"Faster R-CNN, {run.cfg.MODEL.BACKBONE.NAME}, {how}"
 
 
-def _plan(run: RunFolder) -> dict[str, Any] | None:
-    """The plan, how far each step came, and what was measured behind it."""
+def _status(run: RunFolder) -> str:
+    """Say how far the run came."""
+    done = run.metrics.done
+    if run.finished:
+        return "finished"
+    if not done:
+        return "nothing logged yet"
+    end = f" of {run.stages[-1].end:,}" if run.stages else ""
+    stage = next((s for s in run.stages if s.start < done <= s.end), None)
+    where = f"{done:,}{end} iterations" + (f", in {name_of(stage)}" if stage else "")
+    last = run.record.sessions[-1] if run.record and run.record.sessions else None
+    if last is not None and last.ended is not None:
+        return f"stopped by an error after {where}"
+    return f"interrupted, or still running: {where}"
+
+
+def _results(run: RunFolder, stage: ScheduledStage, dataset: str) -> dict[str, float]:
+    """Return what was measured after a stage, in percent, by name in metrics.json."""
+    # Results at the end of the run have no prefix, and those of a single set have none either.
+    prefix = f"stage{stage.number}/" if stage.number and not stage.completes else ""
+    if run.cfg is not None and len(run.cfg.DATASETS.TEST) > 1:
+        prefix += f"{dataset}/"
+    found = {key: run.metrics.results.get(prefix + key) for key in _RESULTS}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _headlines(run: RunFolder) -> list[tuple[float, str, str]]:
+    """Return value, name and what it is of: per test set the AP50 of the latest stage that has one.
+
+    Where no detector was evaluated, recall takes its place.
+    """
+    rows = []
+    for dataset in run.cfg.DATASETS.TEST if run.cfg is not None else ():
+        known = [
+            (key, value, stage)
+            for stage in run.stages
+            for key, value in _results(run, stage, dataset).items()
+            if key in ("bbox/AP50", "proposals/R@0.5@300")
+        ]
+        if known:
+            # The last one, but any AP50 rather than recall.
+            key, value, stage = max(enumerate(known), key=lambda x: (x[1][0] == "bbox/AP50", x[0]))[
+                1
+            ]
+            early = stage is not run.stages[-1]
+            rows.append(
+                (value, _RESULTS[key], dataset + (f", after {name_of(stage)}" if early else ""))
+            )
+    return rows
+
+
+def _plan(run: RunFolder) -> tuple[Row, list[Row]] | None:
+    """Return the plan that training noted, with what was measured after each stage."""
     if not run.record or not run.record.plan:
         return None
-    rows = []
-    for row in run.record.plan:
-        number = int(row["step"].split()[0])
-        step = next((s for s in run.steps if s.number == number), None)
-        if step is None:
-            continue
-        done = max(0, min(run.metrics.done, step.end) - step.first)
-        # The end of a step need not be logged.
-        last = any(
-            span.step == number and span.ends is not None
-            for session in run.record.sessions
-            for span in session.spans
-        )
-        state = (
-            "done" if last else f"{done:,} of {step.end - step.first:,}" if done else "not begun"
-        )
-        rows.append({**row, "state": state, "result": _step_result(run, number)})
     columns = [name for name in run.record.plan[0] if name != "checkpoint"]
-    return {"columns": [*columns, "state", "result"], "rows": rows}
+    dataset = next(iter(run.cfg.DATASETS.TEST if run.cfg is not None else ()), "")
+    rows = []
+    for row, stage in zip(run.record.plan, run.stages, strict=False):
+        results = _results(run, stage, dataset)
+        words = [f"{_RESULTS[key]}: {value:.1f}" for key, value in results.items()]
+        rows.append([*(row[name] for name in columns), "\n".join(words) or "–"])
+    return [*columns, "result"], rows
 
 
-def _step_result(run: RunFolder, number: int) -> str:
-    """AP or recall behind a step, on the first test set."""
-    names = run.config.get("DATASETS.TEST") or [""]
-    prefix = f"{names[0]}/" if len(names) > 1 else ""
-    words = []
-    for key in _STEP_RESULTS:
-        keys = [f"stage{number}/{prefix}{key}"]
-        if number == 4:  # the host's evaluation at the end
-            keys.append(prefix + key)
-        value = next((run.metrics.results[k] for k in keys if k in run.metrics.results), None)
-        if value is not None:
-            words.append(f"{key.partition('/')[2]} {value:.1f}")
-    return "\n".join(words) or "–"
+def _config(run: RunFolder) -> dict[str, Any]:
+    """Compare the config with the file it was started with, and with the defaults."""
+    file, chain, changed, problem = run.record.config_file if run.record else "", [], [], ""
+    if file:
+        try:
+            chain = [path.name for path in base_chain(file)]
+            given = plugin_cfg()
+            given.merge_from_file(file, allow_unsafe=False)
+            changed = _differences(given, run.cfg)
+        except Exception as error:  # deleted, moved or edited since
+            problem = f"{type(error).__name__}: {error}".partition("\n")[0]
+    defaults = _differences(plugin_cfg(), run.cfg)
+    return {"chain": chain, "problem": problem, "changed": changed, "defaults": defaults}
 
 
-def _recall_rows(curves: dict[str, RecallCurves]) -> list[dict[str, Any]]:
+def _differences(one: CfgNode, other: CfgNode) -> list[Row]:
+    """Return key, value in one and in the other config, where these differ."""
+    # By way of YAML, in which a tuple is a list, and dicts and infinities have one form.
+    before, after = (_flat(yaml.safe_load(cfg.dump())) for cfg in (one, other))
+    ignored = {"VERSION", *(_DERIVED if other.FOUR_STEP.ENABLED else ())}
     return [
-        {
-            "label": label,
-            "count": count,
-            "values": [100 * item.average_recall(count)]
-            + [100 * item.at(count, iou) for iou in (0.5, 0.6, 0.7, 0.8, 0.9)],
-            "mean_proposals": item.mean_proposals,
-            "num_objects": item.num_objects,
-        }
-        for label, item in curves.items()
-        for count in item.recall
+        [key, *(repr(flat[key]) if key in flat else "–" for flat in (before, after))]
+        for key in sorted({*before, *after} - ignored)
+        if before.get(key) != after.get(key)
     ]
 
 
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{"A.B": value}`` of nested mappings."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        part = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat.update(part)
+    return flat
+
+
 def _evaluation(run: RunFolder, item: EvaluationRecord) -> dict[str, Any]:
+    """Return an evaluation with its table, and which one of the run it is."""
     metrics = list(dict.fromkeys(name for entry in item.classes for name in entry.ap50))
-    return {
-        "record": item,
-        "after": _after(run, item),
-        "metric": _METRICS.get(item.metric, item.metric),
-        "metrics": [(name, _METRICS.get(name, name)) for name in metrics],
-        "plot": draw_precision_recall(item.classes) if item.classes else "",
-        "num_with_objects": sum(entry.num_objects > 0 for entry in item.classes),
-        "best": [make_picture(image) for image in item.best],
-        "worst": [make_picture(image) for image in item.worst],
-    }
+    columns = ["class", "objects", "detections", *(f"AP50, {_METRICS.get(n, n)}" for n in metrics)]
+    rows = [
+        [entry.name, f"{entry.num_objects:,}", f"{entry.num_detections:,}"]
+        + [f"{entry.ap50[name]:.2f}" if name in entry.ap50 else "–" for name in metrics]
+        for entry in item.classes
+    ]
+    # That of stage 2 lies where the final one will.
+    after = "of a later evaluation, not of the run itself" if run.metrics.results else ""
+    for stage in run.stages:
+        if _results(run, stage, item.dataset).get("bbox/AP50") == item.results.get("AP50"):
+            after = (
+                "at the end of the run" if stage is run.stages[-1] else f"after {name_of(stage)}"
+            )
+    metric = _METRICS.get(item.metric, item.metric)
+    return {"record": item, "after": after, "metric": metric, "columns": columns, "rows": rows}
 
 
-def _after(run: RunFolder, item: EvaluationRecord) -> str:
-    """Which evaluation of the run this is: step 2's lies where the final one will."""
-    names = run.config.get("DATASETS.TEST") or []
-    prefix = f"{item.dataset}/" if len(names) > 1 else ""
-    for stage, words in (("", "at the end of the run"), ("stage2/", "after step 2 of 4")):
-        if run.metrics.results.get(f"{stage}{prefix}bbox/AP50") == item.results.get("AP50"):
-            return words
-    return "of a later evaluation, not of the run itself" if run.metrics.results else ""
+def _time(run: RunFolder, stage: ScheduledStage) -> Row:
+    """Return what one stage took; a dash where nothing is known."""
+    seconds, key = 0.0, str(stage.number)
+    for session in run.record.sessions if run.record else ():
+        if key in session.ends:
+            before = [end for end in session.ends.values() if end < session.ends[key]]
+            seconds += session.ends[key] - max(before, default=0.0)
+    done = stage.iters if seconds else max(0, min(run.metrics.done, stage.end) - stage.start)
+    row = [name_of(stage), f"{done:,} of {stage.iters:,}"]
+    for name in ("time", "data_time"):
+        values = [value for _, value in run.metrics.series(name, stage)]
+        row.append(f"{sum(values) / len(values):.4f} s" if values else "–")
+    return [*row, duration(seconds) if seconds else "–"]
 
 
-def _time(iso: str) -> str:
-    return f"{datetime.fromisoformat(iso):%d %B %Y, %H:%M} UTC"
+def duration(seconds: float) -> str:
+    """Return hours, minutes and seconds: "1:02:03"."""
+    return str(timedelta(seconds=round(seconds)))

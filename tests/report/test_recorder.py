@@ -11,7 +11,7 @@ from detectron2.engine import HookBase
 from frcnn_plugin.config import get_config_file
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.report import RunRecorder, write_report
-from frcnn_plugin.report.run_record import RunRecord
+from frcnn_plugin.report.recorder import RunRecord
 from tests.four_step.four_step_runs import make_trainer
 
 CONFIG = get_config_file("Base-PyEnd2End.yaml")

@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.evaluation import DatasetEvaluator
 
 from ...atomic_files import reading_json, write_json
-from ...data.proposals.checks import Proposals, load_proposals, save_proposals
+from ...data.proposals.files import Proposals, load_proposals, save_proposals
 from ...errors import UserError
 from .evaluator import ProposalCollector
 

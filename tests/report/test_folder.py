@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from frcnn_plugin.report.metrics import read_metrics
+from frcnn_plugin.report.folder import read_metrics
 
 
 def write(path: Path, *rows: object) -> Path:
