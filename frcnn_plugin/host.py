@@ -35,10 +35,15 @@ def check_host() -> None:
 
     Raises:
         ImportError: One of them is missing or unsuitable; the text says which and names the
-            command that mends it.
+            command that mends it. Its `name` is this package's: the console command then knows
+            that the text is for the user, and `python -m frcnn_plugin` prints it in one line.
     """
-    check_torch()
-    check_detectron2()
+    try:
+        check_torch()
+        check_detectron2()
+    except ImportError as error:
+        error.name = __package__
+        raise
 
 
 def check_torch() -> None:

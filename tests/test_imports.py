@@ -26,6 +26,7 @@ FLOORS: tuple[set[str], ...] = (
     {"predict", "report"},
     {"preflight"},
     {"cli"},
+    {"__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))

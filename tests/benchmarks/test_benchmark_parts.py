@@ -1,4 +1,4 @@
-"""tools/benchmarks: equal weights, turns, statistics, counts of operators that wait."""
+"""Parts of the benchmarks: equal weights, turns, statistics, counts of operators that wait."""
 
 from __future__ import annotations
 

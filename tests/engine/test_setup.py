@@ -13,7 +13,7 @@ from detectron2.config import get_cfg
 from frcnn_plugin import add_frcnn_config, get_config_file
 from frcnn_plugin.config import REMOVED_KEYS
 from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances
-from frcnn_plugin.data.proposals.checks import save_proposals
+from frcnn_plugin.data.proposals.files import save_proposals
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.engine.setup import merge_overrides
@@ -169,7 +169,7 @@ FAST_RCNN = ["MODEL.LOAD_PROPOSALS", "True", "MODEL.PAPER_RCNN.PHASE", "fast_rcn
 def test_missing_proposal_file(shapes: Path) -> None:
     files = ["DATASETS.PROPOSAL_FILES_TRAIN", "('a.pkl',)"]
     message = problem(*FAST_RCNN, *files)
-    assert "a.pkl" in message and "tools/dump_proposals.py" in message
+    assert "a.pkl" in message and "frcnn proposals dump" in message
 
 
 def test_too_few_proposal_files(shapes: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from frcnn_plugin.engine.evaluate import evaluate_checkpoint
+from frcnn_plugin.engine import evaluate_checkpoint
 from frcnn_plugin.errors import UserError
 from tests.four_step.fixtures import Run
 from tests.four_step.four_step_runs import digest_of, final_weights, make_trainer, tiny_cfg

@@ -164,7 +164,7 @@ def test_truncated_image(find, shapes: Path) -> None:
     message = only(find(), "data")
     assert "shapes_test: 1 of 3 images looked at are bad" in message
     assert f"{image} cannot be read as an image (image file is truncated" in message
-    assert "download them again" in message and "doctor.py --all" in message
+    assert "download them again" in message and "frcnn doctor --all" in message
 
 
 def test_all_images_are_read(find, plan, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
