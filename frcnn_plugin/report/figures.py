@@ -7,10 +7,9 @@ import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import matplotlib
 import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -34,22 +33,12 @@ from .folder import Metrics, name_of
 MOST_PANELS = 30  # precision-recall curves
 _POINTS = 400  # per training curve; more are averaged
 _PANEL_POINTS = 150  # per precision-recall curve, whose panel is about as many pixels wide
-_SIDE = 480  # of photographs, pixels
+_SIDE, _LETTER = 480, 18  # of photographs, pixels
 _SHADES = ("#eef3fb", "#fdf4e7")
 _COLOURS = ("#222222", "#1f62be", "#d1690a", "#147d3c", "#a03cbd")
-_NAMES = {
-    "total_loss": "total",
-    "loss_rpn_cls": "RPN, class",
-    "loss_rpn_loc": "RPN, box",
-    "loss_cls": "detector, class",
-    "loss_box_reg": "detector, box",
-}
-_STYLE = {
-    "font.size": 10,
-    "font.family": "sans-serif",
+STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
     "axes.titlesize": 10,
     "svg.fonttype": "none",  # the browser's letters: small, sharp, and it knows every script
     "svg.hashsalt": "frcnn_plugin",  # the same file for the same data
@@ -57,41 +46,27 @@ _STYLE = {
 _BOXES = {"right": RIGHT, "wrong": WRONG, "found": FOUND, "missed": MISSED}
 
 
-@matplotlib.rc_context(_STYLE)
-def draw_training(metrics: Metrics, stages: Sequence[ScheduledStage]) -> tuple[str, int]:
-    """Draw losses above the learning rate, over the iterations, stages shaded.
+def draw_training(metrics: Metrics, stages: Sequence[ScheduledStage]) -> str:
+    """Draw losses above the learning rate, over the iterations, with the stages shaded.
 
     Args:
-        metrics: what was logged.
+        metrics: what was logged, at least once.
         stages: of the run; may be empty.
-
-    Returns:
-        The picture, and how many logged values make one point.
     """
-    merged = max(1, math.ceil(len(metrics.training) / _POINTS))
+    merged = math.ceil(len(metrics.training) / _POINTS)
     figure = Figure(figsize=(10.5, 5.0), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    # A gap between the stages: each has losses of its own.
-    spans: Sequence[ScheduledStage | None] = stages or [None]
-
-    def plot(axes: Any, name: str, **look: Any) -> list[float]:
-        values = []
-        for span in spans:
-            points = _merge(metrics.series(name, span), merged)
-            if points:
-                marker = "o" if len(points) == 1 else ""  # a line of one point would not be seen
-                axes.plot(*zip(*points, strict=True), marker=marker, **look)
-                look.pop("label", None)
-                values += [value for _, value in points]
-        return values
-
-    heights = []
+    iterations = _average(metrics.training, "iteration", merged)
+    # Few points are dots too: a line of one would not be seen.
+    marker = "o" if len(iterations) < 10 else ""
     for index, name in enumerate(metrics.losses()):
-        look = {"color": _COLOURS[index % len(_COLOURS)], "lw": 2.0 if index == 0 else 1.2}
-        heights += plot(top, name, label=_plain(_NAMES.get(name, name)), **look)
-    rates = plot(bottom, "lr", color="#333333", drawstyle="steps-post")
-    if rates:
-        bottom.set(ylim=(0, 1.25 * max(rates)), yticks=[0, max(rates)])
+        top.plot(
+            iterations, _average(metrics.training, name, merged), marker=marker, markersize=4,
+            label=name, lw=1.2 if index else 2.0,
+            color=_COLOURS[index % len(_COLOURS)],
+        )  # fmt: skip
+    rates = _average(metrics.training, "lr", merged)
+    bottom.plot(iterations, rates, color="#333333", drawstyle="steps-post", marker=marker)
     for index, stage in enumerate(stages if len(stages) > 1 else ()):
         for axes in (top, bottom):
             axes.axvspan(stage.start, stage.end, color=_SHADES[index % 2], lw=0, zorder=0)
@@ -99,25 +74,25 @@ def draw_training(metrics: Metrics, stages: Sequence[ScheduledStage]) -> tuple[s
             (stage.start + stage.end) / 2, 1.01, name_of(stage), size=9, color="#444444",
             transform=top.get_xaxis_transform(), ha="center", va="bottom",
         )  # fmt: skip
-    top.set(ylabel="loss", ylim=(0, 1.35 * max(heights, default=1.0)))  # room for the legend
-    if heights:
+    highest = top.dataLim.y1 if np.isfinite(top.dataLim.y1) else 1.0
+    top.set(ylabel="loss", ylim=(0, 1.35 * highest))  # room for the legend
+    if metrics.losses():
         top.legend(loc="upper right", framealpha=0.9, edgecolor="none", ncols=2)
     end = stages[-1].end if stages else metrics.done
     bottom.set(ylabel="learning rate", xlabel="iteration", xlim=(0, end))
+    bottom.set(ylim=(0, 1.25 * rates.max()), yticks=[0, rates.max()])
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     bottom.xaxis.set_major_formatter("{x:,.0f}")
     for axes in (top, bottom):
         axes.grid(axis="y", alpha=0.3)
-    return _address(figure), merged
+    return _address(figure)
 
 
-@matplotlib.rc_context(_STYLE)
 def draw_recalls(curves: Mapping[str, RecallCurves]) -> str:
     """Draw recall over IoU for several numbers of proposals, a curve per stage."""
     return _address(draw_recall(curves, title=False))
 
 
-@matplotlib.rc_context(_STYLE)
 def draw_precision_recall(classes: Sequence[ClassRecord]) -> str:
     """Draw precision over recall at IoU 0.5, a panel per class with objects, as many as fit."""
     shown = [entry for entry in classes if entry.num_objects][:MOST_PANELS]
@@ -134,11 +109,9 @@ def draw_precision_recall(classes: Sequence[ClassRecord]) -> str:
         axes.fill_between(recall, precision, color="#1f62be", alpha=0.12, lw=0)
         axes.plot(recall, precision, color="#1f62be", lw=1.5, marker="o" if number == 1 else "")
         name = entry.name if len(entry.name) <= 14 else entry.name[:13] + "…"
-        axes.set_title(_plain(f"{name}  {next(iter(entry.ap50.values()), 0.0):.1f}"))
-        ticks = {"xticks": [0, 0.5, 1], "yticks": [0, 0.5, 1]}
-        # Short ones: those of two panels meet.
-        labels = {"xticklabels": ["0", ".5", "1"], "yticklabels": ["0", ".5", "1"]}
-        axes.set(xlim=(0, 1.02), ylim=(0, 1.05), **ticks, **labels)
+        title = f"{name}  {next(iter(entry.ap50.values()), 0.0):.1f}"
+        axes.set_title(title, parse_math=False)
+        axes.set(xlim=(0, 1.05), ylim=(0, 1.05), xticks=[0.25, 0.5, 0.75], yticks=[0, 0.5, 1])
         axes.grid(alpha=0.3)
     figure.supxlabel("recall", size=10)
     figure.supylabel("precision", size=10)
@@ -160,7 +133,7 @@ def draw_image(image: ImageRecord) -> tuple[str, str]:
         far = np.max([[1.0, 1.0], *(box.box[2:] for box in image.boxes)], axis=0)
         size = (image.height or int(far[1]), image.width or int(far[0]), 3)
         pixels = np.full(size, 225, dtype=np.uint8)
-    canvas = BareCanvas(pixels, sides=(_SIDE, _SIDE))
+    canvas = BareCanvas(pixels, sides=(_SIDE, _SIDE), letter=_LETTER)
     # What matters most comes last, so that it lies on top, and labels of it first.
     order = ("ignored", "found", "right", "missed", "wrong")
     boxes = sorted(image.boxes, key=lambda box: order.index(box.outcome))
@@ -179,23 +152,24 @@ def _look(box: BoxRecord) -> Style:
     return _BOXES.get(box.outcome, ignored)
 
 
-def _plain(text: str) -> str:
-    """Return text that Matplotlib does not take for a formula."""
-    return text.replace("$", r"\$")
-
-
 def _address(figure: Figure) -> str:
     """Return a figure as an address that needs no file."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Letters that Matplotlib's own font lacks; the browser draws them.
-        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _merge(points: list[tuple[int, float]], merged: int) -> list[tuple[float, float]]:
-    """Average `merged` points each; what is not finite is left out."""
-    finite = [point for point in points if math.isfinite(point[1])]
-    groups = [np.array(finite[i : i + merged]) for i in range(0, len(finite), merged)]
-    return [tuple(group.mean(axis=0).tolist()) for group in groups]
+def _average(
+    rows: Sequence[Mapping[str, float]], name: str, merged: int
+) -> npt.NDArray[np.float64]:
+    """Average `merged` values each; nan, a gap in the line, where none is there or finite.
+
+    The gaps are between the stages: each has losses of its own.
+    """
+    values = np.array([row.get(name, np.nan) for row in rows], dtype=float)
+    values[~np.isfinite(values)] = np.nan
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Mean of empty slice")
+        return np.array([
+            np.nanmean(values[i : i + merged]) for i in range(0, len(values), merged)
+        ])  # fmt: skip

@@ -122,11 +122,6 @@ def read_run(path: str | os.PathLike[str]) -> RunFolder:
             "Lines of metrics.json that are not readable and left out: "
             f"{run.metrics.unreadable}. A torn last one is what a killed run leaves."
         )
-    if not run.metrics.training:
-        run.problems.append(
-            "metrics.json has no training values: the run stopped before it logged anything, or "
-            "was an evaluation only."
-        )
     not_finite = run.metrics.not_finite()
     if not_finite:
         name, iteration = not_finite

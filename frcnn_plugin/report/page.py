@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,15 @@ from detectron2.config import CfgNode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..atomic_files import write_text
-from ..config import base_chain, plugin_cfg
+from ..config import plugin_cfg
 from ..errors import UserError
 from ..evaluation.record import EvaluationRecord
 from ..four_step.stages import ScheduledStage
 from .folder import RunFolder, name_of, read_run
 
 _METRICS = {"11point": "11-point", "area": "area", "coco": "101-point"}
-_RESULTS = {
-    "bbox/AP50": "AP50",
-    "bbox/AP": "AP",
-    "proposals/R@0.5@300": "recall of 300 proposals at IoU .5",
-    "proposals/AR@300": "average recall of 300 proposals",
-}
-# Keys that nobody sets: they follow from FOUR_STEP.
-_DERIVED = {"SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.REFERENCE_WORLD_SIZE"}
-
-Row = list[str]
+_RESULTS = ("bbox/AP50", "bbox/AP", "proposals/R@0.5@300", "proposals/AR@300")
+_HEADLINES = {"bbox/AP50": "AP50", "proposals/R@0.5@300": "recall of 300 proposals at IoU .5"}
 
 
 def write_report(
@@ -62,6 +55,8 @@ def write_report(
 def render(run: RunFolder) -> str:
     """Return the page as text; it refers to nothing outside itself."""
     # Here, because training imports this folder for its recorder, and draws nothing.
+    import matplotlib
+
     from . import figures
 
     environment = Environment(
@@ -72,24 +67,27 @@ def render(run: RunFolder) -> str:
         lstrip_blocks=True,
     )
     sessions = run.record.sessions if run.record else []
+    total = sum(session.seconds for session in sessions)
     eta = run.metrics.series("eta_seconds")
-    return environment.get_template("page.html").render(
-        run=run,
-        figures=figures,
-        title=_title(run),
-        status=_status(run),
-        headlines=_headlines(run),
-        total=duration(sum(session.seconds for session in sessions)) if sessions else "",
-        eta="" if run.finished or not eta else duration(eta[-1][1]),
-        plan=_plan(run),
-        config=_config(run) if run.cfg is not None else None,
-        evaluations=[_evaluation(run, item) for item in run.evaluations],
-        times=[_time(run, stage) for stage in run.stages],
-        sessions=sessions,
-        duration=duration,
-        moment=lambda iso: f"{datetime.fromisoformat(iso):%d %B %Y, %H:%M} UTC",
-        join=shlex.join,
-    )
+    with matplotlib.rc_context(figures.STYLE), warnings.catch_warnings():
+        # Letters that Matplotlib's own font lacks: the browser draws the text.
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
+        return environment.get_template("page.html").render(
+            run=run,
+            figures=figures,
+            title=_title(run),
+            status=_status(run),
+            headlines=_headlines(run),
+            total=duration(total) if total else "",
+            eta="" if run.finished or not eta else duration(eta[-1][1]),
+            plan=_plan(run),
+            config=_differences(run.cfg) if run.cfg is not None else None,
+            evaluations=[_evaluation(run, item) for item in run.evaluations],
+            sessions=sessions,
+            duration=duration,
+            moment=lambda iso: f"{datetime.fromisoformat(iso):%d %B %Y, %H:%M} UTC",
+            join=shlex.join,
+        )
 
 
 def _title(run: RunFolder) -> str:
@@ -128,67 +126,59 @@ def _results(run: RunFolder, stage: ScheduledStage, dataset: str) -> dict[str, f
 
 
 def _headlines(run: RunFolder) -> list[tuple[float, str, str]]:
-    """Return value, name and what it is of: per test set the AP50 of the latest stage that has one.
-
-    Where no detector was evaluated, recall takes its place.
-    """
+    """Return value, name and what it is of: per test set the newest AP50, else recall."""
     rows = []
     for dataset in run.cfg.DATASETS.TEST if run.cfg is not None else ():
-        known = [
-            (key, value, stage)
-            for stage in run.stages
-            for key, value in _results(run, stage, dataset).items()
-            if key in ("bbox/AP50", "proposals/R@0.5@300")
-        ]
-        if known:
-            # The last one, but any AP50 rather than recall.
-            key, value, stage = max(enumerate(known), key=lambda x: (x[1][0] == "bbox/AP50", x[0]))[
-                1
-            ]
-            early = stage is not run.stages[-1]
-            rows.append(
-                (value, _RESULTS[key], dataset + (f", after {name_of(stage)}" if early else ""))
-            )
+        for key, name in _HEADLINES.items():
+            values = [(_results(run, stage, dataset).get(key), stage) for stage in run.stages]
+            known = [(value, stage) for value, stage in values if value is not None]
+            if known:
+                value, stage = known[-1]
+                of = dataset if stage is run.stages[-1] else f"{dataset}, after {name_of(stage)}"
+                rows.append((value, name, of))
+                break
     return rows
 
 
-def _plan(run: RunFolder) -> tuple[Row, list[Row]] | None:
-    """Return the plan that training noted, with what was measured after each stage."""
-    if not run.record or not run.record.plan:
-        return None
-    columns = [name for name in run.record.plan[0] if name != "checkpoint"]
+def _plan(run: RunFolder) -> list[list[str]]:
+    """Return the plan that training noted, with what became of each stage: headings and rows."""
+    noted = run.record.plan if run.record and run.record.plan else [{} for _ in run.stages]
+    rows = [
+        {"stage": name_of(stage), **row, "outcome": "\n".join(_outcome(run, stage))}
+        for row, stage in zip(noted, run.stages, strict=False)
+    ]
+    for row in rows:
+        row.pop("checkpoint", None)  # its name says nothing new
+    return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
+
+
+def _outcome(run: RunFolder, stage: ScheduledStage) -> Iterator[str]:
+    """Yield how far a stage came, how long it took and what was measured after it."""
+    seconds, key = 0.0, str(stage.number)
+    for session in run.record.sessions if run.record else ():
+        if key in session.ends:
+            before = [end for end in session.ends.values() if end < session.ends[key]]
+            seconds += session.ends[key] - max(before, default=0.0)
+    done = stage.iters if seconds else max(0, min(run.metrics.done, stage.end) - stage.start)
+    yield f"{done:,} of {stage.iters:,} iterations"
+    for name, what in (("time", "each"), ("data_time", "of it for data")):
+        values = [value for _, value in run.metrics.series(name, stage)]
+        if values:
+            yield f"{sum(values) / len(values):.4f} s {what}"
+    if seconds:
+        yield f"{duration(seconds)} in all"
     dataset = next(iter(run.cfg.DATASETS.TEST if run.cfg is not None else ()), "")
-    rows = []
-    for row, stage in zip(run.record.plan, run.stages, strict=False):
-        results = _results(run, stage, dataset)
-        words = [f"{_RESULTS[key]}: {value:.1f}" for key, value in results.items()]
-        rows.append([*(row[name] for name in columns), "\n".join(words) or "–"])
-    return [*columns, "result"], rows
+    for key, value in _results(run, stage, dataset).items():
+        yield f"{key.partition('/')[2]} {value:.1f}"
 
 
-def _config(run: RunFolder) -> dict[str, Any]:
-    """Compare the config with the file it was started with, and with the defaults."""
-    file, chain, changed, problem = run.record.config_file if run.record else "", [], [], ""
-    if file:
-        try:
-            chain = [path.name for path in base_chain(file)]
-            given = plugin_cfg()
-            given.merge_from_file(file, allow_unsafe=False)
-            changed = _differences(given, run.cfg)
-        except Exception as error:  # deleted, moved or edited since
-            problem = f"{type(error).__name__}: {error}".partition("\n")[0]
-    defaults = _differences(plugin_cfg(), run.cfg)
-    return {"chain": chain, "problem": problem, "changed": changed, "defaults": defaults}
-
-
-def _differences(one: CfgNode, other: CfgNode) -> list[Row]:
-    """Return key, value in one and in the other config, where these differ."""
+def _differences(cfg: CfgNode) -> list[list[str]]:
+    """Return key, default and value in the config where these two differ."""
     # By way of YAML, in which a tuple is a list, and dicts and infinities have one form.
-    before, after = (_flat(yaml.safe_load(cfg.dump())) for cfg in (one, other))
-    ignored = {"VERSION", *(_DERIVED if other.FOUR_STEP.ENABLED else ())}
+    before, after = (_flat(yaml.safe_load(node.dump())) for node in (plugin_cfg(), cfg))
     return [
         [key, *(repr(flat[key]) if key in flat else "–" for flat in (before, after))]
-        for key in sorted({*before, *after} - ignored)
+        for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
     ]
 
@@ -220,21 +210,6 @@ def _evaluation(run: RunFolder, item: EvaluationRecord) -> dict[str, Any]:
             )
     metric = _METRICS.get(item.metric, item.metric)
     return {"record": item, "after": after, "metric": metric, "columns": columns, "rows": rows}
-
-
-def _time(run: RunFolder, stage: ScheduledStage) -> Row:
-    """Return what one stage took; a dash where nothing is known."""
-    seconds, key = 0.0, str(stage.number)
-    for session in run.record.sessions if run.record else ():
-        if key in session.ends:
-            before = [end for end in session.ends.values() if end < session.ends[key]]
-            seconds += session.ends[key] - max(before, default=0.0)
-    done = stage.iters if seconds else max(0, min(run.metrics.done, stage.end) - stage.start)
-    row = [name_of(stage), f"{done:,} of {stage.iters:,}"]
-    for name in ("time", "data_time"):
-        values = [value for _, value in run.metrics.series(name, stage)]
-        row.append(f"{sum(values) / len(values):.4f} s" if values else "–")
-    return [*row, duration(seconds) if seconds else "–"]
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
@@ -126,7 +125,7 @@ class RunRecorder(HookBase):
             hooks = registered_hooks(self.trainer)
             four_step = next((h for h in hooks if isinstance(h, FourStepHook)), None)
             self._stages = four_step.stages if four_step else ()
-            record = self._resumed() if self.trainer.start_iter > 0 else self._new()
+            record = self._load() or self._new()
             # A resumed run may go on beyond the stage that it was to stop after.
             record.config = self._cfg.dump()
             record.plan = four_step.plan if four_step else []
@@ -140,29 +139,26 @@ class RunRecorder(HookBase):
             self._record = record
             self._save()
 
-    def _new(self) -> RunRecord:
-        metrics = self._folder / "metrics.json"
-        start = metrics.stat().st_size if metrics.is_file() else 0
-        return RunRecord(self._config_file and os.path.abspath(self._config_file), "", [], start)
-
-    def _resumed(self) -> RunRecord:
+    def _load(self) -> RunRecord | None:
+        """Return the record of the run that is resumed; None if this is no such run."""
         try:
-            record = RunRecord.load(self._folder)
+            return RunRecord.load(self._folder) if self.trainer.start_iter > 0 else None
         except UserError as error:
             logger.warning("%s; the report will lack the time before this", error)
-            record = None
-        if record is None:
-            record = self._new()
-            record.metrics_start = 0  # what was logged before is of this run
-        return record
+            return None
+
+    def _new(self) -> RunRecord:
+        metrics = self._folder / "metrics.json"
+        # What a run logged that is resumed without its record is its own.
+        replaces = self.trainer.start_iter == 0 and metrics.is_file()
+        file = self._config_file and os.path.abspath(self._config_file)
+        return RunRecord(file, "", [], metrics.stat().st_size if replaces else 0)
 
     def after_step(self) -> None:
         """Note where a stage ends."""
         after = self.trainer.iter + 1
         stage = next((s.number for s in self._stages if s.end == after), 0)
         if self._record is not None and (stage or after == self.trainer.max_iter):
-            if self._cfg.MODEL.DEVICE.startswith("cuda"):
-                torch.cuda.synchronize()  # work is queued there; the stage ends when it is done
             self._session.ends[str(stage)] = self._seconds()
             self._save()
 
