@@ -100,7 +100,7 @@ def test_trains_evaluates_and_writes_checkpoints(trained: Path) -> None:
 
 def test_leaves_a_report(trained: Path) -> None:
     page = write_report(trained).read_text(encoding="utf-8")
-    assert "trained jointly" in page and ">finished</p>" in page
+    assert "joint training" in page and ">finished</p>" in page
     assert "Missing or damaged" not in page
     assert f"{metrics(trained)['bbox/AP50']:.1f}<small> %" in page
 
