@@ -102,7 +102,7 @@ def test_leaves_a_report(trained: Path) -> None:
     page = write_report(trained).read_text(encoding="utf-8")
     assert "joint training" in page and ">finished</p>" in page
     assert "Missing or damaged" not in page
-    assert f"{metrics(trained)['bbox/AP50']:.1f}<small> %" in page
+    assert f"{metrics(trained)['bbox/AP50']:.1f} %</b>" in page
 
 
 def test_evaluation_alone(train: Callable[..., str], trained: Path) -> None:
