@@ -19,9 +19,8 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from ..checkpoint.catalog import known_files as catalog
-from ..checkpoint.catalog.cache import cached_path, check_cached, local_path
+from ..checkpoint.catalog.download import cached_path, check_cached, local_path, megabytes
 from ..checkpoint.catalog.known_files import find
-from ..checkpoint.catalog.progress import megabytes
 from ..errors import UserError
 
 
@@ -76,7 +75,7 @@ def check(names: Sequence[str]) -> None:
                 problems.append(f"{known.name} is not at {path}")
             continue
         try:
-            digest = check_cached(known, thorough=True)
+            digest = check_cached(known)
         except UserError as error:
             problems.append(str(error))
         else:
