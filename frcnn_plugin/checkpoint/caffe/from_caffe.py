@@ -8,6 +8,7 @@ and so is the order of the anchors.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -107,7 +108,11 @@ def _weight_and_bias(
             f"layer {layer} has a weight of shape {blobs[0].shape} and {len(bias)} biases, which "
             "do not go together"
         )
-    return torch.from_numpy(weight), torch.from_numpy(bias)
+    with warnings.catch_warnings():
+        # torch warns of arrays that are read-only, as those of a file are: writing to the tensor
+        # would change them. Nobody else has them.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(weight), torch.from_numpy(bias)
 
 
 def _put_predictor(

@@ -226,9 +226,7 @@ def test_killed_download_leaves_nothing_and_is_continued(
 def test_cache_that_cannot_be_written(server: Server, cache: Path, set_catalog: Replace) -> None:
     set_catalog(known(server))
     (cache / "w.pth.lock").mkdir()  # root may write everywhere, so a folder is in the way
-    with pytest.raises(
-        UserError, match=r"lock cannot be locked .*Is a directory.*: set FVCORE"
-    ):
+    with pytest.raises(UserError, match=r"lock cannot be locked .*Is a directory.*: set FVCORE"):
         PathManager.get_local_path("frcnn://w")
 
 
@@ -335,8 +333,6 @@ def test_archive_that_cannot_be_unpacked(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(module.shutil, "copyfileobj", fail)
-    with pytest.raises(
-        UserError, match=r"m\.tgz cannot be unpacked: No space left on device\."
-    ):
+    with pytest.raises(UserError, match=r"m\.tgz cannot be unpacked: No space left on device\."):
         PathManager.get_local_path("frcnn://zf")
     assert names(cache) == {"m.tgz", "m.tgz.lock"}
