@@ -29,8 +29,9 @@ setup: $(STAMP) ## make .venv with everything in it, Detectron2 too
 demo: $(STAMP) ## train and test a small detector on generated images, on the CPU
 	@$(PY) tools/demo.py $(DEMO_ARGS)
 
+# Processes take over tests from each other, so that all end at about the same time.
 test: $(STAMP) ## run the test suite (ARGS="..." goes to pytest)
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## check format, style and types
 	@$(PY) -m ruff format --check .
@@ -42,7 +43,7 @@ format: $(STAMP) ## format the code and mend what ruff can
 	@$(PY) -m ruff format .
 
 benchmark: $(STAMP) ## measure speed and memory beside two peers: 6 to 10 minutes on two idle cores
-	@$(PY) tools/benchmark.py targets --output output/benchmark $(BENCHMARK_ARGS)
+	@$(PY) -m benchmarks targets --output output/benchmark $(BENCHMARK_ARGS)
 
 clean: ## remove .venv, build products and caches (output/ and datasets/ stay)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,8 +1,15 @@
 """Build and installation of frcnn_plugin; settings of the tools are in pyproject.toml.
 
-Detectron2 is not among the requirements: it has no release on the package index, so pip could not
-find it, and naming its repository would rebuild it over a copy that is already there.
-tools/install_detectron2.py provides it, and importing the package without it says so.
+`pip install .` must not spoil an environment in which Detectron2 works. So lower bounds say what
+the code needs, and are as old as Python 3.10 allows unless a reason is given. Not among the
+requirements are
+
+- Detectron2: it has no release on the package index, so pip could not find it, and naming its
+  repository would rebuild it over a copy that is already there;
+- OpenCV, which Detectron2 imports: it has four names on the index (opencv-python, -headless and
+  two with contrib), all of which install the same module, and pip would put one beside another.
+
+tools/install_detectron2.py provides both, and importing the package without them says so.
 """
 
 import re
@@ -21,6 +28,7 @@ if VERSION is None:
 
 # Beside Python files.
 PACKAGE_DATA = {
+    "frcnn_plugin": ["py.typed"],  # type checkers may use the annotations
     "frcnn_plugin.configs": ["*.yaml", "**/*.yaml"],
     "frcnn_plugin.report": ["page.html", "page.css"],
 }
@@ -31,16 +39,31 @@ setup(
     description="The original Faster R-CNN (2015) as a Detectron2 plugin",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The frcnn_plugin contributors",
     license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    keywords=["faster r-cnn", "object detection", "detectron2", "caffe", "vgg16"],
     python_requires=">=3.10",
     packages=[*find_packages(include=["frcnn_plugin*"]), "frcnn_plugin.configs"],
     # configs/ stays at the top, where users look for it, and is installed inside the package.
     package_dir={"frcnn_plugin.configs": "configs"},
     package_data=PACKAGE_DATA,
+    py_modules=["frcnn_command"],  # says in one line that Detectron2 is missing, if it is
+    entry_points={"console_scripts": ["frcnn = frcnn_command:main"]},
     install_requires=[
-        "torch>=2.4",  # the networks and their training
+        "torch>=2.4",  # the networks and their training; the oldest one that is tested
         "torchvision>=0.19",  # RoI max pooling and NMS; this is the pair of torch 2.4
-        "numpy>=1.24",  # anchors and evaluation
+        "numpy>=1.22",  # anchors and evaluation
         "Pillow>=9.1",  # image files
         "fvcore>=0.1.5",  # Detectron2's config, registry and checkpointer
         "iopath>=0.1.7",  # Detectron2's paths to files
@@ -49,8 +72,7 @@ setup(
         "portalocker>=3.0",  # one process downloads, the others wait; 3.0 tells locked from broken
         "PyYAML>=5.1",  # Detectron2's config files; their errors are told in one line
         "pycocotools>=2.0.2",  # COCO's annotations and metric
-        "matplotlib>=3.6",  # Detectron2's Visualizer draws the pictures with it
-        "opencv-python-headless>=4.5",  # Detectron2's data module; headless needs no screen
+        "matplotlib>=3.6",  # the pictures
         "Jinja2>=3.0",  # the page of the training report; torch needs it too
         "tabulate>=0.8",  # tables of results
         "tqdm>=4.30",  # progress of what takes long outside the training loop
@@ -59,6 +81,7 @@ setup(
     extras_require={
         "dev": [
             "pytest>=8",  # the test suite
+            "pytest-xdist>=3.6",  # runs it in two processes (make test)
             "hypothesis>=6",  # generated boxes and annotations in tests
             "ruff>=0.6",  # format and lint
             "mypy>=1.11",  # types

@@ -1,1 +1,1 @@
-"""Parts of tools/benchmark.py: what is measured, against whom, how, and how it is shown."""
+"""`python -m benchmarks`: what is measured, against whom, how, and how it is shown."""

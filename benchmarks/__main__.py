@@ -1,12 +1,14 @@
 #!/usr/bin/env python
 """Measure speed and memory, beside stock Detectron2 parts, torchvision or another config.
 
-    python tools/benchmark.py infer --versus detectron2 --versus torchvision --memory --syncs
-    python tools/benchmark.py train --versus detectron2 --bf16 --output output/benchmark
-    python tools/benchmark.py infer --versus detectron2 --scale image
-    python tools/benchmark.py stages
-    python tools/benchmark.py data --workers 0,2
-    python tools/benchmark.py targets
+    python -m benchmarks infer --versus detectron2 --versus torchvision --memory --syncs
+    python -m benchmarks train --versus detectron2 --bf16 --output output/benchmark
+    python -m benchmarks infer --versus detectron2 --scale image
+    python -m benchmarks stages
+    python -m benchmarks data --workers 0,2
+    python -m benchmarks hooks --iterations 30
+    python -m benchmarks caffemodel
+    python -m benchmarks targets
 
 Weights are random unless MODEL.WEIGHTS names a file, but such that proposals and detections have
 their full number; images are random too. ``infer`` and ``train`` run the models in turn, in one
@@ -26,12 +28,13 @@ from typing import Any
 import torch
 from detectron2.utils.logger import setup_logger
 
-from benchmarks import compare, data, scaling, stages, targets
+from benchmarks import caffemodel, compare, data, hooks, scaling, stages, targets
 from benchmarks.report import prepare_folder
 from frcnn_plugin import get_config_file
 from frcnn_plugin.errors import UserError
 
 CONFIG = "faster_rcnn_vgg16_voc_joint.yaml"
+HOOKS_CONFIG = "demo/vgg16_shapes.yaml"
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -62,13 +65,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         ("train", "joint training steps: forward, backward, optimizer", 5),
         ("stages", "steps of four-step training beside a joint one; proposal dumps", 5),
         ("data", "the training loader; steps with many ground-truth boxes", 5),
+        ("hooks", "what the plugin's hooks add to the iterations of a four-step training", 1),
+        ("caffemodel", "conversion of VGG16's caffemodel: time and memory", 1),
         ("targets", "everything that a target is set for, with the targets", 5),
     ):
         command = commands.add_parser(name, help=text, description=text)
         add_common(command, repeats)
         if name in ("infer", "train"):
             add_comparison(command)
-        if name in ("stages", "data", "targets"):
+        if name in ("stages", "data", "targets", "hooks"):
             images = 8 if name == "data" else 24
             command.add_argument(
                 "--images", type=int, default=images, help=f"generated images; default: {images}"
@@ -77,13 +82,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             command.add_argument(
                 "--workers", type=numbers, default=(0, 1, 2), help="such as 0,2; default: 0,1,2"
             )
+        if name == "hooks":
+            command.set_defaults(config_file=get_config_file(HOOKS_CONFIG))
+            command.add_argument(
+                "--iterations", type=int, default=30, help="of each stage; default: 30"
+            )
         command.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     return parser.parse_args(argv)
 
 
 def add_common(command: argparse.ArgumentParser, repeats: int) -> None:
     command.add_argument(
-        "--config-file", default=get_config_file(CONFIG), help=f"default: {CONFIG}"
+        "--config-file", default=get_config_file(CONFIG), help="default: %(default)s"
     )
     command.add_argument(
         "--image", type=image_size, default=(600, 1000), metavar="HxW", help="default: 600x1000"
@@ -161,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "train": compare.run,
         "stages": stages.run,
         "data": data.run,
+        "hooks": hooks.run,
+        "caffemodel": caffemodel.run,
         "targets": targets.run,
     }
     try:

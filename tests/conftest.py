@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Processes that share the cores (make test) would wait for each other with a thread per core each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -12,6 +12,7 @@ from email.parser import BytesParser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import frcnn_plugin
 
@@ -33,7 +34,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("build") / "checkout"
     copy.mkdir()
     rubbish = shutil.ignore_patterns("__pycache__")
-    for name in ("frcnn_plugin", "configs", "tools", "tests"):
+    for name in ("frcnn_plugin", "configs", "benchmarks", "tools", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=rubbish)
     for file in ROOT.iterdir():
         if file.is_file() and not file.name.startswith("."):
@@ -74,8 +75,9 @@ def test_wheel_holds_every_module_and_config_and_nothing_else(wheel: Path) -> No
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {str(file.relative_to(ROOT)) for file in (ROOT / "frcnn_plugin").rglob("*.py")}
-    page = {f"frcnn_plugin/report/page.{suffix}" for suffix in ("html", "css")}
-    assert names == modules | page | {f"frcnn_plugin/configs/{name}" for name in CONFIGS}
+    data = {"frcnn_plugin/py.typed", *(f"frcnn_plugin/report/page.{x}" for x in ("html", "css"))}
+    configs = {f"frcnn_plugin/configs/{name}" for name in CONFIGS}
+    assert names == modules | data | configs | {"frcnn_command.py"}
     assert CONFIGS
 
 
@@ -90,6 +92,24 @@ def test_wheel_metadata(wheel: Path) -> None:
     # It has no release on the index: naming it would make every installation fail.
     assert not [text for text in requirements if text.startswith("detectron2")]
     assert "dev" in (data.get_all("Provides-Extra") or [])
+    assert "Typing :: Typed" in (data.get_all("Classifier") or [])
+
+
+def test_a_working_environment_is_left_as_it_is(wheel: Path) -> None:
+    """What people run Detectron2 with, of 2024, satisfies every requirement."""
+    installed = {
+        "torch": "2.4.0", "torchvision": "0.19.0", "numpy": "1.22.4", "pillow": "9.5.0",
+        "fvcore": "0.1.5.post20221221", "iopath": "0.1.9", "portalocker": "3.0.0",
+        "pyyaml": "5.4", "pycocotools": "2.0.4", "matplotlib": "3.6.0", "jinja2": "3.0.3",
+        "tabulate": "0.8.10", "tqdm": "4.62", "setuptools": "65.0", "opencv-python": "4.5.5.64",
+    }  # fmt: skip
+    for text in metadata(wheel).get_all("Requires-Dist") or []:
+        requirement = Requirement(text)
+        if requirement.marker is None:  # with one, it belongs to an extra
+            version = installed[requirement.name.lower()]
+            assert requirement.specifier.contains(version), f"{text} replaces {version}"
+            # A second copy of cv2 would overwrite the files of the first.
+            assert not requirement.name.startswith("opencv")
 
 
 def test_installed_wheel_works_away_from_the_checkout(site: Path, tmp_path: Path) -> None:
@@ -103,7 +123,7 @@ site = Path({str(site)!r})
 assert Path(frcnn_plugin.__file__) == site / "frcnn_plugin/__init__.py", frcnn_plugin.__file__
 assert "PaperRCNN" in META_ARCH_REGISTRY and "PaperRPN" in PROPOSAL_GENERATOR_REGISTRY
 assert "VGG16" in BACKBONE_REGISTRY and "ZF" in BACKBONE_REGISTRY
-import frcnn_plugin.engine, frcnn_plugin.evaluation
+import frcnn_plugin.data.datasets.voc, frcnn_plugin.engine, frcnn_plugin.evaluation
 for name in {CONFIGS!r}:
     file = Path(frcnn_plugin.get_config_file(name))
     assert file == site / "frcnn_plugin/configs" / name, file
@@ -114,6 +134,11 @@ print(frcnn_plugin.__version__)
 """
     out = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))
     assert out.splitlines()[-1] == frcnn_plugin.__version__
+
+
+def test_installed_wheel_has_the_command(site: Path, tmp_path: Path) -> None:
+    out = run(str(site / "bin" / "frcnn"), "--version", cwd=tmp_path, PYTHONPATH=str(site))
+    assert out == f"frcnn_plugin {frcnn_plugin.__version__}\n"
 
 
 def test_checkout_finds_its_own_configs() -> None:
@@ -174,5 +199,5 @@ def test_constraints_cover_the_direct_requirements(wheel: Path) -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0].lower() for line in lines if "==" in line}
     for requirement in metadata(wheel).get_all("Requires-Dist") or []:
-        name = requirement.partition(";")[0].partition(">")[0].partition("<")[0].strip().lower()
+        name = Requirement(requirement).name.lower()
         assert name in pinned, f"{name} has no tested version in constraints.txt"

@@ -1,10 +1,9 @@
 #!/usr/bin/env python
-"""See frcnn_plugin/cli/convert_proposals.py."""
+"""The command `frcnn proposals convert` under the name of a script."""
 
 import sys
 
-from frcnn_plugin.cli.convert_proposals import main
+from frcnn_command import main
 
 if __name__ == "__main__":
-    result = main()
-    sys.exit(result if isinstance(result, int) else 0)
+    sys.exit(main(["proposals", "convert", *sys.argv[1:]]))

@@ -1,10 +1,9 @@
 #!/usr/bin/env python
-"""See frcnn_plugin/cli/dump_proposals.py."""
+"""The command `frcnn proposals dump` under the name of a script."""
 
 import sys
 
-from frcnn_plugin.cli.dump_proposals import main
+from frcnn_command import main
 
 if __name__ == "__main__":
-    result = main()
-    sys.exit(result if isinstance(result, int) else 0)
+    sys.exit(main(["proposals", "dump", *sys.argv[1:]]))

@@ -10,7 +10,8 @@ Detectron2 has no release on the package index, so the first of these that works
    given back its own name. Pure Python: without the compiled operators, which this plugin does
    not use, and without any of LabGym's own code or requirements.
 
-torch and torchvision must be installed before. Standard library only::
+OpenCV, which Detectron2 imports but does not ask for, is installed with 2 to 4 if no copy of it is
+there. torch and torchvision must be installed before. Standard library only::
 
     .venv/bin/python tools/install_detectron2.py --constraint constraints.txt
 """
@@ -21,6 +22,7 @@ import argparse
 import base64
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -43,6 +45,9 @@ REQUIREMENTS = (
     "tqdm>4.29.0 tensorboard fvcore>=0.1.5,<0.1.6 iopath>=0.1.7,<0.1.10 omegaconf>=2.1,<2.4 "
     "hydra-core>=1.1 black packaging"
 ).split()
+
+# Four packages of the index hold the module cv2; this one needs no screen.
+OPENCV = "opencv-python-headless>=4.5"
 
 DIST_INFO = "detectron2-0.6.dist-info"  # 0.6 is what every tree since 2021 calls itself
 METADATA = f"""\
@@ -122,6 +127,12 @@ def pip(*arguments: str) -> None:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         errors = [line for line in lines if line.lower().startswith("error")] or lines[-1:]
         raise SourceError(f"pip {arguments[0]} failed: {' '.join(errors)}")
+
+
+def install_opencv(constraint: list[str]) -> None:
+    """Install OpenCV unless some copy is there: a second one would overwrite its files."""
+    if importlib.util.find_spec("cv2") is None:
+        pip("install", *constraint, OPENCV)
 
 
 def install_given(choice: str, constraint: list[str]) -> None:
@@ -225,6 +236,7 @@ def install(choice: str, constraint: list[str]) -> int:
     for name, source in sources.items():
         try:
             source()
+            install_opencv(constraint)
             state, detail = check_installed()
             if state != "usable":
                 pip("uninstall", "--yes", "detectron2")

@@ -1,10 +1,9 @@
 #!/usr/bin/env python
-"""See frcnn_plugin/cli/make_data.py."""
+"""The command `frcnn make-data` under the name of a script."""
 
 import sys
 
-from frcnn_plugin.cli.make_data import main
+from frcnn_command import main
 
 if __name__ == "__main__":
-    result = main()
-    sys.exit(result if isinstance(result, int) else 0)
+    sys.exit(main(["make-data", *sys.argv[1:]]))

@@ -1,10 +1,9 @@
 #!/usr/bin/env python
-"""See frcnn_plugin/cli/report.py."""
+"""The command `frcnn report` under the name of a script."""
 
 import sys
 
-from frcnn_plugin.cli.report import main
+from frcnn_command import main
 
 if __name__ == "__main__":
-    result = main()
-    sys.exit(result if isinstance(result, int) else 0)
+    sys.exit(main(["report", *sys.argv[1:]]))

@@ -1,6 +1,6 @@
 r"""Convert proposals of other programs for a data set, check them and measure their recall.
 
-    python tools/convert_proposals.py --dataset voc07_trainval \
+    frcnn proposals convert --dataset voc07_trainval \
         --input selective_search_data/voc_2007_trainval.mat --output ss_voc07_trainval.pkl
 
 Takes Fast R-CNN's selective search downloads (.mat; needs scipy: pip install
@@ -14,8 +14,6 @@ A file that is in Detectron2's format already (.pkl) is only checked; it needs n
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
@@ -27,26 +25,23 @@ from ..data.proposals.converters import convert_npz, convert_selective_search_ma
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth
-from ..evaluation.proposals.recall_report import report_recall
+from ..evaluation.proposals.recall import report_recall
 
 CONVERTERS = {".mat": convert_selective_search_mat, ".npz": convert_npz}
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="registered name, such as voc07_trainval")
     parser.add_argument("--input", required=True, type=Path, help=".mat, .npz or .pkl file")
     parser.add_argument("--output", type=Path, help="proposal file to write (.pkl)")
     parser.add_argument(
         "--config-file", default="", help="config whose DATASETS.REGISTER names the data set"
     )
-    return parser.parse_args(argv)
 
 
-def convert(args: argparse.Namespace) -> dict[str, float]:
-    """Convert, check and measure; returns recall in percent, empty without ground truth."""
+def run(args: argparse.Namespace) -> dict[str, float]:
+    """Convert, check and measure; return recall in percent, empty without ground truth."""
+    setup_logger(name="frcnn_plugin")
     setup_cfg(args.config_file)  # registers data sets
     suffix = args.input.suffix.lower()
     if suffix not in (*CONVERTERS, ".pkl"):
@@ -65,16 +60,3 @@ def convert(args: argparse.Namespace) -> dict[str, float]:
     stem = path.with_suffix(".recall")
     curves = report_recall(proposals, load_ground_truth(args.dataset), args.dataset, stem=stem)
     return {} if curves is None else curves.metrics()
-
-
-def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    args = parse_args(argv)
-    setup_logger(name="frcnn_plugin")
-    try:
-        return convert(args)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,10 @@
 """Convert weights of other programs to a checkpoint of this plugin, and back to Caffe.
 
-    python tools/convert_weights.py VGG_ILSVRC_16_layers.caffemodel vgg16.pth
-    python tools/convert_weights.py VGG16_faster_rcnn_final.caffemodel detector.pth
-    python tools/convert_weights.py vgg16-397923af.pth vgg16_torchvision.pth
-    python tools/convert_weights.py output/model_final.pth detector.caffemodel
-    python tools/convert_weights.py vgg16_caffe.pth --layout caffe-pth --check
+    frcnn weights convert VGG_ILSVRC_16_layers.caffemodel vgg16.pth
+    frcnn weights convert VGG16_faster_rcnn_final.caffemodel detector.pth
+    frcnn weights convert vgg16-397923af.pth vgg16_torchvision.pth
+    frcnn weights convert output/model_final.pth detector.caffemodel
+    frcnn weights convert vgg16_caffe.pth vgg16.pth --layout caffe-pth
 
 Says what it recognised and prints the mapping. The checkpoint carries the preprocessing that the
 weights need, class names, and the SHA-256 of the file they are from. Converting first is not
@@ -14,7 +14,6 @@ necessary: MODEL.WEIGHTS takes all these files as they are.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,13 +30,9 @@ from ..errors import UserError
 FULLY_CONNECTED = ("fc6", "fc7", "cls_score", "bbox_pred")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help=".caffemodel, .pth, or frcnn://name (docs/weights.md)")
-    parser.add_argument("output", nargs="?", help=".pth or .caffemodel; decides the direction")
-    parser.add_argument("--check", action="store_true", help="verify the input, write nothing")
+    parser.add_argument("output", type=Path, help=".pth or .caffemodel; decides the direction")
     parser.add_argument(
         "--layout",
         default="",
@@ -54,32 +49,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         f"py-faster-rcnn's alternating ZF: {CAFFE_RPN_CONV[1]})",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    return parser.parse_args(argv)
 
 
-def check_output(args: argparse.Namespace) -> None:
-    if args.check and args.output:
-        raise UserError("--check writes nothing: leave out the output")
-    if not args.check and not args.output:
-        raise UserError("name an output, .pth or .caffemodel, or add --check")
-    if args.output:
-        output = Path(args.output)
-        if output.suffix not in (".pth", ".caffemodel"):
-            raise UserError(f"the output {output} must end in .pth or .caffemodel")
-        if output.exists() and not args.overwrite:
-            raise UserError(f"{output} exists: add --overwrite, or choose another name")
-        if not output.resolve().parent.is_dir():
-            raise UserError(f"there is no folder {output.resolve().parent}")
+def check_output(output: Path, overwrite: bool) -> None:
+    if output.suffix not in (".pth", ".caffemodel"):
+        raise UserError(f"the output {output} must end in .pth or .caffemodel")
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists: add --overwrite, or choose another name")
+    if not output.resolve().parent.is_dir():
+        raise UserError(f"there is no folder {output.resolve().parent}")
 
 
-def local_path(name: str) -> str:
-    return PathManager.get_local_path(name) if "://" in name else name
-
-
-def check_values(weights: Conversion, path: str) -> None:
+def read_finite(name: str, layout: str) -> tuple[str, Conversion]:
+    """Read a file, or ``frcnn://`` and a name; return its path and weights, which are finite."""
+    path = PathManager.get_local_path(name) if "://" in name else name
+    weights = read_weights(path, layout=layout)
     bad = weights.not_finite()
     if bad:
         raise UserError(f"{path} has values that are not finite in {', '.join(bad[:5])}")
+    return path, weights
 
 
 def with_classes(weights: Conversion, names: Sequence[str]) -> None:
@@ -112,7 +100,7 @@ def print_mapping(rows: Sequence[tuple[str, str, str]]) -> None:
     print(tabulate(rows, headers=["source", "target", "shape"], disable_numparse=True))
 
 
-def to_caffe(weights: Conversion, output: str, rpn_conv: str) -> None:
+def to_caffe(weights: Conversion, output: Path, rpn_conv: str) -> None:
     config = CfgNode.load_cfg(weights.metadata.config or "{}")
     try:
         scale = config["MODEL"]["ROI_BOX_HEAD"]["BBOX_REG_WEIGHTS"]
@@ -127,27 +115,13 @@ def to_caffe(weights: Conversion, output: str, rpn_conv: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_output(args)
-    path = local_path(args.input)
-    weights = read_weights(path, layout=args.layout)
-    check_values(weights, path)
+    check_output(args.output, args.overwrite)
+    path, weights = read_finite(args.input, args.layout)
     if args.classes:
         with_classes(weights, args.classes)
-    if args.output and args.output.endswith(".caffemodel"):
+    if args.output.suffix == ".caffemodel":
         to_caffe(weights, args.output, args.rpn_conv)
     else:
         show(weights, path)
-        if args.output:
-            save_weights(args.output, weights)
-    print(f"wrote {args.output}" if args.output else "every value is finite; nothing was written")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    try:
-        run(parse_args(argv))
-    except UserError as e:
-        sys.exit(f"error: {e}")
-
-
-if __name__ == "__main__":
-    main()
+        save_weights(args.output, weights)
+    print(f"wrote {args.output}")

@@ -1,6 +1,6 @@
 r"""Write the proposals of a trained network for a data set, and measure their recall.
 
-    python tools/dump_proposals.py --config-file configs/faster_rcnn_vgg16_voc_joint.yaml \
+    frcnn proposals dump --config-file configs/faster_rcnn_vgg16_voc_joint.yaml \
         --dataset voc07_trainval MODEL.WEIGHTS output/model_final.pth
 
 The file is in Detectron2's proposal format, for DATASETS.PROPOSAL_FILES_TRAIN and _TEST. Beside it
@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +32,21 @@ from detectron2.utils.logger import setup_logger
 from ..atomic_files import sha256
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..data import check_datasets
-from ..data.loading.resize import build_mapper
-from ..data.proposals.checks import check_proposals, save_proposals
+from ..data.loading.mappers import build_mapper
+from ..data.proposals.checks import check_proposals
+from ..data.proposals.files import save_proposals
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth
-from ..evaluation.proposals.recall import COUNTS
-from ..evaluation.proposals.recall_report import report_recall
+from ..evaluation.proposals.recall import COUNTS, report_recall
 from ..evaluation.proposals.shards import ProposalShards, ShardWriter
-from ..preflight import check_cfg
+from ..preflight import PlannedRun, stop_on_errors
 from ..process import launch, tune_process
 
-logger = logging.getLogger("frcnn_plugin.tools.dump_proposals")
+logger = logging.getLogger("frcnn_plugin.cli.dump_proposals")
 
 BEFORE_OVERRIDES = [
-    # More than there are. PaperRPN also takes -1 for "all", the host's RPN does not.
+    # More than there are. PaperRPN also takes -1 for "all", Detectron2's RPN does not.
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", str(10**9)),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "2000"),
 ]
@@ -59,10 +57,7 @@ AFTER_OVERRIDES = [
 ]
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", required=True, help="config the network was trained with")
     parser.add_argument("--dataset", required=True, help="registered name, such as voc07_trainval")
     parser.add_argument(
@@ -79,7 +74,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="images per process after which work is saved; default: %(default)s",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
-    return parser.parse_args(argv)
 
 
 def make_cfg(args: argparse.Namespace) -> CfgNode:
@@ -95,7 +89,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, output: Path, shards: Proposal
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
         raise UserError(f"{args.config_file} has no region proposal network to make proposals")
     check_datasets([args.dataset], None)
-    check_cfg(cfg, eval_only=True)
+    stop_on_errors(PlannedRun(cfg, eval_only=True))
     # With shards left, the run that wrote the file did not get to its end.
     if output.exists() and not args.overwrite and not shards.folder.exists():
         raise UserError(
@@ -104,7 +98,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, output: Path, shards: Proposal
 
 
 def fingerprint(cfg: CfgNode, dicts: list[dict[str, Any]]) -> dict[str, str]:
-    """Hashes of all that the proposals depend on."""
+    """Hash all that the proposals depend on."""
     used = CfgNode({"MODEL": cfg.MODEL.clone(), "INPUT": cfg.INPUT.clone()})
     used.MODEL.WEIGHTS = ""  # the contents count
     images = "\n".join(f"{item['image_id']} {item['file_name']}" for item in dicts)
@@ -120,8 +114,10 @@ def setup_logging() -> None:
         setup_logger(distributed_rank=comm.get_rank(), name=name)
 
 
-def run(args: argparse.Namespace, shards: ProposalShards, pending: list[dict[str, Any]]) -> None:
-    """What every process does: its share of the images that are not done."""
+def run_process(
+    args: argparse.Namespace, shards: ProposalShards, pending: list[dict[str, Any]]
+) -> None:
+    """Do a share of the images that are left: what every process does."""
     tune_process()
     setup_logging()
     cfg = make_cfg(args)
@@ -142,7 +138,7 @@ def finish(
     output: Path,
     shards: ProposalShards,
 ) -> dict[str, float]:
-    """Put the shards together; returns recall in percent, empty without ground truth."""
+    """Put the shards together; return recall in percent, empty without ground truth."""
     proposals = shards.read().reordered([str(item["image_id"]) for item in dicts])
     save_proposals(output, proposals.ids, proposals.boxes, proposals.logits)
     proposals = check_proposals(output, dicts, dataset)
@@ -154,31 +150,24 @@ def finish(
     return {} if curves is None else curves.metrics()
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> dict[str, float]:
+    """Make what is not done yet, write the file; return recall in percent."""
     setup_logging()
-    try:
-        cfg = make_cfg(args)
-        output = args.output or Path(cfg.OUTPUT_DIR, "inference", args.dataset, "proposals.pkl")
-        shards = ProposalShards(output.with_name(f"{output.name}.partial"))
-        check(cfg, args, output, shards)
-        dicts = DatasetCatalog.get(args.dataset)
-        shards.open(fingerprint(cfg, dicts))
-        done = set(shards.read().ids)
-        if done:
-            logger.info("%d of %d images are done already", len(done), len(dicts))
-        # Decided here: processes that start late would see the shards of early ones.
-        pending = [
-            {key: value for key, value in item.items() if key != "annotations"}
-            for item in dicts
-            if str(item["image_id"]) not in done
-        ]
-        if pending:
-            launch(run, args.num_gpus, dist_url="auto", args=(args, shards, pending))
-        return finish(cfg, args.dataset, dicts, output, shards)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+    cfg = make_cfg(args)
+    output = args.output or Path(cfg.OUTPUT_DIR, "inference", args.dataset, "proposals.pkl")
+    shards = ProposalShards(output.with_name(f"{output.name}.partial"))
+    check(cfg, args, output, shards)
+    dicts = DatasetCatalog.get(args.dataset)
+    shards.open(fingerprint(cfg, dicts))
+    done = set(shards.read().ids)
+    if done:
+        logger.info("%d of %d images are done already", len(done), len(dicts))
+    # Decided here: processes that start late would see the shards of early ones.
+    pending = [
+        {key: value for key, value in item.items() if key != "annotations"}
+        for item in dicts
+        if str(item["image_id"]) not in done
+    ]
+    if pending:
+        launch(run_process, args.num_gpus, dist_url="auto", args=(args, shards, pending))
+    return finish(cfg, args.dataset, dicts, output, shards)

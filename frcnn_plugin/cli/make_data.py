@@ -1,6 +1,6 @@
 """Write the synthetic VOC-format data set: circles, squares and triangles.
 
-    python tools/make_synthetic_voc.py datasets/shapes
+    frcnn make-data datasets/shapes
 
 Train on it by naming it in a config:
 
@@ -12,36 +12,21 @@ Train on it by naming it in a config:
 
 import argparse
 import logging
-import sys
-from collections.abc import Sequence
 
 from ..data.synthetic.generator import write_synthetic_voc
 from ..errors import UserError
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", help="folder to create")
     parser.add_argument("--num-trainval", type=int, default=200, help="default: %(default)s images")
     parser.add_argument("--num-test", type=int, default=50, help="default: %(default)s images")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the set; returns the exit status."""
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         write_synthetic_voc(args.root, args.num_trainval, args.num_test, args.seed)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    except OSError as error:
+        raise UserError(str(error)) from error

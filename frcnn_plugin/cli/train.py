@@ -1,19 +1,17 @@
 """Train or evaluate a detector.
 
-    python tools/train_net.py --config-file configs/faster_rcnn_vgg16_voc_joint.yaml
-    python tools/train_net.py --config-file ... --resume
-    python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.pth
-    python tools/train_net.py --config-file ... --num-gpus 2
+    frcnn train --config-file configs/faster_rcnn_vgg16_voc_joint.yaml
+    frcnn train --config-file ... --resume
+    frcnn train --config-file ... --eval-only MODEL.WEIGHTS model_final.pth
+    frcnn train --config-file ... --num-gpus 2
 
 ``KEY VALUE`` pairs at the end override the config. Without CUDA everything runs on the CPU, and
-``--num-gpus`` is the number of processes. What tools/doctor.py checks is checked first.
+``--num-gpus`` is the number of processes. What `frcnn doctor` checks is checked first.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -21,24 +19,40 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..engine import PaperTrainer, forget_run, setup_cfg
-from ..engine.evaluate import evaluate_checkpoint
-from ..errors import UserError
+from ..engine import PaperTrainer, evaluate_checkpoint, forget_run, setup_cfg
 from ..preflight import PlannedRun, stop_on_errors
 from ..process import launch, tune_process
 from ..report import RunRecorder
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = default_argument_parser(epilog=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Offer what Detectron2's own training scripts take, and --overwrite."""
+    parser.add_argument("--config-file", default="", metavar="FILE", help="config of the run")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
     parser.add_argument(
         "--overwrite", action="store_true", help="start anew in a folder that holds a run"
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train"
+    )
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, help="processes on this machine; default: %(default)s"
+    )
+    parser.add_argument("--num-machines", type=int, default=1, help="default: %(default)s")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, help="which of them this is; default: %(default)s"
+    )
+    parser.add_argument(
+        "--dist-url",
+        default=default_argument_parser().get_default("dist_url"),
+        metavar="URL",
+        help="where the processes meet; default: %(default)s",
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
 
 
-def run(args: argparse.Namespace) -> Any:
-    """What every process does: set up, then train or evaluate; returns the results."""
+def run_process(args: argparse.Namespace) -> Any:
+    """Set up, then train or evaluate: what every process does. Return the results."""
     tune_process()
     cfg: CfgNode = setup_cfg(args.config_file, args.opts)
     default_setup(cfg, args)
@@ -52,36 +66,28 @@ def run(args: argparse.Namespace) -> Any:
     return trainer.train()
 
 
-def main(argv: Sequence[str] | None = None) -> Any:
+def run(args: argparse.Namespace) -> Any:
     """Check the config, then run it in as many processes as asked for."""
-    args = parse_args(argv)
-    try:
-        # In the parent, so that a mistake is one line and not a traceback per process.
-        cfg = setup_cfg(args.config_file, args.opts)
-        stop_on_errors(
-            PlannedRun(
-                cfg,
-                eval_only=args.eval_only,
-                resume=args.resume,
-                overwrite=args.overwrite,
-                num_processes=args.num_gpus * args.num_machines,
-                num_machines=args.num_machines,
-                config_file=args.config_file,
-            )
-        )
-        if args.overwrite and not (args.eval_only or args.resume):
-            forget_run(cfg)
-        return launch(
-            run,
-            args.num_gpus,
+    # Checked in the parent, so that a mistake is one line and not one per process.
+    cfg = setup_cfg(args.config_file, args.opts)
+    stop_on_errors(
+        PlannedRun(
+            cfg,
+            eval_only=args.eval_only,
+            resume=args.resume,
+            overwrite=args.overwrite,
+            num_processes=args.num_gpus * args.num_machines,
             num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
+            config_file=args.config_file,
         )
-    except UserError as e:
-        sys.exit(f"error: {e}")
-
-
-if __name__ == "__main__":
-    main()
+    )
+    if args.overwrite and not (args.eval_only or args.resume):
+        forget_run(cfg)
+    return launch(
+        run_process,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )

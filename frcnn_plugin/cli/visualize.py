@@ -1,8 +1,8 @@
 r"""Draw what the method does with an image, step by step, as PNG files.
 
-    python tools/visualize.py --mode matches --config-file configs/faster_rcnn_vgg16_voc.yaml
-    python tools/visualize.py --mode anchors --config-file ... --input photo.jpg --output pictures
-    python tools/visualize.py --mode detections --config-file ... --image 000456 000542 \
+    frcnn visualize --mode matches --config-file configs/faster_rcnn_vgg16_voc.yaml
+    frcnn visualize --mode anchors --config-file ... --input photo.jpg --output pictures
+    frcnn visualize --mode detections --config-file ... --image 000456 000542 \
         MODEL.WEIGHTS output/model_final.pth
 
 Modes:
@@ -24,31 +24,28 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
+from ..config import plugin_cfg
 from ..data import check_datasets
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
+from ..predict.image_files import find_images
 from ..visualization.pictures import MODES, NEEDS_TRUTH, Options, Pictures, is_of_training
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 FIRST = 4  # images drawn where nothing says how many
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", required=True, help=f"one of {', '.join(MODES)}")
     parser.add_argument("--config-file", required=True, help="config of the network")
     parser.add_argument(
@@ -84,20 +81,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="cell of the feature map for anchors; default: the middle one",
     )  # fmt: skip
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
-    args = parser.parse_args(argv)
-    # Options that take several words also swallow the overrides behind them.
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Read the words; options that take several also swallow the overrides after them."""
+    args = parser.parse_args(words)
     for name in ("image", "input"):
-        words = getattr(args, name) or []
-        first = next((i for i, word in enumerate(words) if is_key(word)), len(words))
-        args.opts = [*words[first:], *args.opts]
-        setattr(args, name, words[:first])
+        taken = getattr(args, name) or []
+        first = next((i for i, word in enumerate(taken) if is_key(word)), len(taken))
+        args.opts = [*taken[first:], *args.opts]
+        setattr(args, name, taken[:first])
     return args
 
 
 def is_key(word: str) -> bool:
-    """Whether a word begins as the keys of the config do."""
+    """Return whether a word begins as the keys of the config do."""
     section = word.partition(".")[0]
-    return section.isupper() and (section in get_cfg() or section == "FOUR_STEP")
+    return section.isupper() and section in plugin_cfg()
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -132,8 +132,8 @@ def dataset_name(cfg: CfgNode, args: argparse.Namespace) -> str:
 
 
 def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
-    """The images asked for, in the order asked for."""
-    # Testing counts difficult objects apart, which the host's own VOC names do not know.
+    """Return the images asked for, in the order asked for."""
+    # Testing counts difficult objects apart, which Detectron2's own VOC names do not know.
     training = is_of_training(args.mode) and args.mode != "data"
     records = DatasetCatalog.get(name) if training else load_dicts(name)
     if args.image:
@@ -154,23 +154,8 @@ def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, An
     return list(records[:limit])
 
 
-def records_of_files(paths: Sequence[str], limit: int | None) -> list[dict[str, Any]]:
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise UserError(f"--input {path}: no images in this folder")
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise UserError(f"--input {path}: there is no such file or folder")
-    return [{"file_name": str(file), "image_id": file.stem} for file in files[:limit]]
-
-
 def class_names(cfg: CfgNode, name: str | None) -> list[str]:
-    """Of the data set, or, for files, of the config's."""
+    """Return those of the data set, or, for files, of the config's."""
     for candidate in [name] if name else [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
         names = MetadataCatalog.get(candidate).get("thing_classes")
         if names is not None:
@@ -179,7 +164,7 @@ def class_names(cfg: CfgNode, name: str | None) -> list[str]:
 
 
 def free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
-    """A file of this run; images of several folders may share a name."""
+    """Name a file of this run; images of several folders may share a name."""
     stem = re.sub(r"[^\w.-]+", "_", stem)
     path, number = folder / f"{stem}.png", 2
     while path in taken:
@@ -189,12 +174,14 @@ def free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
 
 
 def run(args: argparse.Namespace) -> list[Path]:
-    """Draw all that was asked for; returns the files."""
+    """Draw all that was asked for; return the files."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     check_args(args)
     cfg = setup_cfg(args.config_file, args.opts)
     name = None
     if args.input:
-        records = records_of_files(args.input, args.limit)
+        files = find_images(args.input)[: args.limit]
+        records = [{"file_name": str(file), "image_id": file.stem} for file in files]
     else:
         name = dataset_name(cfg, args)
         # Classes of the data set have to be those of the network where the network is asked.
@@ -215,16 +202,3 @@ def run(args: argparse.Namespace) -> list[Path]:
     for path in written:
         print(path)
     return written
-
-
-def main(argv: Sequence[str] | None = None) -> list[Path]:
-    args = parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        return run(args)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

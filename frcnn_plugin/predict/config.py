@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
 from ..checkpoint.checkpointer import class_names
 from ..checkpoint.metadata import Metadata
 from ..checkpoint.read import read_metadata
-from ..config import add_frcnn_config
-from ..engine.evaluate import phase_and_step
+from ..config import plugin_cfg
 from ..engine.setup import merge_overrides, setup_cfg
 from ..errors import UserError
+from ..four_step.checkpoints import stage_of
+from ..four_step.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def predictor_cfg(
     device: str | None = None,
     score_threshold: float | None = None,
 ) -> tuple[CfgNode, tuple[str, ...]]:
-    """Config of a model that is to be run, and the names of its classes.
+    """Make the config of a model that is to be run, and find the names of its classes.
 
     Args:
         weights: file; its own config is used unless ``config_file`` is given.
@@ -65,11 +65,14 @@ def predictor_cfg(
             raise UserError(f"the score threshold is {score_threshold}: it must be from 0 to 1")
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: pictures are BGR or RGB")
-    phase, step = phase_and_step(Path(path))
-    if phase and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
-        logger.info("%s is from step %d of 4: used as '%s'", weights, step, phase)
-        cfg.MODEL.PAPER_RCNN.PHASE = phase
+        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: images are BGR or RGB")
+    stage = stage_of(path)
+    if stage is not None and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
+        logger.info(
+            "%s is from stage %d of %d: used as '%s'",
+            weights, stage.number, len(STAGES), stage.phase,
+        )  # fmt: skip
+        cfg.MODEL.PAPER_RCNN.PHASE = stage.phase
     names = _names(cfg, metadata, weights)
     cfg.MODEL.WEIGHTS = path
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # none is needed, or has to be there
@@ -79,15 +82,14 @@ def predictor_cfg(
 
 
 def _own_cfg(weights: str, metadata: Metadata | None) -> CfgNode:
-    """The config inside a checkpoint, not frozen."""
+    """Read the config inside a checkpoint; it is not frozen."""
     if metadata is None or metadata.config is None:
         raise UserError(
             f"{weights} carries no config: give the one that it was trained with (--config-file, "
             "or config_file in Python); for the detectors that the authors released it is in "
             "configs/released"
         )
-    cfg = get_cfg()
-    add_frcnn_config(cfg)
+    cfg = plugin_cfg()
     # Written by another version of the plugin or of Detectron2, it may have keys that are not in
     # this one; a typing mistake it cannot have.
     cfg.set_new_allowed(True)
@@ -110,14 +112,14 @@ def _checked_device(device: str) -> str:
 
 
 def _names(cfg: CfgNode, metadata: Metadata | None, weights: str) -> tuple[str, ...]:
-    """Names of all classes: the checkpoint's, else those of the config's data sets."""
+    """Name all classes by the checkpoint, else by the config's data sets."""
     number: int = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     names = metadata.classes if metadata is not None else None
     if names is None or len(names) != number:
         names = class_names(cfg)
     if names is None:
         logger.warning(
-            "%s does not name its %d classes; tools/convert_weights.py --classes adds names",
+            "%s does not name its %d classes; `frcnn weights convert --classes` adds names",
             weights,
             number,
         )

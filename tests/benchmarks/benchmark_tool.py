@@ -1,4 +1,4 @@
-"""The modules of tools/benchmark.py, and a network and images that take milliseconds."""
+"""The modules of python -m benchmarks, and a network and images that take milliseconds."""
 
 from __future__ import annotations
 

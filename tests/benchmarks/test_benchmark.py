@@ -1,4 +1,4 @@
-"""tools/benchmark.py on tiny networks. Times are not looked at, only that they are there."""
+"""python -m benchmarks on tiny networks. Times are not looked at, only that they are there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import torch
 from detectron2.utils.logger import setup_logger
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.checkpoint import read_caffemodel
+from frcnn_plugin.four_step import FourStepHook
 
 from .benchmark_tool import SIZE, SMALL, part
 
@@ -155,14 +157,11 @@ def test_stages(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[
     result = json.loads((tmp_path / "benchmark.json").read_text())
     assert list(result["steps"]) == [
         *("joint", "1 RPN", "2 detector", "3 RPN, conv frozen", "4 detector, conv frozen"),
-        *("3 RPN, features kept", "4 detector, features kept"),
     ]
     assert all(len(seconds) == 2 for seconds in result["steps"].values())
     # A step of one network does not run the other.
     assert "region-wise" not in result["sections"]["1 RPN"]
     assert "proposal" not in result["sections"]["2 detector"]
-    without = {name for name, sections in result["sections"].items() if "conv" not in sections}
-    assert without == {"3 RPN, features kept", "4 detector, features kept"}
     assert result["dump_speed"] > 0
     assert "of their speed" in capsys.readouterr().out
 
@@ -174,6 +173,27 @@ def test_data(tool: ModuleType, tmp_path: Path) -> None:
     assert [workers for workers, _ in result["loader"]] == [0, 1]
     assert all(speed > 0 for _, speed in result["loader"])
     assert list(result["steps"]) == ["5 boxes", "500 boxes"]
+
+
+def test_hooks(tool: ModuleType, tmp_path: Path) -> None:
+    argv = ["hooks", "--images", "3", "--iterations", "5", "--output", str(tmp_path)]
+    tool.main([*argv, "--device", "cpu", *SMALL, "FOUR_STEP.POST_NMS_TOPK", "50"])
+    stages = json.loads((tmp_path / "benchmark.json").read_text())["stages"]
+    assert list(stages) == ["1", "2", "3", "4"]
+    for stage in stages.values():
+        assert stage["iteration_ms"] > 0 and 0 < stage["hooks_percent"] < 100
+    assert "timed" not in FourStepHook.after_step.__qualname__  # left as it was
+
+
+def test_caffemodel_has_all_layers_of_vgg16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = part("caffemodel")
+    monkeypatch.setattr(module, "_BLOCKS", ((4, 2), (4, 2), (4, 3), (4, 3), (4, 3)))
+    monkeypatch.setattr(module, "_FC", {"fc6": (4, 8), "fc7": (4, 4), "fc8": (5, 4)})
+    module.write_vgg16(tmp_path / "vgg16.caffemodel")
+    layers = read_caffemodel(tmp_path / "vgg16.caffemodel").layers
+    assert len(layers) == 16 and layers["conv3_3"][0].shape == (4, 4, 3, 3)
 
 
 def test_targets(
@@ -213,6 +233,10 @@ def test_targets(
         (["data", "--images", "0"], "error: --images must be at least 1, not 0"),
         (["train", "--threads", "-1"], "error: --threads must be at least 0, not -1"),
         (["infer", "--points", "1"], "error: --points belongs to --scale: name the curve"),
+        (
+            ["hooks", "--iterations", "4"],
+            "error: --iterations must be at least 5, not 4",
+        ),
         (
             ["infer", "--scale", "batch", "--points", "0"],
             "error: --points must be at least 1, not 0",

@@ -1,7 +1,8 @@
-"""tools/convert_weights.py, called in this process."""
+"""`frcnn weights convert` and `frcnn weights check` of files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,8 @@ from frcnn_plugin.checkpoint import (
     write_caffemodel,
 )
 from frcnn_plugin.checkpoint.metadata import CAFFE
-from frcnn_plugin.cli import convert_weights
 from tests.checkpoint import networks
-
-main = convert_weights.main
+from tests.cli.conftest import frcnn
 
 
 @pytest.fixture
@@ -31,15 +30,9 @@ def detector(tmp_path: Path) -> Path:
     return path
 
 
-def fails(*args: object) -> str:
-    with pytest.raises(SystemExit) as e:
-        main([str(a) for a in args])
-    return str(e.value)
-
-
 def test_there_and_back(detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint, back = tmp_path / "det.pth", tmp_path / "back.caffemodel"
-    main([str(detector), str(checkpoint), "--classes", "cat", "dog"])
+    frcnn("weights", "convert", detector, checkpoint, "--classes", "cat", "dog")
     out = capsys.readouterr().out
     assert "ZF, detector of 2 classes" in out
     assert "BGR, mean [102.9801, 115.9465, 122.7717], std [1.0, 1.0, 1.0]" in out
@@ -54,7 +47,7 @@ def test_there_and_back(detector: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert metadata is not None
     assert (metadata.classes, metadata.preprocessing) == (("cat", "dog"), CAFFE)
     assert len(str(metadata.source["sha256"])) == 64
-    main([str(checkpoint), str(back), "--rpn-conv", "rpn_conv1"])
+    frcnn("weights", "convert", checkpoint, back, "--rpn-conv", "rpn_conv1")
     original, result = read_caffemodel(detector).layers, read_caffemodel(back).layers
     assert set(original) == set(result)
     for name in original:
@@ -70,7 +63,7 @@ def test_back_takes_the_box_weights_of_the_config(tmp_path: Path) -> None:
     config = "MODEL:\n  ROI_BOX_HEAD:\n    BBOX_REG_WEIGHTS: [2.0, 2.0, 4.0, 4.0]\n"
     weights.metadata = Metadata("detector", CAFFE, config=config)
     save_weights(tmp_path / "a.pth", weights)
-    main([str(tmp_path / "a.pth"), str(tmp_path / "a.caffemodel")])
+    frcnn("weights", "convert", tmp_path / "a.pth", tmp_path / "a.caffemodel")
     bias = read_caffemodel(tmp_path / "a.caffemodel").layers["bbox_pred"][1]
     np.testing.assert_allclose(bias[4:], layers["bbox_pred"][1][4:] / [2, 2, 4, 4], rtol=1e-6)
 
@@ -78,36 +71,43 @@ def test_back_takes_the_box_weights_of_the_config(tmp_path: Path) -> None:
 def test_check_writes_nothing(
     detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([str(detector), "--check"])
+    frcnn("weights", "check", detector)
     assert "every value is finite; nothing was written" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["detector.caffemodel"]
 
 
-def test_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_layout(
+    fails: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "vgg16_caffe.pth"
     torch.save(networks.torchvision_vgg16(), path)
-    assert "--layout" in fails(path, "--check")
-    main([str(path), "--check", "--layout", "caffe-pth"])
+    assert "--layout" in fails("weights", "check", path)
+    frcnn("weights", "check", path, "--layout", "caffe-pth")
     out = capsys.readouterr().out
     assert "BGR, mean [102.9801" in out
     assert "left out: classifier.6.weight, classifier.6.bias" in out
 
 
-def test_mistakes(detector: Path, tmp_path: Path) -> None:
-    assert fails(detector) == "error: name an output, .pth or .caffemodel, or add --check"
-    assert "--check writes nothing" in fails(detector, tmp_path / "a.pth", "--check")
-    assert "must end in .pth or .caffemodel" in fails(detector, tmp_path / "a.pkl")
-    assert "there is no folder" in fails(detector, tmp_path / "none" / "a.pth")
-    assert "there is no file" in fails(tmp_path / "gone.caffemodel", "--check")
-    assert "has 1 names, but the weights are for 2" in fails(detector, "--check", "--classes", "a")
-    (tmp_path / "a.pth").touch()
-    assert "exists: add --overwrite" in fails(detector, tmp_path / "a.pth")
+def test_mistakes(fails: Callable[..., str], detector: Path, tmp_path: Path) -> None:
+    def convert(*words: object) -> str:
+        return fails("weights", "convert", *words)
+
+    output = tmp_path / "a.pth"
+    assert "must end in .pth or .caffemodel" in convert(detector, tmp_path / "a.pkl")
+    assert "there is no folder" in convert(detector, tmp_path / "none" / "a.pth")
+    assert "there is no file" in convert(tmp_path / "gone.caffemodel", output)
+    assert "has 1 names, but the weights are for 2" in convert(detector, output, "--classes", "a")
+    output.touch()
+    assert "exists: add --overwrite" in convert(detector, output)
 
 
-def test_values_that_are_not_finite(tmp_path: Path) -> None:
+def test_values_that_are_not_finite(fails: Callable[..., str], tmp_path: Path) -> None:
     layers = networks.vgg16()
     layers["conv2_1"][1][0] = np.nan
-    write_caffemodel(tmp_path / "a.caffemodel", layers)
-    message = fails(tmp_path / "a.caffemodel", tmp_path / "a.pth")
-    assert "has values that are not finite in backbone.conv2.conv2_1.bias" in message
+    path = tmp_path / "a.caffemodel"
+    write_caffemodel(path, layers)
+    said = f"{path} has values that are not finite in backbone.conv2.conv2_1.bias"
+    assert fails("weights", "convert", path, tmp_path / "a.pth") == said
     assert not (tmp_path / "a.pth").exists()
+    # All that is wrong is said at once.
+    assert fails("weights", "check", path, tmp_path / "gone.pth").startswith(f"{said}; ")

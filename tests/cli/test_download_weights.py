@@ -1,9 +1,9 @@
-"""tools/download_weights.py."""
+"""`frcnn weights download`, and `frcnn weights check` of published files."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,10 @@ import pytest
 from frcnn_plugin.checkpoint.catalog import known_files as catalog
 from frcnn_plugin.checkpoint.catalog.known_files import CATALOG, KnownFile
 from tests.checkpoint.catalog.http_server import Server, serving
-from tests.tool_modules import load_command
+from tests.cli.conftest import frcnn
 
 CONTENT = b"weights" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-download_weights = load_command("download_weights")
 
 
 @pytest.fixture
@@ -45,16 +43,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield it
 
 
-def fails(*argv: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        download_weights.main(argv)
-    assert isinstance(stop.value.code, str)
-    return stop.value.code
-
-
 def test_list(cache: Path, capsys: pytest.CaptureFixture) -> None:
     (cache / "ZF.v2.caffemodel").write_bytes(bytes(1234))
-    download_weights.main(["--list"])
+    frcnn("weights", "download", "--list")
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line for line in lines[2 : 2 + len(CATALOG)]}
     assert set(rows) == {known.name for known in CATALOG}
@@ -69,41 +60,39 @@ def test_list(cache: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_download_then_check(
-    cache: Path,
-    server: Server,
-    capsys: pytest.CaptureFixture,
+    fails: Callable[..., str], cache: Path, server: Server, capsys: pytest.CaptureFixture
 ) -> None:
-    download_weights.main(["w"])
+    frcnn("weights", "download", "w")
     assert capsys.readouterr().out.splitlines()[-1] == str(cache / "w.pth")
-    download_weights.main(["--check"])
+    frcnn("weights", "check")
     assert f"w: SHA-256 {SHA256}, checked by: SHA-256" in capsys.readouterr().out
     (cache / "w.pth").write_bytes(CONTENT[1:])
-    assert fails("--check").startswith(f"error: {cache}/w.pth is not the published w.pth: its SHA-")
+    said = fails("weights", "check")
+    assert said.startswith(f"{cache}/w.pth is not the published w.pth: its SHA-")
 
 
 def test_check_of_a_named_file_that_is_not_there(
-    cache: Path,
-    server: Server,
+    fails: Callable[..., str], cache: Path, server: Server
 ) -> None:
-    assert fails("--check", "w") == f"error: w is not at {cache}/w.pth"
-    download_weights.main(["--check"])  # of what is there: nothing
+    assert fails("weights", "check", "w") == f"w is not at {cache}/w.pth"
+    frcnn("weights", "check")  # of what is there: nothing
 
 
 def test_typing_error_ends_it_before_a_download(
-    cache: Path,
-    server: Server,
+    fails: Callable[..., str], cache: Path, server: Server
 ) -> None:
-    assert fails("w", "x").startswith("error: no weight file is called 'x'. ")
+    assert fails("weights", "download", "w", "x").startswith("no weight file is called 'x'. ")
     assert server.asked == []
 
 
-def test_failed_download(cache: Path, server: Server) -> None:
+def test_failed_download(fails: Callable[..., str], cache: Path, server: Server) -> None:
     del server.files["/w.pth"]
-    assert fails("w").startswith("error: w.pth could not be downloaded (http://127.0.0.1:")
+    said = fails("weights", "download", "w")
+    assert said.startswith("w.pth could not be downloaded (http://127.0.0.1:")
 
 
 def test_nothing_to_do(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stop:
-        download_weights.main([])
+        frcnn("weights", "download")
     assert stop.value.code == 2
-    assert "give a NAME, --list or --check" in capsys.readouterr().err
+    assert "give a NAME, or --list" in capsys.readouterr().err

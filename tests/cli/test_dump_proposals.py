@@ -1,7 +1,4 @@
-"""tools/dump_proposals.py and tools/convert_proposals.py.
-
-They are called here, as starting a process takes seconds; what gets killed is a process of its own.
-"""
+"""`frcnn proposals dump` and `frcnn proposals convert`."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -23,13 +19,13 @@ from detectron2.data.build import load_proposals_into_dataset
 from detectron2.modeling import build_model
 
 from frcnn_plugin import get_config_file
-from frcnn_plugin.data.proposals.checks import check_proposals, load_proposals
+from frcnn_plugin.data.proposals.checks import check_proposals
+from frcnn_plugin.data.proposals.files import load_proposals
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.evaluation.proposals.shards import ProposalShards
-from tests.tool_modules import load_command
+from tests.cli.conftest import frcnn
 
-ROOT = Path(__file__).resolve().parents[2]
 DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
 SMALL = [
     *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
@@ -37,24 +33,23 @@ SMALL = [
     *("MODEL.DEVICE", "cpu"),
     *("DATALOADER.NUM_WORKERS", "0"),
 ]
-# Runs the tool in a process that is killed, as by a power cut, after a number of images.
+# Runs a command in a process that is killed, as by a power cut, after a number of images.
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {tools!r})
-import dump_proposals
+from frcnn_plugin.cli.__main__ import main
 from frcnn_plugin.modeling import PaperRCNN
-stock, left = PaperRCNN.inference, [{images}]
+stock, left = PaperRCNN.inference, [int(sys.argv[1])]
 def inference(self, *args, **kwargs):
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     left[0] -= 1
     return stock(self, *args, **kwargs)
 PaperRCNN.inference = inference
-dump_proposals.main(sys.argv[1:])
+main(["proposals", "dump", *sys.argv[2:]])
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("data")
     write_synthetic_voc(root / "demo_shapes", num_trainval=6, num_test=3)
@@ -64,38 +59,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
-@pytest.fixture(scope="module")
-def tools(data: Path) -> dict[str, ModuleType]:
-    """The two scripts, as modules that leave logging to pytest."""
-    modules = {}
-    for name in ("dump_proposals", "convert_proposals"):
-        modules[name] = load_command(name)
-        modules[name].setup_logger = lambda **_: None
-    return modules
-
-
-@pytest.fixture
-def dump(tools: dict[str, ModuleType], caplog: pytest.LogCaptureFixture) -> Callable[[list], str]:
-    """Runs the tool on a list of arguments; returns what it logged."""
-    return lambda args: called(tools["dump_proposals"], caplog, args)
-
-
-@pytest.fixture
-def convert(
-    tools: dict[str, ModuleType], caplog: pytest.LogCaptureFixture
-) -> Callable[[list], str]:
-    """The same for the other tool."""
-    fixed = ["--config-file", DEMO, "--dataset", "shapes_trainval"]
-    return lambda args: called(tools["convert_proposals"], caplog, [*fixed, *args])
-
-
-def called(tool: ModuleType, caplog: pytest.LogCaptureFixture, args: list[str]) -> str:
+def logged(caplog: pytest.LogCaptureFixture, *words: str) -> str:
     caplog.clear()
     with caplog.at_level(logging.INFO), pytest.MonkeyPatch.context() as patch:
         for name in ("detectron2", "frcnn_plugin"):  # another test may have called setup_logger
             patch.setattr(logging.getLogger(name), "propagate", True)
-        tool.main(args)
+        frcnn("proposals", *words)
     return caplog.text
+
+
+@pytest.fixture
+def dump(caplog: pytest.LogCaptureFixture) -> Callable[[list], str]:
+    """Runs the command on a list of arguments; returns what it logged."""
+    return lambda args: logged(caplog, "dump", *args)
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +94,7 @@ def execute(*command: str, status: int = 0) -> str:
 
 
 def killed(images: int, args: list[str]) -> None:
-    code = KILLED.format(tools=str(ROOT / "tools"), images=images)
-    execute("-c", code, *args, status=-signal.SIGKILL)
+    execute("-c", KILLED, str(images), *args, status=-signal.SIGKILL)
 
 
 def arguments(output: Path, weights: Path, *options: str, opts: tuple[str, ...] = ()) -> list[str]:
@@ -131,12 +106,10 @@ def arguments(output: Path, weights: Path, *options: str, opts: tuple[str, ...] 
 
 
 @pytest.fixture(scope="module")
-def dumped(
-    tools: dict[str, ModuleType], weights: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def dumped(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an uninterrupted run writes."""
     path = tmp_path_factory.mktemp("dumped") / "p.pkl"
-    results = tools["dump_proposals"].main(arguments(path, weights))
+    results = frcnn("proposals", "dump", *arguments(path, weights))
     assert 0 < results["R@0.5@2000"] <= 100
     return path
 
@@ -213,21 +186,20 @@ def test_shards_of_something_else_are_not_used(
 
 def test_two_processes_give_what_one_gives(weights: Path, dumped: Path, tmp_path: Path) -> None:
     path = tmp_path / "p.pkl"
-    tool = str(ROOT / "tools" / "dump_proposals.py")
-    output = execute(tool, *arguments(path, weights, "--num-gpus", "2"))
+    command = ("-m", "frcnn_plugin", "proposals", "dump")
+    output = execute(*command, *arguments(path, weights, "--num-gpus", "2"))
     assert "terminate called" not in output
     assert "proposal recall" in output and "Start inference on 3 batches" in output
     assert path.read_bytes() == dumped.read_bytes()
 
 
-def test_existing_file_is_kept(dump: Callable, weights: Path, dumped: Path, tmp_path: Path) -> None:
+def test_existing_file_is_kept(
+    dump: Callable, fails: Callable[..., str], weights: Path, dumped: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "p.pkl"
     path.write_bytes(b"precious")
-    with pytest.raises(SystemExit) as caught:
-        dump(arguments(path, weights))
-    assert str(caught.value) == (
-        f"error: {path} is there already: add --overwrite, or --output with another name"
-    )
+    said = f"{path} is there already: add --overwrite, or --output with another name"
+    assert fails("proposals", "dump", *arguments(path, weights)) == said
     assert path.read_bytes() == b"precious"
     assert not path.with_name("p.pkl.partial").exists()
     dump(arguments(path, weights, "--overwrite"))
@@ -263,40 +235,43 @@ def test_default_output_and_number_of_proposals(
     ],
 )
 def test_mistakes(
-    dump: Callable, tmp_path: Path, dataset: str, opts: list[str], message: str
+    fails: Callable[..., str], tmp_path: Path, dataset: str, opts: list[str], message: str
 ) -> None:
     args = ["--config-file", DEMO, "--dataset", dataset, *SMALL, "OUTPUT_DIR", str(tmp_path)]
-    with pytest.raises(SystemExit) as caught:
-        dump([*args, *opts])
-    assert str(caught.value).startswith(f"error: {message}")
+    assert fails("proposals", "dump", *args, *opts).startswith(message)
     assert not list(tmp_path.iterdir())
 
 
-def test_shard_size_must_be_positive(dump: Callable, weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="--shard-size and --num-gpus must be at least 1"):
-        dump(arguments(tmp_path / "p.pkl", weights, "--shard-size", "0"))
+def test_shard_size_must_be_positive(
+    fails: Callable[..., str], weights: Path, tmp_path: Path
+) -> None:
+    args = arguments(tmp_path / "p.pkl", weights, "--shard-size", "0")
+    assert fails("proposals", "dump", *args) == "--shard-size and --num-gpus must be at least 1"
 
 
-def test_convert_and_check(convert: Callable, dicts: list[dict], tmp_path: Path) -> None:
+CONVERT = ("convert", "--config-file", DEMO, "--dataset", "shapes_trainval", "--input")
+
+
+def test_convert_and_check(
+    caplog: pytest.LogCaptureFixture, dicts: list[dict], tmp_path: Path
+) -> None:
     """The objects themselves as proposals: recall is 100 %."""
     boxes = {d["image_id"]: np.array([o["bbox"] for o in d["annotations"]]) for d in dicts}
     np.savez(tmp_path / "p.npz", **boxes)
     path = tmp_path / "p.pkl"
-    output = convert(["--input", str(tmp_path / "p.npz"), "--output", str(path)])
+    output = logged(caplog, *CONVERT, str(tmp_path / "p.npz"), "--output", str(path))
     assert "6 images" in output and "       50   100.00   100.00" in output
     assert pickle.loads(path.read_bytes())["ids"] == list(boxes)
-    assert "       50   100.00   100.00" in convert(["--input", str(path)])
+    assert "       50   100.00   100.00" in logged(caplog, *CONVERT, str(path))
 
 
-def test_convert_mistakes(convert: Callable, dumped: Path, tmp_path: Path) -> None:
+def test_convert_mistakes(fails: Callable[..., str], dumped: Path, tmp_path: Path) -> None:
     for args, message in (
-        (["--input", "a.txt"], "--input a.txt: only .mat, .npz and .pkl files can be read"),
-        (["--input", "a.npz"], "--output is missing: the .pkl file to write"),
-        (["--input", "a.npz", "--output", str(tmp_path / "p.pkl")], "there is no file a.npz"),
-        (["--input", str(dumped), "--output", "p.pkl"], "--input is a .pkl file, which is only"),
-        (["--input", str(dumped), "--dataset", "shapes_test"], f"proposal file {dumped} has no en"),
+        (["a.txt"], "--input a.txt: only .mat, .npz and .pkl files can be read"),
+        (["a.npz"], "--output is missing: the .pkl file to write"),
+        (["a.npz", "--output", tmp_path / "p.pkl"], "there is no file a.npz"),
+        ([dumped, "--output", "p.pkl"], "--input is a .pkl file, which is only"),
+        ([dumped, "--dataset", "shapes_test"], f"proposal file {dumped} has no en"),
     ):
-        with pytest.raises(SystemExit) as caught:
-            convert(args)
-        assert str(caught.value).startswith(f"error: {message}")
+        assert fails("proposals", *CONVERT, *args).startswith(message)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""tools/predict.py, called here, as starting a process takes seconds."""
+"""`frcnn predict`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cv2
@@ -26,9 +25,8 @@ from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.checkpoint.metadata import KEY
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.predict import FasterRCNNPredictor
-from frcnn_plugin.predict.video import VideoFile, VideoFrames
+from tests.cli.conftest import frcnn
 from tests.random_detector import random_detector, squares
-from tests.tool_modules import load_command
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -40,19 +38,18 @@ SMALL = [
     *("DATASETS.TRAIN", "('predict_test',)"),
 ]
 NAMES = ("circle", "square", "triangle")
-# Runs the tool in a process that is killed, as by a power cut, at the second image.
+# Runs the command in a process that is killed, as by a power cut, at the second image.
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {tools!r})
-import predict
-from frcnn_plugin.evaluation.detection_writer import DetectionWriter
+from frcnn_plugin.cli.__main__ import main
+from frcnn_plugin.predict.writer import DetectionWriter
 stock, calls = DetectionWriter.add, []
 def add(self, *args, **kwargs):
     calls.append(stock(self, *args, **kwargs))
     if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 DetectionWriter.add = add
-predict.main(sys.argv[1:])
+main(["predict", *sys.argv[1:]])
 """
 
 
@@ -66,25 +63,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model_final.pth"
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    module = load_command("predict")
-    module.setup_logger = lambda **_: None
-    return module
-
-
 @pytest.fixture
-def predict(tool: ModuleType, weights: Path, capsys: pytest.CaptureFixture) -> Callable[..., str]:
-    """A function that runs the tool; returns what it printed."""
+def predict(weights: Path, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """A function that runs the command; returns what it printed."""
 
     def call(*args: object, status: int = 0) -> str:
-        words = ["--weights", str(weights), *map(str, args)]
-        if status:
-            with pytest.raises(SystemExit) as caught:
-                tool.main(words)
-            assert caught.value.code == status
-        else:
-            tool.main(words)
+        assert frcnn("predict", "--weights", weights, *args) == status
         output = capsys.readouterr()
         return output.out + output.err
 
@@ -203,44 +187,11 @@ def test_unreadable_files_are_left_out(predict: Callable, photos: Path, tmp_path
     (photos / "a" / "9.jpg").write_bytes(b"")
     out = tmp_path / "out"
     printed = predict(photos / "a", "--output", out, status=1)
-    assert f"left out: {photos}/a/0.jpg cannot be read as a picture (cannot identify" in printed
+    assert f"left out: {photos}/a/0.jpg cannot be read as an image (cannot identify" in printed
     assert printed.rstrip().endswith(
         f"error: 2 of 4 files could not be read: {photos}/a/0.jpg, {photos}/a/9.jpg"
     )
     assert files(out) == ["1.jpg", "2.jpg", "detections.json"]
-
-
-def test_video(predict: Callable, tmp_path: Path) -> None:
-    video = tmp_path / "street.mp4"
-    with VideoFile(video, 5.0) as file:
-        for seed in range(3):
-            file.add(squares(240, 480, seed))
-    out, features = tmp_path / "out", tmp_path / "f.npz"
-    predict("--video", video, "--output", out, "--frames", 2, "--features", features)
-    assert files(out) == ["detections.json", "street.mp4"]
-    content = json.loads((out / "detections.json").read_text())
-    assert [i["file_name"] for i in content["images"]] == ["street.mp4#0", "street.mp4#1"]
-    assert np.load(features)["file_names"].tolist() == ["street.mp4#0", "street.mp4#1"]
-    drawn = VideoFrames(str(out / "street.mp4"))
-    assert drawn.rate == 5.0 and [f.shape for f in drawn] == [(240, 480, 3)] * 2
-
-
-def test_interrupted_video_keeps_what_was_seen(
-    predict: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Control-C is how a webcam is ended."""
-
-    def frames(self: VideoFrames) -> object:
-        yield squares(100, 150)
-        raise KeyboardInterrupt
-
-    video = tmp_path / "street.mp4"
-    with VideoFile(video, 5.0) as file:
-        file.add(squares(96, 96))
-    monkeypatch.setattr(VideoFrames, "__iter__", frames)
-    printed = predict("--video", video, "--json", tmp_path / "found.json")
-    assert "stopped: what was seen so far is written" in printed
-    assert len(json.loads((tmp_path / "found.json").read_text())["images"]) == 1
 
 
 def test_one_class_has_a_name(
@@ -259,10 +210,9 @@ def test_killed_run_leaves_no_half_file(weights: Path, photos: Path, tmp_path: P
     out, features = tmp_path / "out", tmp_path / "f.npz"
     out.mkdir()
     (out / "detections.json").write_text("old")
-    script = KILLED.format(tools=str(ROOT / "tools"))
     args = [str(photos / "a"), str(photos / "b"), "--output", str(out), "--features", str(features)]
     done = subprocess.run(
-        [sys.executable, "-c", script, "--weights", str(weights), *args],
+        [sys.executable, "-c", KILLED, "--weights", str(weights), *args],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -279,22 +229,17 @@ def mistakes(folder: Path) -> list[tuple[list[str], str]]:
     json_file = ["--json", f"{folder}/f.json"]
     boxes = ["--boxes", f"{folder}/boxes.json", "--features", f"{folder}/f.npz"]
     return [
-        ([], "give pictures, folders or patterns, or else --video"),
-        ([photo, "--video", "0"], "give pictures, folders or patterns, or else --video"),
+        ([], "give images, folders or patterns"),
         ([photo], "say what to write: --output FOLDER, --json FILE, --features FILE.npz"),
         ([photo, "--features", "f.pt"], "--features f.pt must end in .npz"),
         ([photo, "--json", "no/f.json"], f"there is no folder {Path('no').resolve()}"),
         ([photo, *json_file, "--score", "50"], "--score is 50: it must be from 0 to 1"),
         ([photo, *json_file, "--topk", "0"], "--topk is 0: it must be 1 or more"),
         ([photo, *json_file, "--batch-size", "0"], "--batch-size is 0: it must be 1 or more"),
-        ([photo, *json_file, "--frames", "3"], "--frames limits a --video, and there is none"),
-        (["--video", "0", "--frames", "-1"], "say what to write"),
-        (["--video", "no.mp4", *json_file], "there is no video no.mp4; a webcam is given by its"),
-        (["--video", "0", *boxes], "--boxes gives boxes of pictures: --video cannot have any"),
         ([photo, *boxes, *json_file], "--boxes detects nothing: it goes with --features FILE.npz"),
         ([photo, *boxes], f"{folder}/boxes.json: {photo}: box 0, [5.0, 5.0, 5.0, 9.0], has no are"),
         ([photo, "--output", photo], f"--output {photo} is a file: give a folder"),
-        ([f"{folder}/empty", *json_file], f"the folder {folder}/empty holds no pictures ("),
+        ([f"{folder}/empty", *json_file], f"the folder {folder}/empty holds no images ("),
         ([f"{folder}/A.JPG", *json_file], f"there is no file or folder {folder}/A.JPG"),
         ([photo, *json_file, "MODEL.DEVICE"], "overrides come as KEY VALUE pairs, but there are 1"),
         (
@@ -312,32 +257,28 @@ def mistakes(folder: Path) -> list[tuple[list[str], str]]:
 
 @pytest.mark.parametrize("number", range(len(mistakes(Path()))))
 def test_mistakes(
-    tool: ModuleType, weights: Path, photos: Path, tmp_path: Path, number: int
+    fails: Callable[..., str], weights: Path, photos: Path, tmp_path: Path, number: int
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "boxes.json").write_text('{"1.png": [[5, 5, 5, 9]]}')
     before = files(tmp_path)
     args, message = mistakes(tmp_path)[number]
-    with pytest.raises(SystemExit) as caught:
-        tool.main(["--weights", str(weights), *args])
-    assert str(caught.value).startswith(f"error: {message}")
+    assert fails("predict", "--weights", weights, *args).startswith(message)
     assert files(tmp_path) == before
 
 
 def test_checkpoint_of_a_step(
-    tool: ModuleType, weights: Path, photos: Path, tmp_path: Path
+    fails: Callable[..., str], weights: Path, photos: Path, tmp_path: Path
 ) -> None:
     content = torch.load(weights, weights_only=True)
     content["trainer"] = {"hooks": {"FourStepHook": {"step": 1}}}
     path = tmp_path / "stage1_final.pth"
     torch.save(content, path)
-    args = [str(photos / "a"), "--json", str(tmp_path / "f.json")]
-    with pytest.raises(SystemExit, match=r"stage1_final.pth is a region proposal network and det"):
-        tool.main(["--weights", str(path), *args])
+    args = ["predict", "--weights", path, photos / "a", "--json", tmp_path / "f.json"]
+    assert "stage1_final.pth is a region proposal network and det" in fails(*args)
     del content[KEY]["config"]
     torch.save(content, path)
-    with pytest.raises(SystemExit, match=r"stage1_final.pth carries no config: give the one tha"):
-        tool.main(["--weights", str(path), *args])
+    assert "stage1_final.pth carries no config: give the one tha" in fails(*args)
 
 
 def test_snippets_of_the_documentation(

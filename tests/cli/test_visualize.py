@@ -1,11 +1,11 @@
-"""tools/visualize.py: choosing images, writing files, mistakes. The pictures: test_pictures.py."""
+"""`frcnn visualize`: choosing images, writing files, mistakes. The pictures: test_pictures.py."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import pytest
@@ -13,9 +13,11 @@ import torch
 from detectron2.modeling import build_model
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.cli import visualize
+from frcnn_plugin.cli.__main__ import parse
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
-from tests.tool_modules import load_command
+from tests.cli.conftest import frcnn
 
 DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
 SMALL = [
@@ -25,18 +27,13 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("data")
     write_synthetic_voc(root / "demo_shapes", 6, 3, seed=5, short_side=(60, 80))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(root))
         yield root
-
-
-@pytest.fixture(scope="module")
-def tool(data: Path) -> ModuleType:
-    return load_command("visualize")
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +45,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory, data: Path) -> str:
 
 
 @pytest.fixture
-def draw(tool: ModuleType, tmp_path: Path) -> Callable[..., list[str]]:
-    """Runs the tool with the demo's config; returns the names of the files it wrote."""
+def draw(tmp_path: Path) -> Callable[..., list[str]]:
+    """Runs the command with the demo's config; returns the names of the files it wrote."""
 
     def call(mode: str, *args: str, opts: tuple[str, ...] = ()) -> list[str]:
-        paths = tool.main(
-            [
-                *("--mode", mode, "--config-file", DEMO, "--output", str(tmp_path / "out")),
-                *args, *SMALL, *opts,
-            ]
-        )  # fmt: skip
-        assert sorted(paths) == sorted((tmp_path / "out").iterdir())
+        output = tmp_path / "out"
+        words = ("--mode", mode, "--config-file", DEMO, "--output", output)
+        paths = frcnn("visualize", *words, *args, *SMALL, *opts)
+        assert sorted(paths) == sorted(output.iterdir())
         for path in paths:
             assert cv2.imread(str(path)) is not None
         return [path.name for path in paths]
@@ -97,11 +91,13 @@ def test_images_by_id_in_the_order_asked_for(draw: Callable) -> None:
     assert names == ["data_000009.png", "data_000007.png"]
 
 
-def test_first_four_or_drawn_at_random(draw: Callable, tool: ModuleType) -> None:
-    args = tool.parse_args(["--mode", "data", "--config-file", DEMO])
+def test_first_four_or_drawn_at_random() -> None:
+    _, args = parse(["visualize", "--mode", "data", "--config-file", DEMO])
 
     def ids(args) -> list[str]:
-        return [record["image_id"] for record in tool.records_of_dataset(args, "shapes_trainval")]
+        return [
+            record["image_id"] for record in visualize.records_of_dataset(args, "shapes_trainval")
+        ]
 
     setup_cfg(DEMO, SMALL)
     assert ids(args) == ["000001", "000002", "000003", "000004"]
@@ -135,13 +131,13 @@ def test_detections_of_files_have_the_config_s_class_names(
     ]
 
 
-def test_host_voc_names_tell_difficult_objects(tool: ModuleType) -> None:
+def test_host_voc_names_tell_difficult_objects() -> None:
     """Detectron2's own dicts do not; load_dicts reads the files for them (test modes)."""
     calls: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tool, "load_dicts", lambda name: calls.append(name) or [])
-        args = tool.parse_args(["--mode", "detections", "--config-file", DEMO])
-        assert tool.records_of_dataset(args, "voc_2007_test") == []
+        patch.setattr(visualize, "load_dicts", lambda name: calls.append(name) or [])
+        _, args = parse(["visualize", "--mode", "detections", "--config-file", DEMO])
+        assert visualize.records_of_dataset(args, "voc_2007_test") == []
     assert calls == ["voc_2007_test"]
 
 
@@ -154,7 +150,7 @@ MISTAKES = [
     (["--mode", "data", "--limit", "0"], "--limit 0: must be at least 1"),
     (["--mode", "proposals", "--topk", "0"], "--topk 0: must be at least 1"),
     (["--mode", "detections", "--score", "50"], "--score 50: must be between 0 and 1"),
-    (["--mode", "anchors", "--input", "no.jpg"], "--input no.jpg: there is no such file or folder"),
+    (["--mode", "anchors", "--input", "no.jpg"], "there is no file or folder no.jpg"),
     (["--mode", "matches", "--input", "no.jpg"], "mode matches needs ground truth, which files"),
     (
         ["--mode", "anchors", "--input", "no.jpg", "--image", "000001"],
@@ -165,29 +161,24 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("args, message", MISTAKES)
-def test_mistakes_are_one_line(tool: ModuleType, tmp_path: Path, args, message: str) -> None:
-    argv = [*args, "--config-file", DEMO, "--output", str(tmp_path), *SMALL]
-    with pytest.raises(SystemExit, match=f"^error: {message}") as info:
-        tool.main(argv)
-    assert info.value.code != 0 and not list(tmp_path.iterdir())
+def test_mistakes_are_one_line(
+    fails: Callable[..., str], tmp_path: Path, args: list[str], message: str
+) -> None:
+    words = [*args, "--config-file", DEMO, "--output", tmp_path, *SMALL]
+    assert re.match(message, fails("visualize", *words))
+    assert not list(tmp_path.iterdir())
 
 
-def test_more_mistakes(tool: ModuleType, tmp_path: Path, weights: str) -> None:
-    argv = ["--mode", "data", "--config-file", str(tmp_path / "no.yaml")]
-    with pytest.raises(SystemExit, match="error: no config file"):
-        tool.main(argv)
-    argv = ["--mode", "anchors", "--config-file", DEMO, "--input", str(tmp_path), *SMALL]
-    with pytest.raises(SystemExit, match="no images in this folder"):
-        tool.main(argv)
-    argv = ["--mode", "anchors", "--config-file", DEMO, *SMALL, "DATASETS.TRAIN", "()"]
-    with pytest.raises(
-        SystemExit, match=r"DATASETS\.TRAIN is empty: name a data set with --dataset"
-    ):
-        tool.main(argv)
+def test_more_mistakes(fails: Callable[..., str], tmp_path: Path, weights: str) -> None:
+    def said(mode: str, *words: object) -> str:
+        return fails("visualize", "--mode", mode, "--config-file", DEMO, *words)
+
+    assert "no config file" in said("data", "--config-file", tmp_path / "no.yaml")
+    assert "holds no pictures" in said("anchors", "--input", tmp_path, *SMALL)
+    empty = said("anchors", *SMALL, "DATASETS.TRAIN", "()")
+    assert empty == "DATASETS.TRAIN is empty: name a data set with --dataset"
     classes = ["MODEL.ROI_HEADS.NUM_CLASSES", "7", "MODEL.WEIGHTS", weights]
-    argv = ["--mode", "detections", "--config-file", DEMO, *SMALL, *classes]
-    with pytest.raises(SystemExit, match="NUM_CLASSES is 7 but dataset 'shapes_test' has 3"):
-        tool.main(argv)
-    argv = ["--mode", "detections", "--config-file", DEMO, *SMALL, "MODEL.WEIGHTS", "gone.pth"]
-    with pytest.raises(SystemExit, match=r"there is no checkpoint gone\.pth"):
-        tool.main(argv)
+    wrong = said("detections", *SMALL, *classes)
+    assert "NUM_CLASSES is 7 but dataset 'shapes_test' has 3" in wrong
+    gone = said("detections", *SMALL, "MODEL.WEIGHTS", "gone.pth")
+    assert "there is no checkpoint gone.pth" in gone

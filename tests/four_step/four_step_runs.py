@@ -28,7 +28,7 @@ from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.engine.setup import setup_cfg
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalCollector
 from frcnn_plugin.four_step import weights as stage_weights
-from frcnn_plugin.preflight import check_cfg
+from frcnn_plugin.preflight import PlannedRun, stop_on_errors
 
 CLASSES = ["circle", "square", "triangle"]
 # On top of Base-PyEnd2End.yaml; nothing here depends on the demo's configs.
@@ -110,7 +110,7 @@ def arm(point: str, trainer: PaperTrainer) -> None:
 
         ProposalCollector.process = process_and_die  # type: ignore[method-assign]
     elif kind == "surgery":  # between two steps, with the weights changed
-        name = {"2": "restore_initial", "3": "redraw_rpn_head"}[number]
+        name = {"2": "restore_initial", "3": "redraw"}[number]
         function = getattr(stage_weights, name)
 
         def change_and_die(*args: Any) -> None:
@@ -169,7 +169,7 @@ def tiny_cfg(folder: Path, opts: Sequence[str] = ()) -> CfgNode:
 def make_trainer(folder: Path, opts: Sequence[str] = (), *, resume: bool = False) -> PaperTrainer:
     """A trainer as tools/train_net.py has it in front of ``train()``."""
     cfg = tiny_cfg(folder, opts)
-    check_cfg(cfg, resume=resume)
+    stop_on_errors(PlannedRun(cfg, resume=resume))
     torch.manual_seed(max(cfg.SEED, 0))
     trainer = PaperTrainer(cfg)
     trainer.resume_or_load(resume=resume)

@@ -113,7 +113,7 @@ def test_rgb_weights_with_a_bgr_config(find, save, plan) -> None:
 def test_weights_that_say_nothing(find, save) -> None:
     message = only(find(*save()), "weights", "warning")
     assert "does not say which images" in message and "INPUT.FORMAT BGR" in message
-    assert "tools/convert_weights.py" in message
+    assert "frcnn weights convert" in message
 
 
 def test_weights_of_another_network(find, tmp_path: Path) -> None:

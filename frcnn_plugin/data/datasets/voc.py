@@ -1,4 +1,4 @@
-"""Registering VOC-format data sets: `register_voc` is the one line a user's own set needs.
+"""Registering VOC-format data sets: ``register_voc`` is the one line a user's own set needs.
 
     register_voc("my_train", root="/data/my", split="train", classes=["cat", "dog"])
 
@@ -6,6 +6,7 @@ Nothing is read or looked for at import or registration: the folder is found whe
 so ``$DETECTRON2_DATASETS`` and the files may come later.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -15,17 +16,21 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import UserError
-from .class_names import check_classes, note_classes
-from .voc_instances import VOC_CLASSES, load_voc_instances
+from ...host import replace_metadata
+from .class_names import check_classes, classes_in_folder
 from .roots import resolve_root, root_in_words
+from .voc_image_set import index_images, read_image_ids
+from .voc_instances import load_voc_files
 
-__all__ = [
-    "EVALUATOR_TYPE",
-    "VOC_CLASSES",
-    "VOCSource",
-    "load_voc_instances",
-    "register_voc",
-]
+logger = logging.getLogger(__name__)
+
+# fmt: off
+VOC_CLASSES: tuple[str, ...] = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)
+# fmt: on
 
 EVALUATOR_TYPE = "voc"  # metadata.evaluator_type of every set registered here
 
@@ -33,65 +38,146 @@ _ARCHIVES = "VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainva
 _LAYOUT = "a folder holding Annotations/, ImageSets/Main/ and JPEGImages/"
 
 
-@dataclass(frozen=True)
-class VOCSource:
-    """Where a registered VOC-format set comes from; calling it loads the set.
+def load_voc_instances(
+    dirname: str | os.PathLike[str],
+    split: str,
+    classes: Sequence[str] = VOC_CLASSES,
+    *,
+    use_difficult: bool = False,
+    strict: bool = False,
+    name: str | None = None,
+    numbered: bool = False,
+) -> list[dict[str, Any]]:
+    """Load one image set of a VOC-format folder.
+
+    Args:
+        dirname: folder that holds ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
+        split: name of the file in ``ImageSets/Main``, without ``.txt``.
+        classes: class names, background not counted; position = ``category_id``.
+        use_difficult: let difficult objects take part in training (``iscrowd`` 0).
+        strict: raise on the first bad box. Otherwise bad boxes are dropped, boxes that leave the
+            image by at most one pixel are clipped, and one warning counts both.
+        name: data-set name for messages; the folder and split if None.
+        numbered: ``image_id`` is the position in the split file, from 1, as COCO's metric needs.
+
+    Returns:
+        One dict per image, in the order of the split file, in Detectron2's format: ``file_name``,
+        ``image_id`` (str), ``height``, ``width``, ``annotations`` with ``bbox`` (continuous
+        XYXY_ABS), ``bbox_mode``, ``category_id``, ``difficult`` and ``iscrowd``. A split of which
+        no image has an annotation file (a test set whose answers are not public) gives empty
+        ``annotations`` and a warning.
+
+    Raises:
+        UserError: for missing files, unreadable files, unknown class names, and, if ``strict``, bad
+            boxes. An image set in which only some images lack the XML file is an error too: write
+            an XML without ``<object>`` for an image without objects.
+    """
+    root = Path(dirname)
+    return load_voc_files(
+        read_image_ids(root / "ImageSets" / "Main" / f"{split}.txt"),
+        root / "Annotations",
+        root / "JPEGImages",
+        index_images(root / "JPEGImages"),
+        classes,
+        use_difficult=use_difficult,
+        strict=strict,
+        title=name or f"{root.name}/{split}",
+        numbered=numbered,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a registered set of VOC annotation files comes from; calling it loads the set.
 
     Attributes:
         name: the registered name.
-        roots: folders to try in this order, relative ones under ``$DETECTRON2_DATASETS``.
-        split: name of the file in ``ImageSets/Main``, without ``.txt``.
         classes: class names, background not counted; empty: those that occur in the files.
         year: 2007 or 2012, etc.: decides the headline metric (11-point before 2010).
         use_difficult: difficult objects take part in training.
         strict: a bad box raises instead of being dropped.
-        official: the set is PASCAL's own; messages then name its archives.
         evaluator: "voc" or "coco": whose metric.
     """
 
     name: str
-    roots: tuple[str, ...]
-    split: str
     classes: tuple[str, ...]
-    year: int
+    year: int = 2007
     use_difficult: bool = False
     strict: bool = False
-    official: bool = False
     evaluator: str = EVALUATOR_TYPE
 
     def __call__(self) -> list[dict[str, Any]]:
-        """Loads the set, in Detectron2's format."""
-        directory = self.directory()
+        """Load the set, in Detectron2's format.
+
+        Raises:
+            UserError: a folder or file is missing or unreadable; see ``load_voc_instances``.
+        """
+        raise NotImplementedError
+
+    def annotation_folder(self) -> Path:
+        """Return the folder of the XML files, which need not exist."""
+        raise NotImplementedError
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the catalog is to know of the set."""
+        return {"year": self.year, "evaluator_type": self.evaluator}
+
+    def options(self, annotations: Path) -> dict[str, Any]:
+        """Return the arguments of ``load_voc_files`` that all sources have in common."""
+        return {
+            "classes": self.class_names(annotations),
+            "use_difficult": self.use_difficult,
+            "strict": self.strict,
+            "numbered": self.evaluator == "coco",
+        }
+
+    def class_names(self, annotations: Path) -> tuple[str, ...]:
+        """Return the class names; note those that are looked up in the metadata and the log."""
+        if self.classes:
+            return self.classes
+        classes = classes_in_folder(annotations)
+        # The files may change while a notebook is open.
+        replace_metadata(self.name, thing_classes=list(classes))
+        logger.info("%s: %d classes: %s", self.name, len(classes), ", ".join(classes))
+        return classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class VOCSource(Source):
+    """A set in VOC's three folders. For the other fields see :class:`Source`.
+
+    Attributes:
+        roots: folders to try in this order, relative ones under ``$DETECTRON2_DATASETS``.
+        split: name of the file in ``ImageSets/Main``, without ``.txt``.
+        official: the set is PASCAL's own; messages then name its archives.
+    """
+
+    roots: tuple[str, ...]
+    split: str
+    official: bool = False
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """Load the set; see :class:`Source`."""
+        root = self.directory()
         return load_voc_instances(
-            directory,
-            self.split,
-            note_classes(self, directory / "Annotations"),
-            use_difficult=self.use_difficult,
-            strict=self.strict,
-            name=self.name,
-            numbered=self.evaluator == "coco",
+            root, self.split, name=self.name, **self.options(root / "Annotations")
         )
 
     def annotation_folder(self) -> Path:
-        """Folder of the XML files, which need not exist."""
+        """Return the folder of the XML files, which need not exist."""
         folders = [candidate / "Annotations" for candidate in self.candidates()]
         return next((folder for folder in folders if folder.is_dir()), folders[0])
 
     def metadata(self) -> dict[str, Any]:
-        """What the catalog knows of the set."""
-        return {
-            "dirname": str(self.candidates()[0]),
-            "split": self.split,
-            "year": self.year,
-            "evaluator_type": self.evaluator,
-        }
+        """Return what the catalog is to know of the set."""
+        return {"dirname": str(self.candidates()[0]), "split": self.split, **super().metadata()}
 
     def candidates(self) -> list[Path]:
-        """The folders that are tried, in order."""
+        """List the folders that are tried, in order."""
         return [resolve_root(root) for root in self.roots]
 
     def directory(self) -> Path:
-        """Finds the folder of the set and notes it in the metadata as `dirname`.
+        """Find the folder of the set and note it in the metadata as ``dirname``.
 
         Returns:
             The first candidate that has the split file.
@@ -106,7 +192,8 @@ class VOCSource:
                 # Annotations may be missing: a test set whose answers are not public.
                 if not (candidate / "JPEGImages").is_dir():
                     raise UserError(self._missing(candidate / "JPEGImages"))
-                self._note_dirname(candidate)
+                # The folder may change with the environment.
+                replace_metadata(self.name, dirname=str(candidate))
                 return candidate
         existing = [candidate for candidate in candidates if candidate.is_dir()]
         if not existing:
@@ -119,12 +206,8 @@ class VOCSource:
     def _split_file(self, root: Path) -> Path:
         return root / "ImageSets" / "Main" / f"{self.split}.txt"
 
-    def _note_dirname(self, directory: Path) -> None:
-        # Metadata refuses a changed value; the folder may well change with the environment.
-        vars(MetadataCatalog.get(self.name))["dirname"] = str(directory)
-
     def _missing(self, path: Path) -> str:
-        """Message for a missing `path`."""
+        """Describe a missing ``path``: layouts that are accepted, and where the data come from."""
         lines = [f"{self.name}: missing {path}", f"DETECTRON2_DATASETS is {root_in_words()}"]
         main = path.parent if path.parent.name == "Main" else None
         if main is not None:
@@ -162,10 +245,10 @@ def register_voc(
     strict: bool = False,
     evaluator: str = EVALUATOR_TYPE,
 ) -> None:
-    """Registers a VOC-format data set under `name`.
+    """Register a VOC-format data set under ``name``.
 
-    Registering the same again changes nothing. Sets the metadata `thing_classes`, `dirname`,
-    `split`, `year` and `evaluator_type` ("voc").
+    Registering the same again changes nothing. Sets the metadata ``thing_classes``, ``dirname``,
+    ``split``, ``year`` and ``evaluator_type`` ("voc").
 
     Args:
         name: the name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
@@ -182,7 +265,7 @@ def register_voc(
         evaluator: "voc", or "coco" for COCO's metric.
 
     Raises:
-        UserError: if `name` is taken, or `classes` is not a list of distinct names.
+        UserError: if ``name`` is taken, or ``classes`` is not a list of distinct names.
     """
     register_source(
         VOCSource(
@@ -198,11 +281,8 @@ def register_voc(
     )
 
 
-def register_source(source: Any) -> None:
-    """Registers `source` under its own name; a no-op if it already is.
-
-    Args:
-        source: a dataclass such as `VOCSource`: called, it loads the set.
+def register_source(source: Source) -> None:
+    """Register ``source`` under its own name; a no-op if it already is.
 
     Raises:
         UserError: if the name belongs to something else.
@@ -222,4 +302,4 @@ def register_source(source: Any) -> None:
     if source.classes:
         metadata.set(thing_classes=list(source.classes))
     elif source.annotation_folder().is_dir():  # else when the set is loaded
-        note_classes(source, source.annotation_folder())
+        source.class_names(source.annotation_folder())

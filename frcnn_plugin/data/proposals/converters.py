@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UserError
-from .checks import Proposals, describe_missing, save_proposals, validate_proposals
+from .checks import describe_missing, validate_proposals
+from .files import Proposals, save_proposals
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +33,12 @@ def convert_selective_search_mat(
     out: str | os.PathLike[str],
     dataset_name: str = "the data set",
 ) -> Proposals:
-    """Converts Fast R-CNN's selective search download, such as ``voc_2007_trainval.mat``.
+    """Convert Fast R-CNN's selective search download, such as ``voc_2007_trainval.mat``.
 
-    The file holds `boxes`, a cell array of one (M, 4) array per image with rows y1, x1, y2, x2
-    (1-based, inclusive), and `images`, a cell array of their ids. A file without `images` is taken
-    to be in the order of the data set, as py-faster-rcnn does; it must then have as many entries.
+    The file holds ``boxes``, a cell array of one (M, 4) array per image with rows y1, x1, y2, x2
+    (1-based, inclusive), and ``images``, a cell array of their ids. A file without ``images`` is
+    taken to be in the order of the data set, as in py-faster-rcnn; it must then have as many
+    entries.
 
     Like py-faster-rcnn, of equal boxes the first is kept, and of these the ones with x2 - x1 >= 2
     and y2 - y1 > 2 in inclusive coordinates (its ">=" and ">" differ: ds_utils.py). All that
@@ -89,7 +91,7 @@ def convert_npz(
     out: str | os.PathLike[str],
     dataset_name: str = "the data set",
 ) -> Proposals:
-    """Converts a plain .npz file, as ``np.savez(path, **{"000005": boxes, ...})`` writes it.
+    """Convert a plain .npz file, as ``np.savez(path, **{"000005": boxes, ...})`` writes it.
 
     Each key is an image id. Its value is (N, 4): x1, y1, x2, y2, continuous (x2 - x1 is the width),
     in pixels of the original image, best first; or (N, 5) with a score, higher is better, by which
@@ -134,7 +136,7 @@ def convert_npz(
 
 
 def _load_mat(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """The variables of a MATLAB file."""
+    """Read the variables of a MATLAB file."""
     if not Path(path).is_file():
         raise UserError(f"there is no file {path}")
     try:
@@ -156,7 +158,7 @@ def _load_mat(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 
 def _cell_text(cell: Any) -> str:
-    """The text in a cell, which scipy wraps in one array or two."""
+    """Return the text in a cell, which scipy wraps in one array or two."""
     while isinstance(cell, np.ndarray):
         if cell.size != 1:
             raise UserError(f"'images' of a selective search file holds {cell.tolist()!r}, no id")
@@ -165,7 +167,7 @@ def _cell_text(cell: Any) -> str:
 
 
 def _as_rows(value: Any, widths: tuple[int, ...], where: str) -> FloatArray:
-    """One image's rows as float64, of one of `widths` columns."""
+    """Return one image's rows as float64, of one of ``widths`` columns."""
     try:
         # Before any arithmetic: the originals store 16-bit unsigned numbers.
         rows = np.asarray(value, dtype=np.float64)
@@ -180,7 +182,7 @@ def _as_rows(value: Any, widths: tuple[int, ...], where: str) -> FloatArray:
 
 
 def _from_selective_search(rows: FloatArray) -> FloatArray:
-    """(M, 4) y1, x1, y2, x2, 1-based and inclusive, to (N, 4) continuous XYXY; drops as above."""
+    """Turn (M, 4) y1, x1, y2, x2, 1-based and inclusive, into (N, 4) XYXY; drop as said above."""
     boxes = rows[:, [1, 0, 3, 2]] - 1
     _, first = np.unique(boxes, axis=0, return_index=True)
     boxes = boxes[np.sort(first)]
@@ -190,7 +192,7 @@ def _from_selective_search(rows: FloatArray) -> FloatArray:
 
 
 def _best_first(value: Any, where: str) -> FloatArray:
-    """One image's (N, 4), sorted by the fifth column if there is one."""
+    """Return one image's (N, 4), sorted by the fifth column if there is one."""
     rows = _as_rows(value, (4, 5), where)
     if rows.shape[1] == 5:
         if not np.isfinite(rows[:, 4]).all():
@@ -212,7 +214,7 @@ def _write(
     dataset_name: str,
     source: str | os.PathLike[str],
 ) -> Proposals:
-    """Checks and writes boxes that are sorted, best first."""
+    """Check and write boxes that are sorted, best first."""
     ids = [str(item["image_id"]) for item in dataset_dicts]
     missing = describe_missing(covered, ids, dataset_name)
     if missing:

@@ -1,8 +1,8 @@
 """A small VOC-format data set that is written, not downloaded.
 
-For `make demo` and for the tests: three classes of shapes that a narrow network learns in minutes,
-with what real sets have as well: images of several sizes in both orientations, images without
-objects, objects over the border, overlaps, and `difficult` objects.
+For ``make demo`` and for the tests: three classes of shapes that a narrow network learns in
+minutes, with what real sets have as well: images of several sizes in both orientations, images
+without objects, objects over the border, overlaps, and ``difficult`` objects.
 """
 
 import json
@@ -12,14 +12,13 @@ import shutil
 import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ...errors import UserError
-from .scene import SHAPE_CLASSES, Shape, draw_scene
-
-__all__ = ["SHAPE_CLASSES", "is_complete", "write_synthetic_voc"]
+from .scene import Shape, draw_scene
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ def write_synthetic_voc(
     seed: int = 0,
     short_side: tuple[int, int] = (160, 260),
 ) -> Path:
-    """Writes the set, unless it is already there.
+    """Write the set, unless it is already there.
 
     The same arguments give the same set; each image depends on the seed, its split and its number
     only. The folder appears at once and complete, also if the run is killed half-way.
@@ -46,24 +45,31 @@ def write_synthetic_voc(
     Args:
         root: folder to create; holds ``Annotations``, ``ImageSets/Main/{trainval,test}.txt``,
             ``JPEGImages`` and a marker file afterwards.
-        num_trainval: number of images of the split `trainval`.
-        num_test: number of images of the split `test`.
+        num_trainval: number of images of the split ``trainval``.
+        num_test: number of images of the split ``test``.
         seed: seed of everything.
         short_side: smallest and largest shorter side of an image, in pixels, both included.
 
     Returns:
-        `root` as a path.
+        ``root`` as a path.
 
     Raises:
-        UserError: if `root` holds something else, or an argument makes no sense.
+        UserError: if ``root`` holds something else, or an argument makes no sense.
     """
     root = Path(root).expanduser()
     if min(num_trainval, num_test) < 0 or num_trainval + num_test == 0:
         raise UserError(f"no images asked for: num_trainval {num_trainval}, num_test {num_test}")
     if not 32 <= short_side[0] <= short_side[1]:
         raise UserError(f"short_side must be two growing numbers from 32 on; got {short_side}")
-    arguments = _arguments(num_trainval, num_test, seed, short_side)
-    if is_complete(root, num_trainval, num_test, seed, short_side):
+    arguments = {
+        "written_by": "frcnn_plugin.data.write_synthetic_voc",
+        "version": VERSION,
+        "num_trainval": num_trainval,
+        "num_test": num_test,
+        "seed": seed,
+        "short_side": list(short_side),
+    }
+    if _is_complete(root, arguments):
         logger.info("%s: already there, left as it is", root)
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -84,47 +90,13 @@ def write_synthetic_voc(
     return root
 
 
-def is_complete(
-    root: str | os.PathLike[str],
-    num_trainval: int = 200,
-    num_test: int = 50,
-    seed: int = 0,
-    short_side: tuple[int, int] = (160, 260),
-) -> bool:
-    """Whether `root` holds the set that `write_synthetic_voc` writes for the same arguments.
-
-    Args:
-        root: the folder.
-        num_trainval: see `write_synthetic_voc`.
-        num_test: see `write_synthetic_voc`.
-        seed: see `write_synthetic_voc`.
-        short_side: see `write_synthetic_voc`.
-
-    Returns:
-        True if the marker file fits and no image or annotation is missing.
-    """
-    root = Path(root).expanduser()
-    if _read_marker(root) != _arguments(num_trainval, num_test, seed, short_side):
-        return False
-    total = num_trainval + num_test
-    return all(
+def _is_complete(root: Path, arguments: dict[str, Any]) -> bool:
+    """Say whether the marker file fits and no image or annotation is missing."""
+    total = arguments["num_trainval"] + arguments["num_test"]
+    return _read_marker(root) == arguments and all(
         len(list((root / folder).glob(f"*{suffix}"))) == total
         for folder, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml"))
     )
-
-
-def _arguments(
-    num_trainval: int, num_test: int, seed: int, short_side: tuple[int, int]
-) -> dict[str, object]:
-    """Contents of the marker file."""
-    return {
-        "written_by": "frcnn_plugin.data.write_synthetic_voc",
-        "version": VERSION,
-        "num_trainval": num_trainval,
-        "num_test": num_test,
-        "seed": seed,
-        "short_side": list(short_side),
-    }
 
 
 def _read_marker(root: Path) -> object:
@@ -134,7 +106,7 @@ def _read_marker(root: Path) -> object:
         return None
 
 
-def _move_into_place(partial: Path, root: Path, arguments: dict[str, object]) -> None:
+def _move_into_place(partial: Path, root: Path, arguments: dict[str, Any]) -> None:
     try:
         os.rename(partial, root)  # replaces an empty folder, refuses a full one
     except OSError:
@@ -165,14 +137,14 @@ def _write(
 
 
 def _image_size(rng: np.random.Generator, short_side: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of one image: landscape and portrait alike."""
+    """Choose width and height of one image: landscape and portrait alike."""
     short = int(rng.integers(short_side[0], short_side[1] + 1))
     long = round(short * rng.uniform(1.0, _LONGEST))
     return (short, long) if rng.integers(2) else (long, short)
 
 
 def _write_annotation(path: Path, width: int, height: int, shapes: list[Shape]) -> None:
-    """Writes the VOC XML: 1-based inclusive coordinates."""
+    """Write the VOC XML: 1-based inclusive coordinates."""
     root = ET.Element("annotation")
     _add(root, folder="synthetic", filename=f"{path.stem}.jpg")
     _add(ET.SubElement(root, "size"), width=width, height=height, depth=3)

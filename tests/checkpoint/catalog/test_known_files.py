@@ -19,7 +19,7 @@ from frcnn_plugin.checkpoint.catalog.known_files import (
 from frcnn_plugin.checkpoint.from_torchvision import KNOWN
 from frcnn_plugin.errors import UserError
 
-FILES: list[RemoteFile] = [*CATALOG, *{k.archive for k in CATALOG if k.archive}]
+FILES: list[RemoteFile] = [*CATALOG, *dict.fromkeys(k.archive for k in CATALOG if k.archive)]
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "weights.md"
 
 

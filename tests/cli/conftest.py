@@ -1,0 +1,39 @@
+"""Commands, called in this process, as starting one takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from frcnn_plugin.cli import convert_proposals, download_weights, dump_proposals, predict
+from frcnn_plugin.cli.__main__ import main, parse
+
+
+def frcnn(*words: object) -> Any:
+    """Run a command that raises nothing; return what it gives to callers in Python."""
+    module, args = parse([str(word) for word in words])
+    return module.run(args)
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A function that runs a command which must fail; returns the line without "error: "."""
+
+    def call(*words: object) -> str:
+        assert main([str(word) for word in words]) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+    return call
+
+
+@pytest.fixture(autouse=True, scope="package")
+def logging_of_pytest() -> Iterator[None]:
+    """Commands leave the loggers as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (convert_proposals, download_weights, dump_proposals, predict):
+            patch.setattr(module, "setup_logger", lambda *_, **__: None)
+        yield

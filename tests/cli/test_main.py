@@ -1,0 +1,183 @@
+"""The frame of the console command `frcnn`: finding a command, help, mistakes, exit status."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import frcnn_command
+import frcnn_plugin
+from frcnn_plugin.cli import report
+from frcnn_plugin.cli.__main__ import COMMANDS, choose, main, parse
+from frcnn_plugin.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def leaves(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    """Status and text of a call that argparse ends."""
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    output = capsys.readouterr()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code, output.out + output.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = leaves(capsys, *command.split(), "--help")
+    assert status == 0
+    assert text.startswith(f"usage: frcnn {command} ")
+    assert f"    frcnn {command} " in text or f"    frcnn {command}\n" in text  # an example
+    assert "tools/" not in text
+
+
+def test_overview_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = leaves(capsys, "--help")
+    assert status == 0 and all(f"  {command}  " in text for command in COMMANDS)
+    status, text = leaves(capsys)
+    assert status == 2 and all(f"  {command}  " in text for command in COMMANDS)
+    status, text = leaves(capsys, "weights")
+    assert status == 2 and "  weights convert  " in text and "predict" not in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leaves(capsys, "--version") == (0, f"frcnn_plugin {frcnn_plugin.__version__}\n")
+
+
+def test_options_may_look_like_commands() -> None:
+    assert choose(["weights", "convert", "train"]) == ("weights convert", ["train"])
+    _, args = parse(["make-data", "train", "--seed", "3"])
+    assert (args.root, args.seed) == ("train", 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("trian", "there is no command 'trian'; did you mean `frcnn train`?"),
+        ("wieghts convert", "did you mean `frcnn weights`?"),
+        ("weights conver", "there is no command 'weights conver'; did you mean `frcnn weights c"),
+        ("download", "did you mean `frcnn weights download`?"),
+        ("convert", "did you mean `frcnn weights convert` or `frcnn proposals convert`?"),
+        ("xyz", "there is no command 'xyz'; `frcnn --help` lists the commands"),
+        ("--verbose", "unrecognized arguments: --verbose"),
+    ],
+)
+def test_mistyped_commands(words: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = leaves(capsys, *words.split())
+    assert status == 2 and hint in text
+
+
+@pytest.mark.parametrize(
+    ("result", "status"), [(None, 0), ({"AP": 1.0}, 0), (0, 0), (1, 1), (Path("report.html"), 0)]
+)
+def test_an_int_is_the_exit_status(
+    monkeypatch: pytest.MonkeyPatch, result: object, status: int
+) -> None:
+    monkeypatch.setattr(report, "run", lambda args: result)
+    assert main(["report", "folder"]) == status
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("KEY 3: must be 4"), 1, "error: KEY 3: must be 4\n"),
+        (ImportError("no torch", name="frcnn_plugin"), 1, "error: no torch\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    line: str,
+) -> None:
+    def run(args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(report, "run", run)
+    assert main(["report", "folder"]) == status
+    assert capsys.readouterr().err == line
+
+
+def test_faults_of_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(args: object) -> None:
+        import frcnn_plugin.no_such_module  # noqa: F401
+
+    monkeypatch.setattr(report, "run", run)
+    with pytest.raises(ImportError, match="no_such_module"):
+        main(["report", "folder"])
+
+
+def test_words_of_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["frcnn", "--version"])
+    with pytest.raises(SystemExit):
+        frcnn_command.main()
+    assert frcnn_plugin.__version__ in capsys.readouterr().out
+
+
+BROKEN = "raise RuntimeError('operator torchvision::nms does not exist')"
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Python where torchvision does not match torch, so that importing the package fails."""
+    (tmp_path / "torchvision.py").write_text(BROKEN)
+    paths = os.pathsep.join((str(tmp_path), str(ROOT)))
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *words],
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return call
+
+
+def test_broken_installation_is_one_line(
+    broken: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    for words in (["tools/doctor.py"], ["-m", "frcnn_plugin", "train"]):
+        words[0] = words[0].replace("tools", str(ROOT / "tools"))
+        done = broken(*words)
+        assert done.returncode == 1
+        assert "torchvision does not match the installed torch" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
+def test_help_needs_the_standard_library_only() -> None:
+    code = """
+import sys, frcnn_command
+try:
+    frcnn_command.main(["--help"])
+except SystemExit as stop:
+    assert stop.code == 0
+assert not {"torch", "detectron2", "numpy", "frcnn_plugin"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def test_every_script_of_old_is_a_command() -> None:
+    """What tools/ forwards to."""
+    names = {
+        "train_net": "train", "make_synthetic_voc": "make-data", "predict": "predict",
+        "visualize": "visualize", "doctor": "doctor", "report": "report",
+        "convert_weights": "weights convert", "download_weights": "weights download",
+        "dump_proposals": "proposals dump", "convert_proposals": "proposals convert",
+    }  # fmt: skip
+    for script, command in names.items():
+        assert command in COMMANDS
+        text = (ROOT / "tools" / f"{script}.py").read_text()
+        assert ", ".join(f'"{word}"' for word in command.split()) + ", *sys.argv[1:]" in text
