@@ -166,38 +166,38 @@ def _add_solver(cfg: CN) -> None:
 
 def _add_four_step(cfg: CN) -> None:
     # The paper's four-step alternating training (section 3.2). SOLVER.MAX_ITER and STEPS follow
-    # from the lists below, one entry per step: RPN, detector, RPN, detector.
+    # from the lists below, one entry per stage: RPN, detector, RPN, detector.
     cfg.FOUR_STEP = CN()
-    # True: train in four steps. False: approximate joint training, or MODEL.PAPER_RCNN.PHASE alone.
+    # True: four stages. False: approximate joint training, or MODEL.PAPER_RCNN.PHASE alone.
     cfg.FOUR_STEP.ENABLED = False
     # Iterations. The defaults are for VOC 2007 (paper, section 3.1.3; MATLAB, py).
     cfg.FOUR_STEP.ITERS = [80000, 40000, 80000, 40000]
-    # Iterations, counted from the start of the step, at which the rate drops by SOLVER.GAMMA.
+    # Iterations, counted from the start of the stage, at which the rate drops by SOLVER.GAMMA.
     cfg.FOUR_STEP.DROPS = [[60000], [30000], [60000], [30000]]
     # Images per iteration and process. With N processes a batch is N times as large; rate and
     # iterations stay as they are. RoIs per image are MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE (64 for
     # 2 images).
     cfg.FOUR_STEP.IMS_PER_BATCH = [1, 2, 1, 2]
-    # cls_score and bbox_pred at the start of step 4: "continue" from step 2 (MATLAB) or "restart"
-    # at random (py). fc6 and fc7 continue from step 2 in both.
+    # cls_score and bbox_pred at the start of stage 4: "continue" from stage 2 (MATLAB) or
+    # "restart" at random (py). fc6 and fc7 continue from stage 2 in both.
     cfg.FOUR_STEP.PREDICTOR_START = "continue"
     # Mean and deviation of the detector's box targets: "per_class", measured on the training set
-    # at the start of steps 2 and 4 (MATLAB, py alt-opt), or "fixed", MODEL.ROI_BOX_HEAD's.
+    # at the start of stages 2 and 4 (MATLAB, py alt-opt), or "fixed", MODEL.ROI_BOX_HEAD's.
     cfg.FOUR_STEP.TARGET_STATISTICS = "per_class"
     # True: RPN targets are whitened with their mean and deviation over the training set (MATLAB).
     cfg.FOUR_STEP.RPN_TARGET_STATISTICS = False
-    # Proposals cached for steps 2 and 4: boxes that enter NMS (-1: all) and that leave it.
+    # Proposals cached for stages 2 and 4: boxes that enter NMS (-1: all) and that leave it.
     cfg.FOUR_STEP.PRE_NMS_TOPK = -1
     cfg.FOUR_STEP.POST_NMS_TOPK = 2000
     # Proposals of mirrored images: "mirror" those of the image (py), "recompute" (MATLAB).
     cfg.FOUR_STEP.MIRRORED_PROPOSALS = "mirror"
-    # First and last step of this run. Starting later needs MODEL.WEIGHTS, the checkpoint at the
-    # end of the step before; step 2 needs the run's initial weights besides.
+    # First and last stage of this run. Starting later needs MODEL.WEIGHTS, the checkpoint at the
+    # end of the stage before; stage 2 needs the run's initial weights besides.
     cfg.FOUR_STEP.START_AT = 1
     cfg.FOUR_STEP.STOP_AFTER = 4
-    # Weights that step 2 starts from again; "": those this run started with.
+    # Weights that stage 2 starts from again; "": those this run started with.
     cfg.FOUR_STEP.INITIAL_WEIGHTS = ""
-    # Evaluate on DATASETS.TEST after steps 1 and 3 (recall) and after step 2 (AP).
+    # Evaluate on DATASETS.TEST after stages 1 and 3 (recall) and after stage 2 (AP).
     cfg.FOUR_STEP.EVALUATE_STEPS = True
 
 

@@ -85,11 +85,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._evaluating = evaluating
         self._unused = unused
         self._file = ""
+        self._metadata: dict[str, Any] | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save as Detectron2 does, with :class:`.metadata.Metadata`."""
         if self._cfg is not None:
-            kwargs.setdefault(KEY, checkpoint_metadata(self._cfg).to_dict())
+            if self._metadata is None:  # once: a config as YAML takes as long as a small file
+                self._metadata = checkpoint_metadata(self._cfg).to_dict()
+            kwargs.setdefault(KEY, self._metadata)
         super().save(name, **kwargs)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class PaperTrainer(DefaultTrainer):
         DefaultTrainer returns them only if ``TEST.EXPECTED_RESULTS`` is set.
         """
         super().train()
-        return last_results(self)  # type: ignore[no-any-return]
+        return last_results(self)
 
     def before_step(self) -> None:
         """Call the hooks, in which four-step training makes its proposals.

@@ -71,15 +71,16 @@ def _set_rpn_statistics(cfg: CfgNode, model: Any) -> None:
             max_size=cfg.INPUT.MAX_SIZE_TRAIN,
         )
     )
-    # Set, not unfolded: the head is new in both RPN stages, there is no function to keep.
+    # In stage 3 again: those of stage 1 were folded into a head that is thrown away. Set, and not
+    # unfolded, because the head is new in both RPN stages: there is no function to keep.
     rpn.target_statistics.set(mean, std)
 
 
 def _set_head_statistics(
     cfg: CfgNode, stage: ScheduledStage, model: Any, proposals: StageProposals
 ) -> None:
-    # In stage 4 again: its proposals are those of another RPN, closer to the objects, and targets
-    # that were whitened by the numbers of stage 2 would no longer have deviation 1.
+    # In stage 4 again: its proposals are those of another RPN. Whitened by the numbers of stage 2,
+    # targets would no longer have mean 0 and deviation 1.
     predictor = model.roi_heads.box_predictor
     mean, std, _ = broadcast_statistics(
         lambda: head_target_statistics(

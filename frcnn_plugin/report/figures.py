@@ -111,10 +111,7 @@ def draw_precision_recall(classes: Sequence[ClassRecord]) -> str:
         name = entry.name if len(entry.name) <= 14 else entry.name[:13] + "…"
         title = f"{name}  {next(iter(entry.ap50.values()), 0.0):.1f}"
         axes.set_title(title, parse_math=False)
-        ticks = {"xticks": [0, 0.5, 1], "yticks": [0, 0.5, 1]}
-        # Short ones: those of two panels meet.
-        labels = {"xticklabels": ["0", ".5", "1"], "yticklabels": ["0", ".5", "1"]}
-        axes.set(xlim=(0, 1.02), ylim=(0, 1.05), **ticks, **labels)
+        axes.set(xlim=(0, 1.05), ylim=(0, 1.05), xticks=[0.25, 0.5, 0.75], yticks=[0, 0.5, 1])
         axes.grid(alpha=0.3)
     figure.supxlabel("recall", size=10)
     figure.supylabel("precision", size=10)

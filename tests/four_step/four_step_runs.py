@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -216,17 +217,23 @@ def digest_of(weights: dict[str, torch.Tensor]) -> str:
     return stage_weights.digest(module)
 
 
+def play(root: Path, scenario: dict[str, Any]) -> dict[str, Any]:
+    """Run a scenario to its end."""
+    folder = root / scenario["name"]
+    opts = scenario.get("opts", [])
+    killed = train(folder, scenario["kill"], opts, resume=False)
+    if killed:
+        train(folder, None, opts, resume=True)
+    return {"killed": killed, "weights": final_weights(folder)}
+
+
 def main() -> None:
     root = Path(sys.argv[1])
     torch.set_num_threads(1)
-    results = {}
-    for scenario in json.load(sys.stdin):
-        folder = root / scenario["name"]
-        opts = scenario.get("opts", [])
-        killed = train(folder, scenario["kill"], opts, resume=False)
-        if killed:
-            train(folder, None, opts, resume=True)
-        results[scenario["name"]] = {"killed": killed, "weights": final_weights(folder)}
+    scenarios = json.load(sys.stdin)
+    with get_context("fork").Pool(2) as pool:  # as they train in one thread
+        played = pool.starmap(play, [(root, s) for s in scenarios], chunksize=1)
+    results = {s["name"]: result for s, result in zip(scenarios, played, strict=True)}
     print("RESULTS " + json.dumps(results))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,14 @@ def test_environment_that_cannot_be_described_does_not_stop_a_training(
 
 def test_no_record(tmp_path: Path) -> None:
     assert RunRecord.load(tmp_path) is None
+
+
+def test_importing_the_recorder_loads_nothing_that_draws() -> None:
+    """Nor the trainer: your own may use it."""
+    code = (
+        "import sys, frcnn_plugin.report, frcnn_plugin.evaluation\n"
+        "rooms = {'frcnn_plugin.engine', 'frcnn_plugin.visualization', 'matplotlib'}\n"
+        "print(rooms & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
