@@ -50,7 +50,7 @@ def test_weights_of_another_network(tiny_cfg, tmp_path: Path) -> None:
     path = tmp_path / "resnet.pth"
     torch.save({"stem.conv1.weight": torch.ones(4, 3, 3, 3)}, path)
     message = r"VGG16: 0 of 13 conv layers found in .*resnet\.pth; its first keys: stem\.conv1\.we"
-    with pytest.raises(UserError, match=message + r".*frcnn weights convert"):
+    with pytest.raises(UserError, match=message + r".*frcnn weights check"):
         load(tiny_cfg(), path)
 
 
