@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 def replacing(
     path: str | os.PathLike[str], *, temporary: str | os.PathLike[str] | None = None
 ) -> Iterator[Path]:
-    """Gives a file to write beside `path`, and moves it there when the ``with`` block ends well.
+    """Give a file to write beside `path`, and move it there when the ``with`` block ends well.
 
     After an error nothing is left of it, and what was at `path` is untouched. A killed process
-    leaves the temporary file behind. A symbolic link at `path` is replaced, not followed.
+    leaves the temporary file. A symbolic link at `path` is replaced, not followed.
 
     Args:
         path: the file; its folder must exist.
@@ -41,7 +41,7 @@ def replacing(
     """
     path = Path(path)
     if temporary is None:
-        # Behind the name, so that nothing that looks for files by their ending finds it.
+        # The suffix comes last, so that nothing that looks for files by their suffix finds it.
         temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
     temporary = Path(temporary)
     try:
@@ -56,25 +56,25 @@ def replacing(
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all; see :func:`replacing`."""
+    """Write a text file in UTF-8, whole or not at all; see :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
-    """Writes a file, whole or not at all, and the folder that it is in."""
+    """Write a JSON file, whole or not at all, and make the folder that it is in."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content))
 
 
 @contextmanager
 def reading_json(path: str | os.PathLike[str], what: str, remedy: str = "") -> Iterator[Any]:
-    """Gives the content of a file; what the ``with`` block stumbles over is the file's fault.
+    """Give the content of a JSON file; an error in the ``with`` block is the file's fault.
 
     Args:
         path: the file.
         what: it should hold, for the messages.
-        remedy: words behind the message that it does not.
+        remedy: what to add to the message that it does not.
 
     Raises:
         UserError: for a missing, damaged or foreign file.

@@ -1,11 +1,13 @@
-"""Configuration keys of the plugin: one function per component, every key commented.
+"""Configuration keys of the plugin, and their reference: every key with its meaning and default.
 
 Keys that Detectron2 already has (``MODEL.RPN.IOU_THRESHOLDS``, ``SOLVER.BIAS_LR_FACTOR``, ...) are
-used as they are and set in ``configs/``; the keys below exist only where the host has none. All
-defaults are neutral, so a stock YAML loads unchanged after :func:`add_frcnn_config`.
+used as they are and set in ``configs/``; the keys below, a function per component, exist only where
+Detectron2 has none. All defaults are neutral, so a stock YAML loads unchanged after
+:func:`add_frcnn_config`. What a config really says is in the ``config.yaml`` of its run.
 
 Comments name the paper's symbol, the unit and the source. "paper" is arXiv 1506.01497v3, "MATLAB"
-the authors' code, "py" py-faster-rcnn.
+the authors' code, "py" py-faster-rcnn. A *stage* is one of the four of four-step training (section
+3.2 of the paper), a *block* one of conv1 to conv5, each up to its pooling.
 """
 
 from __future__ import annotations
@@ -47,8 +49,9 @@ def add_frcnn_config(cfg: CN) -> None:
 
 
 def _add_weights(cfg: CN) -> None:
-    # MODEL.WEIGHTS, the host's key, also takes a .caffemodel, a VGG16 in torchvision's names, and
+    # MODEL.WEIGHTS, Detectron2's key, also takes a .caffemodel, a VGG16 in torchvision's names, and
     # "frcnn://name" for the known files of docs/weights.md.
+
     # Sub-modules that start at random if MODEL.WEIGHTS lacks their weights, or has them in another
     # shape, such as ["roi_heads.box_head"] for a file without fc6 and fc7. Otherwise training does
     # not start when layers of a backbone, or fc6 and fc7, are missing.
@@ -85,7 +88,7 @@ def _add_rpn(cfg: CN) -> None:
     # it turns positive. True skips such a ground truth; False is faithful to the flaw (MATLAB, py).
     cfg.MODEL.RPN.GUARD_ZERO_IOU = True
     # Smallest side of a proposal in pixels of the *original* image (MATLAB, py: 16). Needs
-    # META_ARCHITECTURE "PaperRCNN", which knows the image scale. The host's
+    # META_ARCHITECTURE "PaperRCNN", which knows the image scale. Detectron2's
     # MODEL.PROPOSAL_GENERATOR.MIN_SIZE (network-input pixels) is applied as well.
     cfg.MODEL.RPN.MIN_SIZE_IMAGE = 16.0
     # Upper bound of the predicted dw, dh; .inf: none (all originals). Detectron2: log(1000/16).
@@ -124,7 +127,7 @@ def _add_meta_arch(cfg: CN) -> None:
     # (256 x 512 or more) are computed so too, in float32, on CPUs without matrix units (AMX).
     cfg.MODEL.PAPER_RCNN.WINOGRAD = True
     # Arithmetic of inference: "float32", or "bfloat16" or "float16" (CUDA) by autocast: faster,
-    # detections change a little. Training has the host's SOLVER.AMP.ENABLED, on CPUs bfloat16.
+    # detections change a little. Training has Detectron2's SOLVER.AMP.ENABLED, on CPUs bfloat16.
     cfg.MODEL.PAPER_RCNN.INFERENCE_DTYPE = "float32"
     # What the model does:
     #   "joint"      trains and runs everything
@@ -136,7 +139,7 @@ def _add_meta_arch(cfg: CN) -> None:
 
 def _add_data(cfg: CN) -> None:
     # What resizes images:
-    #   "pillow"  the host: bytes, antialiased where the image shrinks
+    #   "pillow"  Detectron2: bytes, antialiased where the image shrinks
     #   "opencv"  py: floats, bilinear, never antialiased; sides round half to even
     cfg.INPUT.RESIZE = "pillow"
     # Data sets to register before anything else, a list of entries of these forms:
@@ -147,13 +150,14 @@ def _add_data(cfg: CN) -> None:
     cfg.DATASETS.REGISTER = []
     # True: the training set and its mirrored copy, every entry once per epoch, batches of one
     # orientation (all originals); give INPUT.RANDOM_FLIP "none". The order depends on SEED alone,
-    # so a resumed run sees the very images an uninterrupted one would. False: the host's loader.
+    # so a resumed run sees the very images an uninterrupted one would. False: Detectron2's loader.
     cfg.DATALOADER.MIRRORED_COPIES = False
 
 
 def _add_solver(cfg: CN) -> None:
     # Caffe keeps the learning rate inside the momentum buffer, torch outside; after a drop of the
-    # rate they differ for about 20 steps. True rescales the buffer at each drop, as Caffe would.
+    # rate they differ for about 20 iterations. True rescales the buffer at each drop, which makes
+    # torch train as Caffe does.
     cfg.SOLVER.CAFFE_MOMENTUM = False
     # How many of the checkpoints written every SOLVER.CHECKPOINT_PERIOD iterations stay: the newest
     # ones; 0: all. stage<k>_final.pth, model_final.pth and model_best.pth always stay.

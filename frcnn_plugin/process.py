@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.engine import create_ddp_model
-from detectron2.engine import launch as host_launch
+from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from torch import nn
@@ -45,10 +45,10 @@ def launch(
     dist_url: str = "auto",
     args: tuple[Any, ...] = (),
 ) -> Any:
-    """The host's launcher, with workers that end cleanly.
+    """Launch processes as Detectron2 does, with workers that end cleanly.
 
     Without CUDA the processes run on the CPU and talk over gloo. There, torch aborts a worker at
-    exit, at random, while the host's cached process groups are alive; so the groups are taken
+    exit, at random, while process groups that Detectron2 keeps are alive; so the groups are taken
     down when ``main`` returns.
 
     Args:
@@ -56,7 +56,7 @@ def launch(
         num_processes: processes on this machine (one per GPU).
         num_machines: machines.
         machine_rank: rank of this one.
-        dist_url: where the processes meet, as for the host.
+        dist_url: where the processes meet, as for Detectron2's ``launch``.
         args: arguments of ``main``.
 
     Returns:
@@ -66,9 +66,9 @@ def launch(
         UserError: a process raised it.
     """
     if num_machines * num_processes == 1:
-        return main(*args)  # the host drops the result
+        return main(*args)  # Detectron2 drops the result
     try:
-        return host_launch(
+        return detectron2_launch(
             _run_and_shut_down,
             num_processes,
             num_machines=num_machines,
@@ -92,7 +92,7 @@ def _run_and_shut_down(main: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 
 def shut_down() -> None:
-    """Take down the process groups of this worker, and the host's caches of them."""
+    """Take down the process groups of this worker, and Detectron2's caches of them."""
     if not (dist.is_available() and dist.is_initialized()):
         return
     comm.synchronize()
@@ -104,7 +104,7 @@ def shut_down() -> None:
 def wrap_model(model: nn.Module) -> nn.Module:
     """Wrap ``model`` in DistributedDataParallel; as it is if there is only one process.
 
-    The host passes ``device_ids`` always, which a model on the CPU refuses.
+    Detectron2 always passes ``device_ids``, which a model on the CPU refuses.
     """
     on_gpu = next(model.parameters()).is_cuda
     kwargs = {} if on_gpu else {"device_ids": None}
@@ -113,7 +113,7 @@ def wrap_model(model: nn.Module) -> nn.Module:
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """The model inside the wrapper, if there is one."""
+    """Return the model inside the wrapper, if there is one."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 

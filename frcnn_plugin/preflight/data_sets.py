@@ -42,7 +42,7 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
     if not run.test and not run.eval_only:
         yield warning(_SUBJECT, "DATASETS.TEST is empty: nothing is evaluated")
     if run.cfg.MODEL.MASK_ON or run.cfg.MODEL.KEYPOINT_ON:
-        return  # the host's business
+        return  # their data are for Detectron2 to check
     names = list(dict.fromkeys([*run.train, *run.test]))
     bad = False
     told: set[str] = set()
@@ -58,7 +58,7 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
 
 
 def _without_repetition(finding: Finding, told: set[str]) -> Finding:
-    """The same finding; without the lines on folders and archives that another set's has."""
+    """Return the finding, without the lines on folders and archives that another set's has."""
     first, _, rest = finding.text.partition("\n")
     if not rest or rest not in told:
         told.add(rest)
@@ -90,7 +90,7 @@ def _check_one(run: PlannedRun, name: str) -> Iterator[Finding]:
 
 
 def _explained(name: str, message: str) -> Finding:
-    """The error; shorter where it is known what to type."""
+    """Return the error; a shorter one where it is known what to type."""
     fix = suggest_folder(name)
     if not fix:
         return error(_SUBJECT, message)
@@ -222,7 +222,7 @@ def check_images(
         (problems.append(problem) if problem else sizes.append(size))
     if problems:
         more = f"\nand {len(problems) - _MOST_FILES} more" if len(problems) > _MOST_FILES else ""
-        rest = "" if every_image else "; doctor.py --all looks at every one"
+        rest = "" if every_image else "; frcnn doctor --all looks at every one"
         yield error(
             _SUBJECT,
             f"{name}: {len(problems)} of {len(sample)} images looked at are bad:\n"
@@ -253,7 +253,7 @@ def _read(item: dict[str, Any]) -> tuple[tuple[int, int], str]:
         height, width = read_bgr(file).shape[:2]
     except UserError as e:
         return (0, 0), str(e)
-    said = (item.get("width", width), item.get("height", height))
+    said: tuple[int, int] = (item.get("width", width), item.get("height", height))
     if said != (width, height):
         return (0, 0), f"{file}: {_text((width, height))}, but its annotation says {_text(said)}"
     return (width, height), ""
@@ -272,7 +272,7 @@ def _text(size: tuple[int, int]) -> str:
 
 def check_proposal_files(run: PlannedRun) -> Iterator[Finding]:
     """Compare proposal files with their data sets."""
-    # The host opens them with plain pickle, and says little if they are of another data set.
+    # Detectron2 opens them with plain pickle, and says little if they are of another data set.
     cfg = run.cfg
     if not cfg.MODEL.LOAD_PROPOSALS:
         return
@@ -310,7 +310,7 @@ def _check_files(
 
 
 def check_data_root() -> Iterator[Finding]:
-    """What lies below ``$DETECTRON2_DATASETS``, without a config."""
+    """Say what lies below ``$DETECTRON2_DATASETS``, without a config."""
     root = datasets_root()
     found = []
     for name, official in OFFICIAL_IMAGE_COUNTS.items():
@@ -337,7 +337,7 @@ def check_data_root() -> Iterator[Finding]:
 
 
 def suggest_folder(name: str) -> str:
-    """What to type if the files of a VOC-format set lie a level above or below where they should.
+    """Say what to type if a VOC-format set lies a level above or below where it should.
 
     Args:
         name: registered name; unknown ones are none of VOC's.
@@ -367,7 +367,7 @@ def suggest_folder(name: str) -> str:
 
 
 def _near(folder: Path) -> Iterator[Path]:
-    """The folder, three above it, and two levels below it."""
+    """Yield the folder, three above it, and two levels below it."""
     folder = folder.absolute()
     yield folder
     yield from folder.parents[:3]

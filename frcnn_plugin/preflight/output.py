@@ -15,7 +15,7 @@ _SUBJECT = "output"
 
 
 def check_output(run: PlannedRun) -> Iterator[Finding]:
-    """Is ``OUTPUT_DIR`` free, or the run in it what the user means?"""
+    """Check that ``OUTPUT_DIR`` is free, or that the run in it is what the user means."""
     if run.eval_only:
         return
     folder = Path(run.cfg.OUTPUT_DIR)
@@ -55,13 +55,13 @@ def check_output(run: PlannedRun) -> Iterator[Finding]:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that exists."""
+    """Return the path itself, or the nearest folder above it that exists."""
     path = path.absolute()
     return next((p for p in (path, *path.parents) if p.exists()), path)
 
 
 def resumed_iteration(run: PlannedRun) -> int:
-    """The iteration that training starts with: 0 unless a run is taken up."""
+    """Return the iteration that training starts with: 0 unless a run is resumed."""
     last = Path(run.cfg.OUTPUT_DIR) / "last_checkpoint"
     if run.eval_only or not run.resume or not last.is_file():
         return 0
@@ -88,7 +88,7 @@ def _resumed(run: PlannedRun, last: Path) -> Iterator[Finding]:
 
 
 def _why_not_writable(folder: Path) -> str:
-    """What the system says when a file is written where the folder is, or would be made."""
+    """Return what the system says when a file is written where the folder is or would be made."""
     try:
         # Trying is the only test that knows of read-only disks and quotas.
         with tempfile.TemporaryFile(dir=nearest_folder(folder)):

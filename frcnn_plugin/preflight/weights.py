@@ -38,7 +38,7 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
         return
     except UserError:
         raise
-    except Exception as e:  # somebody else's component needs numbers
+    except Exception as e:  # a component that cannot be built without numbers
         yield warning(_SUBJECT, f"not compared with the model, which {type(e).__name__} prevents")
         return
     total = sum(p.numel() for p in model.parameters())
@@ -64,12 +64,12 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
 
 
 def _may_download(run: PlannedRun) -> bool:
-    """Whether the file is about to be used; it is large."""
+    """Return whether the file, which is large, is about to be used."""
     return not (run.alone or run.failed)
 
 
 def start_file(run: PlannedRun) -> str:
-    """The file that the run loads first; "" if there is none."""
+    """Return the file that the run loads first; "" if there is none."""
     last = Path(run.cfg.OUTPUT_DIR) / "last_checkpoint"
     if run.resume and not run.eval_only and last.is_file():
         return str(last.parent / last.read_text().strip())
@@ -77,7 +77,7 @@ def start_file(run: PlannedRun) -> str:
 
 
 def _missing(run: PlannedRun) -> str:
-    """What is wrong with the names of files."""
+    """Return what is wrong with the names of files."""
     cfg, file = run.cfg, start_file(run)
     initial = cfg.FOUR_STEP.INITIAL_WEIGHTS if cfg.FOUR_STEP.ENABLED else ""
     if initial and not run.eval_only and not Path(initial).is_file():
@@ -107,19 +107,19 @@ def _missing(run: PlannedRun) -> str:
 
 def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
     folder = "" if run.eval_only else run.cfg.OUTPUT_DIR
-    peek = _Peek(run.model, folder, run.model_cfg, evaluating=run.eval_only)
+    loader = _ShapesOnly(run.model, folder, run.model_cfg, evaluating=run.eval_only)
     with warnings_of("frcnn_plugin") as messages, muted("detectron2"), muted("fvcore"):
-        peek.load(file)
+        loader.load(file)
     yield from (warning(_SUBJECT, message) for message in messages)
-    metadata = peek.metadata
+    metadata = loader.metadata
     if metadata is None or metadata.preprocessing is None:
         yield warning(
             _SUBJECT,
             f"{file} does not say which images it was trained on; INPUT.FORMAT "
             f"{run.cfg.INPUT.FORMAT} and MODEL.PIXEL_MEAN are taken on trust",
-            "tools/convert_weights.py writes files that say so",
+            "frcnn weights convert writes files that say so",
         )
-    facts = [f"{peek.found} of {peek.wanted} weights of the model"]
+    facts = [f"{loader.found} of {loader.wanted} weights of the model"]
     if metadata is not None:
         facts.append({"imagenet": "ImageNet"}.get(metadata.kind, metadata.kind))
         if metadata.preprocessing is not None:
@@ -129,7 +129,7 @@ def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
     yield ok(_SUBJECT, f"{file}: {', '.join(facts)}")
 
 
-class _Peek(AtomicCheckpointer):
+class _ShapesOnly(AtomicCheckpointer):
     """Loads a file without reading the numbers in it, where the format allows that."""
 
     def __init__(self, model: nn.Module, save_dir: str, cfg: CfgNode, *, evaluating: bool) -> None:

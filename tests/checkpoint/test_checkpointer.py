@@ -14,7 +14,7 @@ from frcnn_plugin.checkpoint import KEY, Metadata, write_caffemodel
 from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer, preprocessing
 from frcnn_plugin.checkpoint.from_torchvision import KNOWN
 from frcnn_plugin.checkpoint.metadata import TORCHVISION
-from frcnn_plugin.engine.evaluate import evaluate_checkpoint
+from frcnn_plugin.engine import evaluate_checkpoint
 from frcnn_plugin.engine.trainer import PaperTrainer
 from frcnn_plugin.errors import UserError
 

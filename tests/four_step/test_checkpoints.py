@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from frcnn_plugin.engine import forget_run
-from frcnn_plugin.engine.evaluate import evaluate_checkpoint
+from frcnn_plugin.engine import evaluate_checkpoint, forget_run
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step.checkpoints import check_schedule, schedule_state, stage_of
 from frcnn_plugin.preflight import PlannedRun, stop_on_errors
