@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.structures import Instances
 
-from .annotate import draw_detections, save_picture
+from ..visualization.drawings.canvas import save_picture
+from .annotate import annotate_image
 from .coco_json import CocoResults
 from .feature_npz import FeatureFile
 from .video import VideoFile
@@ -75,7 +76,7 @@ class DetectionWriter(AbstractContextManager["DetectionWriter"]):
         self._json.add(name, kept)
         self._count(name, kept)
         if self._pictures or self._video:
-            drawn = draw_detections(image, kept, self._names)
+            drawn = annotate_image(image, kept, self._names).pixels()
             if self._video:
                 self._video.add(drawn)
             if self._pictures:

@@ -11,7 +11,7 @@ from detectron2.data.detection_utils import SizeMismatchError
 
 from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
-from .drawings.comparison import ImageArray
+from .drawings.palette import ImageArray
 
 FloatArray = npt.NDArray[np.float64]
 

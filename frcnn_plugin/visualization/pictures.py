@@ -25,7 +25,10 @@ from ..data.proposals.checks import Proposals
 from ..errors import UserError
 from ..evaluation.ground_truth import GroundTruth, from_dicts
 from ..evaluation.proposals.recall import measure_recall
-from . import Canvas, Objects, count_of, draw_data, draw_detections, draw_proposals
+from .drawings.canvas import Canvas
+from .drawings.detections import draw_detections
+from .drawings.objects import Objects, count_of, draw_data
+from .drawings.proposals import draw_proposals
 from .inspected_image import InspectedImage
 from .inspection import BoxRules, detect, load_model, propose, with_training_proposals
 from .training_pictures import (

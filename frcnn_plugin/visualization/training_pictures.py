@@ -15,18 +15,12 @@ from detectron2.config import CfgNode
 
 from ..errors import UserError
 from ..modeling.anchor_generator import CaffeAnchorGenerator
-from . import (
-    Canvas,
-    Objects,
-    Sample,
-    count_of,
-    draw_anchors,
-    draw_matches,
-    draw_roi_cells,
-    draw_samples,
-    explain_matches,
-)
-from .drawings import pooled_cells
+from .drawings.anchors import draw_anchors
+from .drawings.canvas import Canvas
+from .drawings.matches import draw_matches, explain_matches
+from .drawings.objects import Objects, count_of
+from .drawings.roi_cells import draw_roi_cells, pooled_cells
+from .drawings.samples import Sample, draw_samples
 from .inspected_image import InspectedImage
 from .inspection import BoxRules, sample_rois
 

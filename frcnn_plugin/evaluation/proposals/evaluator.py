@@ -115,19 +115,6 @@ class ProposalCollector(DatasetEvaluator):
                 self._entries.setdefault(image_id, entry)
         return True
 
-    @property
-    def num_images(self) -> int:
-        """Number of images collected in this process."""
-        return len(self._entries)
-
-    def take(self) -> Proposals:
-        """Hand over what this process has collected, in the order it came, and forget it."""
-        self._warn_of_bad()
-        entries = self._entries
-        self.reset()
-        pairs = list(entries.values())
-        return Proposals(list(entries), [pair[0] for pair in pairs], [pair[1] for pair in pairs])
-
     def _warn_of_bad(self) -> None:
         if self._num_bad:
             logger.warning(

@@ -6,8 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .canvas import Canvas, Panel
-from .comparison import ImageArray
-from .palette import BLUE, GREEN, GREY, PURPLE, SKY, Style
+from .palette import BLUE, GREEN, GREY, PURPLE, SKY, ImageArray, Style
 
 # One colour per shape (ratio), in turn; sizes within it are told apart by themselves.
 _SHAPES = (BLUE, GREEN, PURPLE, SKY)

@@ -8,11 +8,8 @@ import numpy.typing as npt
 
 from ...evaluation.average_precision import MatchRule, best_overlaps, match_detections
 from .canvas import Canvas
-from .comparison import ImageArray
 from .objects import Objects, count_of
-from .palette import DIFFICULT, FOUND, GREY, MISSED, RIGHT, WRONG, Style
-
-_UNCOUNTED = Style(GREY, 2.5)
+from .palette import DIFFICULT, FOUND, MISSED, RIGHT, UNCOUNTED, WRONG, ImageArray, Style
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def draw_detections(
         ("wrong (false positive)", WRONG),
         ("missed object", MISSED),
         *[entry for entry in objects.legend() if not entry[0].startswith("object")],
-        *([("detection of a difficult one", _UNCOUNTED)] if verdicts.ignored.any() else []),
+        *([("detection of a difficult one", UNCOUNTED)] if verdicts.ignored.any() else []),
     ]
     if (~objects.ignored & ~verdicts.missed).any():
         legend.insert(3, ("found object", FOUND))
@@ -115,7 +112,7 @@ def draw_detections(
     canvas = Canvas(image_bgr, title, notes, legend)
     _draw_objects(canvas, objects, verdicts)
     styles = [
-        RIGHT if right else _UNCOUNTED if ignored else WRONG
+        RIGHT if right else UNCOUNTED if ignored else WRONG
         for right, ignored in zip(verdicts.right, verdicts.ignored, strict=True)
     ]
     texts = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]

@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .canvas import Canvas
-from .comparison import ImageArray
-from .palette import DIFFICULT, OBJECT, Style
+from .palette import DIFFICULT, OBJECT, ImageArray, Style
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from matplotlib.colors import Normalize, to_hex
 
 from ...evaluation.average_precision import best_overlaps
 from .canvas import Canvas, Panel
-from .comparison import ImageArray
 from .objects import Objects
-from .palette import DIFFICULT, MISSED, OBJECT, Style
+from .palette import DIFFICULT, MISSED, OBJECT, ImageArray, Style
 
 _MAP = colormaps["plasma"]  # up to orange: yellow is the truth
 

@@ -7,9 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .canvas import Canvas, Panel
-from .comparison import ImageArray
 from .objects import Objects
-from .palette import BLUE, RIGHT, VERMILION, Style
+from .palette import BLUE, RIGHT, VERMILION, ImageArray, Style
 
 _BACKGROUND = Style(VERMILION, 1.0)
 _MANY, _THIN = 12, Style(BLUE, 1.8)  # more boxes than this get thinner lines
@@ -80,14 +79,11 @@ def draw_samples(
         many = len(sample.positive) > _MANY
         for box in sample.positive:
             canvas.box(box, _THIN if many else RIGHT, panel)
-        for boxes, style, size in (
-            (sample.negative, _BACKGROUND, 3.5),
-            (sample.positive, RIGHT, 5.0),
+        for boxes, style, diameter in (
+            (sample.negative, _BACKGROUND, 5),
+            (sample.positive, RIGHT, 7),
         ):
             centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-            canvas.axes[panel].plot(
-                *centres.T, "o", color=style.colour, markersize=size, markeredgecolor="white",
-                markeredgewidth=0.5,
-            )  # fmt: skip
+            canvas.dots(centres, style, diameter, panel)
         objects.draw(canvas, panel)
     return canvas

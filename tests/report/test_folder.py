@@ -1,9 +1,12 @@
+"""Reading metrics.json, also of runs that were killed, resumed or started anew."""
+
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from frcnn_plugin.report.metrics import read_metrics
+from frcnn_plugin.four_step.stages import ScheduledStage
+from frcnn_plugin.report.folder import read_metrics
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -33,8 +36,8 @@ def test_resumed_run_replaces_what_the_killed_one_had_logged_beyond(tmp_path: Pa
     assert metrics.done == 60
 
 
-def test_results_written_behind_a_later_iteration_stay(tmp_path: Path) -> None:
-    """The host's writer does so: the line of iteration 19 comes before that of iteration 5."""
+def test_results_written_after_a_later_iteration_stay(tmp_path: Path) -> None:
+    """Detectron2's writer does so: the line of iteration 19 comes before that of iteration 5."""
     file = write(
         tmp_path / "metrics.json",
         row(19, 4.0), {"iteration": 5, "stage1/proposals/AR@300": 49.0}, row(39, 3.0),
@@ -42,7 +45,8 @@ def test_results_written_behind_a_later_iteration_stay(tmp_path: Path) -> None:
     metrics = read_metrics(file)
     assert metrics.results == {"stage1/proposals/AR@300": 49.0}
     assert metrics.series("total_loss") == [(19, 4.0), (39, 3.0)]
-    assert metrics.series("total_loss", 20, 40) == [(39, 3.0)]
+    stage = ScheduledStage(2, "detector", "fast_rcnn", trains=(), start=20, iters=20)
+    assert metrics.series("total_loss", stage) == [(39, 3.0)]
 
 
 def test_start_passes_over_the_run_before(tmp_path: Path) -> None:
