@@ -25,7 +25,7 @@ from benchmarks.report import write_json
 from benchmarks.samples import Ratio, ratio, spread
 from benchmarks.sessions import tune
 from benchmarks.specs import Spec, Work
-from frcnn_plugin.data.loading.train_loader import MirroringMapper
+from frcnn_plugin.data.loading.mappers import MirroringMapper
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.errors import UserError
 

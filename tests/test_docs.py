@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser
 
 from frcnn_plugin import add_frcnn_config
+from frcnn_plugin.cli.__main__ import COMMANDS, GROUPS, choose
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-PATH = re.compile(r"\b(?:configs|tools|tests|frcnn_plugin|docs)/[\w./*-]*\w\.(?:py|yaml|md|png)\b")
+PATH = re.compile(
+    r"\b(?:benchmarks|configs|tools|tests|frcnn_plugin|docs)/[\w./*-]*\w\.(?:py|yaml|md|png)\b"
+)
 YAML_NAME = re.compile(r"`([\w./-]+\.yaml)`")
 KEY = re.compile(
     r"\b(?:MODEL|INPUT|DATASETS|DATALOADER|SOLVER|FOUR_STEP|TEST)(?:\.[A-Z][A-Z0-9_]*)+\b"
 )
-COMMAND = re.compile(r"python (tools/\w+\.py|docs/\w+\.py)((?:.*\\\n)*.*)")
+# "frcnn weights check", "python tools/demo.py", "python -m benchmarks", and the words after it.
+COMMAND = re.compile(
+    r"(?:python ((?:tools|docs)/\w+\.py|-m benchmarks)|\bfrcnn(?= [a-z]))((?:[^`\n]*\\\n)*[^`\n]*)"
+)
 # Written by a run, not part of the repository.
 OUTPUTS = {"config.yaml"}
 
@@ -52,7 +59,7 @@ def config() -> CfgNode:
 
 
 def test_there_are_pages() -> None:
-    names = ("README.md", "faithfulness.md", "configuration.md", "four_step.md")
+    names = ("README.md", "faithfulness.md", "worked_examples.md", "four_step.md")
     assert {f"docs/{name}" for name in names} <= set(IDS)
 
 
@@ -86,17 +93,39 @@ def test_keys(page: Path) -> None:
     assert not unknown, f"no such keys: {sorted(unknown)}"
 
 
+def options(command: str) -> set[str]:
+    """Options of a command of `frcnn`."""
+    module = importlib.import_module(f"frcnn_plugin.cli.{COMMANDS[command][0]}")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return set(re.findall(r"--[\w-]+", parser.format_usage()))
+
+
+def scripts_of_commands() -> dict[str, str]:
+    """Command behind each script of tools/ that only forwards."""
+    found = {}
+    for script in (ROOT / "tools").glob("*.py"):
+        words = re.search(r"main\(\[(.*), \*sys\.argv", script.read_text(encoding="utf-8"))
+        if words:
+            found[f"tools/{script.name}"] = " ".join(re.findall(r'"([\w-]+)"', words[1]))
+    return found
+
+
 @every_page
 def test_options_of_commands(page: Path) -> None:
-    """Options of Detectron2's parser, and those that the script itself defines."""
-    general = {o for a in default_argument_parser()._actions for o in a.option_strings}
+    forwards = scripts_of_commands()
     for script, rest in COMMAND.findall(page.read_text(encoding="utf-8")):
-        source = (ROOT / script).read_text(encoding="utf-8")
-        for option in re.findall(r"(?<=\s)--[\w-]+", rest.partition("`")[0]):
-            own = f'"{option}"' in source
-            assert own or (option in general and "default_argument_parser" in source), (
-                f"{script} has no {option}"
-            )
+        words = rest.partition(" #")[0].replace("\\\n", " ").split()
+        if not script and len(words) == 1 and words[0] in GROUPS:
+            continue  # "the commands of `frcnn weights`"
+        if not script or script in forwards:
+            command, words = choose([*forwards.get(script, "").split(), *words])
+            known = options(command)
+        else:
+            file = "benchmarks/__main__.py" if script.startswith("-m") else script
+            known = set(re.findall(r"\"(--[\w-]+)\"", (ROOT / file).read_text(encoding="utf-8")))
+        unknown = {word for word in words if re.fullmatch(r"--[\w-]+", word)} - known
+        assert not unknown, f"{script or 'frcnn'} {rest.strip()}: there is no {sorted(unknown)}"
 
 
 def test_every_page_is_in_the_index() -> None:

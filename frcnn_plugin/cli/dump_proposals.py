@@ -32,8 +32,9 @@ from detectron2.utils.logger import setup_logger
 from ..atomic_files import sha256
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..data import check_datasets
-from ..data.loading.resize import build_mapper
-from ..data.proposals.checks import check_proposals, save_proposals
+from ..data.loading.mappers import build_mapper
+from ..data.proposals.checks import check_proposals
+from ..data.proposals.files import save_proposals
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth
@@ -45,7 +46,7 @@ from ..process import launch, tune_process
 logger = logging.getLogger("frcnn_plugin.cli.dump_proposals")
 
 BEFORE_OVERRIDES = [
-    # More than there are. PaperRPN also takes -1 for "all", the host's RPN does not.
+    # More than there are. PaperRPN also takes -1 for "all", Detectron2's RPN does not.
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", str(10**9)),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "2000"),
 ]
@@ -97,7 +98,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, output: Path, shards: Proposal
 
 
 def fingerprint(cfg: CfgNode, dicts: list[dict[str, Any]]) -> dict[str, str]:
-    """Hashes of all that the proposals depend on."""
+    """Hash all that the proposals depend on."""
     used = CfgNode({"MODEL": cfg.MODEL.clone(), "INPUT": cfg.INPUT.clone()})
     used.MODEL.WEIGHTS = ""  # the contents count
     images = "\n".join(f"{item['image_id']} {item['file_name']}" for item in dicts)
@@ -137,7 +138,7 @@ def finish(
     output: Path,
     shards: ProposalShards,
 ) -> dict[str, float]:
-    """Put the shards together; returns recall in percent, empty without ground truth."""
+    """Put the shards together; return recall in percent, empty without ground truth."""
     proposals = shards.read().reordered([str(item["image_id"]) for item in dicts])
     save_proposals(output, proposals.ids, proposals.boxes, proposals.logits)
     proposals = check_proposals(output, dicts, dataset)

@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint.checkpointer import AtomicCheckpointer
-from ..data.loading.resize import build_mapper
+from ..data.loading.mappers import build_mapper
 from ..data.loading.train_loader import build_train_loader
 from ..errors import UserError
 from ..evaluation.coco import RecordingCOCOEvaluator

@@ -26,8 +26,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..atomic_files import sha256
-from ..data.loading.resize import build_mapper
-from ..data.loading.train_loader import MirroringMapper, training_dicts
+from ..data.loading.mappers import MirroringMapper, build_mapper
+from ..data.loading.train_loader import training_dicts
 from ..data.proposals.checks import check_proposals
 from ..errors import UserError
 from ..evaluation.proposals.evaluator import ProposalCollector, ProposalEvaluator

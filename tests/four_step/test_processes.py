@@ -12,7 +12,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from frcnn_plugin.data.proposals.checks import load_proposals
+from frcnn_plugin.data.proposals.files import load_proposals
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step import weights as stage_weights
 from frcnn_plugin.four_step.statistics import broadcast_statistics

@@ -21,7 +21,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ...data.proposals.checks import Proposals, save_proposals
+from ...data.proposals.files import Proposals, save_proposals
 from ...errors import UserError
 from ..ground_truth import load_ground_truth
 from .recall import COUNTS, report_recall

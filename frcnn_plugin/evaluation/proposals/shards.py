@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...atomic_files import reading_json, write_json
-from ...data.proposals.checks import Proposals, load_proposals, save_proposals
+from ...data.proposals.files import Proposals, load_proposals, save_proposals
 from ...errors import UserError
 from .evaluator import ProposalCollector
 

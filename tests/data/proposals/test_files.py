@@ -1,7 +1,8 @@
-import io
-import logging
+"""The file format: written whole, read without running anything."""
+
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,28 +10,10 @@ import pytest
 from detectron2.data.build import load_proposals_into_dataset
 from detectron2.structures import BoxMode
 
-from frcnn_plugin.data.proposals.checks import (
-    Proposals,
-    check_proposals,
-    load_proposals,
-    save_proposals,
-    validate_proposals,
-)
-from frcnn_plugin.data.proposals.restricted_pickle import load_restricted
+from frcnn_plugin.data.proposals.files import load_proposals
 from frcnn_plugin.errors import UserError
 
-IDS = ["000005", "000007", "000009"]
-BOXES = [[[0, 0, 500, 375], [10.5, 20, 30, 40]], [], [[1, 2, 3, 4]]]
-LOGITS = [[1.5, -2], [], [0]]
-
-
-def dicts(ids=IDS, width=500, height=375):
-    return [{"image_id": i, "width": width, "height": height, "file_name": i} for i in ids]
-
-
-def save(path, ids=IDS, boxes=BOXES, logits=LOGITS):
-    save_proposals(path, ids, boxes, logits)
-    return path
+from .made_proposals import BOXES, IDS, LOGITS, dicts, save
 
 
 def write(path, content, protocol=4):
@@ -117,11 +100,13 @@ def test_foreign_files(tmp_path, protocol):
     assert loaded.logits[0].tolist() == LOGITS[0]
 
 
-def test_numpy_1_names_of_functions():
-    stored = pickle.dumps(np.arange(3.0), protocol=2)
-    stored = stored.replace(b"numpy._core.", b"numpy.core.")
+@pytest.mark.parametrize("series", [b"numpy.core.", b"numpy._core."])
+def test_both_numpy_series(tmp_path, series):
+    stored = pickle.dumps(content(), protocol=2).replace(b"numpy._core.", b"numpy.core.")
     assert b"numpy.core.multiarray" in stored
-    assert load_restricted(io.BytesIO(stored)).tolist() == [0, 1, 2]
+    path = tmp_path / "p.pkl"
+    path.write_bytes(stored.replace(b"numpy.core.", series))
+    assert [b.tolist() for b in load_proposals(path).boxes] == BOXES
 
 
 def test_width_and_height_become_corners(tmp_path):
@@ -133,8 +118,8 @@ def test_missing_file(tmp_path):
     with pytest.raises(UserError) as caught:
         load_proposals(tmp_path / "p.pkl")
     assert str(caught.value) == (
-        f"there is no proposal file {tmp_path}/p.pkl; make one with tools/dump_proposals.py or "
-        f"tools/convert_proposals.py"
+        f"there is no proposal file {tmp_path}/p.pkl; make one with `frcnn proposals dump` or "
+        f"`frcnn proposals convert`"
     )
 
 
@@ -158,18 +143,59 @@ def test_flipped_bytes_are_never_a_traceback(tmp_path):
             assert "p.pkl" in str(error)
 
 
-class Evil:
+class Calls:
+    """Pickled as a call, which an unguarded reader makes."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
     def __reduce__(self):
-        return Path.touch, (Path("was_run"),)
+        return self.call
 
 
-def test_code_in_a_file_is_not_run(tmp_path, monkeypatch):
+WAYS_TO_RUN_CODE = {
+    "posix.system": Calls(os.system, "touch was_run"),
+    "builtins.eval": Calls(eval, "open('was_run', 'w')"),
+    "builtins.getattr": Calls(getattr, str, "format"),
+    "pathlib": Calls(Path.touch, Path("was_run")),
+    "builtins.bytearray": Calls(bytearray, 1 << 62),  # only asks for memory
+    "numpy.core.multiarray.scalar.__class__": b"\x80\x04\x8c\x15numpy.core.multiarray"
+    b"\x8c\x10scalar.__class__\x93.",
+}
+
+
+@pytest.mark.parametrize("name", WAYS_TO_RUN_CODE)
+@pytest.mark.parametrize("where", ["alone", "nested", "in an array", "as a state"])
+def test_code_in_a_file_is_not_run(tmp_path, monkeypatch, name, where):
     monkeypatch.chdir(tmp_path)
-    for payload in (Evil(), content(ids=Evil()), content(boxes=np.array([Evil()], dtype=object))):
-        path = write(tmp_path / "p.pkl", payload)
-        with pytest.raises(UserError, match=r"it contains pathlib.*Path.*; make one with"):
-            load_proposals(path)
-    assert not (tmp_path / "was_run").exists()
+    evil = WAYS_TO_RUN_CODE[name]
+    path = tmp_path / "p.pkl"
+    if isinstance(evil, bytes):
+        path.write_bytes(evil)
+    elif where == "alone":
+        write(path, evil)
+    elif where == "nested":
+        write(path, content(ids=[{"a": (IDS, [evil])}]))
+    elif where == "in an array":
+        write(path, content(boxes=np.array([evil], dtype=object)))
+    else:
+        write(path, content(boxes=Calls(np.ndarray, (evil,))))
+    with pytest.raises(UserError, match=rf"p\.pkl is damaged.*it contains {name}.*; make one with"):
+        load_proposals(path)
+    assert os.listdir(tmp_path) == ["p.pkl"]
+
+
+@pytest.mark.parametrize("call", [Calls(np.ndarray, (1 << 40,)), Calls(bytes, 1 << 40)])
+def test_no_memory_beyond_the_size_of_the_file(tmp_path, call):
+    """What is allowed by name may ask for memory by its arguments."""
+    path = tmp_path / "p.pkl"
+    # Python 2's name of bytes is the one that is allowed.
+    path.write_bytes(pickle.dumps(content(boxes=call), 2, fix_imports=True))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"p\.pkl .*; make one with"):
+        load_proposals(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -191,88 +217,3 @@ def test_code_in_a_file_is_not_run(tmp_path, monkeypatch):
 def test_files_that_hold_something_else(tmp_path, stored, message):
     with pytest.raises(UserError, match=f"p.pkl.*{message}.*; make one with"):
         load_proposals(write(tmp_path / "p.pkl", stored))
-
-
-def test_check_gives_the_order_of_the_data_set(tmp_path, caplog):
-    path = save(tmp_path / "p.pkl")
-    with caplog.at_level(logging.INFO):
-        checked = check_proposals(path, dicts(IDS[::-1]), "my_set")
-    assert checked.ids == IDS[::-1]
-    assert checked.boxes[2].tolist() == BOXES[0]
-    assert "p.pkl: 3 images of my_set, 1.0 proposals per image (0 to 2)" in caplog.text
-
-
-def test_number_ids_and_sizes_may_be_absent(tmp_path):
-    path = save(tmp_path / "p.pkl", [17], [[[0, 0, 9999, 9]]], [[0]])
-    assert check_proposals(path, [{"image_id": 17}], "coco").ids == ["17"]
-
-
-def test_file_of_another_data_set(tmp_path):
-    """The message that a user with swapped files sees."""
-    ids = [f"{i:06d}" for i in range(1, 4953)]
-    path = save(tmp_path / "X.pkl", ids, [np.zeros((0, 4))] * 4952, [[]] * 4952)
-    with pytest.raises(UserError) as caught:
-        check_proposals(path, dicts(["5", "7"]), "voc07_trainval")
-    assert str(caught.value) == (
-        f"proposal file {path} has no entry for image 5 of voc07_trainval (it covers 4952 images, "
-        f"0 of them of this data set; was it made for voc07_test?)"
-    )
-
-
-def test_missing_image(tmp_path):
-    path = save(tmp_path / "p.pkl")
-    with pytest.raises(UserError) as caught:
-        check_proposals(path, dicts([*IDS, "000032"]), "my_set")
-    assert "no entry for image 000032 of my_set (it covers 3 images, 3 of them" in str(caught.value)
-    assert "was it made for" not in str(caught.value)
-
-
-def test_extra_image(tmp_path):
-    path = save(tmp_path / "p.pkl")
-    with pytest.raises(UserError, match=r"for 2 images that are not in my_set \(first: 000007"):
-        check_proposals(path, dicts(IDS[:1]), "my_set")
-
-
-def test_repeated_image(tmp_path):
-    path = save(tmp_path / "p.pkl", ["a", "b", "b"])
-    with pytest.raises(UserError, match="more than one entry for image b"):
-        check_proposals(path, dicts(["a", "b"]), "my_set")
-
-
-def check_one(box, logit=0.0):
-    made = Proposals(
-        ["a"],
-        [np.array([[0, 0, 10, 10], box], dtype=np.float32)],
-        [np.array([1, logit], dtype=np.float32)],
-    )
-    validate_proposals(made, dicts(["a"]), "my_set", "proposal file X")
-
-
-@pytest.mark.parametrize("box", [[0, 0, 500, 375], [-1, -1, 501, 376], [0, 0, 0.5, 0.5]])
-def test_boxes_up_to_a_pixel_outside_are_fine(box):
-    check_one(box)
-
-
-@pytest.mark.parametrize(
-    ("box", "logit", "message"),
-    [
-        ([0, 0, np.nan, 10], 0, "box 1 is not finite"),
-        ([0, 0, np.inf, 10], 0, "box 1 is not finite"),
-        ([0, 0, 10, 10], np.nan, "logit 1 is not finite; the weights diverged"),
-        ([0, 5, 10, 5], 0, r"box 1 \[0.0, 5.0, 10.0, 5.0\] has no area"),
-        ([20, 0, 10, 10], 0, "box 1 .* has no area; boxes are x1, y1, x2, y2"),
-        # 600 / 375 = 1.6 times too large: network pixels
-        ([0, 0, 800, 600], 0, "lies 300.0 px outside the image of 500 x 375; boxes must be in pix"),
-        ([0, 0, 375, 500], 0, "lies 125.0 px outside"),
-        ([-1.5, 0, 5, 5], 0, "lies 1.5 px outside"),
-    ],
-)
-def test_impossible_boxes(box, logit, message):
-    with pytest.raises(UserError, match=f"^proposal file X, image a of my_set: .*{message}"):
-        check_one(box, logit)
-
-
-def test_no_box_at_all(tmp_path):
-    path = save(tmp_path / "p.pkl", ["a"], [[]], [[]])
-    with pytest.raises(UserError, match="has no box in any of its 1 images"):
-        check_proposals(path, dicts(["a"]), "my_set")
