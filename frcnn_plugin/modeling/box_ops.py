@@ -1,7 +1,6 @@
 """Operations on boxes of one image: clip, inside, mirror.
 
-Boxes are continuous XYXY (section "Boxes" of docs/components.md): a box that ends flush with the
-image has x2 = width.
+Boxes are continuous XYXY: a box that ends flush with the image has x2 = width.
 """
 
 from __future__ import annotations
@@ -26,6 +25,28 @@ def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor
     return torch.stack(
         (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), dim=1
     )
+
+
+def clip_inclusive(boxes: torch.Tensor, image_size: tuple[float, float]) -> torch.Tensor:
+    """Clip as py-faster-rcnn does: its inclusive corners stay on the image's first and last pixels.
+
+    So a box outside the image stays one pixel wide at its border; :func:`clip_boxes` leaves it
+    without area.
+
+    Args:
+        boxes: (R, K*4), continuous XYXY.
+        image_size: (height, width).
+
+    Returns:
+        (R, K*4), new.
+
+    Source: py-faster-rcnn bbox_transform.py (clip_boxes).
+    """
+    height, width = image_size
+    repeats = boxes.shape[1] // 4
+    low = boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).repeat(repeats)
+    high = boxes.new_tensor([width - 1, height - 1, width, height]).repeat(repeats)
+    return boxes.clamp(low, high)
 
 
 def inside_image(boxes: torch.Tensor, image_size: tuple[int, int], border: float) -> torch.Tensor:

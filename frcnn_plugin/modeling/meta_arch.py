@@ -67,10 +67,10 @@ class PaperRCNN(GeneralizedRCNN):
             winograd: see ``MODEL.PAPER_RCNN.WINOGRAD``.
             inference_dtype: see ``MODEL.PAPER_RCNN.INFERENCE_DTYPE``.
             amp_on_cpu: train in bfloat16 by autocast; only while the model is on the CPU, as on
-                CUDA the host's AMPTrainer does it.
+                CUDA Detectron2's AMPTrainer does it.
             phase: see ``MODEL.PAPER_RCNN.PHASE``.
             short_sides: see :func:`~frcnn_plugin.modeling.image_size.resize_scale`.
-            kwargs: arguments of the host's GeneralizedRCNN.
+            kwargs: arguments of Detectron2's GeneralizedRCNN.
 
         Raises:
             UserError: unknown phase or dtype.
@@ -106,7 +106,7 @@ class PaperRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        """Arguments of :meth:`__init__`."""
+        """Read the arguments of :meth:`__init__`."""
         ret = super().from_config(cfg)
         for key in ("ONE_BY_ONE", "CHANNELS_LAST", "WINOGRAD", "INFERENCE_DTYPE", "PHASE"):
             ret[key.lower()] = cfg.MODEL.PAPER_RCNN[key]
@@ -132,8 +132,9 @@ class PaperRCNN(GeneralizedRCNN):
                 return self.inference(batched_inputs)
             if not (self.one_by_one and len(batched_inputs) > 1):
                 return self._losses(batched_inputs)
-            # One graph over all images: the gradient is the mean, as with Caffe's accumulation
-            # (iter_size), and DistributedDataParallel sees a single forward and backward.
+            # Images of different sizes would be padded with zeros, which py-faster-rcnn's single
+            # images never are (iter_size 2 adds up two passes). One graph over all of them: the
+            # gradient is their mean, and DistributedDataParallel sees one forward and backward.
             losses = [self._losses([x]) for x in batched_inputs]
             return {name: torch.stack([x[name] for x in losses]).mean() for name in losses[0]}
 
@@ -281,10 +282,10 @@ class PaperRCNN(GeneralizedRCNN):
     def visualize_training(
         self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]
     ) -> None:
-        """As the host's (``VIS_PERIOD``): one picture, also if the images pass one by one.
+        """Draw one picture per ``VIS_PERIOD``, also if the images pass one by one.
 
-        It goes to TensorBoard: ground truth on the left, the 20 best proposals on the right, of the
-        first image of the batch, at the network's input size.
+        Detectron2 sends it to TensorBoard: ground truth on the left, the 20 best proposals on the
+        right, of the first image of the batch, at the network's input size.
 
         Args:
             batched_inputs: see :meth:`forward`.

@@ -32,13 +32,8 @@ def annotate_image(
     scale = max(1.0, 480 / max(height, width))
     letter = max(13.0, 0.026 * scale * math.sqrt(height * width))
     canvas = BareCanvas(image_bgr, letter=letter)
-    boxes = instances.pred_boxes.tensor.numpy()
-    styles = [class_style(i, 0.18 * letter) for i in instances.pred_classes.tolist()]
-    for box, style in reversed(list(zip(boxes, styles, strict=True))):
-        canvas.box(box, style)
-    names = [class_names[index] for index in instances.pred_classes.tolist()]
-    for box, style, name, score in zip(
-        boxes, styles, names, instances.scores.tolist(), strict=True
-    ):
-        canvas.label(box, f"{name} {score:.2f}", style)
+    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    styles = [class_style(index, 0.18 * letter) for index in classes]
+    texts = [f"{class_names[i]} {score:.2f}" for i, score in zip(classes, scores, strict=True)]
+    canvas.boxes(instances.pred_boxes.tensor.numpy(), styles, texts)
     return canvas

@@ -81,7 +81,7 @@ def test_centre_does_not_depend_on_the_stride() -> None:
     assert torch.equal(grid(1, 1, stride=8), grid(1, 1, stride=16))
 
 
-def test_by_registry_name_with_the_hosts_defaults(tiny_cfg) -> None:
+def test_by_registry_name_with_detectron2s_defaults(tiny_cfg) -> None:
     cfg = tiny_cfg("MODEL.ANCHOR_GENERATOR.SIZES", [[128, 256, 512]])
     generator = build_anchor_generator(cfg, [ShapeSpec(channels=8, stride=16)])
     assert isinstance(generator, CaffeAnchorGenerator)

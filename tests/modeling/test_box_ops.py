@@ -14,6 +14,14 @@ def test_clip() -> None:
     assert boxes[0, 0] == -5
 
 
+def test_clip_inclusive() -> None:
+    """By hand: inclusive (795..900, 10..20) in an image 80 wide is column 79, so 79 to 80."""
+    boxes = torch.tensor([[795.0, 10, 901, 21, -50.0, -9, -30, 30], [5.0, 5, 9, 9] * 2])
+    clipped = box_ops.clip_inclusive(boxes, (60, 80))
+    assert clipped.tolist() == [[79, 10, 80, 21, 0, 0, 1, 30], [5, 5, 9, 9] * 2]
+    assert box_ops.clip_boxes(boxes[:, :4], (60, 80))[0].tolist() == [80, 10, 80, 21]
+
+
 def test_mirror() -> None:
     """The box at the left border of an image 100 wide comes to lie at the right one."""
     boxes = torch.tensor([[0.0, 10.0, 30.0, 20.0], [40.0, 0.0, 60.0, 5.0]])

@@ -21,7 +21,7 @@ from frcnn_plugin.errors import UserError
 from frcnn_plugin.visualization import Canvas
 from frcnn_plugin.visualization.drawings.palette import BLUE, GREY, SKY, VERMILION, YELLOW
 from frcnn_plugin.visualization.inspection import BoxRules
-from frcnn_plugin.visualization.pictures import MODES, Options, Pictures
+from frcnn_plugin.visualization.pictures import Options, Pictures
 
 from .drawings.artists import boxes, heading, legend
 
@@ -78,11 +78,6 @@ def split(record: dict) -> tuple[list, list]:
 
 def same(found: list, expected: list) -> bool:
     return np.allclose(sorted(found), sorted(expected), atol=0.01) if expected else not found
-
-
-def test_there_is_a_test_for_every_mode() -> None:
-    covered = {"data", "anchors", "matches", "sampled", "proposals", "roi-cells", "detections"}
-    assert set(MODES) == covered
 
 
 @pytest.mark.parametrize("mode", ["data", "matches", "sampled"])

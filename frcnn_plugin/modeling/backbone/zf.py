@@ -39,7 +39,7 @@ class WithinChannelLRN(nn.Module):
         return x * (1 + self.alpha * energy).pow(-self.beta)
 
     def extra_repr(self) -> str:
-        """Constants for ``print(model)``."""
+        """Return the constants for ``print(model)``."""
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}"
 
 

@@ -279,7 +279,7 @@ class PaperRPN(RPN):
             count: also count what each step of the selection leaves.
 
         Returns:
-            per image; ``index`` counts anchors through all feature maps.
+            per image; ``indices`` count anchors through all feature maps.
         """
         all_boxes = torch.cat(self._decode_proposals(anchors, pred_anchor_deltas), dim=1)
         all_scores = torch.cat(pred_objectness_logits, dim=1).float()

@@ -16,7 +16,7 @@ class Selection(NamedTuple):
     Attributes:
         boxes: (P, 4), continuous XYXY in network-input pixels.
         scores: (P,).
-        index: (P,) int64, their rows among the decoded boxes, and so their anchors.
+        indices: (P,) int64, their rows among the decoded boxes, and so their anchors.
         counts: how many boxes each step left, in order: "candidates", "large" (after clipping and
             the size filter), "pre_nms", "nms" (survivors of the whole suppression), "proposals".
             None unless asked for.
@@ -24,7 +24,7 @@ class Selection(NamedTuple):
 
     boxes: torch.Tensor
     scores: torch.Tensor
-    index: torch.Tensor
+    indices: torch.Tensor
     counts: dict[str, int] | None = None
 
 

@@ -13,17 +13,18 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
 
 from ...layers.nms import float32_threshold
+from ..box_ops import clip_inclusive
 from ..box_regression import CaffeBox2BoxTransform, grow
 from ..image_size import ScaledImageSize, image_scale
 from ..proposal_generator.rpn_head import redraw
 from ..target_statistics import TargetStatistics
-from .detections import candidates, select_detections
+from .detections import detection_candidates, select_detections
 
 
 class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
-    """The host's output layers with the originals' decoding.
+    """Detectron2's output layers with the originals' decoding.
 
-    What the host already does as the originals did: N(0, 0.01) and N(0, 0.001) weights, a box per
+    What Detectron2 already does as the originals did: N(0, 0.01) and N(0, 0.001) weights, a box per
     class, mean cross entropy over the RoIs, box loss divided by all RoIs, fixed target deviations
     (0.1, 0.1, 0.2, 0.2) as ``BBOX_REG_WEIGHTS`` (10, 10, 5, 5).
 
@@ -48,7 +49,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             decode_growth: original-image pixels added to x2, y2 (py-faster-rcnn: 1).
             decode_in_image: see ``MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE``.
             keep_ties: see ``TEST.KEEP_TIES``.
-            kwargs: arguments of the host's class.
+            kwargs: arguments of Detectron2's class.
         """
         super().__init__(input_shape, **kwargs)
         self.decode_growth = decode_growth
@@ -56,6 +57,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.keep_ties = keep_ties
         # One row of statistics for each box that is predicted.
         self.target_statistics = TargetStatistics(self.bbox_pred.out_features // 4)
+        # The originals' kernels compare with a float32 threshold, so an IoU of 0.3 stays.
         self.test_nms_thresh: float = float32_threshold(kwargs.get("test_nms_thresh", 0.5))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -69,7 +71,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Arguments of :meth:`__init__` from ``MODEL.ROI_BOX_HEAD`` and ``MODEL.ROI_HEADS``."""
+        """Read the arguments from ``MODEL.ROI_BOX_HEAD``, ``MODEL.ROI_HEADS`` and ``TEST``."""
         ret = super().from_config(cfg, input_shape)
         head = cfg.MODEL.ROI_BOX_HEAD
         ret["box2box_transform"] = CaffeBox2BoxTransform(head.BBOX_REG_WEIGHTS, head.SCALE_CLAMP)
@@ -81,7 +83,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     def inference(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[torch.Tensor]]:
-        """The host's, with the originals' suppression and limit.
+        """Turn predictions into detections, with the originals' suppression and limit.
 
         Args:
             predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
@@ -99,7 +101,9 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             strict=True,
         ):
             size = proposed.image_size
-            boxes, scores, classes, row = candidates(boxes, scores, size, self.test_score_thresh)
+            boxes, scores, classes, row = detection_candidates(
+                boxes, scores, size, self.test_score_thresh
+            )
             keep = select_detections(
                 boxes,
                 scores,
@@ -129,6 +133,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             they are clipped to the image.
         """
         predictions = self._with_stock_deltas(predictions)
+        # MATLAB's decoding is Detectron2's. py-faster-rcnn's adds a pixel to x2 and y2, and does so
+        # in the original image: it divides the proposals by the scale first (test.py, im_detect).
         if not (self.decode_growth or self.decode_in_image):
             return super().predict_boxes(predictions, proposals)
         sizes = [p.image_size for p in proposals]
@@ -147,7 +153,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     def predict_boxes_for_gt_classes(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> list[torch.Tensor]:
-        """The host's, on deltas without statistics; exact decoding.
+        """Decode the boxes of the true classes, exactly, for Detectron2's ``train_on_pred_boxes``.
 
         Args:
             predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
@@ -161,7 +167,9 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     def losses(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> dict[str, torch.Tensor]:
-        """The host's losses and statistics; a GPU waits twice instead of seven times.
+        """Compute the losses, and log how the classifier does.
+
+        Rewrites Detectron2's method so that a GPU has to wait less often.
 
         Args:
             predictions: scores (R, K+1) and deltas (R, K*4) of all images' RoIs.
@@ -200,7 +208,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         pred_deltas: torch.Tensor,
         gt_classes: torch.Tensor,
     ) -> torch.Tensor:
-        """The host's loss, on normalised targets if there are statistics.
+        """Compute the box loss, on normalised targets if there are statistics.
 
         Args:
             proposal_boxes: (R, 4), network-input pixels.
@@ -275,8 +283,7 @@ def _to_image(proposals: Instances) -> Instances:
 def _to_network(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
     """Clip boxes to the image, and scale them so that Detectron2's scaling back undoes it.
 
-    Detectron2 divides x by the ratio of the widths and y by that of the heights. Clipped as by
-    py-faster-rcnn, a box outside the image stays one pixel wide at its border.
+    Detectron2 divides x by the ratio of the widths and y by that of the heights.
 
     Args:
         boxes: (R, K*4) in original-image pixels.
@@ -288,8 +295,6 @@ def _to_network(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tenso
     if not isinstance(image_size, ScaledImageSize):  # scale 1, and Detectron2 clips
         return boxes
     height, width = image_size.original
-    repeats = boxes.shape[1] // 4
-    low = boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).repeat(repeats)
-    high = boxes.new_tensor([width - 1, height - 1, width, height]).repeat(repeats)
     x, y = image_size[1] / width, image_size[0] / height
-    return boxes.clamp(low, high) * boxes.new_tensor([x, y, x, y]).repeat(repeats)
+    scales = boxes.new_tensor([x, y, x, y]).repeat(boxes.shape[1] // 4)
+    return clip_inclusive(boxes, image_size.original) * scales

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from html import escape
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +66,7 @@ class BareCanvas(Canvas):
             alpha: opacity; the rim is left out below 1.
             hint: what the SVG shows while the pointer rests on the box.
         """
-        (width, height), rim = self._sizes[0], style.width * RIM / 2
+        (width, height), rim = self._sizes[0], ceil(style.width * RIM / 2)  # lines snap to pixels
         corners = self._to_picture(np.asarray(box, dtype=float), 0)
         most = np.array([width - rim, height - rim] * 2)
         x1, y1, x2, y2 = (float(v) for v in np.clip(corners, np.minimum(rim, most), most))

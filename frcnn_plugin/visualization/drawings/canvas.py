@@ -10,6 +10,7 @@ Everything that is drawn on an image is drawn here; `bare_canvas` is the image w
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, nextafter
 from pathlib import Path
 
 import cv2
@@ -147,8 +148,8 @@ class Canvas:
         self._taken: list[list[Place]] = [[] for _ in views]
 
     def _make_figure(self, width: int, height: int, colour: str) -> None:
-        # Matplotlib cuts off fractions of a pixel, and the division may leave a little less.
-        inches = ((width + 0.01) / DPI, (height + 0.01) / DPI)
+        # Matplotlib cuts off fractions of a pixel: 29 / 100 * 100 would be 28 pixels.
+        inches = (nextafter(width / DPI, inf), nextafter(height / DPI, inf))
         self.figure = Figure(figsize=inches, dpi=DPI, facecolor=colour)
         self._agg = FigureCanvasAgg(self.figure)
         self.axes: list[Axes] = []
@@ -241,6 +242,30 @@ class Canvas:
         )  # fmt: skip
         return place
 
+    def boxes(
+        self,
+        boxes: npt.ArrayLike,
+        styles: Sequence[Style],
+        texts: Sequence[str] = (),
+        panel: int = 0,
+        *,
+        optional: bool = False,
+    ) -> None:
+        """Draw boxes, (N, 4), the first one on top; see :meth:`box` and :meth:`label`.
+
+        Args:
+            boxes: best first.
+            styles: (N,) their looks.
+            texts: (N,) their labels, or none.
+            panel: where.
+            optional: leave labels out rather than cover others.
+        """
+        pairs = list(zip(np.asarray(boxes, dtype=float).reshape(-1, 4), styles, strict=True))
+        for box, style in reversed(pairs):
+            self.box(box, style, panel)
+        for (box, style), text in zip(pairs if texts else (), texts, strict=True):
+            self.label(box, text, style, panel, optional=optional)
+
     def fill(
         self, box: npt.ArrayLike, colour: str, alpha: float, panel: int = 0, text: str = ""
     ) -> None:
@@ -332,6 +357,17 @@ class Canvas:
         return np.array(place) / self._scales[panel] + np.tile(self._views[panel][:2], 2)
 
 
+def view_around(
+    image: ImageArray, boxes: npt.NDArray[np.float64], margin: float = 0.0
+) -> View:  # fmt: skip
+    """Return a view of the image and of boxes, (N, 4), that may reach beyond it."""
+    height, width = image.shape[:2]
+    everything = np.vstack([boxes, [[0, 0, width, height]]])
+    x1, y1 = (everything[:, :2].min(axis=0) - margin).tolist()
+    x2, y2 = (everything[:, 2:].max(axis=0) + margin).tolist()
+    return x1, y1, x2, y2
+
+
 def save_picture(path: str | os.PathLike[str], picture_bgr: ImageArray) -> Path:
     """Write a picture; the file appears, or replaces another, only when it is complete.
 
@@ -353,7 +389,7 @@ def save_picture(path: str | os.PathLike[str], picture_bgr: ImageArray) -> Path:
 def encode(picture_bgr: ImageArray, suffix: str, quality: int) -> bytes:
     """Return the content of a .png or .jpg file; the quality is that of the JPEG."""
     options = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, quality]
-    done, content = cv2.imencode(suffix, picture_bgr, options)
+    done, content = cv2.imencode(suffix, np.ascontiguousarray(picture_bgr), options)
     assert done, suffix
     return content.tobytes()
 
@@ -362,7 +398,8 @@ def resize(image: ImageArray, size: tuple[int, int]) -> ImageArray:
     """Return the image at another width and height, without aliasing."""
     size = (max(1, size[0]), max(1, size[1]))
     method = cv2.INTER_AREA if size[0] < image.shape[1] else cv2.INTER_LINEAR
-    resized: ImageArray = cv2.resize(image, size, interpolation=method)
+    pixels = np.ascontiguousarray(image)  # OpenCV takes no flipped views
+    resized: ImageArray = cv2.resize(pixels, size, interpolation=method)
     return resized
 
 

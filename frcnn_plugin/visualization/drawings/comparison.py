@@ -38,62 +38,51 @@ def draw_comparison(
     Returns:
         the picture.
     """
-    gt_boxes = np.asarray(gt_boxes, dtype=float).reshape(-1, 4)
-    det_boxes = np.asarray(det_boxes, dtype=float).reshape(-1, 4)
-    difficult = [False] * len(gt_boxes) if gt_difficult is None else list(gt_difficult)
-    truth = [
-        (
-            box,
-            _class_name(class_names, index) + (" (difficult)" if hard else ""),
-            DIFFICULT if hard else class_style(int(index)),
-        )
-        for box, index, hard in zip(gt_boxes, gt_classes, difficult, strict=True)
-    ]
-    detections = [
-        (box, f"{_class_name(class_names, index)} {score:.2f}", class_style(int(index)))
-        for box, index, score in zip(det_boxes, det_classes, det_scores, strict=True)
-    ]
-    panels = [Panel(f"ground truth ({len(truth)})"), Panel(f"detections ({len(detections)})")]
-    canvas = Canvas(image_bgr, title, panels=panels, ticks=False)
-    for panel, items in enumerate((truth, detections)):
-        for box, _, style in reversed(items):  # the best one on top
-            canvas.box(box, style, panel)
-        for box, text, style in items:
-            canvas.label(box, text, style, panel)
+    difficult = [False] * len(gt_classes) if gt_difficult is None else gt_difficult
+    truth = list(zip(gt_classes, difficult, strict=True))
+    panels = [Panel(f"ground truth ({len(truth)})"), Panel(f"detections ({len(det_classes)})")]
+    canvas = Canvas(image_bgr, title, panels=panels, ticks=False, sides=(480, 900))
+    canvas.boxes(
+        gt_boxes,
+        [DIFFICULT if hard else class_style(index) for index, hard in truth],
+        [_class_name(class_names, i) + (" (difficult)" if hard else "") for i, hard in truth],
+    )
+    canvas.boxes(
+        det_boxes,
+        [class_style(index) for index in det_classes],
+        [
+            f"{_class_name(class_names, index)} {score:.2f}"
+            for index, score in zip(det_classes, det_scores, strict=True)
+        ],
+        1,
+    )
     return canvas
 
 
 def contact_sheet(images: Sequence[ImageArray], columns: int) -> ImageArray:
-    """Put pictures on one white sheet, row by row.
+    """Put pictures on one white sheet, row by row, each in a cell that any of them fits.
 
     Args:
         images: (H, W, 3) uint8 pictures of any size; at least one.
         columns: pictures per row.
 
     Returns:
-        One uint8 picture; each column is as wide as its widest picture, each row as high as its
-        highest.
+        One uint8 picture.
 
     Raises:
         ValueError: without pictures or columns.
     """
     if not images or columns < 1:
         raise ValueError(f"need pictures and columns, got {len(images)} and {columns}")
-    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
-    widths = [
-        max(row[column].shape[1] for row in rows if column < len(row)) for column in range(columns)
-        if any(column < len(row) for row in rows)
-    ]  # fmt: skip
-    heights = [max(image.shape[0] for image in row) for row in rows]
-    size = (sum(heights) + _MARGIN * (len(rows) + 1), sum(widths) + _MARGIN * (len(widths) + 1))
-    sheet = np.full((*size, 3), 255, dtype=np.uint8)
-    top = _MARGIN
-    for row, height in zip(rows, heights, strict=True):
-        left = _MARGIN
-        for image, width in zip(row, widths, strict=False):
-            sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-            left += width + _MARGIN
-        top += height + _MARGIN
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height, width = (max(image.shape[axis] for image in images) + _MARGIN for axis in (0, 1))
+    size = (rows * height + _MARGIN, columns * width + _MARGIN, 3)
+    sheet = np.full(size, 255, dtype=np.uint8)
+    for index, image in enumerate(images):
+        top = index // columns * height + _MARGIN
+        left = index % columns * width + _MARGIN
+        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
     return sheet
 
 

@@ -14,7 +14,7 @@ import torch
 from detectron2.structures import Boxes, pairwise_iou
 from matplotlib.colors import to_rgba
 
-from .canvas import Canvas, Panel
+from .canvas import Canvas, Panel, view_around
 from .objects import Objects
 from .palette import BLUE, PURPLE, SKY, VERMILION, ImageArray, Style
 
@@ -47,7 +47,7 @@ class MatchReasons:
     thresholds: tuple[float, float]
 
     def count(self, reason: Reason) -> int:
-        """Number of anchors with this reason."""
+        """Count the anchors with this reason."""
         return int((self.reason == reason).sum())
 
 
@@ -163,7 +163,7 @@ def draw_matches(
         shown = f"{len(drawn)} of {len(positive)} positive anchors, highest IoU first"
     _, _, high, wide = grid
     panels = [
-        Panel(shown, _reach(image_bgr, anchors[drawn]), 0.2),
+        Panel(shown, view_around(image_bgr, anchors[drawn]), 0.2),
         Panel(f"all anchors: {high * wide} spots per cell, one for each shape", None, 0.6, True),
     ]
     canvas = Canvas(image_bgr, title, notes, [*legend, *objects.legend()], panels)
@@ -177,7 +177,7 @@ def draw_matches(
 
 
 def _choose(positive: npt.NDArray[np.intp], reasons: MatchReasons) -> npt.NDArray[np.intp]:
-    """Those that are drawn: one of every object at least, then by IoU; in descending order."""
+    """Choose those that are drawn, best first: one of every object at least, then by IoU."""
     by_iou = positive[np.argsort(-reasons.iou.numpy()[positive], kind="stable")]
     _, first = np.unique(reasons.best_object.numpy()[by_iou], return_index=True)
     rest = np.setdiff1d(np.arange(len(by_iou)), first)
@@ -191,7 +191,7 @@ def _label(
     reasons: MatchReasons,
     drawn: npt.NDArray[np.intp],
 ) -> None:
-    """IoUs; anchors that are the best of the same object share a label, as they are often many."""
+    """Write IoUs; anchors that are best of the same object share a label, as they may be many."""
     best = reasons.reason == Reason.BEST
     labelled = set()
     for index in drawn:
@@ -233,14 +233,3 @@ def _draw_map(
     table = colours[spots(reasons.reason.numpy(), grid)]
     canvas.table(table, (columns * stride[0], rows * stride[1]), 1)
     canvas.grid((rows, columns), stride, 1)
-
-
-def _reach(
-    image: ImageArray, boxes: npt.NDArray[np.float64]
-) -> tuple[float, float, float, float]:  # fmt: skip
-    """A view of the image and, where anchors over the border are trained on, of those."""
-    height, width = image.shape[:2]
-    all_boxes = np.vstack([boxes, [[0, 0, width, height]]])
-    x1, y1 = all_boxes[:, :2].min(axis=0)
-    x2, y2 = all_boxes[:, 2:].max(axis=0)
-    return float(x1), float(y1), float(x2), float(y2)

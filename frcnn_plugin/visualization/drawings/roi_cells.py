@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from detectron2.structures import Boxes
 
-from .canvas import Canvas, Panel
+from .canvas import Canvas, Panel, view_around
 from .palette import BLUE, ORANGE, SKY, VERMILION, YELLOW, ImageArray, Style
 
 Pooler = Callable[[list[torch.Tensor], list[Boxes]], torch.Tensor]
@@ -81,7 +81,7 @@ def pooled_cells(pooler: Pooler, box: torch.Tensor, feature_size: tuple[int, int
 
 
 def _bins(pooler: Pooler, box: torch.Tensor, size: tuple[int, int]) -> tuple[IntArray, IntArray]:
-    """Bounds of the bins' columns and rows on a map of this size."""
+    """Return bounds of the bins' columns and rows on a map of this size."""
     height, width = size
     x = torch.arange(1.0, width + 1).expand(height, width)
     y = torch.arange(1.0, height + 1)[:, None].expand(height, width)
@@ -124,7 +124,6 @@ def draw_roi_cells(
     Returns:
         the picture.
     """
-    height, width = image_bgr.shape[:2]
     pixels = np.array([*stride, *stride])
     rounded = cells.rounded * pixels
     read = np.array(cells.read)
@@ -138,11 +137,8 @@ def draw_roi_cells(
     close = (
         reach[0, 0] - bars, reach[0, 1] - bars, reach[1, 0] + bars / 4, reach[1, 1] + bars / 4
     )  # fmt: skip
-    whole = (
-        min(0.0, reach[0, 0]), min(0.0, reach[0, 1]),
-        max(width, reach[1, 0], feature_size[1] * stride[0]),
-        max(height, reach[1, 1], feature_size[0] * stride[1]),
-    )  # fmt: skip
+    feature_map = np.array([0, 0, feature_size[1] * stride[0], feature_size[0] * stride[1]])
+    whole = view_around(image_bgr, np.stack([feature_map, reach.flatten()]))
     middle = (bins[0] // 2, bins[1] // 2)
     legend = [
         ("box as given", _GIVEN),
@@ -174,7 +170,7 @@ def draw_roi_cells(
 def _bars(
     canvas: Canvas, bounds: IntArray, stride: float, start: float, room: float, *, horizontal: bool
 ) -> None:
-    """A bar for each bin beside the box, in as many lanes as keep overlapping ones apart."""
+    """Draw a bar for each bin beside the box, in as many lanes as keep overlapping ones apart."""
     lanes = lanes_of(bounds)
     thick = room * 0.85 / max(*lanes, 2)
     for number, ((first, end), lane) in enumerate(zip(bounds, lanes, strict=True)):
@@ -190,7 +186,7 @@ def _bars(
 
 
 def lanes_of(bounds: IntArray) -> list[int]:
-    """Lanes, from 1 on, in which intervals do not overlap.
+    """Assign intervals to lanes, from 1 on, in which they do not overlap.
 
     Args:
         bounds: (n, 2) starts and ends, starts ascending; empty ones get a lane as well.

@@ -1,13 +1,19 @@
+"""Cells that RoI pooling reads, by hand and by pooling, and their picture."""
+
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
 from frcnn_plugin.modeling import InclusiveROIPooler
-from frcnn_plugin.visualization import pooled_cells
+from frcnn_plugin.visualization import PooledCells, draw_roi_cells, pooled_cells
+from frcnn_plugin.visualization.drawings.palette import VERMILION, YELLOW
 from frcnn_plugin.visualization.drawings.roi_cells import lanes_of
+
+from .artists import IMAGE, boxes, heading
 
 
 def caffe_pooler(size: int = 7) -> InclusiveROIPooler:
@@ -39,7 +45,7 @@ def test_corners_beyond_the_map() -> None:
 
 
 def test_nothing_to_read() -> None:
-    """Pixel 792 / 16 = 49.5 rounds away from zero, to the cell behind the last one."""
+    """Pixel 792 / 16 = 49.5 rounds away from zero, to the cell after the last one."""
     cells = pooled_cells(caffe_pooler(), torch.tensor([792.0, 0.0, 800.0, 16.0]), (38, 50))
     assert cells.rounded.tolist() == [50, 0, 51, 2]
     assert cells.empty_bins == 49 and cells.read == (0, 0, 0, 0)
@@ -69,3 +75,25 @@ def test_lanes_keep_overlapping_bins_apart() -> None:
     assert lanes_of([[0, 2], [2, 4], [4, 6]]) == [1, 1, 1]
     assert lanes_of([[0, 2], [1, 3], [2, 4]]) == [1, 2, 1]
     assert lanes_of([[0, 1]] * 3) == [1, 2, 3]
+
+
+def test_roi_cells() -> None:
+    """A cell is 10 image pixels; the box rounds to columns 1 to 3 and rows 0 to 1."""
+    columns, rows = np.array([[1, 3], [2, 4]]), np.array([[0, 1], [1, 2]])
+    cells = PooledCells(np.array([1, 0, 4, 2]), columns, rows)
+    box = np.array([12.0, 3, 38, 17])
+    canvas = draw_roi_cells(IMAGE, box, cells, (10, 20), (10.0, 10.0), "dog")
+    assert "3 x 2 feature cells pooled into 2 x 2 bins" in heading(canvas)
+    for axes in canvas.axes:
+        assert boxes(axes, YELLOW) == [(12, 3, 38, 17)]
+        assert boxes(axes, VERMILION, "--") == [(10, 0, 40, 20)]
+        # Lines at every tenth image pixel.
+        lines = axes.collections[0].get_segments()
+        assert sorted({x for line in lines for x, _ in line.tolist()})[:3] == [0, 10, 20]
+    filled = [p for p in canvas.axes[1].patches if p.get_fill()]
+    # Cells read; cells of the last bin; a bar for each column and row of bins.
+    extents = [(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in filled]
+    assert extents[:2] == [(10, 0, 30, 20), (20, 10, 20, 10)]
+    assert [bar[0::2] for bar in extents[2:4]] == [(10, 20), (20, 20)]
+    assert [bar[1::2] for bar in extents[4:6]] == [(0, 10), (10, 10)]
+    assert "beyond" not in heading(canvas)

@@ -1,6 +1,6 @@
 """Places of labels, literals by hand."""
 
-from frcnn_plugin.visualization.drawings.labels import Place, overlap, place_label
+from frcnn_plugin.visualization.drawings.layout import Place, overlap, place_label
 
 SIZE, BOX, TEXT = (100, 80), (20.0, 30.0, 60.0, 50.0), (15, 5)
 
