@@ -32,6 +32,7 @@ from frcnn_plugin.cli.__main__ import parse
 from frcnn_plugin.data.loading.image_reader import read_bgr
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
+from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step import STAGES
 from frcnn_plugin.report import write_report
 from frcnn_plugin.visualization import contact_sheet, draw_comparison, save_picture
@@ -139,4 +140,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

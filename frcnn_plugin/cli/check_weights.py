@@ -5,10 +5,10 @@
     frcnn weights check output/model_final.pth detector.caffemodel
     frcnn weights check vgg16_caffe.pth --layout caffe-pth
 
-Without arguments: every published file in the cache. Of a published file, named as
-`frcnn weights download --list` names it, the SHA-256 is compared. Any other word is a file, or
-frcnn:// and a name: it is read as a training would read it, what it was recognised as and the
-mapping of its layers are printed, and its values must be finite. Nothing is written.
+Without arguments, every published file in the cache is checked. A published file is given by its
+name in `frcnn weights download --list`; its SHA-256 is compared. Any other file (or frcnn:// and a
+name) is read as a training would read it: the command prints what it was recognised as and the
+mapping of its layers, and fails if a value is not finite. Nothing is written.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ FIRST = 4  # images drawn where nothing says how many
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", required=True, help=f"one of {', '.join(MODES)}")
-    parser.add_argument("--config-file", required=True, help="config of the network")
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="config of the network"
+    )
     parser.add_argument(
         "--dataset",
         help="registered name; default: the first of DATASETS.TEST for proposals and detections, "
@@ -59,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", nargs="+", action="extend", metavar="PATH", help="image files and folders"
     )
-    parser.add_argument("--limit", type=int, help=f"images at most; of a data set: {FIRST}")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help=f"images at most; of a data set: {FIRST}"
+    )
     parser.add_argument(
         "--seed",
         type=int,

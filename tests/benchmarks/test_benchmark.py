@@ -57,7 +57,7 @@ def test_infer_beside_both_peers(
     result = json.loads((tmp_path / "benchmark.json").read_text())
     # A warm-up round is not among them; each round runs all.
     assert result["order"] == ["ours", "detectron2", "torchvision"] * 2
-    assert {"command", "cpu", "cores", "threads", "torch", "torchvision", "gpu"} <= set(result)
+    assert {"command", "cpu", "cores", "threads", "gpu", "environment"} <= set(result)
     assert result["work"]["seed"] == 0
     for model in result["models"].values():
         # As many as the config allows.

@@ -94,7 +94,7 @@ def test_pictures_and_json(predict: Callable, weights: Path, photos: Path, tmp_p
     out = tmp_path / "new" / "found"
     printed = predict(photos / "a", photos / "b", "--output", out, "--batch-size", 3)
     assert files(out) == ["2.jpg", "3.jpg", "a__1.jpg", "b__1.jpg", "detections.json"]
-    assert cv2.imread(str(out / "2.jpg")).shape == (480, 301, 3)  # small ones are enlarged
+    assert cv2.imread(str(out / "2.jpg")).shape == (480, 302, 3)  # small ones are enlarged
     content = json.loads((out / "detections.json").read_text())
     names = [f"{photos}/a/1.png", f"{photos}/a/2.png", f"{photos}/b/1.png", f"{photos}/b/3.jpg"]
     assert [image["file_name"] for image in content["images"]] == names

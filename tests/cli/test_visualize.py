@@ -174,7 +174,7 @@ def test_more_mistakes(fails: Callable[..., str], tmp_path: Path, weights: str) 
         return fails("visualize", "--mode", mode, "--config-file", DEMO, *words)
 
     assert "no config file" in said("data", "--config-file", tmp_path / "no.yaml")
-    assert "holds no pictures" in said("anchors", "--input", tmp_path, *SMALL)
+    assert "holds no images" in said("anchors", "--input", tmp_path, *SMALL)
     empty = said("anchors", *SMALL, "DATASETS.TRAIN", "()")
     assert empty == "DATASETS.TRAIN is empty: name a data set with --dataset"
     classes = ["MODEL.ROI_HEADS.NUM_CLASSES", "7", "MODEL.WEIGHTS", weights]
