@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 
 from ..checkpoint.catalog import known_files as catalog
-from ..checkpoint.catalog.cache import cached_path, check_cached
+from ..checkpoint.catalog.download import cached_path, check_cached
 from ..checkpoint.catalog.known_files import KnownFile
 from ..checkpoint.from_torchvision import LAYOUTS
 from ..errors import UserError
@@ -37,7 +37,7 @@ def check_published(known: KnownFile) -> None:
     path = cached_path(known)
     if not path.is_file():
         raise UserError(f"{known.name} is not at {path}")
-    digest = check_cached(known, thorough=True)
+    digest = check_cached(known)
     print(f"{known.name}: SHA-256 {digest}, checked by: {known.checked_by}")
 
 

@@ -18,9 +18,8 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from ..checkpoint.catalog import known_files as catalog
-from ..checkpoint.catalog.cache import cached_path, local_path
+from ..checkpoint.catalog.download import cached_path, local_path, megabytes
 from ..checkpoint.catalog.known_files import find
-from ..checkpoint.catalog.progress import megabytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,8 @@
 """Proposals handed from one stage to the next, as files.
 
-Files, and not lists in memory: a run that is resumed in a detector stage needs the very proposals
-that the stage began with, and the RPN that made them is not in its checkpoint any more (stage 2
-trains the convolutions). Besides, they can be looked at, and Detectron2 reads them itself.
+Files, and not lists in memory: a run that is resumed in stage 2 needs the very proposals that the
+stage began with, and the RPN that made them is gone, as its convolutions have been trained on.
+Besides, they can be looked at, and Detectron2 reads them by itself.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..checkpoint.catalog.cache import cached_path
+from ..checkpoint.catalog.download import cached_path
 from ..checkpoint.catalog.known_files import find
 from ..checkpoint.catalog.path_handler import PREFIX
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 from frcnn_plugin import get_config_file
-from frcnn_plugin.checkpoint.catalog.cache import cached_path
+from frcnn_plugin.checkpoint.catalog.download import cached_path
 from frcnn_plugin.checkpoint.catalog.known_files import find as find_known
 from frcnn_plugin.checkpoint.checkpointer import preprocessing
 from frcnn_plugin.checkpoint.metadata import KEY, Metadata, Preprocessing

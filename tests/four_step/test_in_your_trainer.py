@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.engine import SeedEveryIteration
 from frcnn_plugin.four_step.hook import FourStepHook
-from tests.four_step.four_step_runs import TINY, final_weights, tiny_cfg
+from tests.four_step.four_step_runs import TINY, Stop, final_weights, tiny_cfg
 
 pytestmark = pytest.mark.usefixtures("with_data")
 
@@ -29,12 +29,6 @@ def example() -> dict[str, Any]:
     names: dict[str, Any] = {}
     exec(compile(code, str(PAGE), "exec"), names)
     return names
-
-
-class Fail(HookBase):
-    def after_step(self) -> None:
-        if self.trainer.iter == 13:
-            raise InterruptedError
 
 
 def make(example: dict[str, Any], folder: Path) -> Any:
@@ -68,7 +62,7 @@ def test_example_resumes_exactly_with_seeds(example: dict[str, Any], tmp_path: P
         trainer.register_hooks([seeds])
         trainer._hooks.insert(1, trainer._hooks.pop())
         if fails:
-            trainer.register_hooks([Fail()])
+            trainer.register_hooks([Stop(13)])
         trainer.resume_or_load(resume=True)
         if fails:
             with pytest.raises(InterruptedError):

@@ -1,4 +1,4 @@
-"""What each of the four steps does, seen from outside (paper section 3.2)."""
+"""What each of the four stages does, seen from outside (paper section 3.2)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ TRAINS = {
 FROZEN = ("backbone.conv1", "backbone.conv2")
 
 
-def test_only_the_step_s_parts_move(finished: Run) -> None:
+def test_only_the_stage_s_parts_move(finished: Run) -> None:
     names = [n for n in finished.weights("model_final.pth") if not n.startswith(FROZEN)]
     assert any(n.startswith("backbone.") for n in names)
-    for step, parts in TRAINS.items():
+    for stage, parts in TRAINS.items():
         expected = {n for n in names if n.startswith(parts)}
-        assert finished.recorder.trainable[step] == expected
-        moved = finished.recorder.moved[step]
+        assert finished.recorder.trainable[stage] == expected
+        moved = finished.recorder.moved[stage]
         assert moved <= expected
         # A bias may stay at 0, a weight decays at least.
         assert {n for n in expected if n.endswith("weight")} <= moved
@@ -60,8 +60,8 @@ def test_momentum_is_forgotten(finished: Run) -> None:
     assert finished.recorder.momentum == dict.fromkeys(TRAINS, 0)
 
 
-def test_no_work_that_the_step_does_not_need(finished: Run) -> None:
-    """RPN steps select no proposals; steps 3 and 4 do not go back through the convolutions."""
+def test_no_work_that_the_stage_does_not_need(finished: Run) -> None:
+    """RPN stages select no proposals; stages 3 and 4 do not go back through the convolutions."""
     assert finished.recorder.selected == {}
     assert finished.recorder.conv_gradient == {1: True, 2: True, 3: False, 4: False}
 
@@ -72,7 +72,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], *prefixes: str)
     return all(torch.equal(a[n], b[n]) for n in names)
 
 
-def test_step_2_starts_from_the_initial_weights(finished: Run) -> None:
+def test_stage_2_starts_from_the_initial_weights(finished: Run) -> None:
     initial, entered = finished.weights("initial_weights.pth"), finished.recorder.entered[2]
     given = torch.load(finished.root / "imagenet.pth", weights_only=True)["model"]
     assert same(given, initial, "backbone.", "roi_heads.")
@@ -80,7 +80,7 @@ def test_step_2_starts_from_the_initial_weights(finished: Run) -> None:
     assert not same(initial, finished.weights("stage1_final.pth"), "backbone.conv5")
 
 
-def test_step_3_keeps_the_convolutions_and_draws_an_rpn_head(finished: Run) -> None:
+def test_stage_3_keeps_the_convolutions_and_draws_an_rpn_head(finished: Run) -> None:
     entered = finished.recorder.entered[3]
     assert same(finished.weights("stage2_final.pth"), entered, "backbone.", "roi_heads.")
     for name in ("rpn_conv", "rpn_cls_score", "rpn_bbox_pred"):
@@ -92,7 +92,7 @@ def test_step_3_keeps_the_convolutions_and_draws_an_rpn_head(finished: Run) -> N
             assert (weight - before).abs().mean() > 0.005, (name, other)
 
 
-def test_step_4_goes_on_with_the_same_function(finished: Run) -> None:
+def test_stage_4_goes_on_with_the_same_function(finished: Run) -> None:
     """With target statistics of its own, as in MATLAB."""
     entered = finished.recorder.entered
     key = "roi_heads.box_predictor.target_statistics.mean"
@@ -115,7 +115,7 @@ def outputs(run: Run, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, t
         return scores, model.roi_heads.box_predictor.target_statistics.denormalise(deltas)
 
 
-def test_step_4_restarts_the_predictor(finished: Run) -> None:
+def test_stage_4_restarts_the_predictor(finished: Run) -> None:
     """As in py-faster-rcnn."""
     opts = [*finished.opts, "FOUR_STEP.PREDICTOR_START", "restart"]
     trainer = make_trainer(
@@ -153,9 +153,9 @@ class _Storage:
 
 
 def test_statistics_are_there_in_training_and_folded_in_files(finished: Run) -> None:
-    for step, part in ((1, "proposal_generator"), (2, "roi_heads.box_predictor"),
+    for stage, part in ((1, "proposal_generator"), (2, "roi_heads.box_predictor"),
                        (3, "proposal_generator"), (4, "roi_heads.box_predictor")):  # fmt: skip
-        keys = {k for k in finished.recorder.entered[step] if "target_statistics" in k}
+        keys = {k for k in finished.recorder.entered[stage] if "target_statistics" in k}
         assert keys == {f"{part}.target_statistics.mean", f"{part}.target_statistics.std"}
     files = [*(f"stage{k}_final.pth" for k in TRAINS), "model_final.pth", "initial_weights.pth"]
     for name in files:
@@ -172,7 +172,7 @@ def test_folding_at_the_end_changes_no_box(finished: Run) -> None:
     torch.testing.assert_close(outputs(finished, model.state_dict()), before, rtol=1e-4, atol=1e-5)
 
 
-def test_model_final_is_the_end_of_step_4(finished: Run) -> None:
+def test_model_final_is_the_end_of_stage_4(finished: Run) -> None:
     assert same(finished.weights("model_final.pth"), finished.weights("stage4_final.pth"), "")
 
 
@@ -189,12 +189,12 @@ def test_metrics_name_the_step(finished: Run) -> None:
         if "stage" in entry:
             stages[entry["iteration"]] = entry["stage"]
     assert [stages[i] for i in range(15)] == [1 + i // 4 for i in range(15)]
-    for step, key in ((1, "proposals"), (2, "bbox/AP50"), (3, "proposals")):
-        assert any(k.startswith(f"stage{step}/{key}") for k in found), sorted(found)
+    for stage, key in ((1, "proposals"), (2, "bbox/AP50"), (3, "proposals")):
+        assert any(k.startswith(f"stage{stage}/{key}") for k in found), sorted(found)
     assert "bbox/AP50" in found  # of the whole, at the end
 
 
-def test_every_line_names_the_step(finished: Run) -> None:
+def test_every_line_names_the_stage(finished: Run) -> None:
     lines = finished.recorder.lines
     first = next(i for i, line in enumerate(lines) if "stage 1 of 4 begins" in line)
     last = next(i for i, line in enumerate(lines) if "share their convolutions" in line)
@@ -207,7 +207,7 @@ def test_every_line_names_the_step(finished: Run) -> None:
     assert not any(line.count("[stage ") > 1 for line in lines)
 
 
-def test_losses_of_another_step_are_not_printed(finished: Run) -> None:
+def test_losses_of_another_stage_are_not_printed(finished: Run) -> None:
     rpn = {"loss_rpn_cls", "loss_rpn_loc", "total_loss"}
     head = {"loss_cls", "loss_box_reg", "total_loss"}
     assert finished.recorder.losses == {1: rpn, 2: head, 3: rpn, 4: head}
@@ -219,10 +219,10 @@ def test_losses_of_another_step_are_not_printed(finished: Run) -> None:
 
 
 def test_proposal_files(finished: Run) -> None:
-    for step in (1, 3):
+    for stage in (1, 3):
         for name in ("tiny_trainval", "tiny_test"):
             dicts = get_detection_dataset_dicts(name, filter_empty=False)
-            path = finished.folder / "proposals" / f"stage{step}" / f"{name}.pkl"
+            path = finished.folder / "proposals" / f"stage{stage}" / f"{name}.pkl"
             proposals = check_proposals(path, dicts, name)
             assert proposals.ids == [d["image_id"] for d in dicts]
             assert max(map(len, proposals.logits)) <= 100
@@ -238,7 +238,7 @@ def test_shared_convolutions_are_confirmed(finished: Run) -> None:
         assert stage_weights.digest(model.backbone) == digest, name
 
 
-def test_convolutions_that_change_in_step_4_are_noticed(finished: Run, tmp_path: Path) -> None:
+def test_convolutions_that_change_in_stage_4_are_noticed(finished: Run, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, finished.opts)
     trainer._hooks[0]._shared_convolutions = "another"
     with pytest.raises(RuntimeError, match="the convolutions changed in stage 3 or 4"):
@@ -249,11 +249,11 @@ def test_plan(finished: Run) -> None:
     plan = next(x for x in finished.recorder.lines if x.startswith("four-step training, "))
     assert "16 iterations in all" in plan
     sizes = {n: v.numel() for n, v in finished.weights("model_final.pth").items()}
-    for step, trainable in finished.recorder.trainable.items():
+    for stage, trainable in finished.recorder.trainable.items():
         trained = sum(sizes[n] for n in trainable)
-        (row,) = [x for x in plan.splitlines() if x.startswith(f"{step} ")]
+        (row,) = [x for x in plan.splitlines() if x.startswith(f"{stage} ")]
         assert f" {trained:,} " in row and f" {sum(sizes.values()) - trained:,} " in row
-        assert f"stage{step}_final.pth" in row and "4 x" in row
+        assert f"stage{stage}_final.pth" in row and "4 x" in row
     for text in (
         "imagenet.pth again",
         str(finished.root / "imagenet.pth"),

@@ -32,5 +32,5 @@ def test_the_comparison_notices_another_order_of_images(tmp_path: Path) -> None:
     run = tmp_path / "run"
     opts = [*PY, "MODEL.WEIGHTS", str(tmp_path / "start.pth"), "SEED", "4"]
     make_trainer(run, opts).train()
-    with pytest.raises(AssertionError, match="step 1: "):
+    with pytest.raises(AssertionError, match="stage 1: "):
         check_same(tmp_path, run)

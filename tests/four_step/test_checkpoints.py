@@ -1,35 +1,87 @@
-"""What a four-step run refuses, and in which words."""
+"""Where a four-step run starts and stops, what it may resume or refuses, and its checkpoints.
+
+What is promised, with the same schedule, seed, data and number of processes:
+
+- A run stopped with FOUR_STEP.STOP_AFTER and resumed with a later one ends with the weights of a
+  run that was not stopped, bit for bit.
+- So does a run with FOUR_STEP.START_AT k from that run's ``stage<k-1>_final.pth``, for k = 2 with
+  its ``initial_weights.pth`` as FOUR_STEP.INITIAL_WEIGHTS.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from detectron2.engine import HookBase
 
-from frcnn_plugin.engine import forget_run
+from frcnn_plugin.engine import evaluate_checkpoint, forget_run
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.four_step.checkpoints import check_schedule, schedule_state
+from frcnn_plugin.four_step.checkpoints import check_schedule, schedule_state, stage_of
 from frcnn_plugin.preflight import PlannedRun, stop_on_errors
 from tests.four_step.fixtures import Run
-from tests.four_step.four_step_runs import final_weights, make_trainer, tiny_cfg
-from tests.four_step.test_four_step_parts import later
+from tests.four_step.four_step_runs import Stop, digest_of, final_weights, make_trainer, tiny_cfg
 
 pytestmark = pytest.mark.usefixtures("with_data")
 
 
-class Stop(HookBase):
-    """Ends a run by an error behind an iteration."""
+# ---- parts of the schedule ----------------------------------------------------------------------
 
-    def __init__(self, iteration: int) -> None:
-        self._iteration = iteration
 
-    def after_step(self) -> None:
-        if self.trainer.iter == self._iteration:
-            raise InterruptedError
+@pytest.mark.parametrize("stage", [2, 3, 4])
+def test_a_later_start_ends_with_the_same_weights(
+    finished: Run, tmp_path: Path, stage: int
+) -> None:
+    make_trainer(tmp_path, finished.later(stage)).train()
+    for name in [*(f"stage{k}_final.pth" for k in range(stage, 5)), "model_final.pth"]:
+        ours = torch.load(tmp_path / name, weights_only=True)["model"]
+        assert digest_of(ours) == digest_of(finished.weights(name)), name
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_stopping_and_going_on_ends_with_the_same_weights(
+    finished: Run, tmp_path: Path, stage: int
+) -> None:
+    first = make_trainer(tmp_path, [*finished.opts, "FOUR_STEP.STOP_AFTER", str(stage)])
+    results = first.train()
+    assert first.model.phase == ("fast_rcnn" if stage == 2 else "rpn")
+    # What the stage trained has been evaluated, once and as what it is.
+    assert results is not None
+    assert next(iter(results)) == ("bbox" if stage == 2 else "proposals")
+    assert not (tmp_path / f"stage{stage + 1}_final.pth").exists()
+    assert final_weights(tmp_path) == digest_of(finished.weights(f"stage{stage}_final.pth"))
+    again = tiny_cfg(tmp_path, [*finished.opts, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth")])
+    assert evaluate_checkpoint(again).keys() == results.keys()
+    make_trainer(tmp_path, finished.opts, resume=True).train()
+    assert final_weights(tmp_path) == final_weights(finished.folder)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Run, tmp_path: Path) -> None:
+    opts = finished.later(4)
+    make_trainer(tmp_path, opts).train()
+    before = final_weights(tmp_path)
+    trainer = make_trainer(tmp_path, opts, resume=True)
+    assert trainer.start_iter == trainer.max_iter
+    results = trainer.train()
+    assert results is not None and "bbox" in results
+    assert final_weights(tmp_path) == before
+
+
+def test_a_random_seed_is_kept(finished: Run, tmp_path: Path) -> None:
+    """The order of images goes on where it was."""
+    opts = [*finished.opts, *("SEED", "-1"), *("FOUR_STEP.STOP_AFTER", "1")]
+    first = make_trainer(tmp_path, opts)
+    first.train()
+    second = make_trainer(tmp_path, opts, resume=True)
+    assert second._hooks[0]._seed == first._hooks[0]._seed
+    assert make_trainer(tmp_path / "other", opts)._hooks[0]._seed != first._hooks[0]._seed
+
+
+# ---- what is refused, and in which words --------------------------------------------------------
 
 
 def stop_at(folder: Path, opts: list[str], iteration: int) -> None:
@@ -41,7 +93,7 @@ def stop_at(folder: Path, opts: list[str], iteration: int) -> None:
 
 @pytest.fixture(scope="module")
 def stopped(finished: Run, with_data: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that stopped in the middle of step 4, behind its checkpoint of iteration 14."""
+    """A run that stopped in the middle of stage 4, after its checkpoint of iteration 14."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     stop_at(folder, finished.opts, 14)
     return folder
@@ -113,7 +165,7 @@ def test_damaged_proposals(copy: Callable[..., str]) -> None:
 
 
 def test_other_proposals(copy: Callable[..., str]) -> None:
-    """A good file of the same data set, but not the one that the step began with."""
+    """A good file of the same data set, but not the one that the stage began with."""
 
     def exchange(folder: Path) -> None:
         shutil.copy(folder / "proposals" / "stage1" / "tiny_trainval.pkl", proposals(folder))
@@ -121,7 +173,7 @@ def test_other_proposals(copy: Callable[..., str]) -> None:
     assert "tiny_trainval.pkl has changed since stage 4 began" in copy(change=exchange)
 
 
-def test_what_to_type_after_losing_proposals_of_step_1(finished: Run, tmp_path: Path) -> None:
+def test_what_to_type_after_losing_proposals_of_stage_1(finished: Run, tmp_path: Path) -> None:
     """The message's overrides give the weights of a run that lost nothing."""
     folder = tmp_path / "run"
     stop_at(folder, finished.opts, 5)
@@ -161,7 +213,7 @@ def test_lost_checkpoint(copy: Callable[..., str]) -> None:
 
 
 def test_empty_last_checkpoint(copy: Callable[..., str]) -> None:
-    """As the host's own writer leaves it when it is killed."""
+    """As Detectron2's own writer leaves it when it is killed."""
     message = copy(change=lambda folder: (folder / "last_checkpoint").write_text(""))  # type: ignore[arg-type,return-value]
     assert "there is no checkpoint" in message and "last_checkpoint names the file" in message
 
@@ -198,7 +250,7 @@ def test_initial_weights_of_another_network(finished: Run, tmp_path: Path) -> No
     name = next(k for k in weights if k.startswith("backbone.") and "conv3_1" in k)
     weights[name] = torch.zeros(1)
     torch.save({"model": weights}, tmp_path / "other.pth")
-    opts = later(finished, 2, "FOUR_STEP.INITIAL_WEIGHTS", str(tmp_path / "other.pth"))
+    opts = finished.later(2, "FOUR_STEP.INITIAL_WEIGHTS", str(tmp_path / "other.pth"))
     with pytest.raises(UserError, match=r"other.pth lacks 2 of the \d+ weights") as caught:
         make_trainer(tmp_path / "run", opts).train()
     assert name in str(caught.value) and "cls_score.bias" in str(caught.value)
@@ -207,7 +259,7 @@ def test_initial_weights_of_another_network(finished: Run, tmp_path: Path) -> No
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"no weights at all"])
 def test_damaged_initial_weights(finished: Run, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.pth").write_bytes(content)
-    opts = later(finished, 2, "FOUR_STEP.INITIAL_WEIGHTS", str(tmp_path / "bad.pth"))
+    opts = finished.later(2, "FOUR_STEP.INITIAL_WEIGHTS", str(tmp_path / "bad.pth"))
     with pytest.raises(UserError, match=r"bad.pth is damaged, or .*FOUR_STEP.INITIAL_WEIGHTS"):
         make_trainer(tmp_path / "run", opts).train()
 
@@ -230,7 +282,7 @@ def test_a_later_start_without_weights(
     assert message in str(caught.value)
 
 
-def test_a_later_start_with_the_weights_of_another_step(finished: Run, tmp_path: Path) -> None:
+def test_a_later_start_with_the_weights_of_another_stage(finished: Run, tmp_path: Path) -> None:
     opts = [*finished.opts, "MODEL.WEIGHTS", str(finished.folder / "stage1_final.pth")]
     with pytest.raises(UserError, match=r"from the end of stage 1: give stage2_final.pth"):
         make_trainer(tmp_path, [*opts, "FOUR_STEP.START_AT", "3"])
@@ -243,3 +295,74 @@ def test_more_images_per_batch_than_the_data_set_has(tmp_path: Path) -> None:
     )
     trainer.train()
     assert (tmp_path / "model_final.pth").is_file()
+
+
+# ---- evaluation of a checkpoint ------------------------------------------------------------------
+
+
+def logged(run: Run, prefix: str) -> dict[str, float]:
+    """What the run's metrics say about a stage."""
+    found: dict[str, float] = {}
+    for line in (run.folder / "metrics.json").read_text().splitlines():
+        entry = json.loads(line)
+        found |= {k.removeprefix(prefix): v for k, v in entry.items() if k.startswith(prefix)}
+    return found
+
+
+def evaluated(run: Run, name: str) -> dict[str, Any]:
+    return evaluate_checkpoint(
+        tiny_cfg(run.root / "none", [*run.opts, "MODEL.WEIGHTS", str(run.folder / name)])
+    )
+
+
+@pytest.mark.parametrize(("stage", "task"), [(1, "proposals"), (2, "bbox"), (3, "proposals")])
+def test_a_stage_s_checkpoint_is_evaluated_as_the_run_did(
+    finished: Run, stage: int, task: str
+) -> None:
+    """Recall of an RPN, AP of a detector on the proposals it was made for."""
+    results = evaluated(finished, f"stage{stage}_final.pth")
+    assert list(results) == [task]
+    wanted = logged(finished, f"stage{stage}/{task}/")
+    assert wanted and wanted.keys() == results[task].keys()
+    assert results[task] == pytest.approx(wanted, nan_ok=True)
+
+
+def test_any_other_checkpoint_is_evaluated_as_what_it_is(finished: Run) -> None:
+    """Iterations 2 and 14 are in the middle of stages 1 and 4, 5 and 8 in stages 2 and 3."""
+    for iteration, task in ((2, "proposals"), (5, "bbox"), (8, "proposals"), (14, "bbox")):
+        assert list(evaluated(finished, f"model_{iteration:07d}.pth")) == [task]
+
+
+def test_stage_of_a_checkpoint(finished: Run, tmp_path: Path) -> None:
+    """As it says itself; whole detectors, other files and missing ones are of none."""
+    for number in (1, 2, 3):
+        copy = shutil.copy(finished.folder / f"stage{number}_final.pth", tmp_path / "renamed.pth")
+        stage = stage_of(copy)
+        assert stage is not None and stage.number == number
+    for name in ("stage4_final.pth", "model_final.pth", "initial_weights.pth", "no.pth"):
+        assert stage_of(finished.folder / name) is None
+
+
+def test_the_last_checkpoints_are_evaluated_as_whole_detectors(finished: Run) -> None:
+    final = evaluated(finished, "model_final.pth")
+    assert list(final) == ["bbox"]
+    assert evaluated(finished, "stage4_final.pth")["bbox"] == pytest.approx(
+        final["bbox"], nan_ok=True
+    )
+    assert final["bbox"] == pytest.approx(logged(finished, "bbox/"), nan_ok=True)
+
+
+def test_evaluation_without_its_proposals(finished: Run, tmp_path: Path) -> None:
+    path = tmp_path / "stage2_final.pth"
+    path.symlink_to(finished.folder / "stage2_final.pth")
+    cfg = tiny_cfg(tmp_path, [*finished.opts, "MODEL.WEIGHTS", str(path)])
+    with pytest.raises(UserError, match=r"proposals of stage 1, but .*tiny_test.pkl is missing"):
+        evaluate_checkpoint(cfg)
+
+
+def test_evaluation_of_a_damaged_checkpoint(finished: Run, tmp_path: Path) -> None:
+    for name in ("stage1_final.pth", "model_final.pth"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes()[:2000])
+        cfg = tiny_cfg(tmp_path, [*finished.opts, "MODEL.WEIGHTS", str(tmp_path / name)])
+        with pytest.raises(UserError, match=rf"{name} is damaged"):
+            evaluate_checkpoint(cfg)

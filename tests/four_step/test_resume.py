@@ -14,12 +14,12 @@ from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Steps of 4 iterations: 0-3, 4-7, 8-11, 12-15; checkpoints at 2, 3, 5, 7, 8, 11, 14, 15.
+# Stages of 4 iterations: 0-3, 4-7, 8-11, 12-15; checkpoints at 2, 3, 5, 7, 8, 11, 14, 15.
 KILLS = [
     "iteration:1",  # before the first checkpoint
     "iteration:2",
-    "iteration:3",  # boundary 1 -> 2, step 1 saved
-    "before_checkpoint:3",  # boundary, step 1 finished but not saved
+    "iteration:3",  # boundary 1 -> 2, stage 1 saved
+    "before_checkpoint:3",  # boundary, stage 1 finished but not saved
     "proposals:1",
     "surgery:2",
     "iteration:5",

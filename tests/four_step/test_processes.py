@@ -1,4 +1,4 @@
-"""Four steps in two processes that talk over gloo."""
+"""Four stages in two processes that talk over gloo."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from frcnn_plugin.data.proposals.files import load_proposals
+from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step import weights as stage_weights
+from frcnn_plugin.four_step.statistics import broadcast_statistics
 from frcnn_plugin.process import launch, unwrap_model
 from tests.four_step.four_step_oracle import check_same, four_trainings
-from tests.four_step.four_step_runs import final_weights, make_trainer
+from tests.four_step.four_step_runs import Stop, final_weights, make_trainer
 
 pytestmark = pytest.mark.usefixtures("with_data")
 
 
 class Digests(HookBase):
-    """The weights of this process behind every iteration."""
+    """The weights of this process after every iteration."""
 
     def __init__(self) -> None:
         self.values: list[str] = []
@@ -31,29 +33,35 @@ class Digests(HookBase):
         self.values.append(stage_weights.digest(unwrap_model(self.trainer.model)))
 
 
-class Fail(HookBase):
-    """Ends all processes at an iteration."""
+def broadcast() -> tuple[list[float], str]:
+    """Numbers that each process would draw otherwise, and how an error comes through."""
+    torch.manual_seed(comm.get_rank())
+    drawn = broadcast_statistics(lambda: torch.rand(20).tolist())
 
-    def after_step(self) -> None:
-        if self.trainer.iter == 5:
-            raise InterruptedError
+    def fail() -> None:
+        raise UserError("no such thing")
+
+    with pytest.raises((UserError, RuntimeError)) as caught:
+        broadcast_statistics(fail)
+    return drawn, f"{caught.typename}: {caught.value}"
 
 
 def run(folder: Path, opts: list[str]) -> None:
     """What each process does: a whole run, then one that is interrupted and resumed."""
     torch.set_num_threads(1)
-    seed_all_rng(3 + comm.get_rank())  # as the host's default_setup: another seed in each
+    numbers = broadcast()
+    seed_all_rng(3 + comm.get_rank())  # as in Detectron2's default_setup: another seed in each
     whole = make_trainer(folder / "whole", opts)
     digests = Digests()
     whole.register_hooks([digests])
     whole.train()
     interrupted = make_trainer(folder / "resumed", opts)
-    interrupted.register_hooks([Fail()])
+    interrupted.register_hooks([Stop(5)])
     with pytest.raises(InterruptedError):
         interrupted.train()
     comm.synchronize()
     make_trainer(folder / "resumed", opts, resume=True).train()
-    (folder / f"rank{comm.get_rank()}.json").write_text(json.dumps(digests.values))
+    (folder / f"rank{comm.get_rank()}.json").write_text(json.dumps([digests.values, numbers]))
 
 
 @pytest.fixture
@@ -77,14 +85,22 @@ def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *("FOUR_STEP.EVALUATE_STEPS", "True"),
     ]
     launch(run, 2, args=(tmp_path, opts))
-    first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2))
+    main_process = torch.Generator().manual_seed(0)
+    (first, (drawn, failure)), (second, (drawn_by_second, failure_of_second)) = (
+        json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)
+    )
+    # What the main process computes, all have; its error comes through as itself.
+    assert drawn == drawn_by_second == torch.rand(20, generator=main_process).tolist()
+    assert failure == "UserError: no such thing"
+    assert failure_of_second.startswith("RuntimeError: the main process could not")
+    assert "such" in failure_of_second
     assert len(first) == 16 and len(set(first)) == 16
     assert first == second
     check_same(tmp_path, tmp_path / "whole")
     assert final_weights(tmp_path / "resumed") == final_weights(tmp_path / "whole")
-    for step in (1, 3):
-        ours = load_proposals(tmp_path / f"whole/proposals/stage{step}/tiny_trainval.pkl")
-        expected = load_proposals(tmp_path / f"{step}.pkl")
+    for stage in (1, 3):
+        ours = load_proposals(tmp_path / f"whole/proposals/stage{stage}/tiny_trainval.pkl")
+        expected = load_proposals(tmp_path / f"{stage}.pkl")
         assert ours.ids == expected.ids  # complete, in the order of the data set
         for a, b in zip(ours.boxes, expected.boxes, strict=True):
             assert a.tolist() == b.tolist()

@@ -1,4 +1,4 @@
-"""Switching steps leaves nothing behind."""
+"""Switching stages leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def count() -> Counter[str]:
 
 
 class Census(HookBase):
-    """Counts in front of every iteration."""
+    """Counts before every iteration."""
 
     def __init__(self) -> None:
         self.counts: list[Counter[str]] = []
@@ -66,18 +66,18 @@ def test_old_loaders_and_tensors_are_gone_within_a_run(tmp_path: Path, workers: 
     for now in counts[1:]:
         for kind in ("Module", "Optimizer", "DataLoader", "children"):
             assert now[kind] <= before[kind], (kind, now, before)
-    # Like steps need the same; tensors of a data set's records may differ a little.
+    # Like stages need the same; tensors of a data set's records may differ a little.
     for first, second in ((0, 2), (1, 3)):
         assert counts[second]["Tensor"] <= counts[first]["Tensor"] + 20
         assert counts[second]["bytes"] <= counts[first]["bytes"] * 1.01
 
 
 def test_many_short_runs_do_not_grow(tmp_path: Path) -> None:
-    """24 steps, after those that fill caches."""
+    """12 stages, after those that fill caches."""
     after = []
-    for i in range(8):
+    for i in range(5):
         make_trainer(tmp_path / str(i), SHORT).train()
-        if i in (1, 7):
+        if i in (1, 4):
             after.append(count())
     assert after[0] == after[1]
     held = make_trainer(tmp_path / "held", SHORT)  # the census would notice one that is left over
