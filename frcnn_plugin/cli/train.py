@@ -70,7 +70,7 @@ def run_process(args: argparse.Namespace) -> Any:
     trainer = PaperTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     if comm.is_main_process():
-        trainer.register_hooks([RunRecorder(cfg, args.config_file)])
+        trainer.register_hooks([RunRecorder(cfg)])
     return trainer.train()
 
 

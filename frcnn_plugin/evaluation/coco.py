@@ -79,21 +79,17 @@ def _has_fast_cocoeval() -> bool:
 def _class_records(
     coco_eval: Any, names: Sequence[str], detections: Detections, truth: GroundTruth
 ) -> list[ClassRecord]:
-    thresholds = coco_eval.params.recThrs
     records = []
     for index, name in enumerate(names):
-        # IoU 0.5, all recall thresholds, all areas, the largest number of detections.
+        # IoU 0.5, all recall thresholds, all areas, the largest number of detections; -1 without
+        # objects.
         precision = coco_eval.eval["precision"][0, :, index, 0, -1]
-        defined = bool((precision > -1).all())  # no objects: -1
-        reached = precision > 0
         records.append(
             ClassRecord(
                 name=name,
                 num_objects=int(((truth.classes == index) & ~truth.ignored).sum()),
                 num_detections=int((detections.classes == index).sum()),
-                ap50={"coco": float(100 * precision.mean())} if defined else {},
-                recall=thresholds[reached].tolist() if defined else [],
-                precision=precision[reached].tolist() if defined else [],
+                ap50={"coco": float(100 * precision.mean())} if (precision > -1).all() else {},
             )
         )
     return records

@@ -54,11 +54,6 @@ def judge_detections(
 ) -> tuple[BoolArray, BoolArray, BoolArray]:
     """Match detections and objects of all classes at IoU 0.5, as average precision does.
 
-    Args:
-        detections: in descending order of score.
-        truth: the objects.
-        match: see `match_detections`.
-
     Returns:
         right (D,): true positives; ignored (D,): detections of difficult or crowd objects, which
         count neither way; found (G,): objects that have a true positive.
@@ -83,15 +78,12 @@ def judge_detections(
 def diagnose(
     scores: Sequence[float] | FloatArray, num_classes: int, ap50: float | None = None
 ) -> str | None:
-    """Say in one line why detections cannot be those of a trained detector.
+    """Say in one line why detections cannot be those of a trained detector; None if they can.
 
     Args:
         scores: of all detections of a data set, in any order.
         num_classes: number of classes, background not counted.
         ap50: their AP50 in percent; None or nan if it is not known.
-
-    Returns:
-        The line; None if nothing looks wrong.
     """
     if len(scores) == 0:
         return (

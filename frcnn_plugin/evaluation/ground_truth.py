@@ -1,15 +1,20 @@
-"""The ground truth of any registered data set, as arrays."""
+"""The ground truth of any registered data set, as arrays, and which of its images were seen."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from detectron2.utils import comm
 
 from ..data.datasets.checks import HOST_VOC_EVALUATOR
 from ..data.datasets.voc import load_voc_instances
+from ..errors import UserError
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,8 @@ class GroundTruth:
         classes: (G,) class index.
         images: (G,) image index.
         ignored: (G,) difficult or crowd objects: a detection on one counts neither way.
-        files: per image its path, width and height; "" and 0 where they are not known. May be
-            empty: only the report looks at them.
+        file_names: path of each image; "" where it is not known. May be empty unless an evaluation
+            is recorded for the report.
     """
 
     image_ids: list[str]
@@ -31,18 +36,11 @@ class GroundTruth:
     classes: npt.NDArray[np.int64]
     images: npt.NDArray[np.int64]
     ignored: npt.NDArray[np.bool_]
-    files: list[tuple[str, int, int]] = field(default_factory=list)
+    file_names: list[str] = field(default_factory=list)
 
 
 def load_ground_truth(dataset_name: str) -> GroundTruth:
-    """Load the ground truth of a registered data set.
-
-    Args:
-        dataset_name: any name in the DatasetCatalog.
-
-    Returns:
-        All objects, ignored ones marked.
-    """
+    """Return all objects of a registered data set, ignored ones marked."""
     return from_dicts(load_dicts(dataset_name))
 
 
@@ -51,12 +49,6 @@ def load_dicts(dataset_name: str) -> list[dict[str, Any]]:
 
     Detectron2's own ``voc_2007_*`` and ``voc_2012_*`` dicts do not say which objects are difficult;
     for those names the annotation files are read with this plugin's loader.
-
-    Args:
-        dataset_name: any name in the DatasetCatalog.
-
-    Returns:
-        Its images, in Detectron2's format.
     """
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("evaluator_type") == HOST_VOC_EVALUATOR:
@@ -68,14 +60,11 @@ def load_dicts(dataset_name: str) -> list[dict[str, Any]]:
 
 
 def from_dicts(dicts: list[dict[str, Any]]) -> GroundTruth:
-    """Collect the objects of Detectron2 dataset dicts.
+    """Collect the objects of Detectron2 dataset dicts, in their order.
 
     Args:
         dicts: one per image; `image_id` may be a number or a string, boxes in any box mode;
             objects may carry `difficult` or `iscrowd`.
-
-    Returns:
-        The objects, in the order of the dicts.
     """
     boxes, classes, images, ignored = [], [], [], []
     for index, item in enumerate(dicts):
@@ -90,8 +79,35 @@ def from_dicts(dicts: list[dict[str, Any]]) -> GroundTruth:
         classes=np.array(classes, dtype=np.int64),
         images=np.array(images, dtype=np.int64),
         ignored=np.array(ignored, dtype=bool),
-        files=[
-            (str(d.get("file_name", "")), int(d.get("width", 0)), int(d.get("height", 0)))
-            for d in dicts
-        ],
+        file_names=[str(item.get("file_name", "")) for item in dicts],
     )
+
+
+def gather_by_image(entries: Mapping[str, _T]) -> dict[str, _T]:
+    """Return, on the main process, what all of them know by image id; elsewhere nothing.
+
+    Of an image that several know, as samplers make them do to fill a batch, the first entry stays.
+    """
+    comm.synchronize()
+    gathered: dict[str, _T] = {}
+    for part in comm.gather(dict(entries), dst=0):
+        gathered = {**part, **gathered}
+    return gathered
+
+
+def absent_images(
+    entries: Mapping[str, object], image_ids: Sequence[str], dataset_name: str
+) -> list[str]:
+    """Return the images of a data set that have no entry.
+
+    Raises:
+        UserError: there is an entry for an image that is not in the data set.
+    """
+    known = set(image_ids)
+    unknown = [image_id for image_id in entries if image_id not in known]
+    if unknown:
+        raise UserError(
+            f"{len(unknown)} images that the model saw (first: '{unknown[0]}') are not in data set "
+            f"'{dataset_name}': the loader reads another set"
+        )
+    return [image_id for image_id in image_ids if image_id not in entries]

@@ -32,7 +32,7 @@ from .average_precision import (
     precision_recall,
 )
 from .detections import Detections, diagnose
-from .ground_truth import GroundTruth, load_ground_truth
+from .ground_truth import GroundTruth, absent_images, gather_by_image, load_ground_truth
 from .record import ClassRecord, record_evaluation
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,6 @@ class VOCEvaluator(DatasetEvaluator):
         self,
         dataset_name: str,
         output_dir: str | None = None,
-        distributed: bool = True,
         match: MatchRule = ">=",
         metric: Literal["auto", "11point", "area"] = "auto",
     ) -> None:
@@ -63,7 +62,6 @@ class VOCEvaluator(DatasetEvaluator):
             output_dir: if given, ``comp4_det_<split>_<class>.txt`` files in the VOC server's
                 format are written there, and ``evaluation.json`` for the training report; give
                 each data set its own folder.
-            distributed: collect the predictions of all processes; the main one evaluates.
             match: ">=" (devkit, MATLAB) or ">" (py-faster-rcnn).
             metric: the headline: "11point", "area", or "auto" = by the metadata's year, area from
                 2010 on, else 11-point. Both are always printed.
@@ -83,13 +81,9 @@ class VOCEvaluator(DatasetEvaluator):
             )
         self._dataset_name = dataset_name
         self._output_dir = output_dir
-        self._distributed = distributed
         self._match = match
-        self._metric: Metric
-        if metric == "auto":
-            self._metric = "area" if (metadata.get("year") or 2007) >= 2010 else "11point"
-        else:
-            self._metric = metric
+        by_year: Metric = "area" if (metadata.get("year") or 2007) >= 2010 else "11point"
+        self._metric: Metric = by_year if metric == "auto" else metric
         self._class_names: list[str] = list(metadata.thing_classes)
         self._split: str = metadata.get("split") or dataset_name
         self.reset()
@@ -128,16 +122,9 @@ class VOCEvaluator(DatasetEvaluator):
         Raises:
             UserError: if predictions do not belong to this data set or its classes.
         """
-        predictions = self._predictions
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(predictions, dst=0)
-            if not comm.is_main_process():
-                return OrderedDict()
-            predictions = {}
-            for part in gathered:
-                for image_id, prediction in part.items():
-                    predictions.setdefault(image_id, prediction)
+        predictions = gather_by_image(self._predictions)
+        if not comm.is_main_process():
+            return OrderedDict()
         truth = load_ground_truth(self._dataset_name)
         detections = self._collect(predictions, truth)
         if self._output_dir:
@@ -145,14 +132,12 @@ class VOCEvaluator(DatasetEvaluator):
                 write_submission(
                     self._output_dir, self._split, self._class_names, truth, detections
                 )
+        per_class = [
+            evaluate_class(detections, truth, index, name, self._match)
+            for index, name in enumerate(self._class_names)
+        ]
         defined = not truth.ignored.all()  # also false without any object
-        results: dict[str, float] = {}
-        if defined:
-            per_class = [
-                evaluate_class(detections, truth, index, name, self._match)
-                for index, name in enumerate(self._class_names)
-            ]
-            results = summarize(per_class, self._metric)
+        results = summarize(per_class, self._metric) if defined else {}
         problem = diagnose(detections.scores, len(self._class_names), results.get("AP50"))
         if problem:
             logger.warning("%s: %s", self._dataset_name, problem)
@@ -181,17 +166,11 @@ class VOCEvaluator(DatasetEvaluator):
     def _collect(self, predictions: Mapping[str, _Prediction], truth: GroundTruth) -> Detections:
         """Return all detections in descending order of score."""
         index_of = {image_id: index for index, image_id in enumerate(truth.image_ids)}
-        unknown = [image_id for image_id in predictions if image_id not in index_of]
-        if unknown:
-            raise UserError(
-                f"{len(unknown)} images with predictions (first: '{unknown[0]}') are not in data "
-                f"set '{self._dataset_name}': the loader reads another set"
-            )
-        absent = len(index_of) - len(predictions)
+        absent = absent_images(predictions, truth.image_ids, self._dataset_name)
         if absent:
             logger.warning(
                 "%s: %d of %d images were not processed; they count as without detections",
-                self._dataset_name, absent, len(index_of),
+                self._dataset_name, len(absent), len(index_of),
             )  # fmt: skip
         # In the order of the data set, so that the outcome does not depend on who processed what.
         ordered = sorted(predictions, key=index_of.__getitem__)
@@ -223,23 +202,12 @@ class VOCEvaluator(DatasetEvaluator):
 def evaluate_class(
     detections: Detections, truth: GroundTruth, index: int, name: str, match: MatchRule
 ) -> tuple[ClassRecord, _APs | None]:
-    """Compute the average precision of one class at all IoU thresholds.
-
-    Args:
-        detections: of all classes, in descending order of score.
-        truth: of all classes.
-        index: class index.
-        name: of the class.
-        match: see `match_detections`.
-
-    Returns:
-        The record of the class, and its AP by metric; None if it has no objects that count.
-    """
+    """Return the record of a class and its APs; None for these if it has no objects that count."""
     mine = detections.select(detections.classes == index)
     gt = truth.classes == index
     num_objects = int((gt & ~truth.ignored).sum())
     if num_objects == 0:
-        return ClassRecord(name, 0, len(mine.scores), {}, [], []), None
+        return ClassRecord(name, 0, len(mine.scores), {}), None
     true_positive, ignored = match_detections(
         mine.boxes, mine.images, truth.boxes[gt], truth.images[gt], truth.ignored[gt],
         _IOU_THRESHOLDS, match,
@@ -252,24 +220,14 @@ def evaluate_class(
         metric: np.array([average_precision(*curve, metric) for curve in curves])
         for metric in _METRICS
     }
-    # Between two hits recall stays and precision falls: the hits are the whole curve.
-    recall, precision = (column[true_positive[0]].tolist() for column in curves[0])
     ap50 = {str(metric): float(100 * values[0]) for metric, values in aps.items()}
-    return ClassRecord(name, num_objects, len(mine.scores), ap50, recall, precision), aps
+    return ClassRecord(name, num_objects, len(mine.scores), ap50), aps
 
 
 def summarize(
     per_class: Sequence[tuple[ClassRecord, _APs | None]], metric: Metric
 ) -> dict[str, float]:
-    """Average over the classes that have objects, and list each one's AP50; in percent.
-
-    Args:
-        per_class: of `evaluate_class`; at least one class has objects.
-        metric: the headline.
-
-    Returns:
-        The dict that `VOCEvaluator.evaluate` documents.
-    """
+    """Return what `VOCEvaluator.evaluate` documents; at least one class has objects."""
     defined = [aps for _, aps in per_class if aps is not None]
     means = {name: 100 * np.mean([aps[name] for aps in defined], axis=0) for name in _METRICS}
     results = {
@@ -285,17 +243,7 @@ def summarize(
 def format_report(
     title: str, classes: Sequence[ClassRecord], metric: Metric, results: Mapping[str, float]
 ) -> str:
-    """Lay out the table: the settings, one line per class, the means.
-
-    Args:
-        title: the settings line.
-        classes: one entry per class.
-        metric: the headline.
-        results: the means, in percent, as `VOCEvaluator.evaluate` returns them.
-
-    Returns:
-        Several lines of text.
-    """
+    """Lay out the table: the settings (`title`), a line per class, the means."""
     width = max(len("class"), *(len(entry.name) for entry in classes))
     row = f"{{:<{width}}}  {{:>7}}  {{:>10}}  {{:>13}}  {{:>9}}"
     lines = [title, row.format("class", "objects", "detections", "AP50 11-point", "AP50 area")]
@@ -323,17 +271,9 @@ def write_submission(
     truth: GroundTruth,
     detections: Detections,
 ) -> None:
-    """Write ``comp4_det_<split>_<class>.txt`` files as the VOC server takes them.
+    """Write a ``comp4_det_<split>_<class>.txt`` file per class, as the VOC server takes them.
 
-    One line per detection: image id, score, and the box with 1-based inclusive coordinates. A file
-    appears complete or not at all.
-
-    Args:
-        output_dir: folder, created if need be.
-        split: name of the image set.
-        class_names: one file each; a class without detections gets an empty one.
-        truth: for the image ids.
-        detections: of all classes.
+    One line per detection: image id, score, and the box with 1-based inclusive coordinates.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)

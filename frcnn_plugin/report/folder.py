@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from detectron2.config import CfgNode
 
@@ -19,7 +20,6 @@ from ..evaluation.record import EVALUATION_FILE, EvaluationRecord
 from ..four_step.stages import ScheduledStage, build_stages
 from .recorder import RUN_FILE, RunRecord
 
-_T = TypeVar("_T")
 _SIGNS = ("config.yaml", RUN_FILE, "metrics.json")
 _PHASES = {"joint": "joint training", "rpn": "RPN", "fast_rcnn": "detector"}
 
@@ -36,21 +36,15 @@ class Metrics:
     Attributes:
         training: values of the iterations that were logged, by name, in order of "iteration".
         results: newest value of everything else, such as "stage2/bbox/AP50".
-        unreadable: lines that are no JSON object with an iteration.
     """
 
     training: list[dict[str, float]] = field(default_factory=list)
     results: dict[str, float] = field(default_factory=dict)
-    unreadable: int = 0
 
-    def series(self, name: str, stage: ScheduledStage | None = None) -> list[tuple[int, float]]:
-        """Return ``(iteration, value)`` where `name` was logged, in a stage or the whole run."""
+    def values(self, name: str, stage: ScheduledStage | None = None) -> list[float]:
+        """Return the values of `name`, in a stage or the whole run."""
         first, end = (stage.start, stage.end) if stage else (0, math.inf)
-        return [
-            (int(row["iteration"]), row[name])
-            for row in self.training
-            if name in row and first <= row["iteration"] < end
-        ]
+        return [r[name] for r in self.training if name in r and first <= r["iteration"] < end]
 
     def losses(self) -> list[str]:
         """Return the names of all losses, the total first."""
@@ -62,14 +56,6 @@ class Metrics:
         """Iterations known to be done."""
         return int(self.training[-1]["iteration"]) + 1 if self.training else 0
 
-    def not_finite(self) -> tuple[str, int] | None:
-        """Return the first loss that is nan or infinite, and its iteration."""
-        for row in self.training:
-            for name, value in row.items():
-                if "loss" in name and not math.isfinite(value):
-                    return name, int(row["iteration"])
-        return None
-
 
 @dataclass
 class RunFolder:
@@ -77,10 +63,9 @@ class RunFolder:
 
     Attributes:
         path: its folder.
-        record: what training noted; None if it did not.
-        cfg: the whole config; None if there is none.
-        stages: the four-step stages of the run, or a single one with number 0; empty without a
-            config.
+        record: what training noted; empty if it did not.
+        cfg: the whole config, if it is known.
+        stages: the four-step stages of the run, or a single one with number 0; empty without `cfg`.
         metrics: what was logged.
         recalls: data set -> ("stage 1", or "evaluation" -> recall of its proposals).
         evaluations: of detectors, newest last.
@@ -88,7 +73,7 @@ class RunFolder:
     """
 
     path: Path
-    record: RunRecord | None = None
+    record: RunRecord = field(default_factory=lambda: RunRecord("", [], []))
     cfg: CfgNode | None = None
     stages: list[ScheduledStage] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
@@ -97,11 +82,16 @@ class RunFolder:
     problems: list[str] = field(default_factory=list)
 
     @property
+    def tested(self) -> Sequence[str]:
+        """The data sets that the run is tested on."""
+        return () if self.cfg is None else tuple(self.cfg.DATASETS.TEST)
+
+    @property
     def finished(self) -> bool:
         """Whether training came to its end."""
-        if self.record is None:
+        if not self.record.sessions:
             return (self.path / "model_final.pth").is_file()
-        return bool(self.record.sessions) and self.record.sessions[-1].complete
+        return self.record.sessions[-1].complete
 
 
 def read_run(path: str | os.PathLike[str]) -> RunFolder:
@@ -113,44 +103,43 @@ def read_run(path: str | os.PathLike[str]) -> RunFolder:
     folder = Path(path)
     _check_is_run(folder)
     run = RunFolder(folder)
-    run.record = _attempt(run, lambda: RunRecord.load(folder))
+    with _noted(run):
+        run.record = RunRecord.load(folder) or run.record
     _read_config(run)
-    start = run.record.metrics_start if run.record else 0
-    run.metrics = read_metrics(folder / "metrics.json", start)
-    if run.metrics.unreadable:
-        run.problems.append(
-            "Lines of metrics.json that are not readable and left out: "
-            f"{run.metrics.unreadable}. A torn last one is what a killed run leaves."
-        )
-    not_finite = run.metrics.not_finite()
-    if not_finite:
-        name, iteration = not_finite
-        run.problems.append(f"{name} is not finite at iteration {iteration:,}: diverged.")
-    for file in sorted(folder.glob("proposals/stage*/*.recall.json")):
-        _add_recall(run, file, file.parent.name.replace("stage", "stage "))
-    for file in sorted(folder.glob("inference/*/recall.json")):
-        _add_recall(run, file, "evaluation")
+    run.metrics = read_metrics(folder / "metrics.json")
+    after_stages = sorted(folder.glob("proposals/stage*/*.recall.json"))
+    for file in [*after_stages, *sorted(folder.glob("inference/*/recall.json"))]:
+        with _noted(run):
+            curves = RecallCurves.load(file)
+            stage = file.parent.name.replace("stage", "stage ")
+            label = stage if file in after_stages else "evaluation"
+            run.recalls.setdefault(curves.dataset, {})[label] = curves
     for file in sorted(folder.glob(f"inference/*/{EVALUATION_FILE}"), key=os.path.getmtime):
-        evaluation = _attempt(run, lambda file=file: EvaluationRecord.load(file))  # type: ignore[misc]
-        if evaluation is not None:
-            run.evaluations.append(evaluation)
+        with _noted(run):
+            run.evaluations.append(EvaluationRecord.load(file))
     return run
+
+
+@contextmanager
+def _noted(run: RunFolder) -> Iterator[None]:
+    """Note what is wrong with a file that the ``with`` block reads."""
+    try:
+        yield
+    except UserError as error:
+        run.problems.append(f"{error}.")
 
 
 def _check_is_run(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"there is no folder '{folder}'; give the OUTPUT_DIR of a training")
-    if any((folder / name).is_file() for name in _SIGNS):
-        return
-    # A typical slip: output instead of output/run.
-    inside = sorted({file.parent for name in _SIGNS for file in folder.glob(f"*/{name}")})
-    hint = f"did you mean {inside[0]}?" if inside else "give the OUTPUT_DIR of a training"
-    raise UserError(f"{folder} holds no run (no {', '.join(_SIGNS)} in it); {hint}")
+    if not any((folder / name).is_file() for name in _SIGNS):
+        signs = ", ".join(_SIGNS)
+        raise UserError(f"{folder} holds no run (no {signs}); give the OUTPUT_DIR of a training")
 
 
 def _read_config(run: RunFolder) -> None:
     file = run.path / "config.yaml"
-    if run.record:
+    if run.record.config:
         text = run.record.config
     elif file.is_file():
         text = file.read_text(encoding="utf-8", errors="replace")
@@ -170,53 +159,30 @@ def _read_config(run: RunFolder) -> None:
             run.stages = build_stages(cfg)
         else:
             phase = cfg.MODEL.PAPER_RCNN.PHASE
-            name, end = _PHASES.get(phase, phase), cfg.SOLVER.MAX_ITER
-            run.stages = [ScheduledStage(0, name, phase, trains=(), iters=end)]
+            name = _PHASES.get(phase, phase)
+            run.stages = [ScheduledStage(0, name, phase, trains=(), iters=cfg.SOLVER.MAX_ITER)]
         run.cfg = cfg
     except Exception as error:  # yaml's and yacs' errors have no common base
         problem = f"{type(error).__name__}: {error}".partition("\n")[0]
         run.problems.append(f"The config is damaged: {problem}.")
 
 
-def _add_recall(run: RunFolder, file: Path, label: str) -> None:
-    curves = _attempt(run, lambda: RecallCurves.load(file))
-    if curves is not None:
-        run.recalls.setdefault(curves.dataset, {})[label] = curves
-
-
-def _attempt(run: RunFolder, load: Callable[[], _T]) -> _T | None:
-    """Return what `load` gives, or None and note why."""
-    try:
-        return load()
-    except UserError as error:
-        run.problems.append(f"{error}.")
-        return None
-
-
-def read_metrics(path: Path, start: int = 0) -> Metrics:
+def read_metrics(path: Path) -> Metrics:
     """Read a ``metrics.json``, also of a run that was killed, resumed or started anew.
 
     Detectron2 appends to it. Where iterations go back, a run was resumed or started anew: what the
-    file has beyond that iteration is not part of the run any more.
-
-    Args:
-        path: the file; nothing is there if it is missing.
-        start: bytes to pass over.
+    file has beyond that iteration is not part of the run any more. Lines that cannot be read, such
+    as the torn last one of a killed run, are passed over.
     """
     metrics = Metrics()
-    if not path.is_file():
-        return metrics
     results: dict[str, tuple[int, float]] = {}
-    for line in path.read_bytes()[start:].decode("utf-8", errors="replace").splitlines():
-        row = _parse(line)
-        if row is None:
-            metrics.unreadable += bool(line.strip())
-            continue
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for row in filter(None, map(_parse, lines)):
         iteration = int(row["iteration"])
         if "lr" not in row:  # Detectron2 logs it with every training value, and only there
             results.update({k: (iteration, v) for k, v in row.items() if k != "iteration"})
             continue
-        if metrics.training and metrics.training[-1]["iteration"] >= iteration:
+        if metrics.done > iteration:
             metrics.training = [r for r in metrics.training if r["iteration"] < iteration]
             results = {k: v for k, v in results.items() if v[0] <= iteration}
         metrics.training.append(row)
@@ -224,11 +190,11 @@ def read_metrics(path: Path, start: int = 0) -> Metrics:
     return metrics
 
 
-def _parse(line: str) -> dict[str, float] | None:
+def _parse(line: bytes) -> dict[str, float] | None:
     try:
         row: Any = json.loads(line)
-    except ValueError:
+        return {k: v for k, v in row.items() if isinstance(v, (int, float))} | {
+            "iteration": int(row["iteration"])
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    if not isinstance(row, dict) or not isinstance(row.get("iteration"), int):
-        return None
-    return {k: v for k, v in row.items() if isinstance(v, (int, float))}

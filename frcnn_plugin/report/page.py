@@ -6,7 +6,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..atomic_files import write_text
 from ..config import plugin_cfg
 from ..errors import UserError
-from ..evaluation.record import EvaluationRecord
+from ..evaluation.proposals.recall import draw_recall
+from ..evaluation.record import MIN_SCORE, EvaluationRecord
 from ..four_step.stages import ScheduledStage
 from .folder import RunFolder, name_of, read_run
 
-_METRICS = {"11point": "11-point", "area": "area", "coco": "101-point"}
 _RESULTS = ("bbox/AP50", "bbox/AP", "proposals/R@0.5@300", "proposals/AR@300")
 _HEADLINES = {"bbox/AP50": "AP50", "proposals/R@0.5@300": "recall of 300 proposals at IoU .5"}
 
@@ -66,26 +66,23 @@ def render(run: RunFolder) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sessions = run.record.sessions if run.record else []
-    total = sum(session.seconds for session in sessions)
-    eta = run.metrics.series("eta_seconds")
+    total = sum(session.seconds for session in run.record.sessions)
     with matplotlib.rc_context(figures.STYLE), warnings.catch_warnings():
         # Letters that Matplotlib's own font lacks: the browser draws the text.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
         return environment.get_template("page.html").render(
             run=run,
             figures=figures,
+            draw_recall=draw_recall,
             title=_title(run),
             status=_status(run),
             headlines=_headlines(run),
             total=duration(total) if total else "",
-            eta="" if run.finished or not eta else duration(eta[-1][1]),
             plan=_plan(run),
             config=_differences(run.cfg) if run.cfg is not None else None,
             evaluations=[_evaluation(run, item) for item in run.evaluations],
-            sessions=sessions,
+            min_score=MIN_SCORE,
             duration=duration,
-            moment=lambda iso: f"{datetime.fromisoformat(iso):%d %B %Y, %H:%M} UTC",
             join=shlex.join,
         )
 
@@ -109,8 +106,7 @@ def _status(run: RunFolder) -> str:
     end = f" of {run.stages[-1].end:,}" if run.stages else ""
     stage = next((s for s in run.stages if s.start < done <= s.end), None)
     where = f"{done:,}{end} iterations" + (f", in {name_of(stage)}" if stage else "")
-    last = run.record.sessions[-1] if run.record and run.record.sessions else None
-    if last is not None and last.ended is not None:
+    if run.record.sessions and run.record.sessions[-1].ended is not None:
         return f"stopped by an error after {where}"
     return f"interrupted, or still running: {where}"
 
@@ -119,30 +115,33 @@ def _results(run: RunFolder, stage: ScheduledStage, dataset: str) -> dict[str, f
     """Return what was measured after a stage, in percent, by name in metrics.json."""
     # Results at the end of the run have no prefix, and those of a single set have none either.
     prefix = f"stage{stage.number}/" if stage.number and not stage.completes else ""
-    if run.cfg is not None and len(run.cfg.DATASETS.TEST) > 1:
+    if len(run.tested) > 1:
         prefix += f"{dataset}/"
-    found = {key: run.metrics.results.get(prefix + key) for key in _RESULTS}
-    return {key: value for key, value in found.items() if value is not None}
+    results = run.metrics.results
+    return {key: results[prefix + key] for key in _RESULTS if prefix + key in results}
+
+
+def _when(run: RunFolder, stage: ScheduledStage) -> str:
+    return "at the end of the run" if stage is run.stages[-1] else f"after {name_of(stage)}"
 
 
 def _headlines(run: RunFolder) -> list[tuple[float, str, str]]:
     """Return value, name and what it is of: per test set the newest AP50, else recall."""
     rows = []
-    for dataset in run.cfg.DATASETS.TEST if run.cfg is not None else ():
+    for dataset in run.tested:
+        measured = [(_results(run, stage, dataset), stage) for stage in run.stages]
         for key, name in _HEADLINES.items():
-            values = [(_results(run, stage, dataset).get(key), stage) for stage in run.stages]
-            known = [(value, stage) for value, stage in values if value is not None]
+            known = [(values[key], stage) for values, stage in measured if key in values]
             if known:
                 value, stage = known[-1]
-                of = dataset if stage is run.stages[-1] else f"{dataset}, after {name_of(stage)}"
-                rows.append((value, name, of))
+                rows.append((value, name, f"{dataset}, {_when(run, stage)}"))
                 break
     return rows
 
 
 def _plan(run: RunFolder) -> list[list[str]]:
     """Return the plan that training noted, with what became of each stage: headings and rows."""
-    noted = run.record.plan if run.record and run.record.plan else [{} for _ in run.stages]
+    noted = run.record.plan or [{} for _ in run.stages]
     rows = [
         {"stage": name_of(stage), **row, "outcome": "\n".join(_outcome(run, stage))}
         for row, stage in zip(noted, run.stages, strict=False)
@@ -155,20 +154,19 @@ def _plan(run: RunFolder) -> list[list[str]]:
 def _outcome(run: RunFolder, stage: ScheduledStage) -> Iterator[str]:
     """Yield how far a stage came, how long it took and what was measured after it."""
     seconds, key = 0.0, str(stage.number)
-    for session in run.record.sessions if run.record else ():
+    for session in run.record.sessions:
         if key in session.ends:
             before = [end for end in session.ends.values() if end < session.ends[key]]
             seconds += session.ends[key] - max(before, default=0.0)
     done = stage.iters if seconds else max(0, min(run.metrics.done, stage.end) - stage.start)
     yield f"{done:,} of {stage.iters:,} iterations"
     for name, what in (("time", "each"), ("data_time", "of it for data")):
-        values = [value for _, value in run.metrics.series(name, stage)]
+        values = run.metrics.values(name, stage)
         if values:
             yield f"{sum(values) / len(values):.4f} s {what}"
     if seconds:
         yield f"{duration(seconds)} in all"
-    dataset = next(iter(run.cfg.DATASETS.TEST if run.cfg is not None else ()), "")
-    for key, value in _results(run, stage, dataset).items():
+    for key, value in _results(run, stage, next(iter(run.tested), "")).items():
         yield f"{key.partition('/')[2]} {value:.1f}"
 
 
@@ -195,21 +193,18 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _evaluation(run: RunFolder, item: EvaluationRecord) -> dict[str, Any]:
     """Return an evaluation with its table, and which one of the run it is."""
     metrics = list(dict.fromkeys(name for entry in item.classes for name in entry.ap50))
-    columns = ["class", "objects", "detections", *(f"AP50, {_METRICS.get(n, n)}" for n in metrics)]
     rows = [
         [entry.name, f"{entry.num_objects:,}", f"{entry.num_detections:,}"]
         + [f"{entry.ap50[name]:.2f}" if name in entry.ap50 else "–" for name in metrics]
         for entry in item.classes
     ]
     # That of stage 2 lies where the final one will.
-    after = "of a later evaluation, not of the run itself" if run.metrics.results else ""
+    when = "of a later evaluation, not of the run itself" if run.metrics.results else ""
     for stage in run.stages:
         if _results(run, stage, item.dataset).get("bbox/AP50") == item.results.get("AP50"):
-            after = (
-                "at the end of the run" if stage is run.stages[-1] else f"after {name_of(stage)}"
-            )
-    metric = _METRICS.get(item.metric, item.metric)
-    return {"record": item, "after": after, "metric": metric, "columns": columns, "rows": rows}
+            when = _when(run, stage)
+    columns = ["class", "objects", "detections", *(f"AP50, {name}" for name in metrics)]
+    return {"record": item, "when": when, "columns": columns, "rows": rows}
 
 
 def duration(seconds: float) -> str:

@@ -31,7 +31,7 @@ class Session:
     """One process that trained: a run that was resumed has several.
 
     Attributes:
-        started: time of the start, ISO 8601 in UTC.
+        started: time of the start, "2026-03-01 10:20 UTC".
         command: words of the command line.
         first: iteration it began with; more than 0 if it resumed.
         environment: what it ran on, name -> value.
@@ -61,19 +61,14 @@ class RunRecord:
     """All sessions of a run.
 
     Attributes:
-        config_file: the YAML it was started with; "" for none.
         config: the whole config, as YAML. config.yaml is rewritten by every evaluation.
         plan: rows of the four-step plan, column -> text; empty for joint training.
-        metrics_start: size in bytes of metrics.json when the run began: what is before it is from
-            a run that this one replaced.
         sessions: in order of time.
     """
 
-    config_file: str
     config: str
     plan: list[dict[str, str]]
-    metrics_start: int
-    sessions: list[Session] = field(default_factory=list)
+    sessions: list[Session]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``run.json``, whole or not at all."""
@@ -101,58 +96,42 @@ class RunRecorder(HookBase):
     fails here is a warning: no training ends because its report would lack something.
     """
 
-    def __init__(
-        self, cfg: CfgNode, config_file: str = "", command: Sequence[str] | None = None
-    ) -> None:
-        """Prepare; nothing is written before training starts.
-
-        Args:
-            cfg: config of the run.
-            config_file: the YAML it was started with; "" for none.
-            command: words of the command line; those of this process if None.
-        """
-        self._cfg = cfg.clone()
-        self._config_file = config_file
-        self._command = list(sys.argv if command is None else command)
-        self._begun = time.perf_counter()
+    def __init__(self, cfg: CfgNode) -> None:
+        """Prepare; nothing is written before training starts."""
+        self._config = cfg.dump()
+        self._device = cfg.MODEL.DEVICE
         self._folder = Path(cfg.OUTPUT_DIR)
+        self._begun = time.perf_counter()
         self._record: RunRecord | None = None
         self._stages: Sequence[ScheduledStage] = ()
 
     def before_train(self) -> None:
-        """Begin a record, or go on with that of the run that is resumed."""
+        """Begin a record, or continue that of the run that is resumed."""
         with optional_output(self._folder / RUN_FILE):
             hooks = registered_hooks(self.trainer)
             four_step = next((h for h in hooks if isinstance(h, FourStepHook)), None)
             self._stages = four_step.stages if four_step else ()
-            record = self._load() or self._new()
-            # A resumed run may go on beyond the stage that it was to stop after.
-            record.config = self._cfg.dump()
-            record.plan = four_step.plan if four_step else []
             self._session = Session(
-                started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                command=self._command,
+                started=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+                command=list(sys.argv),
                 first=self.trainer.start_iter,
-                environment={**environment(), "device": self._cfg.MODEL.DEVICE},
+                environment={**environment(), "device": self._device},
             )
-            record.sessions.append(self._session)
-            self._record = record
+            self._record = RunRecord(
+                config=self._config,
+                plan=four_step.plan if four_step else [],
+                sessions=[*self._sessions_before(), self._session],
+            )
             self._save()
 
-    def _load(self) -> RunRecord | None:
-        """Return the record of the run that is resumed; None if this is no such run."""
+    def _sessions_before(self) -> list[Session]:
+        """Return those of the run that is resumed."""
         try:
-            return RunRecord.load(self._folder) if self.trainer.start_iter > 0 else None
+            record = RunRecord.load(self._folder) if self.trainer.start_iter > 0 else None
         except UserError as error:
             logger.warning("%s; the report will lack the time before this", error)
-            return None
-
-    def _new(self) -> RunRecord:
-        metrics = self._folder / "metrics.json"
-        # What a run logged that is resumed without its record is its own.
-        replaces = self.trainer.start_iter == 0 and metrics.is_file()
-        file = self._config_file and os.path.abspath(self._config_file)
-        return RunRecord(file, "", [], metrics.stat().st_size if replaces else 0)
+            return []
+        return record.sessions if record else []
 
     def after_step(self) -> None:
         """Note where a stage ends."""

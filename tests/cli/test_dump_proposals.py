@@ -23,7 +23,7 @@ from frcnn_plugin.data.proposals.checks import check_proposals
 from frcnn_plugin.data.proposals.files import load_proposals
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
-from frcnn_plugin.evaluation.proposals.shards import ProposalShards
+from frcnn_plugin.evaluation.proposals.evaluator import ProposalShards
 from tests.cli.conftest import frcnn
 
 DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")

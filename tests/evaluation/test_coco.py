@@ -76,9 +76,8 @@ def test_same_results_as_detectron2_and_a_record(tmp_path: Path) -> None:
     assert (cat.name, cat.num_objects, cat.num_detections) == ("cat", 2, 3)
     # COCO's 101 recalls: those up to 0.5 have precision 1, the others 0.
     assert cat.ap50["coco"] == pytest.approx(100 * 51 / 101)
-    assert len(cat.recall) == 51 and set(cat.precision) == {1.0}
     assert dog.ap50["coco"] == pytest.approx(100)
-    assert cow.ap50 == {} and cow.recall == []
+    assert cow.ap50 == {}
     assert record.results["AP50"] == pytest.approx((cat.ap50["coco"] + 100) / 2)
     assert [image.image_id for image in record.best] == ["2"]
     assert record.best[0].file_name == str(tmp_path / "2.jpg")

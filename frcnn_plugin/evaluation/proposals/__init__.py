@@ -1,16 +1,13 @@
 """The proposals of a data set: collect them, in one or several processes, and measure recall."""
 
 from .evaluator import ProposalCollector, ProposalEvaluator
-from .recall import RecallCurves, measure_recall, plot_recall, report_recall
-from .shards import ProposalShards, ShardWriter
+from .recall import RecallCurves, draw_recall, measure_recall, report_recall
 
 __all__ = [
     "ProposalCollector",
     "ProposalEvaluator",
-    "ProposalShards",
     "RecallCurves",
-    "ShardWriter",
+    "draw_recall",
     "measure_recall",
-    "plot_recall",
     "report_recall",
 ]

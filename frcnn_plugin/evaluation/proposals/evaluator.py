@@ -1,7 +1,7 @@
 """Collecting the proposals of a data set in one or several processes, and measuring their recall.
 
-Both are evaluators for Detectron2's ``inference_on_dataset``; the model gives, per image,
-``{"proposals": Instances}`` with `proposal_boxes` in original-image pixels and
+All classes but `ProposalShards` are evaluators for Detectron2's ``inference_on_dataset``; the model
+gives, per image, ``{"proposals": Instances}`` with `proposal_boxes` in original-image pixels and
 `objectness_logits`, as PaperRCNN does in its phase "rpn" and Detectron2's ProposalNetwork always.
 """
 
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,49 +24,44 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ...data.proposals.files import Proposals, save_proposals
+from ...atomic_files import reading_json, write_json
+from ...data.proposals.files import Proposals, load_proposals, save_proposals
 from ...errors import UserError
-from ..ground_truth import load_ground_truth
+from ..ground_truth import absent_images, gather_by_image, load_ground_truth
 from .recall import COUNTS, report_recall
 
 logger = logging.getLogger(__name__)
 
 _Entry = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]  # boxes (N, 4), logits (N,)
+_NOTHING = (np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.float32))
 
 
 class ProposalCollector(DatasetEvaluator):
     """Collects the proposals of all images of a data set and writes them to a file."""
 
     def __init__(
-        self,
-        dataset_name: str,
-        output_path: str | os.PathLike[str] | None = None,
-        distributed: bool = True,
+        self, dataset_name: str, output_path: str | os.PathLike[str] | None = None
     ) -> None:
         """Create the collector.
 
         Args:
             dataset_name: any name in the DatasetCatalog.
             output_path: proposal file that the main process writes, whole or not at all.
-            distributed: collect from all processes; the main one goes on with them.
         """
         self._dataset_name = dataset_name
         self._output_path = None if output_path is None else Path(output_path)
-        self._distributed = distributed
         self.reset()
 
     def reset(self) -> None:
         """Forget all proposals."""
         self._entries: dict[str, _Entry] = {}
-        self._num_bad = 0
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
         """Take in the proposals of some images.
 
-        Boxes that are not finite or have no area are left out, with a warning at the end. An image
-        that comes a second time, as samplers do to fill a batch, is ignored.
+        An image that comes a second time, as samplers do to fill a batch, is ignored.
 
         Args:
             inputs: dicts with `image_id`.
@@ -81,13 +79,7 @@ class ProposalCollector(DatasetEvaluator):
             instances = output["proposals"]
             boxes = _to_numpy(instances.proposal_boxes.tensor)
             logits = _to_numpy(instances.objectness_logits)
-            good = np.isfinite(boxes).all(axis=1) & np.isfinite(logits)
-            good &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-            self._num_bad += int((~good).sum())
-            kept = np.flatnonzero(good)
-            # Best first; equal ones stay in the order of the model.
-            kept = kept[np.argsort(-logits[kept], kind="stable")]
-            self._entries.setdefault(str(item["image_id"]), (boxes[kept], logits[kept]))
+            self._entries.setdefault(str(item["image_id"]), (boxes, logits))
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Write the file; return nothing but an empty dict.
@@ -95,45 +87,16 @@ class ProposalCollector(DatasetEvaluator):
         Raises:
             UserError: if an image of the data set was not processed, or another one was.
         """
-        if self._gather():
+        entries = gather_by_image(self._entries)
+        if comm.is_main_process():
             dicts = DatasetCatalog.get(self._dataset_name)
-            self._finish([str(item["image_id"]) for item in dicts])
+            self._finish(entries, [str(item["image_id"]) for item in dicts])
         return OrderedDict()
 
-    def _gather(self) -> bool:
-        """Bring all entries to the main process; return True there."""
-        if not self._distributed:
-            return True
-        comm.synchronize()
-        gathered = comm.gather((self._entries, self._num_bad), dst=0)
-        if not comm.is_main_process():
-            return False
-        self._entries, self._num_bad = {}, 0
-        for entries, num_bad in gathered:
-            self._num_bad += num_bad
-            for image_id, entry in entries.items():
-                self._entries.setdefault(image_id, entry)
-        return True
-
-    def _warn_of_bad(self) -> None:
-        if self._num_bad:
-            logger.warning(
-                "%s: %d proposals have a logit or box that is nan or infinite, or no area; they "
-                "are left out (diverged weights?)",
-                self._dataset_name, self._num_bad,
-            )  # fmt: skip
-
-    def _finish(self, image_ids: list[str]) -> Proposals:
+    def _finish(self, entries: dict[str, _Entry], image_ids: list[str]) -> Proposals:
         """Put the entries in the order of the data set and write them."""
         name = self._dataset_name
-        known = set(image_ids)
-        unknown = [image_id for image_id in self._entries if image_id not in known]
-        if unknown:
-            raise UserError(
-                f"{len(unknown)} images with proposals (first: '{unknown[0]}') are not in data "
-                f"set '{name}': the loader reads another set"
-            )
-        absent = [image_id for image_id in image_ids if image_id not in self._entries]
+        absent = absent_images(entries, image_ids, name)
         if absent:
             text = f"{len(absent)} of {len(image_ids)} images were not processed"
             if self._output_path is not None:
@@ -142,14 +105,30 @@ class ProposalCollector(DatasetEvaluator):
                     f"incomplete and is not written"
                 )
             logger.warning("%s: %s; they count as without proposals", name, text)
-        self._warn_of_bad()
-        nothing = (np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.float32))
-        entries = [self._entries.get(image_id, nothing) for image_id in image_ids]
-        proposals = Proposals(image_ids, [e[0] for e in entries], [e[1] for e in entries])
+        proposals = self._clean({key: entries.get(key, _NOTHING) for key in image_ids})
         if self._output_path is not None:
             save_proposals(self._output_path, proposals.ids, proposals.boxes, proposals.logits)
             logger.info("%s: proposals written to %s", name, self._output_path)
         return proposals
+
+    def _clean(self, entries: Mapping[str, _Entry]) -> Proposals:
+        """Sort best first; leave out boxes that are not finite or have no area, with a warning."""
+        clean, num_bad = {}, 0
+        for image_id, (boxes, logits) in entries.items():
+            good = np.isfinite(boxes).all(axis=1) & np.isfinite(logits)
+            good &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+            num_bad += int((~good).sum())
+            kept = np.flatnonzero(good)
+            # Equal ones stay in the order of the model.
+            kept = kept[np.argsort(-logits[kept], kind="stable")]
+            clean[image_id] = boxes[kept], logits[kept]
+        if num_bad:
+            logger.warning(
+                "%s: %d proposals have a logit or box that is nan or infinite, or no area; they "
+                "are left out (diverged weights?)",
+                self._dataset_name, num_bad,
+            )  # fmt: skip
+        return _as_proposals(clean)
 
 
 class ProposalEvaluator(ProposalCollector):
@@ -159,7 +138,6 @@ class ProposalEvaluator(ProposalCollector):
         self,
         dataset_name: str,
         output_path: str | os.PathLike[str] | None = None,
-        distributed: bool = True,
         counts: Sequence[int] = COUNTS,
         output_dir: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -168,17 +146,11 @@ class ProposalEvaluator(ProposalCollector):
         Args:
             dataset_name: any name in the DatasetCatalog.
             output_path: proposal file that the main process writes, whole or not at all.
-            distributed: collect from all processes; the main one evaluates.
             counts: numbers of proposals per image to measure.
             output_dir: folder for the curves, ``recall.json`` and ``recall.png``. Without it they
                 go beside `output_path`, as ``<stem>.recall.json`` and ``.png``, if there is one.
-
-        Raises:
-            UserError: for `counts` that are no positive numbers.
         """
-        super().__init__(dataset_name, output_path, distributed)
-        if not counts or min(counts) < 1:
-            raise UserError(f"counts must be positive numbers of proposals, got {tuple(counts)}")
+        super().__init__(dataset_name, output_path)
         self._counts = tuple(counts)
         self._curves_stem: Path | None = None
         if output_dir is not None:
@@ -198,15 +170,111 @@ class ProposalEvaluator(ProposalCollector):
             UserError: if an image of the data set was not processed but a file is to be written,
                 or an image of another set was.
         """
-        if not self._gather():
+        entries = gather_by_image(self._entries)
+        if not comm.is_main_process():
             return OrderedDict()
         truth = load_ground_truth(self._dataset_name)
-        proposals = self._finish(truth.image_ids)
+        proposals = self._finish(entries, truth.image_ids)
         curves = report_recall(
             proposals, truth, self._dataset_name, self._counts, self._curves_stem
         )
         return OrderedDict() if curves is None else OrderedDict(proposals=curves.metrics())
 
 
+class ProposalShards:
+    """A folder of proposal files that each cover some images, and a note of what made them.
+
+    With them, making the proposals of a large data set can be interrupted.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Name the folder; nothing is looked at yet."""
+        self.folder = Path(folder)
+
+    def open(self, fingerprint: Mapping[str, str]) -> None:
+        """Make the folder ready; remove shards that something else made, with a warning.
+
+        Args:
+            fingerprint: what the proposals depend on -> a hash of it. Shards are kept only if all
+                are the same as when the folder was opened first.
+        """
+        note = self.folder / "fingerprint.json"
+        if self.folder.is_dir():
+            before: dict[str, str] = {}
+            with suppress(UserError), reading_json(note, "fingerprint of proposals") as content:
+                before = dict(content)
+            changed = [name for name in fingerprint if before.get(name) != fingerprint[name]]
+            if not changed:
+                return
+            logger.warning(
+                "%s: made before the %s changed: removed, all images are done again",
+                self.folder, " and ".join(changed),
+            )  # fmt: skip
+            self.remove()
+        self.folder.mkdir(parents=True)
+        # Last: a folder without it counts as made by something else.
+        write_json(note, dict(fingerprint))
+
+    def write(self, proposals: Proposals) -> None:
+        """Add a shard; other processes may do so at the same time."""
+        path = self.folder / f"{uuid.uuid4().hex}.pkl"
+        save_proposals(path, proposals.ids, proposals.boxes, proposals.logits)
+
+    def read(self) -> Proposals:
+        """Return all entries, each image once; remove damaged shards, with a warning."""
+        entries: dict[str, _Entry] = {}
+        for path in sorted(self.folder.glob("*.pkl")):
+            try:
+                shard = load_proposals(path)
+            except UserError as error:
+                logger.warning("%s; its images are done again", error)
+                path.unlink()
+                continue
+            for image_id, boxes, logits in zip(shard.ids, shard.boxes, shard.logits, strict=True):
+                entries.setdefault(image_id, (boxes, logits))
+        return _as_proposals(entries)
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder)
+
+
+class ShardWriter(ProposalCollector):
+    """Writes the proposals of one process as they come, a shard per `shard_size` images."""
+
+    def __init__(self, shards: ProposalShards, shard_size: int, dataset_name: str) -> None:
+        """Create the writer.
+
+        Args:
+            shards: where to.
+            shard_size: images per shard: what an interruption can lose, at most, per process.
+            dataset_name: name of the data set, for messages.
+        """
+        super().__init__(dataset_name)
+        self._shards = shards
+        self._shard_size = shard_size
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Take in the proposals of some images, as `ProposalCollector.process`."""
+        super().process(inputs, outputs)
+        if len(self._entries) >= self._shard_size:
+            self.evaluate()
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Write what was collected, in the order it came, and forget it; return an empty dict."""
+        if self._entries:
+            self._shards.write(self._clean(self._entries))
+            self.reset()
+        return OrderedDict()
+
+
+def _as_proposals(entries: Mapping[str, _Entry]) -> Proposals:
+    pairs = entries.values()
+    return Proposals(list(entries), [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+
 def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.float32]:
-    return tensor.detach().to("cpu", torch.float32).numpy()
+    # A copy: the tensor may be a view of a much larger one.
+    return tensor.detach().to("cpu", torch.float32).numpy().copy()

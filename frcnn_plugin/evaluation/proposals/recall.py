@@ -219,9 +219,9 @@ def report_recall(
     """Measure recall and print it.
 
     Args:
-        proposals: of the images of `truth`, in the same order.
-        truth: the objects of the data set.
-        dataset_name: its name.
+        proposals: see `measure_recall`.
+        truth: likewise.
+        dataset_name: name of the data set.
         counts: numbers of proposals per image to measure.
         stem: if given, the curves are written to ``<stem>.json`` and drawn in ``<stem>.png``.
 
@@ -241,35 +241,18 @@ def report_recall(
         with optional_output(f"{stem}.json"):
             curves.save(f"{stem}.json")
         with optional_output(f"{stem}.png"):
-            plot_recall({dataset_name: curves}, f"{stem}.png")
+            draw_recall({dataset_name: curves}).savefig(f"{stem}.png", dpi=150)
         logger.info("%s: recall curves: %s.json and %s.png", dataset_name, stem, stem)
     return curves
 
 
-def plot_recall(curves: Mapping[str, RecallCurves], path: str | os.PathLike[str]) -> Path:
-    """Draw recall over IoU .5 to 1 at 300, 1000 and 2000 proposals.
+def draw_recall(curves: Mapping[str, RecallCurves]) -> Figure:
+    """Draw recall over IoU .5 to 1 at 300, 1000 and 2000 proposals, a panel each.
 
     Numbers that no curve has are left out; if it has none of the three, its own are drawn.
 
     Args:
         curves: what the legend calls them (such as "RPN", "SS") -> the curves.
-        path: picture to write; its suffix says which format.
-
-    Returns:
-        The path.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_recall(curves).savefig(path, dpi=150)
-    return path
-
-
-def draw_recall(curves: Mapping[str, RecallCurves], title: bool = True) -> Figure:
-    """Draw what `plot_recall` writes.
-
-    Args:
-        curves: what the legend calls them -> the curves.
-        title: name the data set above.
     """
     from matplotlib.figure import Figure  # here: training evaluates, but need not draw
 
@@ -288,6 +271,5 @@ def draw_recall(curves: Mapping[str, RecallCurves], title: bool = True) -> Figur
         if list(curves) != datasets:  # the title says it already
             panel.legend(loc="best", frameon=False)
     panels[0].set_ylabel("recall")
-    if title:
-        figure.suptitle(", ".join(datasets))
+    figure.suptitle(", ".join(datasets))
     return figure
