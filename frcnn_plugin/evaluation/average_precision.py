@@ -29,9 +29,6 @@ def average_precision(recall: FloatArray, precision: FloatArray, metric: Metric)
 
     Returns:
         AP in [0, 1]; 0 without detections.
-
-    Raises:
-        ValueError: for another metric.
     """
     if metric not in get_args(Metric):
         raise ValueError(f"metric must be one of {get_args(Metric)}, got {metric!r}")
@@ -60,7 +57,7 @@ def precision_recall(
         num_ground_truth: objects to be found, difficult ones not counted; at least 1.
 
     Returns:
-        recall (D,) and precision (D,).
+        Recall (D,) and precision (D,).
     """
     found = np.cumsum(true_positive)
     counted = np.cumsum(~ignored)
@@ -80,8 +77,9 @@ def match_detections(
     """Match the detections of one class to its ground truth, as the VOC devkit does.
 
     Each detection, best score first, looks only at the ground truth it overlaps most (ignored ones
-    included). If their IoU passes the threshold: an ignored one makes the detection ignored, a free
-    one makes it a true positive, a taken one a false positive. Else it is a false positive.
+    included). If their IoU passes the threshold, an ignored one makes the detection ignored, a free
+    one makes it a true positive, and a taken one a false positive. Otherwise it is a false
+    positive.
 
     Args:
         det_boxes: (D, 4) continuous XYXY in descending order of score.
@@ -117,11 +115,7 @@ def best_overlaps(
 ) -> tuple[IntArray, FloatArray]:
     """Find the ground truth that each detection overlaps most in its own image.
 
-    Args:
-        det_boxes: (D, 4) continuous XYXY.
-        det_images: (D,) image indices.
-        gt_boxes: (G, 4) continuous XYXY.
-        gt_images: (G,) image indices.
+    Args as of `match_detections`, in any order.
 
     Returns:
         best_gt (D,): index into `gt_boxes`, the first one of equals, -1 where the image has none.

@@ -25,74 +25,46 @@ NUM_IMAGES = 6  # best ones, and as many worst ones
 
 @dataclass(frozen=True)
 class ClassRecord:
-    """One class.
-
-    Attributes:
-        name: of the class.
-        num_objects: objects to be found.
-        num_detections: detections of the class.
-        ap50: AP at IoU 0.5 in percent, by metric; empty if there are no objects.
-    """
+    """How the detector did on one class."""
 
     name: str
-    num_objects: int
+    num_objects: int  # ignored ones not counted
     num_detections: int
-    ap50: dict[str, float]
+    ap50: dict[str, float]  # AP at IoU 0.5 in percent, by metric; empty if there are no objects
 
 
 class BoxRecord(NamedTuple):
     """One box of an image.
 
-    Attributes:
-        box: continuous XYXY, original-image pixels.
-        label: name of the class.
-        outcome: of an object "found", "missed" or "ignored" (difficult, crowd); of a detection
-            "right", "wrong" or "ignored" (on such an object).
-        score: of a detection in [0, 1]; None for an object.
+    An object is "found", "missed" or "ignored" (difficult, crowd); a detection is "right", "wrong"
+    or "ignored" (on such an object).
     """
 
-    box: list[float]
+    box: list[float]  # continuous XYXY, original-image pixels
     label: str
     outcome: str
-    score: float | None = None
+    score: float | None = None  # None for an object
 
 
 class ImageRecord(NamedTuple):
-    """One image.
-
-    Attributes:
-        image_id: its id.
-        file_name: its path; "" if the data set does not say.
-        boxes: objects, then confident detections.
-    """
+    """One image."""
 
     image_id: str
-    file_name: str
-    boxes: list[BoxRecord]
+    file_name: str  # "" if the data set does not say
+    boxes: list[BoxRecord]  # objects, then confident detections
 
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """Outcome of one evaluation of a detector.
-
-    Attributes:
-        dataset: name of the data set.
-        metric: the headline, such as "11point".
-        match: rule of the IoU, ">=" or ">".
-        num_images: images of the set.
-        results: what the evaluator returned, in percent.
-        classes: one entry per class.
-        best: images with the highest F1 of confident detections, best first.
-        worst: images with the lowest, worst first.
-    """
+    """Outcome of one evaluation of a detector."""
 
     dataset: str
-    metric: str
-    match: str
+    metric: str  # the headline, such as "11point"
+    match: str  # rule of the IoU, ">=" or ">"
     num_images: int
-    results: dict[str, float]
+    results: dict[str, float]  # what the evaluator returned, in percent
     classes: list[ClassRecord]
-    best: list[ImageRecord]
+    best: list[ImageRecord]  # see `pick_examples`
     worst: list[ImageRecord]
 
     def save(self, path: str | os.PathLike[str]) -> None:

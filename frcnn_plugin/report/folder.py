@@ -98,10 +98,12 @@ def read_run(path: str | os.PathLike[str]) -> RunFolder:
     """Read all that the report needs; what is missing is noted in `problems`.
 
     Raises:
-        UserError: the folder does not exist or holds no run.
+        UserError: the folder holds no run.
     """
     folder = Path(path)
-    _check_is_run(folder)
+    if not any((folder / name).is_file() for name in _SIGNS):
+        signs = ", ".join(_SIGNS)
+        raise UserError(f"{folder} holds no run (no {signs}); give the OUTPUT_DIR of a training")
     run = RunFolder(folder)
     with _noted(run):
         run.record = RunRecord.load(folder) or run.record
@@ -129,14 +131,6 @@ def _noted(run: RunFolder) -> Iterator[None]:
         run.problems.append(f"{error}.")
 
 
-def _check_is_run(folder: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(f"there is no folder '{folder}'; give the OUTPUT_DIR of a training")
-    if not any((folder / name).is_file() for name in _SIGNS):
-        signs = ", ".join(_SIGNS)
-        raise UserError(f"{folder} holds no run (no {signs}); give the OUTPUT_DIR of a training")
-
-
 def _read_config(run: RunFolder) -> None:
     file = run.path / "config.yaml"
     if run.record.config:
@@ -144,9 +138,9 @@ def _read_config(run: RunFolder) -> None:
     elif file.is_file():
         text = file.read_text(encoding="utf-8", errors="replace")
         run.problems.append(
-            f"There is no {RUN_FILE}, which frcnn train writes: plan, command line, environment "
-            "and exact times are not known, and the config is that of the last start, also if "
-            "that was an evaluation."
+            f"Without {RUN_FILE}, which frcnn train writes, plan, command line, environment and "
+            "exact times are not known, and the config is that of the last start, even if that "
+            "was an evaluation."
         )
     else:
         run.problems.append(f"Neither {RUN_FILE} nor config.yaml is there: the config is unknown.")
@@ -171,8 +165,8 @@ def read_metrics(path: Path) -> Metrics:
     """Read a ``metrics.json``, also of a run that was killed, resumed or started anew.
 
     Detectron2 appends to it. Where iterations go back, a run was resumed or started anew: what the
-    file has beyond that iteration is not part of the run any more. Lines that cannot be read, such
-    as the torn last one of a killed run, are passed over.
+    file has beyond that iteration is no longer part of the run. Lines that cannot be read, such as
+    the torn last one of a killed run, are skipped.
     """
     metrics = Metrics()
     results: dict[str, tuple[int, float]] = {}

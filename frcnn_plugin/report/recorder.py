@@ -35,10 +35,8 @@ class Session:
         command: words of the command line.
         first: iteration it began with; more than 0 if it resumed.
         environment: what it ran on, name -> value.
-        ends: number of a stage (0: joint training) -> seconds since the start after its last
-            iteration, for those that it brought to their end.
-        ended: seconds since the start when training and the last evaluation were done, or an
-            error came; None if the process was killed.
+        ends: number of a stage (0: joint training), as text -> seconds from the start to its end.
+        ended: seconds from the start to the last evaluation or an error; None if it was killed.
         complete: whether it reached the last iteration.
     """
 
@@ -46,7 +44,7 @@ class Session:
     command: list[str]
     first: int
     environment: dict[str, str]
-    ends: dict[str, float] = field(default_factory=dict)  # a key in JSON is text
+    ends: dict[str, float] = field(default_factory=dict)
     ended: float | None = None
     complete: bool = False
 

@@ -42,7 +42,7 @@ def training_lines(done: int, detector: Callable[[int], bool]) -> list[str]:
         names = ("loss_cls", "loss_box_reg") if detector(i) else ("loss_rpn_cls", "loss_rpn_loc")
         loss = round(2.0 - i / 1000, 4)
         row = {
-            "iteration": i, "lr": 0.01, "time": 0.25, "data_time": 0.05, "eta_seconds": 90.0,
+            "iteration": i, "lr": 0.01, "time": 0.25, "data_time": 0.05,
             "total_loss": loss, names[0]: loss / 2, names[1]: loss / 2,
         }  # fmt: skip
         lines.append(json.dumps(row))
@@ -67,7 +67,7 @@ def evaluation(folder: Path, dataset: str = "shapes_test") -> EvaluationRecord:
         BoxRecord([11, 21, 61, 81], "circle", "right", 0.91),
         BoxRecord([70, 70, 100, 110], "square", "wrong", 0.62),
     ]
-    gone = ImageRecord("000002", str(folder / "gone.jpg"), 160, 120, 0.0, boxes[1:2])
+    gone = ImageRecord("000002", str(folder / "gone.jpg"), boxes[1:2])
     return EvaluationRecord(
         dataset=dataset,
         metric="11point",
@@ -75,12 +75,11 @@ def evaluation(folder: Path, dataset: str = "shapes_test") -> EvaluationRecord:
         num_images=40,
         results={**RESULTS, "AP50/circle": 90.125},
         classes=[
-            ClassRecord("circle", 50, 80, {"11point": 90.125, "area": 92.5}, [0.5, 1], [1, 0.8]),
-            ClassRecord(BAD_NAME, 40, 9, {"11point": 52.875, "area": 54.0}, [0.5], [0.9]),
-            ClassRecord("absent", 0, 3, {}, [], []),
+            ClassRecord("circle", 50, 80, {"11point": 90.125, "area": 92.5}),
+            ClassRecord(BAD_NAME, 40, 9, {"11point": 52.875, "area": 54.0}),
+            ClassRecord("absent", 0, 3, {}),
         ],
-        min_score=0.5,
-        best=[ImageRecord("000001", str(picture), 160, 120, 0.5, boxes)],
+        best=[ImageRecord("000001", str(picture), boxes)],
         worst=[gone],
     )  # fmt: skip
 
@@ -104,7 +103,7 @@ def write_four_step(folder: Path, done: int = 600) -> Path:
     ]  # fmt: skip
     finished = done >= 600
     session = Session(
-        started="2026-03-01T10:20:00+00:00",
+        started="2026-03-01 10:20 UTC",
         command=["tools/train_net.py", "--config-file", DEMO, "SOLVER.BASE_LR", "0.005"],
         first=0,
         environment={"PyTorch": "2.9.0", "device": "cpu"},
@@ -112,7 +111,7 @@ def write_four_step(folder: Path, done: int = 600) -> Path:
         ended=200.0 if finished else None,
         complete=finished,
     )
-    RunRecord(DEMO, text, plan, 0, [session]).save(folder)
+    RunRecord(text, plan, [session]).save(folder)
     for stage, iteration in ((1, 100), (3, 400)):
         if done > iteration:
             curves = recall_curves("shapes_test", 0.9 + stage / 100)

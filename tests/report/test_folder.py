@@ -20,7 +20,7 @@ def row(iteration: int, loss: float) -> dict[str, float]:
 
 def test_nothing() -> None:
     metrics = read_metrics(Path("nowhere/metrics.json"))
-    assert metrics.done == 0 and metrics.losses() == [] and metrics.series("lr") == []
+    assert metrics.done == 0 and metrics.losses() == [] and metrics.values("lr") == []
 
 
 def test_resumed_run_replaces_what_the_killed_one_had_logged_beyond(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_resumed_run_replaces_what_the_killed_one_had_logged_beyond(tmp_path: Pa
         row(59, 2.25),
     )  # fmt: skip
     metrics = read_metrics(file)
-    assert metrics.series("total_loss") == [(19, 4.0), (39, 3.0), (59, 2.25)]
+    assert metrics.training == [row(19, 4.0), row(39, 3.0), row(59, 2.25)]
     assert metrics.results == {}
     assert metrics.done == 60
 
@@ -44,34 +44,24 @@ def test_results_written_after_a_later_iteration_stay(tmp_path: Path) -> None:
     )  # fmt: skip
     metrics = read_metrics(file)
     assert metrics.results == {"stage1/proposals/AR@300": 49.0}
-    assert metrics.series("total_loss") == [(19, 4.0), (39, 3.0)]
+    assert metrics.values("total_loss") == [4.0, 3.0]
     stage = ScheduledStage(2, "detector", "fast_rcnn", trains=(), start=20, iters=20)
-    assert metrics.series("total_loss", stage) == [(39, 3.0)]
+    assert metrics.values("total_loss", stage) == [3.0]
 
 
-def test_start_passes_over_the_run_before(tmp_path: Path) -> None:
-    file = write(tmp_path / "metrics.json", row(19, 4.0), {"iteration": 20, "bbox/AP50": 9.0})
-    start = file.stat().st_size
-    with file.open("a") as stream:
-        stream.write(json.dumps(row(39, 1.0)) + "\n")
-    assert read_metrics(file, start).series("total_loss") == [(39, 1.0)]
-    assert read_metrics(file, start).results == {}
+def test_run_started_anew_in_the_same_folder(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "metrics.json",
+        row(19, 4.0), row(39, 2.0), {"iteration": 40, "bbox/AP50": 9.0}, row(19, 1.0),
+    )  # fmt: skip
+    assert read_metrics(file).training == [row(19, 1.0)]
+    assert read_metrics(file).results == {}
 
 
-def test_unreadable_lines(tmp_path: Path) -> None:
+def test_unreadable_lines_are_passed_over(tmp_path: Path) -> None:
     file = tmp_path / "metrics.json"
     good = json.dumps(row(19, 4.0))
     file.write_bytes(f'{good}\n[1]\n"x"\n{{"lr": 1}}\n\n{good[:20]}'.encode() + b"\xff\xfe")
     metrics = read_metrics(file)
-    assert metrics.unreadable == 4  # a list, a string, no iteration, torn; an empty line is none
-    assert metrics.done == 20
-
-
-def test_not_finite_names_the_first(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.json"
-    file.write_text(
-        '{"iteration": 19, "lr": 1, "total_loss": 1.0}\n'
-        '{"iteration": 39, "lr": 1, "total_loss": Infinity}\n'
-        '{"iteration": 59, "lr": 1, "total_loss": NaN}\n'
-    )
-    assert read_metrics(file).not_finite() == ("total_loss", 39)
+    # A list, a string, no iteration, an empty line, a torn one.
+    assert metrics.training == [row(19, 4.0)] and metrics.results == {}

@@ -143,9 +143,9 @@ def measure_recall(
 def match_one_to_one(iou: FloatArray, gt: IntArray, box: IntArray) -> FloatArray:
     """Match objects and proposals greedily: the pair of highest IoU first, each used once.
 
-    The order among equal IoUs is that of py-faster-rcnn's ``evaluate_recall``: first object, then
-    first proposal. Pairs that come first for both of their members are final whatever else there
-    is, so all of these are taken at once, their members removed, and so on.
+    Equal IoUs come in the order of py-faster-rcnn's ``evaluate_recall``: first object, then first
+    proposal. A pair that comes first for both of its members is final whatever the others are, so
+    all such pairs are taken at once and their members removed, until no pair is left.
 
     Args:
         iou: (K,) IoU of pairs. Pairs that are not listed are never matched.
@@ -153,26 +153,17 @@ def match_one_to_one(iou: FloatArray, gt: IntArray, box: IntArray) -> FloatArray
         box: (K,) proposal of each pair, numbered over all images, best first within an image.
 
     Returns:
-        (M,) IoUs of the pairs matched, in no particular order.
+        (M,) IoUs of the matched pairs, in no particular order.
     """
     order = np.lexsort((box, gt, -iou))
-    iou = iou[order]
-    # Renumbered, so that arrays over all of them are small.
-    gt, box = (np.unique(number[order], return_inverse=True)[1] for number in (gt, box))
+    iou, gt, box = iou[order], gt[order], box[order]
     matched = [np.zeros(0)]
     while len(iou):
-        positions = np.arange(len(iou))
-        first = np.ones(len(iou), dtype=bool)
-        for number in (gt, box):
-            first_position = np.empty(number.max() + 1, dtype=np.int64)
-            first_position[number[::-1]] = positions[::-1]  # of equal ones the last write stays
-            first &= first_position[number] == positions
+        # Positions of the first pair of each object, and of each proposal.
+        firsts = (np.unique(number, return_index=True)[1] for number in (gt, box))
+        first = np.intersect1d(*firsts, assume_unique=True)
         matched.append(iou[first])
-        free = np.ones(len(iou), dtype=bool)
-        for number in (gt, box):
-            used = np.zeros(number.max() + 1, dtype=bool)
-            used[number[first]] = True
-            free &= ~used[number]
+        free = ~(np.isin(gt, gt[first]) | np.isin(box, box[first]))
         iou, gt, box = iou[free], gt[free], box[free]
     return np.concatenate(matched)
 
@@ -189,7 +180,8 @@ def _overlapping_pairs(
     images = truth.images[objects]
     by_image = objects[np.argsort(images, kind="stable")]
     starts = np.searchsorted(truth.images[by_image], np.arange(len(truth.image_ids) + 1))
-    parts: list[tuple[FloatArray, IntArray, IntArray, IntArray]] = []
+    none = np.zeros(0, dtype=np.int64)
+    parts: list[tuple[FloatArray, IntArray, IntArray, IntArray]] = [(np.zeros(0), none, none, none)]
     offset = 0
     for image, (boxes, logits) in enumerate(zip(proposals.boxes, proposals.logits, strict=True)):
         gt = by_image[starts[image] : starts[image + 1]]
@@ -202,9 +194,6 @@ def _overlapping_pairs(
             close = np.flatnonzero(iou >= CURVE_IOUS[0])
             parts.append((iou[close], index[close], rank[close], rank[close] + offset))
         offset += len(boxes)
-    if not parts:
-        empty = np.zeros(0, dtype=np.int64)
-        return np.zeros(0), empty, empty, empty
     iou, index, rank, number = (np.concatenate(column) for column in zip(*parts, strict=True))
     return iou, index, rank, number
 
@@ -216,17 +205,9 @@ def report_recall(
     counts: Sequence[int] = COUNTS,
     stem: Path | None = None,
 ) -> RecallCurves | None:
-    """Measure recall and print it.
+    """Do what `measure_recall` does, and log the table, or a warning that there are no objects.
 
-    Args:
-        proposals: see `measure_recall`.
-        truth: likewise.
-        dataset_name: name of the data set.
-        counts: numbers of proposals per image to measure.
-        stem: if given, the curves are written to ``<stem>.json`` and drawn in ``<stem>.png``.
-
-    Returns:
-        The curves; None, with a warning, if the set has no objects that count.
+    If a `stem` is given, the curves are written to ``<stem>.json`` and drawn in ``<stem>.png``.
     """
     curves = measure_recall(proposals, truth, counts, dataset_name)
     if curves is None:

@@ -16,8 +16,8 @@ from frcnn_plugin.evaluation.proposals import (
     ProposalCollector,
     ProposalEvaluator,
     RecallCurves,
-    measure_recall,
     draw_recall,
+    measure_recall,
 )
 from frcnn_plugin.evaluation.proposals.recall import match_one_to_one
 from frcnn_plugin.process import launch
