@@ -39,8 +39,8 @@ from ..data.proposals.files import save_proposals
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth
-from ..evaluation.proposals.recall import COUNTS, report_recall
 from ..evaluation.proposals.evaluator import ProposalShards, ShardWriter
+from ..evaluation.proposals.recall import COUNTS, report_recall
 from ..preflight import PlannedRun, stop_on_errors
 from ..process import launch, tune_process
 

@@ -1,4 +1,4 @@
-"""COCO's evaluation, which also leaves what the training report needs, and doubts odd results."""
+"""COCO's evaluation, which also writes what the training report needs and doubts odd results."""
 
 from __future__ import annotations
 
@@ -26,31 +26,30 @@ class RecordingCOCOEvaluator(COCOEvaluator):
         """Take Detectron2's arguments; pycocotools evaluates where its compiled part is missing."""
         super().__init__(dataset_name, **{"use_fast_impl": _has_fast_cocoeval(), **options})
         self._dataset_name = dataset_name
-        self._coco_eval: Any = None
 
     def _eval_predictions(self, predictions: Any, img_ids: Any = None) -> None:
         # Read first: Detectron2 changes the numbers of the classes in place.
         truth = load_ground_truth(self._dataset_name)
         detections = _detections(predictions, truth)
-        self._coco_eval = None
         super()._eval_predictions(predictions, img_ids)
-        ap50 = self._results.get("bbox", {}).get("AP50", float("nan"))
+        results = self._results.get("bbox", {})
+        ap50 = results.get("AP50", float("nan"))
         names = list(self._metadata.thing_classes)
         problem = diagnose(detections.scores, len(names), ap50)
         if problem:
             logger.warning("%s: %s", self._dataset_name, problem)
-        if self._coco_eval is not None and self._output_dir:  # else no detections, or no objects
+        if self._output_dir and np.isfinite(ap50):  # else no detections, or no objects
+            classes = []
+            for index, name in enumerate(names):
+                ap = results.get(f"AP-{name}", results["AP"])  # not listed for a single class
+                num_objects = int(((truth.classes == index) & ~truth.ignored).sum())
+                num_detections = int((detections.classes == index).sum())
+                aps = {"AP": ap} if np.isfinite(ap) else {}
+                classes.append(ClassRecord(name, num_objects, num_detections, aps))
             record_evaluation(
-                self._output_dir, self._dataset_name, "coco", ">=", self._results["bbox"],
-                _class_records(self._coco_eval, names, detections, truth), detections, truth,
+                self._output_dir, self._dataset_name, "coco", ">=", results, classes,
+                detections, truth,
             )  # fmt: skip
-
-    def _derive_coco_results(
-        self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
-    ) -> Any:
-        if iou_type == "bbox":
-            self._coco_eval = coco_eval
-        return super()._derive_coco_results(coco_eval, iou_type, class_names)
 
 
 def _detections(predictions: Sequence[Mapping[str, Any]], truth: GroundTruth) -> Detections:
@@ -74,22 +73,3 @@ def _has_fast_cocoeval() -> bool:
     except ImportError:
         return False
     return True
-
-
-def _class_records(
-    coco_eval: Any, names: Sequence[str], detections: Detections, truth: GroundTruth
-) -> list[ClassRecord]:
-    records = []
-    for index, name in enumerate(names):
-        # IoU 0.5, all recall thresholds, all areas, the largest number of detections; -1 without
-        # objects.
-        precision = coco_eval.eval["precision"][0, :, index, 0, -1]
-        records.append(
-            ClassRecord(
-                name=name,
-                num_objects=int(((truth.classes == index) & ~truth.ignored).sum()),
-                num_detections=int((detections.classes == index).sum()),
-                ap50={"coco": float(100 * precision.mean())} if (precision > -1).all() else {},
-            )
-        )
-    return records

@@ -30,7 +30,7 @@ class ClassRecord:
     name: str
     num_objects: int  # ignored ones not counted
     num_detections: int
-    ap50: dict[str, float]  # AP at IoU 0.5 in percent, by metric; empty if there are no objects
+    aps: dict[str, float]  # such as "AP50-area", in percent; empty if there are no objects
 
 
 class BoxRecord(NamedTuple):

@@ -220,7 +220,7 @@ def evaluate_class(
         metric: np.array([average_precision(*curve, metric) for curve in curves])
         for metric in _METRICS
     }
-    ap50 = {str(metric): float(100 * values[0]) for metric, values in aps.items()}
+    ap50 = {f"AP50-{metric}": float(100 * values[0]) for metric, values in aps.items()}
     return ClassRecord(name, num_objects, len(mine.scores), ap50), aps
 
 
@@ -236,7 +236,7 @@ def summarize(
         "AP75": float(means[metric][5]),
     }
     results |= {f"AP50-{name}": float(means[name][0]) for name in _METRICS}
-    results |= {f"AP50/{c.name}": c.ap50[metric] for c, aps in per_class if aps is not None}
+    results |= {f"AP50/{c.name}": c.aps[f"AP50-{metric}"] for c, _ in per_class if c.aps}
     return results
 
 
@@ -248,13 +248,13 @@ def format_report(
     row = f"{{:<{width}}}  {{:>7}}  {{:>10}}  {{:>13}}  {{:>9}}"
     lines = [title, row.format("class", "objects", "detections", "AP50 11-point", "AP50 area")]
     for entry in classes:
-        cells = [f"{entry.ap50[key]:.2f}" if entry.ap50 else "-" for key in _METRICS]
+        cells = [f"{entry.aps[f'AP50-{key}']:.2f}" if entry.aps else "-" for key in _METRICS]
         lines.append(row.format(entry.name, entry.num_objects, entry.num_detections, *cells))
     objects = sum(entry.num_objects for entry in classes)
     detections = sum(entry.num_detections for entry in classes)
     means = [f"{results[f'AP50-{key}']:.2f}" for key in _METRICS]
     lines.append(row.format("mean", objects, detections, *means))
-    absent = sum(not entry.ap50 for entry in classes)
+    absent = sum(not entry.aps for entry in classes)
     if absent:
         lines.append(f"{absent} classes have no objects here ('-') and are left out of the means")
     lines.append(

@@ -192,10 +192,10 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _evaluation(run: RunFolder, item: EvaluationRecord) -> dict[str, Any]:
     """Return an evaluation with its table, and which one of the run it is."""
-    metrics = list(dict.fromkeys(name for entry in item.classes for name in entry.ap50))
+    metrics = list(dict.fromkeys(name for entry in item.classes for name in entry.aps))
     rows = [
         [entry.name, f"{entry.num_objects:,}", f"{entry.num_detections:,}"]
-        + [f"{entry.ap50[name]:.2f}" if name in entry.ap50 else "–" for name in metrics]
+        + [f"{entry.aps[name]:.2f}" if name in entry.aps else "–" for name in metrics]
         for entry in item.classes
     ]
     # That of stage 2 lies where the final one will.
@@ -203,7 +203,7 @@ def _evaluation(run: RunFolder, item: EvaluationRecord) -> dict[str, Any]:
     for stage in run.stages:
         if _results(run, stage, item.dataset).get("bbox/AP50") == item.results.get("AP50"):
             when = _when(run, stage)
-    columns = ["class", "objects", "detections", *(f"AP50, {name}" for name in metrics)]
+    columns = ["class", "objects", "detections", *metrics]
     return {"record": item, "when": when, "columns": columns, "rows": rows}
 
 

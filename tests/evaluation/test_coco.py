@@ -75,10 +75,10 @@ def test_same_results_as_detectron2_and_a_record(tmp_path: Path) -> None:
     cat, dog, cow = record.classes
     assert (cat.name, cat.num_objects, cat.num_detections) == ("cat", 2, 3)
     # COCO's 101 recalls: those up to 0.5 have precision 1, the others 0.
-    assert cat.ap50["coco"] == pytest.approx(100 * 51 / 101)
-    assert dog.ap50["coco"] == pytest.approx(100)
-    assert cow.ap50 == {}
-    assert record.results["AP50"] == pytest.approx((cat.ap50["coco"] + 100) / 2)
+    assert cat.aps["AP"] == pytest.approx(100 * 51 / 101)
+    assert dog.aps["AP"] == pytest.approx(100)
+    assert cow.aps == {}
+    assert record.results["AP50"] == pytest.approx((cat.aps["AP"] + 100) / 2)
     assert [image.image_id for image in record.best] == ["2"]
     assert record.best[0].file_name == str(tmp_path / "2.jpg")
     outcomes = [(b.label, b.outcome) for b in record.worst[0].boxes]

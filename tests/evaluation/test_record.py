@@ -97,11 +97,11 @@ def test_record_round_trip(tmp_path: Path) -> None:
     third = 100 / 3
     record = EvaluationRecord(
         dataset="set", metric="11point", match=">=", num_images=1, results={"AP50": third},
-        classes=[ClassRecord("cat", 3, 1, {"area": third})], best=best, worst=worst,
+        classes=[ClassRecord("cat", 3, 1, {"AP50-area": third})], best=best, worst=worst,
     )  # fmt: skip
     record.save(tmp_path / "deep" / "evaluation.json")
     loaded = EvaluationRecord.load(tmp_path / "deep" / "evaluation.json")
-    assert loaded.results == {"AP50": third} and loaded.classes[0].ap50 == {"area": third}
+    assert loaded.results == {"AP50": third} and loaded.classes[0].aps == {"AP50-area": third}
     assert loaded.best[0].boxes[1].box == [0.12, 0, 10, 10]
     assert loaded.best[0].boxes[1].score == 0.98765
     assert [f.name for f in (tmp_path / "deep").iterdir()] == ["evaluation.json"]

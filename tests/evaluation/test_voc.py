@@ -314,9 +314,9 @@ def test_record_for_the_report(tmp_path):
     assert record.results == dict(results)
     assert (record.dataset, record.metric, record.num_images) == ("recorded", "11point", 3)
     cat, dog, cow = record.classes
-    assert cat.ap50["11point"] == results["AP50/cat"]
-    assert dog.ap50 == {"11point": 100.0, "area": 100.0}
-    assert (cow.num_objects, cow.ap50) == (0, {})
+    assert cat.aps["AP50-11point"] == results["AP50/cat"]
+    assert dog.aps == {"AP50-11point": 100.0, "AP50-area": 100.0}
+    assert (cow.num_objects, cow.aps) == (0, {})
     # The image without objects has a false one.
     assert [image.image_id for image in record.best] == ["a", "b"]
     assert [image.image_id for image in record.worst] == ["c"]

@@ -75,8 +75,8 @@ def evaluation(folder: Path, dataset: str = "shapes_test") -> EvaluationRecord:
         num_images=40,
         results={**RESULTS, "AP50/circle": 90.125},
         classes=[
-            ClassRecord("circle", 50, 80, {"11point": 90.125, "area": 92.5}),
-            ClassRecord(BAD_NAME, 40, 9, {"11point": 52.875, "area": 54.0}),
+            ClassRecord("circle", 50, 80, {"AP50-11point": 90.125, "AP50-area": 92.5}),
+            ClassRecord(BAD_NAME, 40, 9, {"AP50-11point": 52.875, "AP50-area": 54.0}),
             ClassRecord("absent", 0, 3, {}),
         ],
         best=[ImageRecord("000001", str(picture), boxes)],

@@ -109,7 +109,7 @@ def test_recall_tables_are_those_of_the_curves(page: Page, finished_run: Path) -
 
 def test_ap_table_equals_the_evaluation(page: Page, finished_run: Path) -> None:
     record = EvaluationRecord.load(finished_run / "inference/shapes_test/evaluation.json")
-    rows = page.table("class", "objects", "detections", "AP50, 11point", "AP50, area")
+    rows = page.table("class", "objects", "detections", "AP50-11point", "AP50-area")
     assert [row[0] for row in rows] == [entry.name for entry in record.classes]
     assert rows[0][1:5] == ["50", "80", "90.12", "92.50"]  # 90.125 rounds to even
     assert rows[2][1:5] == ["0", "3", "–", "–"]
