@@ -76,6 +76,7 @@ def test_nothing_right_is_nobodys_best() -> None:
     objects = truth((0, 0, A, False), (1, 0, A, False), size=2)
     best, worst = pick_examples(detections(), objects, CLASSES, ">=")
     assert best == [] and [image.image_id for image in worst] == ["im0", "im1"]
+    assert pick_examples(detections(), truth(size=0), CLASSES, ">=") == ([], [])
 
 
 def test_six_of_each_at_most() -> None:
@@ -84,10 +85,6 @@ def test_six_of_each_at_most() -> None:
     best, worst = pick_examples(found, objects, CLASSES, ">=")
     assert [image.image_id for image in best] == [f"im{i}" for i in range(6)]
     assert [image.image_id for image in worst] == [f"im{i}" for i in range(10, 16)]
-
-
-def test_no_images() -> None:
-    assert pick_examples(detections(), truth(size=0), CLASSES, ">=") == ([], [])
 
 
 def test_record_round_trip(tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ class Stop(HookBase):
 
     def before_step(self) -> None:
         if self.trainer.iter == self.iteration:
-            raise RuntimeError("stopped by the test")
+            self.fail()
+
+    def fail(self) -> None:
+        raise RuntimeError("stopped by the test")
 
 
 def run(folder: Path, *opts: str, stop: int | None = None, resume: bool = False) -> RunRecord:
@@ -100,50 +103,42 @@ def test_damaged_record_does_not_stop_a_training(
     assert "the report will lack the time before this" in caplog.text
 
 
-class Fail(HookBase):
-    def before_train(self) -> None:
-        raise RuntimeError("stopped by the test")
-
-
 @pytest.mark.usefixtures("with_data")
-def test_error_before_training_is_not_hidden(four_step_root: Path) -> None:
+def test_error_before_training_is_not_hidden(
+    four_step_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stop, "before_train", Stop.fail)
     trainer = make_trainer(four_step_root / "early")
-    trainer.register_hooks([Fail(), RunRecorder(trainer.cfg)])
+    trainer.register_hooks([Stop(0), RunRecorder(trainer.cfg)])
     with pytest.raises(RuntimeError, match="stopped by the test"):
         trainer.train()
     assert RunRecord.load(four_step_root / "early") is None
 
 
 @pytest.mark.usefixtures("with_data")
-def test_notes_that_cannot_be_written_do_not_stop_a_training(
-    four_step_root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        ("write_json", OSError(28, "No space left on device"), "[Errno 28] No space left"),
+        ("environment", ValueError("odd system"), "ValueError: odd system"),
+    ],
+)
+def test_what_cannot_be_noted_does_not_stop_a_training(
+    function: str,
+    error: Exception,
+    message: str,
+    four_step_root: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(*_: object) -> None:
+        raise error
 
-    monkeypatch.setattr(RunRecord, "save", full)
-    trainer = make_trainer(four_step_root / "full", ["FOUR_STEP.STOP_AFTER", "1"])
+    monkeypatch.setattr(f"frcnn_plugin.report.recorder.{function}", fail)
+    trainer = make_trainer(four_step_root / function, ["FOUR_STEP.STOP_AFTER", "1"])
     trainer.register_hooks([RunRecorder(trainer.cfg)])
     trainer.train()
-    assert "run.json is not written: [Errno 28] No space left" in caplog.text
-
-
-@pytest.mark.usefixtures("with_data")
-def test_environment_that_cannot_be_described_does_not_stop_a_training(
-    four_step_root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail() -> None:
-        raise ValueError("odd system")
-
-    monkeypatch.setattr("frcnn_plugin.report.recorder.environment", fail)
-    trainer = make_trainer(four_step_root / "odd", ["FOUR_STEP.STOP_AFTER", "1"])
-    trainer.register_hooks([RunRecorder(trainer.cfg)])
-    trainer.train()
-    assert "run.json is not written: ValueError: odd system" in caplog.text
-
-
-def test_no_record(tmp_path: Path) -> None:
-    assert RunRecord.load(tmp_path) is None
+    assert f"run.json is not written: {message}" in caplog.text
 
 
 def test_importing_the_recorder_loads_nothing_that_draws() -> None:
