@@ -27,7 +27,6 @@ from benchmarks.sessions import tune
 from benchmarks.specs import Sample
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalCollector
-from frcnn_plugin.four_step.feature_cache import FeatureCache
 from frcnn_plugin.modeling import PaperRCNN
 
 logger = logging.getLogger("frcnn_plugin.tools.benchmark")
@@ -39,10 +38,7 @@ STEPS = (
     ("2 detector", "fast_rcnn", ("backbone", "roi_heads")),
     ("3 RPN, conv frozen", "rpn", ("proposal_generator",)),
     ("4 detector, conv frozen", "fast_rcnn", ("roi_heads",)),
-    ("3 RPN, features kept", "rpn", ("proposal_generator",)),
-    ("4 detector, features kept", "fast_rcnn", ("roi_heads",)),
 )
-_KEPT = "features kept"  # from the second time on, they are read from a file
 
 _FIRST = 8  # images before the proposal dump is timed
 
@@ -50,12 +46,11 @@ _FIRST = 8  # images before the proposal dump is timed
 class Stages:
     """One model that takes steps of all kinds."""
 
-    def __init__(self, contender: Contender, folder: Path) -> None:
+    def __init__(self, contender: Contender) -> None:
         """Take over a contender for training.
 
         Args:
             contender: one step of it is measured at a time.
-            folder: for features that are kept.
 
         Raises:
             UserError: the model has no phases.
@@ -67,7 +62,6 @@ class Stages:
                 f"one; it is {contender.cfg.MODEL.META_ARCHITECTURE}"
             )
         self.contender, self.model = contender, model
-        self._store = FeatureCache(folder, float("inf"), contender.device)
         # Frozen for good, such as conv1 and conv2.
         self._trainable = {n for n, p in model.named_parameters() if p.requires_grad}
         self._give_proposals()
@@ -93,7 +87,6 @@ class Stages:
             phase: of the model.
             trains: sub-modules that train.
         """
-        self.model.feature_store = self._store if name.endswith(_KEPT) else None
         self.model.set_phase(phase)
         prefixes = tuple(f"{name}." for name in trains)
         for name, parameter in self.model.named_parameters():
@@ -165,7 +158,7 @@ def dump_speed(
         def networks(batches: list[Any]) -> None:
             start = time.perf_counter()
             for batch in batches:
-                features = model.backbone(model.preprocess_image(batch).tensor)
+                _, features = model.features(batch)
                 rpn.rpn_head([features[f] for f in rpn.in_features])
             contender.synchronise()
             seconds["networks"].append((time.perf_counter() - start) / len(batches))
@@ -190,15 +183,14 @@ def measure_stages(args: argparse.Namespace) -> dict[str, Any]:
     training = replace(task, training=True)
     weights = calibrated_weights(spec, training)
     samples: dict[str, list[Sample]] = {name: [] for name, _, _ in STEPS}
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        stages = Stages(Contender(spec, training, weights), Path(folder))
-        for i in range(1 + args.repeats):
-            logger.info("round %d of %d", i + 1, 1 + args.repeats)
-            for name, phase, trains in STEPS:
-                sample = stages.sample(name, phase, trains)
-                if i:  # the first is a warm-up
-                    samples[name].append(sample)
-        del stages
+    stages = Stages(Contender(spec, training, weights))
+    for i in range(1 + args.repeats):
+        logger.info("round %d of %d", i + 1, 1 + args.repeats)
+        for name, phase, trains in STEPS:
+            sample = stages.sample(name, phase, trains)
+            if i:  # the first is a warm-up
+                samples[name].append(sample)
+    del stages
     logger.info("proposal dump of %d images", args.images)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         inference = Contender(spec, replace(task, training=False), weights)

@@ -115,8 +115,6 @@ TARGETS = (
     Target("RPN step (1) / joint step", 0.80, _step("1 RPN")),
     Target("step 3 / joint step", 0.45, _step("3 RPN, conv frozen")),
     Target("step 4 / joint step", 0.45, _step("4 detector, conv frozen")),
-    Target("step 3, features kept / joint step", 0.45, _step("3 RPN, features kept")),
-    Target("step 4, features kept / joint step", 0.45, _step("4 detector, features kept")),
     Target("inference outside conv and fc, %", 4.0, _outside),
     Target("peak memory, inference / best peer", 0.95, _memory("infer")),
     Target("peak memory, training / best peer", 1.0, _memory("train")),

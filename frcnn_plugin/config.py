@@ -17,6 +17,10 @@ from detectron2.config import CfgNode as CN
 
 from .errors import UserError
 
+# Keys that earlier versions had. Configs that were saved then, beside a run or in a checkpoint, go
+# on loading: the key is ignored, and yacs logs a line that says so.
+REMOVED_KEYS = ("FOUR_STEP.FEATURE_CACHE_GB",)
+
 
 def add_frcnn_config(cfg: CN) -> None:
     """Add the plugin's keys to ``cfg``, in place.
@@ -37,6 +41,8 @@ def add_frcnn_config(cfg: CN) -> None:
     _add_solver(cfg)
     _add_four_step(cfg)
     _add_test(cfg)
+    for key in REMOVED_KEYS:
+        cfg.register_deprecated_key(key)
 
 
 def _add_weights(cfg: CN) -> None:
@@ -49,10 +55,10 @@ def _add_weights(cfg: CN) -> None:
 
 
 def _add_backbones(cfg: CN) -> None:
-    # The number of frozen stages is the host's MODEL.BACKBONE.FREEZE_AT: 0 (none) to 5 (all);
+    # The number of frozen blocks is Detectron2's MODEL.BACKBONE.FREEZE_AT: 0 (none) to 5 (all);
     # 2 freezes conv1_1..conv2_2 of VGG16 (paper, section 3.1.3).
     cfg.MODEL.VGG = CN()
-    # Output channels of stages conv1..conv5. Smaller numbers make a narrow network for trials.
+    # Output channels of blocks conv1..conv5. Smaller numbers make a narrow network for trials.
     cfg.MODEL.VGG.CHANNELS = [64, 128, 256, 512, 512]
     # Features handed on, any of conv1..conv5, each after its last ReLU and before its pooling.
     cfg.MODEL.VGG.OUT_FEATURES = ["conv5"]
@@ -186,12 +192,6 @@ def _add_four_step(cfg: CN) -> None:
     cfg.FOUR_STEP.STOP_AFTER = 4
     # Weights that step 2 starts from again; "": those this run started with.
     cfg.FOUR_STEP.INITIAL_WEIGHTS = ""
-    # Disk space, in GB (1e9 bytes), for features of the frozen convolutions: in steps 3 and 4 they
-    # are computed once per image and then read from OUTPUT_DIR, to the bit as computed. Images
-    # beyond the limit are computed each time, and batches of several images unless
-    # MODEL.PAPER_RCNN.ONE_BY_ONE is True. VGG16 takes 4.9 MB for 600x1000, 49 GB for VOC 2007
-    # trainval with its mirror images. 0.0: off.
-    cfg.FOUR_STEP.FEATURE_CACHE_GB = 0.0
     # Evaluate on DATASETS.TEST after steps 1 and 3 (recall) and after step 2 (AP).
     cfg.FOUR_STEP.EVALUATE_STEPS = True
 

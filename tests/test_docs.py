@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from detectron2.config import CfgNode, get_cfg
 
-from frcnn_plugin import add_frcnn_config
+from frcnn_plugin import add_frcnn_config, layers, modeling
 from frcnn_plugin.cli.__main__ import COMMANDS, GROUPS, choose
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,7 +138,7 @@ def test_components_page_runs() -> None:
     """The Python of docs/components.md, block after block, and the shapes it promises."""
     text = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, "docs/components.md", "exec"), names)
@@ -147,3 +147,11 @@ def test_components_page_runs() -> None:
     shapes = {name: tuple(feature.shape) for name, feature in names["features"].items()}
     assert shapes == {"conv4": (1, 512, 75, 125), "conv5": (1, 512, 38, 63)}
     assert tuple(names["fc7"].shape) == (2, 4096)
+    assert len(names["given"][0].fc7) == len(names["proposals"][0]) > 0
+    assert names["detections"][0].has("pred_boxes")
+
+
+def test_components_page_names_all_exports() -> None:
+    text = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)[.`]", text))
+    assert not ({*modeling.__all__, *layers.__all__} - named)

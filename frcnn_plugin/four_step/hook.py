@@ -14,7 +14,6 @@ from ..data.loading.train_loader import build_train_loader
 from ..process import unwrap_model, wrap_model
 from . import weights as stage_weights
 from .checkpoints import check_schedule, check_start, schedule_state
-from .features import StageFeatures
 from .log import StageLog, forget_losses, put_results
 from .plan import format_plan, plan_rows
 from .proposals import StageProposals
@@ -56,7 +55,6 @@ class FourStepHook(HookBase):
         self._seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self._active: Stage | None = None
         self._log = StageLog()
-        self._features = StageFeatures(self.cfg)
         # What a resumed run has to find again: digests of proposal files, and of the backbone.
         self._proposals: dict[str, str] = {}
         self._shared_convolutions = ""
@@ -97,18 +95,15 @@ class FourStepHook(HookBase):
         if stage is not None and self.trainer.iter + 1 == stage.end:
             model: Any = unwrap_model(self.trainer.model)
             stage_weights.fold_statistics(model)
-            self._features.stop(model)
             if stage.number == 3:
                 self._shared_convolutions = stage_weights.digest(model.backbone)
 
     def after_train(self) -> None:
         """Make the model whole, and make sure that both its networks share their convolutions."""
         model: Any = unwrap_model(self.trainer.model)
-        self._features.stop(model)
         last = self.stages[-1]
         if self.trainer.iter >= last.end:  # not so after an error
             if last.number == 4:
-                self._features.forget()
                 self._check_shared(model)
             else:
                 self._keep_results(self.evaluate(last.number, model))
@@ -156,7 +151,6 @@ class FourStepHook(HookBase):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)
             parameter.grad = None
-        self._features.start(stage.number, model)
         # A live wrapper would not notice the change, and processes would drift apart.
         self.trainer.model = model
         self.trainer.model = wrap_model(model).train()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     build_detection_test_loader,
@@ -25,6 +26,7 @@ from ..data.loading.train_loader import MirroringMapper, training_dicts
 from ..data.proposals.checks import check_proposals
 from ..errors import UserError
 from ..evaluation.proposals.evaluator import ProposalCollector, ProposalEvaluator
+from ..modeling.box_ops import mirror
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +54,7 @@ class _MirroredBack(ProposalCollector):
     ) -> None:
         for output in outputs:
             proposals = output["proposals"]
-            x1, y1, x2, y2 = proposals.proposal_boxes.tensor.unbind(1)
-            width = proposals.image_size[1]
-            boxes = proposals.proposal_boxes.tensor.new_empty((len(proposals), 4))
-            boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3] = width - x2, y1, width - x1, y2
+            boxes = mirror(proposals.proposal_boxes.tensor, proposals.image_size[1])
             proposals.proposal_boxes = Boxes(boxes)
         super().process(inputs, outputs)
 
@@ -185,9 +184,7 @@ def _mirror(record: dict[str, Any]) -> dict[str, Any]:
     """Ground truth and proposals of ``record`` in the coordinates of the mirrored image."""
 
     def flip(boxes: Any) -> Any:
-        boxes = np.asarray(boxes)
-        x1, x2 = record["width"] - boxes[..., 2], record["width"] - boxes[..., 0]
-        return np.stack([x1, boxes[..., 1], x2, boxes[..., 3]], axis=-1)
+        return mirror(torch.as_tensor(np.asarray(boxes)), record["width"]).numpy()
 
     annotations = []
     for a in record["annotations"]:

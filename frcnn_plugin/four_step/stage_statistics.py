@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..data.loading.train_loader import training_dicts
-from ..modeling.backbone.feature_sizes import backbone_feature_sizes
+from ..modeling.backbone.caffe_backbone import backbone_feature_sizes
 from .proposals import StageProposals
 from .stages import Stage
 from .statistics import broadcast_statistics, head_target_statistics, rpn_target_statistics

@@ -22,8 +22,8 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..modeling import box_ops
 from ..modeling.proposal_generator.rpn import PaperRPN
-from ..modeling.proposal_generator.selection import inside_image
 from .target_moments import TargetMoments
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ def rpn_target_statistics(
             size_now, anchors = size, _anchors(rpn, size, feature_sizes(*size))
         height, width = size
         gt_boxes *= gt_boxes.new_tensor([width / record["width"], height / record["height"]] * 2)
-        views = (gt_boxes, _mirrored(gt_boxes, width)) if mirror else (gt_boxes,)
+        views = (gt_boxes, box_ops.mirror(gt_boxes, width)) if mirror else (gt_boxes,)
         for boxes in (view.to(anchors) for view in views):
             labels, matched = rpn.match_anchors(Boxes(anchors), Boxes(boxes))
             positive = (labels == 1).nonzero().squeeze(1)
@@ -195,12 +195,6 @@ def _ground_truth(
     return boxes[real], classes[real]
 
 
-def _mirrored(boxes: torch.Tensor, width: float) -> torch.Tensor:
-    """(R, 4) boxes in the mirror image of an image ``width`` wide."""
-    x1, y1, x2, y2 = boxes.unbind(1)
-    return torch.stack((width - x2, y1, width - x1, y2), dim=1)
-
-
 def _proposals(record: dict[str, Any]) -> torch.Tensor:
     """(N, 4) float64, XYXY, original-image pixels."""
     if "proposal_boxes" not in record:
@@ -229,7 +223,7 @@ def _anchors(
     """(I, 4), the anchors that are trained on, network-input pixels."""
     features = [torch.empty(1, 0, *size) for size in feature_sizes]
     anchors = Boxes.cat(rpn.anchor_generator(features)).tensor
-    return anchors[inside_image(anchors, image_size, rpn.anchor_boundary_thresh)]
+    return anchors[box_ops.inside_image(anchors, image_size, rpn.anchor_boundary_thresh)]
 
 
 def _name(record: dict[str, Any]) -> str:

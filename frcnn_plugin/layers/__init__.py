@@ -2,7 +2,15 @@
 
 from .conv3x3 import Conv3x3
 from .large_linear import LargeLinear
-from .nms import prefix_nms
+from .nms import float32_threshold, prefix_nms
 from .roi_max_pool import roi_max_pool
+from .winograd import Winograd
 
-__all__ = ["Conv3x3", "LargeLinear", "prefix_nms", "roi_max_pool"]
+__all__ = [
+    "Conv3x3",
+    "LargeLinear",
+    "Winograd",
+    "float32_threshold",
+    "prefix_nms",
+    "roi_max_pool",
+]

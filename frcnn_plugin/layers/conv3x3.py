@@ -19,7 +19,7 @@ _MIN_TILES_MIXED = 256
 
 @functools.cache
 def _has_matrix_units() -> bool:
-    """Whether bfloat16 is many times faster here: with Intel's AMX; unknown CPUs count as such."""
+    """Tell whether bfloat16 is many times faster here, as with Intel's AMX or an unknown CPU."""
     known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return not known or bool(amx())

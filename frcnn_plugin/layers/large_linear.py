@@ -25,11 +25,11 @@ class LargeLinear(nn.Linear):
     precision a dtype, of their own at each call, which would be the peak memory of inference.
 
     In training, memory for the weight's gradient comes from the system in huge pages: it is mapped
-    anew in every step, and 100,000 page faults of 4 KiB take longer than computing it.
+    anew in every iteration, and 100,000 page faults of 4 KiB take longer than computing it.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(R, in) to (R, out); the numbers and the dtype are those of ``nn.Linear``."""
+        """Map (R, in) to (R, out), with the numbers and the dtype of ``nn.Linear``."""
         if self.bias is None or x.device.type != "cpu" or x.dim() != 2:
             return super().forward(x)
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
@@ -83,12 +83,12 @@ class _Linear(torch.autograd.Function):
 
 
 def empty_in_huge_pages(like: torch.Tensor) -> torch.Tensor:
-    """``torch.empty_like``, whose pages the system is asked to make huge; only Linux knows that."""
+    """Call ``torch.empty_like`` and, on Linux, ask for huge pages."""
     result = torch.empty_like(like, memory_format=torch.contiguous_format)
     if sys.platform.startswith("linux"):
         start = -(-result.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         size = result.data_ptr() + result.numel() * result.element_size() - start
-        # It is a wish: where the system does not grant it, nothing is lost.
+        # Only advice: where the system does not follow it, nothing is lost.
         ctypes.CDLL(None).madvise(
             ctypes.c_void_p(start), ctypes.c_size_t(max(0, size)), _MADV_HUGEPAGE
         )

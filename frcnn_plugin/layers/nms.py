@@ -15,7 +15,7 @@ _ROWS = 256
 
 
 def float32_threshold(thresh: float) -> float:
-    """The IoU threshold as Caffe's kernels see it.
+    """Round an IoU threshold to what Caffe's kernels see.
 
     torchvision compares float32 IoUs with a double threshold and so suppresses an IoU of exactly
     0.3, which the originals keep (check E14b). Rounding the threshold to float32 first agrees.
@@ -26,7 +26,7 @@ def float32_threshold(thresh: float) -> float:
 def prefix_nms(
     boxes: torch.Tensor, scores: torch.Tensor, thresh: float, limit: int
 ) -> torch.Tensor:
-    """The first ``limit`` survivors of non-maximum suppression, exactly.
+    """Find the first ``limit`` survivors of non-maximum suppression, exactly.
 
     A box is suppressed by *kept* boxes with higher scores only. So boxes are taken piece by piece
     and compared with those kept so far, until enough are kept: the result is that of one
@@ -59,12 +59,12 @@ def prefix_nms(
 
 
 def _in_pieces(boxes: torch.Tensor) -> bool:
-    """Not on a GPU, where each piece would be waited for; and a traced graph cannot stop early."""
+    """Tell whether to go piece by piece: not on a GPU, nor in a traced graph, which cannot stop."""
     return not boxes.is_cuda and not torch.jit.is_tracing() and len(boxes) > _PIECE
 
 
 def _overlap_any(boxes: torch.Tensor, others: torch.Tensor, thresh: float) -> torch.Tensor:
-    """Which boxes have an IoU > ``thresh`` with any of the others.
+    """Find the boxes that have an IoU > ``thresh`` with any of the others.
 
     The IoU is at most the ratio of the areas, so each box is compared with those of about its size
     only. It is computed as torchvision's ``nms`` does, operation by operation, to the last bit.

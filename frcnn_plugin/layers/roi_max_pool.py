@@ -22,7 +22,7 @@ _CHANNELS = 128
 def roi_max_pool(
     features: torch.Tensor, rois: list[torch.Tensor], output_size: int, spatial_scale: float
 ) -> torch.Tensor:
-    """As ``torchvision.ops.roi_pool``, without a gradient.
+    """Pool as ``torchvision.ops.roi_pool`` does, without a gradient.
 
     Args:
         features: (N, C, H, W) float, best in channels-last memory.
@@ -45,8 +45,8 @@ def roi_max_pool(
         x = _bins(cells[:, 0], cells[:, 2], image.shape[2], output_size)
         y = _bins(cells[:, 1], cells[:, 3], image.shape[1], output_size)
         target = out[first : first + len(boxes)]
-        for block in range(0, channels, _CHANNELS):
-            part = slice(block, block + _CHANNELS)
+        for start in range(0, channels, _CHANNELS):
+            part = slice(start, start + _CHANNELS)
             target[:, part] = _pool(image[part].permute(1, 2, 0), x, y)
         first += len(boxes)
     return out
@@ -55,7 +55,7 @@ def roi_max_pool(
 def _bins(
     start: torch.Tensor, end: torch.Tensor, size: int, num_bins: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """First cell and length of each bin along one axis, (R, P) each; a length of 0 is empty.
+    """Find the first cell and the length of each bin along one axis, (R, P) each; 0 is empty.
 
     Args:
         start: (R,) int64, first cell of the RoI.
@@ -74,7 +74,7 @@ def _bins(
 def _pool(
     cells: torch.Tensor, x: tuple[torch.Tensor, torch.Tensor], y: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """Maxima of all bins.
+    """Take the maxima of all bins.
 
     Args:
         cells: (H, W, C).

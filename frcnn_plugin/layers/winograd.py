@@ -60,27 +60,27 @@ _TILES = 128
 
 
 def _kron(matrix: tuple[tuple[float, ...], ...], like: torch.Tensor) -> torch.Tensor:
-    """The two-dimensional transform, acting on flattened tiles; of the kind of ``like``."""
+    """Make the two-dimensional transform of flattened tiles, with dtype and device of ``like``."""
     one = torch.tensor(matrix, dtype=torch.float64)
     return torch.kron(one, one).to(like)
 
 
 def _transform_weight(weight: torch.Tensor) -> torch.Tensor:
-    """(O, C, 3, 3) to (36, C, O)."""
+    """Map (O, C, 3, 3) to (36, C, O)."""
     num_out, num_in = weight.shape[:2]
     taps = weight.permute(2, 3, 1, 0).reshape(9, num_in * num_out)
     return (_kron(_G, weight) @ taps).view(_N * _N, num_in, num_out)
 
 
 def _transform_turned_weight(weight: torch.Tensor) -> torch.Tensor:
-    """(O, C, 3, 3) to (36, O, C): that of the gradient's convolution, with the kernel turned."""
+    """Map (O, C, 3, 3) to (36, O, C), for the gradient's convolution with the kernel turned."""
     num_out, num_in = weight.shape[:2]
     taps = weight.permute(2, 3, 0, 1).reshape(9, num_out * num_in)
     return (_kron(_G, weight).flip(1) @ taps).view(_N * _N, num_out, num_in)
 
 
 def _workspace(like: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
-    """Flat buffers of so many numbers, pieces of one block.
+    """Allocate flat buffers of so many numbers, pieces of one allocation.
 
     They begin at different places of their pages: where several buffers that are passed through
     together begin at the same one, the transforms take up to twice the time, and where the C
@@ -97,7 +97,7 @@ def _workspace(like: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
 
 
 def _planes(buffer: torch.Tensor, planes: int, count: int) -> torch.Tensor:
-    """The first numbers of a buffer as (planes, count); strips at the border are smaller."""
+    """View the first numbers of a buffer as (planes, count); border strips are smaller."""
     return buffer[: planes * count].view(planes, count)
 
 
@@ -161,7 +161,7 @@ class _Strips:
 def _convolve(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """(N, C, H, W) and transformed (36, C, O) to (N, O, H, W), channels last; zero padding of 1."""
+    """Map (N, C, H, W) and transformed (36, C, O) to (N, O, H, W), channels last, padding 1."""
     num_images, num_in, height, width = x.shape
     num_out = weight.shape[2]
     inverse = _kron(_A, x)
@@ -193,7 +193,7 @@ def _convolve(
 
 
 def _weight_gradient(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) and (N, O, H, W) to (O, C, 3, 3): the adjoint of the above in the weight."""
+    """Map (N, C, H, W) and (N, O, H, W) to (O, C, 3, 3): the adjoint of the above in the weight."""
     num_in, num_out, width = x.shape[1], grad.shape[1], grad.shape[3]
     adjoint = _kron(_A, grad).t().contiguous()
     nhwc = grad.permute(0, 2, 3, 1)
@@ -224,14 +224,14 @@ class Winograd(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
     ) -> torch.Tensor:
-        """(N, C, H, W), (O, C, 3, 3) and (O,) to (N, O, H, W), channels last."""
+        """Map (N, C, H, W), (O, C, 3, 3) and (O,) to (N, O, H, W), channels last."""
         ctx.save_for_backward(x, weight)
         return _convolve(x, _transform_weight(weight), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradients that are needed, likewise computed."""
+        """Compute the gradients that are needed, likewise."""
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (

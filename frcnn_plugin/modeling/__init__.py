@@ -1,38 +1,58 @@
 """Networks and rules of the paper. Importing this package registers every component."""
 
-from ..layers.nms import prefix_nms
 from .anchor_generator import CaffeAnchorGenerator
-from .backbone.feature_sizes import backbone_feature_sizes
+from .backbone.caffe_backbone import CaffeBackbone, backbone_feature_sizes
 from .backbone.vgg import VGG16
 from .backbone.zf import ZF, WithinChannelLRN
-from .box_regression import CaffeBox2BoxTransform
-from .image_size import ScaledImageSize
+from .box_ops import clip_boxes, clip_inclusive, inside_image, mirror
+from .box_regression import CaffeBox2BoxTransform, box_loss
+from .image_size import ScaledImageSize, image_scale, resize_scale
+from .matcher import AsyncMatcher
 from .meta_arch import PaperRCNN
-from .proposal_generator.rpn import PaperRPN
+from .proposal_generator.rpn import PaperRPN, rpn_losses
 from .proposal_generator.rpn_head import SoftmaxRPNHead
-from .proposal_generator.selection import select_proposals
+from .proposal_generator.selection import Selection, select_proposals
 from .roi_heads.box_head import FC6FC7Head, UnscaledDropout
+from .roi_heads.detections import detection_candidates, select_detections
 from .roi_heads.fast_rcnn import PaperFastRCNNOutputLayers
-from .roi_heads.roi_heads import CaffeROIHeads, InclusiveROIPooler
-from .target_statistics import TargetStatistics
+from .roi_heads.poolers import InclusiveROIPooler
+from .roi_heads.roi_features import box_features, classify, detect_with_features
+from .roi_heads.roi_heads import CaffeROIHeads
+from .target_statistics import NormalisedBox2BoxTransform, TargetStatistics
 
 __all__ = [
     "VGG16",
     "ZF",
+    "AsyncMatcher",
     "CaffeAnchorGenerator",
+    "CaffeBackbone",
     "CaffeBox2BoxTransform",
     "CaffeROIHeads",
     "FC6FC7Head",
     "InclusiveROIPooler",
+    "NormalisedBox2BoxTransform",
     "PaperFastRCNNOutputLayers",
     "PaperRCNN",
     "PaperRPN",
     "ScaledImageSize",
+    "Selection",
     "SoftmaxRPNHead",
     "TargetStatistics",
     "UnscaledDropout",
     "WithinChannelLRN",
     "backbone_feature_sizes",
-    "prefix_nms",
+    "box_features",
+    "box_loss",
+    "classify",
+    "clip_boxes",
+    "clip_inclusive",
+    "detect_with_features",
+    "detection_candidates",
+    "image_scale",
+    "inside_image",
+    "mirror",
+    "resize_scale",
+    "rpn_losses",
+    "select_detections",
     "select_proposals",
 ]

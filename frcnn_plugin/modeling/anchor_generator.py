@@ -20,11 +20,11 @@ _BASE_SIZE = 16
 class CaffeAnchorGenerator(DefaultAnchorGenerator):
     """Anchors of the original code, in continuous coordinates.
 
-    They differ from the host's in three ways: a 16x16 base square is turned into each aspect ratio
-    and *rounded* (23x12, 16x16, 11x22) before it is scaled; the ratio is the outer loop, the scale
-    the inner one, so released weights fit channel by channel; the centre of the first cell is
-    (8, 8), whatever the stride. Continuous means x2, y2 = the reference's inclusive ones + 1: the
-    first anchor is (-84, -40, 100, 56).
+    They differ from Detectron2's in three ways: a 16x16 base square is turned into each aspect
+    ratio and *rounded* (23x12, 16x16, 11x22) before it is scaled; the ratio is the outer loop, the
+    scale the inner one, so released weights fit channel by channel; the centre of the first cell
+    is (8, 8), whatever the stride. Continuous means x2, y2 = the reference's inclusive ones + 1:
+    the first anchor is (-84, -40, 100, 56).
 
     Source: py-faster-rcnn generate_anchors.py, MATLAB proposal_generate_anchors.m.
     """
@@ -53,7 +53,7 @@ class CaffeAnchorGenerator(DefaultAnchorGenerator):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
-        """Arguments of :meth:`__init__` from ``MODEL.ANCHOR_GENERATOR``.
+        """Read the arguments of :meth:`__init__` from ``MODEL.ANCHOR_GENERATOR``.
 
         Raises:
             UserError: ``OFFSET`` is not 0, which would move the anchors off the reference's.
@@ -72,7 +72,7 @@ class CaffeAnchorGenerator(DefaultAnchorGenerator):
         sizes: Sequence[float] = (128, 256, 512),
         aspect_ratios: Sequence[float] = (0.5, 1, 2),
     ) -> torch.Tensor:
-        """Anchors of the first cell, (len(aspect_ratios) * len(sizes), 4), XYXY, pixels."""
+        """Compute the anchors of the first cell: (ratios * sizes, 4), XYXY, pixels."""
         centre = _BASE_SIZE / 2
         anchors = []
         for ratio in aspect_ratios:

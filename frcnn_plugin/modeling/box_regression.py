@@ -12,11 +12,11 @@ from fvcore.nn import giou_loss, smooth_l1_loss
 
 
 class CaffeBox2BoxTransform(Box2BoxTransform):
-    """The host's transform without its limit on dw, dh, and with py-faster-rcnn's growth if asked.
+    """Detectron2's transform without its limit on dw, dh; with py-faster-rcnn's growth if asked.
 
-    On continuous boxes the host's encoding equals the originals' "+1" encoding, and its decoding
+    On continuous boxes Detectron2's encoding equals the originals' "+1" encoding, and its decoding
     the MATLAB code's (checks E5, E27). py-faster-rcnn decodes every box one pixel too large to the
-    right and bottom.
+    right and bottom (bbox_transform.py).
     """
 
     def __init__(
@@ -29,14 +29,16 @@ class CaffeBox2BoxTransform(Box2BoxTransform):
 
         Args:
             weights: factors of (dx, dy, dw, dh), 1 / standard deviation.
-            scale_clamp: largest dw, dh that is decoded; the host's default is log(1000 / 16).
+            scale_clamp: largest dw, dh that is decoded; Detectron2's default is log(1000 / 16).
             decode_growth: pixels added to x2, y2 (MATLAB 0, py-faster-rcnn 1).
         """
         super().__init__(tuple(weights), scale_clamp)
         self.decode_growth = decode_growth
 
     def get_deltas(self, src_boxes: torch.Tensor, target_boxes: torch.Tensor) -> torch.Tensor:
-        """Encode, as the host does; it also checks widths, for which a GPU has to wait.
+        """Encode the boxes that sources should become.
+
+        Rewrites Detectron2's method, whose check of the widths a GPU would have to wait for.
 
         Args:
             src_boxes: (R, 4), XYXY, with an area.
@@ -83,10 +85,11 @@ def box_loss(
     target_boxes: torch.Tensor,
     beta: float,
 ) -> torch.Tensor:
-    """Loss of each predicted box.
+    """Compute the loss of each predicted box.
 
     Args:
-        kind: the host's ``BBOX_REG_LOSS_TYPE``: "smooth_l1" on deltas, or "giou", "diou", "ciou".
+        kind: Detectron2's ``BBOX_REG_LOSS_TYPE``: "smooth_l1" on deltas, or "giou", "diou",
+            "ciou" on boxes.
         transform: encodes and decodes.
         src_boxes: (R, 4), XYXY.
         deltas: (R, 4), predicted for them.

@@ -8,7 +8,7 @@ from collections.abc import Collection
 class ScaledImageSize(tuple):
     """Network-input size ``(height, width)`` that also knows the original image.
 
-    It is a plain tuple everywhere the host looks; the originals need the scale because their
+    It is a plain tuple wherever Detectron2 looks; the originals need the scale because their
     minimum proposal size and their final box decoding are in original-image pixels.
     """
 
@@ -31,19 +31,19 @@ class ScaledImageSize(tuple):
         return self
 
     def __getnewargs__(self) -> tuple[tuple[int, ...], float, tuple[float, float]]:
-        """Arguments for copying and pickling."""
+        """Return the arguments for copying and pickling."""
         return tuple(self), self.scale, self.original
 
 
 def image_scale(image_size: tuple[int, int]) -> float:
-    """Network pixels per original-image pixel, 1.0 for a plain size that does not know it."""
+    """Return network pixels per original-image pixel; 1.0 for a size that does not know it."""
     return getattr(image_size, "scale", 1.0)
 
 
 def resize_scale(
     size: tuple[int, int], original: tuple[int, int], short_sides: Collection[int]
 ) -> float:
-    """The factor an image was resized by, before its sides were rounded to whole pixels.
+    """Find the factor an image was resized by, before its sides were rounded to whole pixels.
 
     The originals divide boxes by this factor and not by the ratio of the sides, which can be 0.1%
     off: 333x500 becomes 600x901 with 600/333 = 1.8018, not 901/500 = 1.802; that is 0.05 px at the

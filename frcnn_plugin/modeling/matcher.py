@@ -1,4 +1,4 @@
-"""Matching of boxes with ground truth, without making a GPU wait."""
+"""Matching of boxes with ground truth by IoU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from detectron2.modeling.matcher import Matcher
 
 
 class AsyncMatcher(Matcher):
-    """The host's matcher; no number has to be known on the host before the next operator starts."""
+    """Detectron2's matcher, and the guard against objects that nothing overlaps.
+
+    Rewrites Detectron2's ``__call__`` and ``set_low_quality_matches_`` without indices whose number
+    a GPU would have to tell before the next operator can start.
+    """
 
     def __init__(
         self,
@@ -24,13 +28,14 @@ class AsyncMatcher(Matcher):
             thresholds: ascending IoUs between the labels.
             labels: one more; of 1, 0 and -1.
             allow_low_quality_matches: a box with the highest IoU of some ground truth is positive.
-            guard_zero: not so if that highest IoU is 0, when all boxes would be (check E9c).
+            guard_zero: not so if that highest IoU is 0, when all boxes that do not touch the object
+                would become positive (check E9c).
         """
         super().__init__(list(thresholds), list(labels), allow_low_quality_matches)
         self.guard_zero = guard_zero
 
     def __call__(self, match_quality_matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Match.
+        """Match boxes with ground truths.
 
         Args:
             match_quality_matrix: (G, I) IoUs of ground truths and boxes, not negative.

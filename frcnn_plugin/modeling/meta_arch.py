@@ -14,9 +14,9 @@ from detectron2.utils.events import get_event_storage
 
 from ..errors import UserError
 from ..layers.conv3x3 import Conv3x3
-from .backbone.feature_store import FeatureStore, backbone_features
 from .image_size import ScaledImageSize, resize_scale
 from .roi_heads.detections import to_original_size
+from .roi_heads.roi_features import classify, detect_with_features
 
 PHASES = ("joint", "rpn", "fast_rcnn")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -24,17 +24,26 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @META_ARCH_REGISTRY.register()
 class PaperRCNN(GeneralizedRCNN):
-    """The host's R-CNN that also knows the scale of its images, and can mimic Caffe's iter_size.
+    """Detectron2's R-CNN that knows the scale of its images, and can mimic Caffe's iter_size.
 
-    It works in one of three phases (:attr:`phase`):
+    The path of an image, in training, in evaluation and for whoever wants a part of it::
+
+        images, features = model.features(batched_inputs)
+        proposals = model.propose(images, features)
+        detections = model.detect(images, features, proposals)
+
+    The three need nothing that Detectron2's GeneralizedRCNN lacks: called as
+    ``PaperRCNN.features(model, batched_inputs)`` they serve its models, too. They neither switch
+    gradients off nor cast to ``INFERENCE_DTYPE``; :meth:`forward` does the latter.
+
+    The model works in one of three phases (:attr:`phase`):
 
     - "joint": approximate joint training (paper section 3.2, py-faster-rcnn "end2end"): all four
       losses at once, proposals treated as fixed boxes. Run, it detects.
     - "rpn": trains the RPN alone and selects no proposals meanwhile. Run, it proposes.
     - "fast_rcnn": trains and runs the detector on the proposals in its input.
 
-    The last two are the steps of the paper's alternating training. They train on features from
-    :attr:`feature_store`, if there is one, while the backbone does not train.
+    The last two are the stages of the paper's alternating training.
     """
 
     @configurable
@@ -58,17 +67,16 @@ class PaperRCNN(GeneralizedRCNN):
             winograd: see ``MODEL.PAPER_RCNN.WINOGRAD``.
             inference_dtype: see ``MODEL.PAPER_RCNN.INFERENCE_DTYPE``.
             amp_on_cpu: train in bfloat16 by autocast; only while the model is on the CPU, as on
-                CUDA the host's AMPTrainer does it.
+                CUDA Detectron2's AMPTrainer does it.
             phase: see ``MODEL.PAPER_RCNN.PHASE``.
             short_sides: see :func:`~frcnn_plugin.modeling.image_size.resize_scale`.
-            kwargs: arguments of the host's GeneralizedRCNN.
+            kwargs: arguments of Detectron2's GeneralizedRCNN.
 
         Raises:
             UserError: unknown phase or dtype.
         """
         super().__init__(**kwargs)
         self._drawn_at = -1  # iteration of the last picture
-        self.feature_store: FeatureStore | None = None
         if inference_dtype not in DTYPES:
             raise UserError(
                 f"MODEL.PAPER_RCNN.INFERENCE_DTYPE is '{inference_dtype}': use one of "
@@ -98,7 +106,7 @@ class PaperRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        """Arguments of :meth:`__init__`."""
+        """Read the arguments of :meth:`__init__`."""
         ret = super().from_config(cfg)
         for key in ("ONE_BY_ONE", "CHANNELS_LAST", "WINOGRAD", "INFERENCE_DTYPE", "PHASE"):
             ret[key.lower()] = cfg.MODEL.PAPER_RCNN[key]
@@ -107,7 +115,7 @@ class PaperRCNN(GeneralizedRCNN):
         return ret
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """As the host's; in training, images may pass one by one.
+        """Train or run the model, as Detectron2's; in training, images may pass one by one.
 
         Args:
             batched_inputs: as the data loader makes them; "image" is (3, H, W) in
@@ -120,7 +128,134 @@ class PaperRCNN(GeneralizedRCNN):
             ``objectness_logits``.
         """
         with self._autocast():
-            return self._forward(batched_inputs)
+            if not self.training:
+                return self.inference(batched_inputs)
+            if not (self.one_by_one and len(batched_inputs) > 1):
+                return self._losses(batched_inputs)
+            # Images of different sizes would be padded with zeros, which py-faster-rcnn's single
+            # images never are (iter_size 2 adds up two passes). One graph over all of them: the
+            # gradient is their mean, and DistributedDataParallel sees one forward and backward.
+            losses = [self._losses([x]) for x in batched_inputs]
+            return {name: torch.stack([x[name] for x in losses]).mean() for name in losses[0]}
+
+    def features(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[ImageList, dict[str, torch.Tensor]]:
+        """Compute the feature maps that both networks share.
+
+        Args:
+            batched_inputs: see :meth:`forward`; "image" is enough.
+
+        Returns:
+            the preprocessed images, whose sizes know the image scales; feature name ->
+            (N, C, H', W').
+        """
+        images = self.preprocess_image(batched_inputs)
+        return images, self.backbone(images.tensor)
+
+    def propose(self, images: ImageList, features: dict[str, torch.Tensor]) -> list[Instances]:
+        """Select proposals by the RPN.
+
+        Args:
+            images: of :meth:`features`.
+            features: of :meth:`features`.
+
+        Returns:
+            per image, best first, ``proposal_boxes`` in network-input pixels and
+            ``objectness_logits``.
+        """
+        proposals: list[Instances] = self.proposal_generator(images, features, None)[0]
+        return proposals
+
+    def detect(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        *,
+        with_features: bool = False,
+        keep_all: bool = False,
+    ) -> list[Instances]:
+        """Detect on proposals, or on any boxes.
+
+        Args:
+            images: of :meth:`features`.
+            features: of :meth:`features`.
+            proposals: per image, ``proposal_boxes`` in network-input pixels and, for
+                ``with_features``, ``objectness_logits``.
+            with_features: add what each detection was made from, see
+                :func:`~frcnn_plugin.modeling.roi_heads.roi_features.detect_with_features`.
+            keep_all: return features and scores of every box, in order, instead of detections, see
+                :func:`~frcnn_plugin.modeling.roi_heads.roi_features.classify`.
+
+        Returns:
+            per image, ``pred_boxes`` in network-input pixels, ``scores`` and ``pred_classes``, by
+            descending score.
+        """
+        # Proposals from a file have plain sizes; those of preprocessing know the images' scales,
+        # which py-faster-rcnn's decoding needs.
+        proposals = [
+            Instances(size, **p.get_fields())
+            for p, size in zip(proposals, images.image_sizes, strict=True)
+        ]
+        if keep_all:
+            return classify(self.roi_heads, features, proposals)
+        if with_features:
+            return detect_with_features(self.roi_heads, features, proposals)
+        detections: list[Instances] = self.roi_heads(images, features, proposals, None)[0]
+        return detections
+
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> Any:
+        """Run the model; see :meth:`forward` for the outputs of each phase.
+
+        Args:
+            batched_inputs: see :meth:`forward`.
+            detected_instances: known boxes, as in Detectron2; phase "joint" only.
+            do_postprocess: scale boxes to the original image.
+        """
+        if detected_instances is not None and self.phase == "joint":
+            return super().inference(batched_inputs, detected_instances, do_postprocess)
+        images, features = self.features(batched_inputs)
+        if self._is_given_proposals():
+            results = self._given_proposals(batched_inputs)
+        else:
+            results = self.propose(images, features)
+        if self.phase != "rpn":
+            results = self.detect(images, features, results)
+        if not do_postprocess:
+            return results
+        name = "proposals" if self.phase == "rpn" else "instances"
+        outputs = []
+        for result, size, x in zip(results, images.image_sizes, batched_inputs, strict=True):
+            height, width = x.get("height", size[0]), x.get("width", size[1])
+            outputs.append({name: to_original_size(result, height, width)})
+        return outputs
+
+    def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        images, features = self.features(batched_inputs)
+        targets = [x["instances"].to(self.device) for x in batched_inputs]
+        draws = self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0
+        losses: dict[str, torch.Tensor] = {}
+        if self._is_given_proposals():
+            proposals = self._given_proposals(batched_inputs)
+        else:
+            # Alone, the RPN has no use for its proposals, except in a picture.
+            alone = self.phase == "rpn"
+            self.proposal_generator.select_in_training = draws or not alone
+            proposals, losses = self.proposal_generator(images, features, targets)
+            self.proposal_generator.select_in_training = not alone
+        if self.phase != "rpn":
+            _, detector_losses = self.roi_heads(images, features, proposals, targets)
+            # In Detectron2's order: the trainer's sum of floats depends on it.
+            losses = {**detector_losses, **losses}
+        if draws:
+            self.visualize_training(batched_inputs, proposals)
+        return losses
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self.inference_dtype
@@ -132,52 +267,8 @@ class PaperRCNN(GeneralizedRCNN):
             return nullcontext()
         return torch.autocast(self.device.type, dtype)
 
-    def _forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        if not self.training:
-            return self.inference(batched_inputs)
-        if not (self.one_by_one and len(batched_inputs) > 1):
-            return self._losses(batched_inputs)
-        # One graph over all images: the gradient is the mean, as with Caffe's accumulation, and
-        # DistributedDataParallel sees a single forward and backward.
-        losses = [self._losses([x]) for x in batched_inputs]
-        return {name: torch.stack([x[name] for x in losses]).mean() for name in losses[0]}
-
-    def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        if self.phase == "joint":
-            losses: dict[str, torch.Tensor] = super().forward(batched_inputs)
-            return losses
-        # The host's forward always runs both networks, or has only one of them.
-        images = self.preprocess_image(batched_inputs)
-        targets = [x["instances"].to(self.device) for x in batched_inputs]
-        features = backbone_features(self, batched_inputs, images.tensor)
-        draws = self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0
-        if self.phase == "rpn":
-            self.proposal_generator.select_in_training = draws
-            proposals, losses = self.proposal_generator(images, features, targets)
-            self.proposal_generator.select_in_training = False
-        else:
-            proposals = self._given_proposals(batched_inputs)
-            losses = self.roi_heads(images, features, proposals, targets)[1]
-        if draws:
-            self.visualize_training(batched_inputs, proposals)
-        return losses
-
-    def visualize_training(
-        self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]
-    ) -> None:
-        """As the host's (``VIS_PERIOD``): one picture, also if the images pass one by one.
-
-        It goes to TensorBoard: ground truth on the left, the 20 best proposals on the right, of the
-        first image of the batch, at the network's input size.
-
-        Args:
-            batched_inputs: see :meth:`forward`.
-            proposals: ``proposal_boxes`` in network-input pixels, best first.
-        """
-        iteration = get_event_storage().iter
-        if iteration != self._drawn_at:
-            self._drawn_at = iteration
-            super().visualize_training(batched_inputs, proposals)
+    def _is_given_proposals(self) -> bool:
+        return self.phase == "fast_rcnn" or self.proposal_generator is None
 
     def _given_proposals(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
         if any("proposals" not in x for x in batched_inputs):
@@ -188,42 +279,22 @@ class PaperRCNN(GeneralizedRCNN):
             )
         return [x["proposals"].to(self.device) for x in batched_inputs]
 
-    def inference(
-        self,
-        batched_inputs: list[dict[str, Any]],
-        detected_instances: list[Instances] | None = None,
-        do_postprocess: bool = True,
-    ) -> Any:
-        """As the host's; see :meth:`forward` for the outputs of each phase.
+    def visualize_training(
+        self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]
+    ) -> None:
+        """Draw one picture per ``VIS_PERIOD``, also if the images pass one by one.
+
+        Detectron2 sends it to TensorBoard: ground truth on the left, the 20 best proposals on the
+        right, of the first image of the batch, at the network's input size.
 
         Args:
             batched_inputs: see :meth:`forward`.
-            detected_instances: known boxes, as for the host; phase "joint" only.
-            do_postprocess: scale boxes to the original image.
+            proposals: ``proposal_boxes`` in network-input pixels, best first.
         """
-        if detected_instances is not None and self.phase == "joint":
-            return super().inference(batched_inputs, detected_instances, do_postprocess)
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        name = "proposals" if self.phase == "rpn" else "instances"
-        given = self.phase == "fast_rcnn" or self.proposal_generator is None
-        if not given:
-            results = self.proposal_generator(images, features, None)[0]
-        if self.phase != "rpn":
-            proposals = self._given_proposals(batched_inputs) if given else results
-            # The sizes of preprocessing know the images' scales.
-            proposals = [
-                Instances(size, **p.get_fields())
-                for p, size in zip(proposals, images.image_sizes, strict=True)
-            ]
-            results = self.roi_heads(images, features, proposals, None)[0]
-        if not do_postprocess:
-            return results
-        outputs = []
-        for result, size, x in zip(results, images.image_sizes, batched_inputs, strict=True):
-            height, width = x.get("height", size[0]), x.get("width", size[1])
-            outputs.append({name: to_original_size(result, height, width)})
-        return outputs
+        iteration = get_event_storage().iter
+        if iteration != self._drawn_at:
+            self._drawn_at = iteration
+            super().visualize_training(batched_inputs, proposals)
 
     def _move_to_current_device(self, x: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_tracing() or torch.jit.is_scripting():

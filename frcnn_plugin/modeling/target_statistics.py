@@ -1,6 +1,6 @@
 """Box targets of zero mean and unit variance, and how to get rid of them again.
 
-Unit of everything here: deltas as the host's ``box2box_transform.get_deltas`` returns them, that
+Unit of everything here: deltas as Detectron2's ``box2box_transform.get_deltas`` returns them, that
 is *after* its weights. So mean 0 and deviation 1 are what stock layers mean, whatever the weights;
 a layer that statistics were folded into predicts those deltas directly. What the loss sees,
 ``(delta - mean) / std``, does not depend on the weights.
@@ -33,7 +33,7 @@ class TargetStatistics(nn.Module):
     of the stock layers. With them, the layer in front predicts *normalised* deltas. They are saved
     and loaded with the model: loading a checkpoint makes this module what it was when the
     checkpoint was written, with or without statistics. Statistics that are there for another
-    number of classes are left out like every other tensor of the wrong shape: the host's
+    number of classes are left out like every other tensor of the wrong shape: Detectron2's
     checkpointer warns, ``load_state_dict(strict=True)`` raises.
 
     A layer goes from one form to the other without changing what it predicts by :meth:`unfold`
@@ -54,7 +54,7 @@ class TargetStatistics(nn.Module):
         self.num_classes = num_classes
         self.register_buffer("mean", None)
         self.register_buffer("std", None)
-        # Where the model is, which statistics that are not there cannot tell.
+        # On the model's device, also while there are no statistics that could tell it.
         self.register_buffer("_home", torch.empty(0), persistent=False)
 
     @property
@@ -82,7 +82,7 @@ class TargetStatistics(nn.Module):
         self.mean = self.std = None
 
     def normalise(self, deltas: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
-        """Targets for the loss.
+        """Turn deltas into targets for the loss.
 
         Args:
             deltas: (R, 4).
@@ -98,7 +98,7 @@ class TargetStatistics(nn.Module):
         return (deltas - self.mean[classes]) / self.std[classes]
 
     def denormalise(self, deltas: torch.Tensor) -> torch.Tensor:
-        """Deltas that the host can decode.
+        """Turn predicted deltas into those that Detectron2 decodes.
 
         Args:
             deltas: (R, C*4), as predicted.
@@ -147,7 +147,7 @@ class TargetStatistics(nn.Module):
         self.set(mean, std)
 
     def extra_repr(self) -> str:
-        """One line for ``print(model)``."""
+        """Return one line for ``print(model)``."""
         return f"num_classes={self.num_classes}, {'set' if self.active else 'none'}"
 
     def _check(self, mean: torch.Tensor, std: torch.Tensor) -> None:
@@ -193,7 +193,7 @@ class TargetStatistics(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Make or drop the buffers so that they are those of ``state_dict``."""
-        # The host's checkpointer compares shapes with the model's state dict, where absent
+        # Detectron2's checkpointer compares shapes with the model's state dict, where absent
         # statistics do not appear; so this is the place to create them.
         self.clear()
         mean, std = state_dict.get(f"{prefix}mean"), state_dict.get(f"{prefix}std")
@@ -212,16 +212,16 @@ class TargetStatistics(nn.Module):
 
 
 class NormalisedBox2BoxTransform:
-    """A host transform whose deltas are normalised by one row of statistics, while there are any.
+    """A transform whose deltas are normalised by one row of statistics, while there are any.
 
-    For code of the host that takes a transform and knows no statistics.
+    For Detectron2's code, which takes a transform and knows no statistics.
     """
 
     def __init__(self, stock: Any, statistics: TargetStatistics) -> None:
         """Wrap.
 
         Args:
-            stock: the host's or our ``Box2BoxTransform``.
+            stock: Detectron2's ``Box2BoxTransform`` or ours.
             statistics: with C = 1; looked up at every call.
         """
         self.stock = stock

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 
 from ..data.loading.resize import with_resize
 from ..engine.checkpointer import AtomicCheckpointer
 from ..errors import UserError
-from ..modeling.roi_heads.roi_features import classify, detect_with_features
+from ..modeling import PaperRCNN
 from .arrays import check_boxes, check_image, full, postprocess, to_image
 from .config import predictor_cfg
 from .image_files import read_bgr
@@ -112,8 +112,9 @@ class FasterRCNNPredictor:
             if not features:
                 outputs = [output["instances"] for output in self.model(batch)]
             else:
-                inputs, maps, proposals = self._proposals(batch)
-                outputs = detect_with_features(self.model.roi_heads, maps, proposals)
+                inputs, maps = PaperRCNN.features(self.model, batch)
+                proposals = PaperRCNN.propose(self.model, inputs, maps)
+                outputs = PaperRCNN.detect(self.model, inputs, maps, proposals, with_features=True)
                 outputs = [
                     postprocess(output, size, x)
                     for output, size, x in zip(outputs, inputs.image_sizes, batch, strict=True)
@@ -142,7 +143,8 @@ class FasterRCNNPredictor:
             )
         results: dict[int, Instances] = {}
         for indices, batch in self._batches(images, image_format):
-            inputs, _, proposals = self._proposals(batch)
+            inputs, maps = PaperRCNN.features(self.model, batch)
+            proposals = PaperRCNN.propose(self.model, inputs, maps)
             for i, p, size, x in zip(indices, proposals, inputs.image_sizes, batch, strict=True):
                 boxes = to_image(p.proposal_boxes, size, x)
                 objectness = p.objectness_logits.float().sigmoid()
@@ -177,13 +179,14 @@ class FasterRCNNPredictor:
         [(_, batch)] = self._batches([image], image_format)
         height, width = batch[0]["height"], batch[0]["width"]
         given = check_boxes(boxes, height, width)
-        inputs, maps = self._backbone(batch)
+        inputs, maps = PaperRCNN.features(self.model, batch)
         size = inputs.image_sizes[0]
         to_network = given.new_tensor([size[1] / width, size[0] / height] * 2)
         scaled = Instances(
             size, proposal_boxes=Boxes((given * to_network).float().to(self.model.device))
         )
-        result = classify(self.model.roi_heads, maps, [scaled])[0].to("cpu")
+        [result] = PaperRCNN.detect(self.model, inputs, maps, [scaled], keep_all=True)
+        result = result.to("cpu")
         fields = {**result.get_fields(), "proposal_boxes": Boxes(given.float())}
         return Instances((height, width), **{k: full(v) for k, v in fields.items()})
 
@@ -233,13 +236,3 @@ class FasterRCNNPredictor:
         resized = self._resize.get_transform(array).apply_image(array)
         tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
         return {"image": tensor, "height": array.shape[0], "width": array.shape[1]}
-
-    def _backbone(self, batch: Batch) -> tuple[ImageList, dict[str, torch.Tensor]]:
-        inputs = self.model.preprocess_image(batch)
-        return inputs, self.model.backbone(inputs.tensor)
-
-    def _proposals(
-        self, batch: Batch
-    ) -> tuple[ImageList, dict[str, torch.Tensor], list[Instances]]:
-        inputs, maps = self._backbone(batch)
-        return inputs, maps, self.model.proposal_generator(inputs, maps, None)[0]

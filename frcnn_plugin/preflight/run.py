@@ -13,7 +13,6 @@ from .data_folders import check_data_root
 from .data_sets import check_data
 from .disk import check_disk
 from .environment import check_environment
-from .features import check_features, check_features_disk
 from .finding import Finding, error, warning
 from .memory import check_memory
 from .output import check_output
@@ -41,13 +40,11 @@ _CHECKS: tuple[tuple[str, Check], ...] = (
     ("schedule", check_start_of_steps),
     ("proposals", check_proposal_files),
     ("schedule", check_schedule),
-    ("schedule", check_features),
     ("weights", check_weights),  # last, as it may download a file
 )
 # These make sense if all else is well.
 _ESTIMATES: tuple[tuple[str, Check], ...] = (
     ("disk", check_disk),
-    ("disk", check_features_disk),
     ("memory", check_memory),
 )
 

@@ -7,7 +7,6 @@ takes a model from `load_model`. Everything is computed by the model's own metho
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -24,9 +23,10 @@ from torch import nn
 from ..engine.checkpointer import AtomicCheckpointer
 from ..engine.weight_requirements import names_detector
 from ..errors import UserError
-from ..modeling.backbone.feature_sizes import backbone_feature_sizes
+from ..modeling import PaperRCNN
+from ..modeling.backbone.caffe_backbone import backbone_feature_sizes
+from ..modeling.box_ops import inside_image
 from ..modeling.proposal_generator.rpn import PaperRPN
-from ..modeling.proposal_generator.selection import inside_image
 
 Size = tuple[int, int]
 
@@ -89,9 +89,7 @@ class BoxRules:
 
     def labels(self, anchors: Boxes, instances: Instances) -> torch.Tensor:
         """Labels before sampling: (R,) int8, 1 positive, 0 negative, -1 ignored."""
-        everything = copy.copy(self.rpn)  # sampling that takes all there are changes nothing
-        everything.batch_size_per_image, everything.positive_fraction = len(anchors), 1.0
-        (labels,), _ = everything.label_and_sample_anchors([anchors], [instances])
+        labels, _ = self.rpn.label_anchors(anchors, instances)
         return labels
 
     def sampled_labels(self, anchors: Boxes, instances: Instances, seed: int) -> torch.Tensor:
@@ -180,9 +178,8 @@ def propose(model: Any, item: dict[str, Any]) -> Instances:
     Returns:
         ``proposal_boxes`` in original-image pixels, ``objectness_logits``; on the CPU.
     """
-    images = model.preprocess_image([item])
-    features = model.backbone(images.tensor)
-    proposals, _ = model.proposal_generator(images, features, None)
+    images, features = PaperRCNN.features(model, [item])
+    proposals = PaperRCNN.propose(model, images, features)
     return detector_postprocess(proposals[0].to("cpu"), item["height"], item["width"])
 
 
@@ -206,11 +203,10 @@ def sample_rois(model: Any, item: dict[str, Any], seed: int) -> Instances:
         ``proposal_boxes`` in network-input pixels, ``gt_classes`` (background: the number of
         classes); on the CPU.
     """
-    images = model.preprocess_image([item])
+    images, features = PaperRCNN.features(model, [item])
     targets = [item["instances"].to(images.tensor.device)]
     with torch.random.fork_rng(), EventStorage():
         torch.manual_seed(seed)
-        features = model.backbone(images.tensor)
         model.proposal_generator.train()
         try:
             proposals, _ = model.proposal_generator(images, features, targets)

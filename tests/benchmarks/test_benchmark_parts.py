@@ -252,11 +252,11 @@ def test_backward_is_counted() -> None:
     assert count(lambda: x[x > -1].sum().backward()) == {"index": 1, "index_put": 1}
 
 
-def test_frozen_convolutions_get_no_gradient(tmp_path: Path) -> None:
+def test_frozen_convolutions_get_no_gradient() -> None:
     contenders, stages = part("contenders"), part("stages")
     spec, work = spec_and_work(training=True)
     contender = contenders.Contender(spec, work, contenders.calibrated_weights(spec, work))
-    steps = stages.Stages(contender, tmp_path)
+    steps = stages.Stages(contender)
     trained: dict[str, set[str]] = {}
     contender.optimizer.zero_grad = lambda set_to_none: None  # keep them, to look at
     for name, phase, trains in stages.STEPS:
@@ -266,16 +266,6 @@ def test_frozen_convolutions_get_no_gradient(tmp_path: Path) -> None:
         named = contender.model.named_parameters()
         trained[name] = {n.split(".")[0] for n, p in named if p.grad is not None}
     assert trained == {name: set(trains) for name, _, trains in stages.STEPS}
-
-
-def test_kept_features_are_computed_once(tmp_path: Path) -> None:
-    contenders, stages = part("contenders"), part("stages")
-    spec, work = spec_and_work(training=True)
-    contender = contenders.Contender(spec, work, contenders.calibrated_weights(spec, work))
-    steps = stages.Stages(contender, tmp_path)
-    sections = [[set(steps.sample(*step)) for step in stages.STEPS] for _ in range(2)]
-    computed = [["conv" in found for found in each] for each in sections]
-    assert computed == [[True] * 6 + [False], [True] * 5 + [False] * 2]
 
 
 def test_the_best_peer_is_the_faster_one() -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from detectron2.config import get_cfg
 
 from frcnn_plugin import add_frcnn_config, get_config_file
+from frcnn_plugin.config import REMOVED_KEYS
 from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances
 from frcnn_plugin.data.proposals.checks import save_proposals
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
@@ -62,16 +64,31 @@ def test_unknown_key_in_a_file(tmp_path: Path) -> None:
     assert str(path) in message and "MODEL.NOTHING" in message
 
 
+def test_removed_keys_in_a_file_are_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a config.yaml that an earlier version saved; other keys of the file count."""
+    assert "FOUR_STEP.FEATURE_CACHE_GB" in REMOVED_KEYS
+    saved = yaml.safe_load(setup_cfg(DEMO, ["SEED", "12"]).dump())
+    for section, name in (key.split(".") for key in REMOVED_KEYS):
+        saved[section][name] = 0.0
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    cfg = setup_cfg(str(tmp_path / "config.yaml"))
+    assert cfg.SEED == 12
+    assert cfg.FOUR_STEP == setup_cfg(DEMO).FOUR_STEP
+    assert all(f"(ignoring): {key}" in caplog.text for key in REMOVED_KEYS)
+
+
 @pytest.mark.parametrize(("value", "told"), [("60", True), ("60.5", False), ("many", False)])
 def test_whole_numbers_where_a_key_has_a_point(value: str, told: bool) -> None:
     node = get_cfg()
     add_frcnn_config(node)
     try:
-        merge_overrides(node, ["FOUR_STEP.FEATURE_CACHE_GB", value])
+        merge_overrides(node, ["MODEL.RPN.MIN_SIZE_IMAGE", value])
         message = ""
     except UserError as error:
         message = str(error)
-    assert ("FOUR_STEP.FEATURE_CACHE_GB. Write the number with a point" in message) is told
+    assert ("MODEL.RPN.MIN_SIZE_IMAGE. Write the number with a point" in message) is told
     assert bool(message) is (value != "60.5")
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from frcnn_plugin.data.loading.train_loader import build_train_loader, training_dicts
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.four_step.statistics import head_target_statistics, rpn_target_statistics
-from frcnn_plugin.modeling.backbone.feature_sizes import backbone_feature_sizes
+from frcnn_plugin.modeling.backbone.caffe_backbone import backbone_feature_sizes
 from tests.four_step.four_step_runs import tiny_cfg
 
 SEED, RATE, ITERS, DROP = 3, 0.003, 4, 2

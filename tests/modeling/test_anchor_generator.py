@@ -9,7 +9,7 @@ from detectron2.modeling.anchor_generator import build_anchor_generator
 
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling import CaffeAnchorGenerator
-from frcnn_plugin.modeling.proposal_generator.selection import inside_image
+from frcnn_plugin.modeling.box_ops import inside_image
 
 # py-faster-rcnn's inclusive boxes; ours are these with x2, y2 + 1.
 REFERENCE = [
@@ -77,17 +77,11 @@ def test_first_inside_anchor_e3c() -> None:
     assert (anchors[first] - ONE).tolist() == [12, 8, 195, 103]
 
 
-def test_allowed_border() -> None:
-    boxes = torch.tensor([[-1.0, 0.0, 10.0, 10.0], [0.0, 0.0, 11.0, 10.0], [0.0, 0.0, 10.0, 10.0]])
-    assert inside_image(boxes, (10, 10), 0).tolist() == [False, False, True]
-    assert inside_image(boxes, (10, 10), 1).tolist() == [True, True, True]
-
-
 def test_centre_does_not_depend_on_the_stride() -> None:
     assert torch.equal(grid(1, 1, stride=8), grid(1, 1, stride=16))
 
 
-def test_by_registry_name_with_the_hosts_defaults(tiny_cfg) -> None:
+def test_by_registry_name_with_detectron2s_defaults(tiny_cfg) -> None:
     cfg = tiny_cfg("MODEL.ANCHOR_GENERATOR.SIZES", [[128, 256, 512]])
     generator = build_anchor_generator(cfg, [ShapeSpec(channels=8, stride=16)])
     assert isinstance(generator, CaffeAnchorGenerator)

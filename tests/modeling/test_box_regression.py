@@ -94,7 +94,7 @@ def test_no_boxes() -> None:
     assert transform.apply_deltas(torch.zeros(0, 12), torch.zeros(0, 4)).shape == (0, 12)
 
 
-def test_encoding_is_the_hosts_to_the_bit() -> None:
+def test_encoding_is_detectron2s_to_the_bit() -> None:
     generator = torch.Generator().manual_seed(0)
     corner, side = torch.rand(2, 50, 2, generator=generator) * 100
     boxes = torch.cat([corner, corner + side + 1], dim=1)

@@ -109,7 +109,7 @@ def _unchanged(change: Callable[[], None]) -> bool:
     return get_cfg().dump() == before
 
 
-def test_the_hosts_defaults_stay_as_they_are() -> None:
+def test_detectron2s_defaults_stay_as_they_are() -> None:
     assert _unchanged(lambda: add_frcnn_config(get_cfg()))
 
 

@@ -1,4 +1,4 @@
-"""The matcher that no GPU waits for: the host's labels."""
+"""The matcher that no GPU waits for: Detectron2's labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from frcnn_plugin.modeling.matcher import AsyncMatcher
     ("thresholds", "labels"),
     [([0.3, 0.7], [0, -1, 1]), ([0.5], [0, 1]), ([0.1, 0.5], [-1, 0, 1])],
 )
-def test_equals_the_hosts(thresholds: list[float], labels: list[int], low_quality: bool) -> None:
+def test_equals_detectron2s(thresholds: list[float], labels: list[int], low_quality: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     # Tenths, so that thresholds are met and there are ties.
     iou = (torch.rand(6, 50, generator=generator) * 11).floor() / 10

@@ -5,14 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling import PaperRCNN
 from frcnn_plugin.modeling.image_size import image_scale
 from tests.conftest import make_input
+from tests.modeling.parts import K, random_statistics
 
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
+
+
 BOXES = [[10.0, 12.0, 60.0, 70.0], [50.0, 20.0, 120.0, 90.0]]
 
 
@@ -83,6 +88,45 @@ def test_inference_is_in_original_pixels(model: PaperRCNN) -> None:
         assert r.pred_classes.max() < 3
 
 
+def test_the_path_step_by_step_is_the_whole(model: PaperRCNN) -> None:
+    """features, propose and detect give what the model gives before boxes leave its frame."""
+    model.eval().roi_heads.box_predictor.test_score_thresh = 0.0
+    batch = [make_input(96, 128, [], scale=1.6), make_input(131, 97, [], seed=1)]
+    with torch.no_grad():
+        whole = model.inference(batch, do_postprocess=False)
+        images, features = model.features(batch)
+        proposals = model.propose(images, features)
+        parts = model.detect(images, features, proposals)
+        explained = model.detect(images, features, proposals, with_features=True)
+        given = model.detect(images, features, proposals, keep_all=True)
+    for one, part, made, all_, proposed in zip(
+        whole, parts, explained, given, proposals, strict=True
+    ):
+        assert len(one) > 0
+        for name in ("pred_boxes", "scores", "pred_classes"):
+            values = [getattr(x.get(name), "tensor", x.get(name)) for x in (one, part, made)]
+            assert torch.equal(values[0], values[1]) and torch.equal(values[0], values[2])
+        assert len(all_) == len(proposed)
+        row = made.proposal_index
+        assert torch.equal(made.proposal_boxes.tensor, proposed.proposal_boxes.tensor[row])
+        assert torch.equal(made.fc7, all_.fc7[row])
+        assert torch.equal(made.scores_all, all_.scores_all[row])
+
+
+def test_proposals_of_a_file_get_the_scale_of_their_image(model: PaperRCNN) -> None:
+    """py-faster-rcnn's decoding needs it; a file knows sizes only."""
+    predictor = model.eval().roi_heads.box_predictor
+    predictor.test_score_thresh, predictor.decode_growth = 0.0, 1.0
+    batch = [make_input(96, 128, [], scale=1.6)]
+    with torch.no_grad():
+        images, features = model.features(batch)
+        (own,) = model.propose(images, features)
+        (expected,) = model.detect(images, features, [own])
+        plain = Instances((96, 128), **own.get_fields())
+        (result,) = model.detect(images, features, [plain])
+    assert torch.equal(result.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
 def test_memory_layout_does_not_change_results(model: PaperRCNN) -> None:
     batch = [make_input(96, 128, [])]
     images = model.eval().preprocess_image(batch)
@@ -126,7 +170,7 @@ def test_no_gradient_through_proposals(model: PaperRCNN) -> None:
     assert all(p.grad is None for p in model.proposal_generator.rpn_head.parameters())
 
 
-def test_frozen_stages_do_not_move(tiny_cfg) -> None:
+def test_frozen_blocks_do_not_move(tiny_cfg) -> None:
     model = build_model(tiny_cfg("MODEL.BACKBONE.FREEZE_AT", 2)).train()
     with EventStorage():
         sum(model([make_input(96, 128, BOXES)]).values()).backward()
@@ -141,8 +185,8 @@ def test_two_seeded_runs_are_identical(tiny_cfg) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
         values = []
         with EventStorage():
-            for step in range(5):
-                loss = sum(model([make_input(96, 128, BOXES, seed=step)]).values())
+            for iteration in range(5):
+                loss = sum(model([make_input(96, 128, BOXES, seed=iteration)]).values())
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -233,6 +277,43 @@ def test_same_losses_with_winograd(tiny_cfg) -> None:
     assert fast == pytest.approx(plain, rel=1e-5)
     difference = fast_layer.weight.grad - plain_layer.weight.grad
     assert difference.norm() <= 1e-3 * plain_layer.weight.grad.norm()
+
+
+def test_detector_with_folded_statistics_is_the_same_detector(tiny_cfg) -> None:
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg()).eval()
+    predictor, rpn = model.roi_heads.box_predictor, model.proposal_generator
+    predictor.test_score_thresh = 0.0
+    nn.init.normal_(predictor.bbox_pred.weight, std=0.2)
+    nn.init.normal_(rpn.rpn_head.rpn_bbox_pred.weight, std=0.2)
+    batch = [make_input(97, 131, [])]
+
+    def boxes() -> torch.Tensor:
+        with torch.no_grad():
+            return model(batch)[0]["instances"].pred_boxes.tensor
+
+    plain = boxes()
+    # Larger than what bbox regression weights of 10, 10, 5, 5 stand for.
+    predictor.target_statistics.set(*random_statistics(K))
+    rpn.target_statistics.set(*random_statistics(1))
+    normalised = boxes()
+    assert normalised.shape != plain.shape or not torch.allclose(normalised, plain, atol=1e-2)
+
+    predictor.target_statistics.fold(predictor.bbox_pred)
+    rpn.target_statistics.fold(rpn.rpn_head.rpn_bbox_pred)
+    assert torch.allclose(boxes(), normalised, atol=1e-3)
+
+
+def test_training_with_statistics_reaches_every_parameter(tiny_cfg) -> None:
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg()).train()
+    model.roi_heads.box_predictor.target_statistics.set(*random_statistics(K))
+    model.proposal_generator.target_statistics.set(*random_statistics(1))
+    with EventStorage():
+        losses = model([make_input(97, 131, [[10.0, 12.0, 60.0, 70.0]])])
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

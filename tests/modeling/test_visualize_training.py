@@ -44,7 +44,7 @@ def pictures(tiny_cfg: Any, iterations: int, *opts: Any) -> list[tuple[str, Any,
 
 @pytest.fixture(autouse=True)
 def white_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host draws in random colours, grey now and then."""
+    """Detectron2 draws in random colours, grey now and then."""
     monkeypatch.setattr(
         "detectron2.utils.visualizer.random_color", lambda **kwargs: np.array([1.0, 1.0, 1.0])
     )

@@ -14,15 +14,15 @@ from torch import nn
 from ...layers.conv3x3 import Conv3x3
 from .caffe_backbone import CaffeBackbone
 
-# Convolutions per stage, conv1_1..conv5_3.
-_CONVS_PER_STAGE = (2, 2, 3, 3, 3)
+# Convolutions per block, conv1_1..conv5_3.
+_CONVS_PER_BLOCK = (2, 2, 3, 3, 3)
 
 _STRIP = 100  # rows of conv1 that are computed at a time; even, as they are pooled by twos
 
 
 @BACKBONE_REGISTRY.register()
 class VGG16(CaffeBackbone):
-    """The 13 convolutions of VGG16 as stages ``conv1`` .. ``conv5``, strides 1, 2, 4, 8, 16.
+    """The 13 convolutions of VGG16 as blocks ``conv1`` .. ``conv5``, strides 1, 2, 4, 8, 16.
 
     Differs from torchvision's VGG16: pooling rounds *up* (Caffe), so a 600x1000 image gives a
     38x63 ``conv5`` instead of 37x62, and pool5 is left out (RoI pooling takes its place).
@@ -45,14 +45,14 @@ class VGG16(CaffeBackbone):
 
         Args:
             in_channels: channels of the image.
-            channels: output channels of the five stages.
-            out_features: names of the returned features, any of conv1..conv5. Stages behind the
+            channels: output channels of the five blocks.
+            out_features: names of the returned features, any of conv1..conv5. Blocks after the
                 last one are not built.
-            freeze_at: number of leading stages that do not train, 0 to 5 (paper: 2).
+            freeze_at: number of leading blocks that do not train, 0 to 5 (paper: 2).
         """
-        stages: OrderedDict[str, nn.Sequential] = OrderedDict()
+        blocks: OrderedDict[str, nn.Sequential] = OrderedDict()
         shapes: dict[str, ShapeSpec] = {}
-        for i, (convs, width) in enumerate(zip(_CONVS_PER_STAGE, channels, strict=True), start=1):
+        for i, (convs, width) in enumerate(zip(_CONVS_PER_BLOCK, channels, strict=True), start=1):
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             if i > 1:
                 layers[f"pool{i - 1}"] = nn.MaxPool2d(2, 2, ceil_mode=True)
@@ -60,13 +60,13 @@ class VGG16(CaffeBackbone):
                 layers[f"conv{i}_{j}"] = Conv3x3(in_channels, width)
                 layers[f"relu{i}_{j}"] = nn.ReLU(inplace=True)
                 in_channels = width
-            stages[f"conv{i}"] = nn.Sequential(layers)
+            blocks[f"conv{i}"] = nn.Sequential(layers)
             shapes[f"conv{i}"] = ShapeSpec(channels=width, stride=2 ** (i - 1))
-        super().__init__(stages, shapes, out_features, freeze_at)
+        super().__init__(blocks, shapes, out_features, freeze_at)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Arguments of :meth:`__init__` from ``MODEL.VGG`` and ``MODEL.BACKBONE.FREEZE_AT``."""
+        """Read the arguments from ``MODEL.VGG`` and ``MODEL.BACKBONE.FREEZE_AT``."""
         return {
             "in_channels": input_shape.channels,
             "channels": cfg.MODEL.VGG.CHANNELS,
@@ -88,18 +88,18 @@ class VGG16(CaffeBackbone):
         return self._run(self._conv1_pool1(x), skip=len(self.conv1) + 1)
 
     def _runs_in_strips(self, x: torch.Tensor) -> bool:
-        """Whether conv1 may be computed strip by strip: on a CPU, if nobody needs it as a whole."""
+        """Tell whether conv1 may go strip by strip: on a CPU, if nobody needs it as a whole."""
         trains = torch.is_grad_enabled() and (
             x.requires_grad or any(p.requires_grad for p in self.conv1.parameters())
         )
-        kept = "conv1" in self._out_features or "conv2" not in self.stage_names
+        kept = "conv1" in self._out_features or "conv2" not in self.block_names
         layers = [*self.conv1, *(self.conv2[:1] if not kept else ())]
         watched = any(m._forward_hooks or m._forward_pre_hooks for m in layers)
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
         return x.device.type == "cpu" and not (trains or kept or watched or traced)
 
     def _conv1_pool1(self, x: torch.Tensor) -> torch.Tensor:
-        """conv1 and its pooling, some rows at a time.
+        """Compute conv1 and its pooling, some rows at a time.
 
         As a whole, conv1 of a 600x1000 image takes 300 MB, the peak of inference. Each row of its
         output depends on two more rows of the image above and below, so the numbers are the same.

@@ -39,15 +39,15 @@ class WithinChannelLRN(nn.Module):
         return x * (1 + self.alpha * energy).pow(-self.beta)
 
     def extra_repr(self) -> str:
-        """Constants for ``print(model)``."""
+        """Return the constants for ``print(model)``."""
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}"
 
 
 @BACKBONE_REGISTRY.register()
 class ZF(CaffeBackbone):
-    """Five convolutions as stages ``conv1`` .. ``conv5``, strides 2, 8, 16, 16, 16.
+    """Five convolutions as blocks ``conv1`` .. ``conv5``, strides 2, 8, 16, 16, 16.
 
-    norm and pool of conv1 and conv2 belong to the next stage, so that every feature is the output
+    norm and pool of conv1 and conv2 belong to the next block, so that every feature is the output
     of a ReLU. Pooling rounds up; a 600x1000 image gives a 39x64 ``conv5``.
 
     Source: py-faster-rcnn models/pascal_voc/ZF, the authors' ZF prototxts.
@@ -68,7 +68,7 @@ class ZF(CaffeBackbone):
             in_channels: channels of the image.
             channels: output channels of conv1..conv5.
             out_features: names of the returned features, any of conv1..conv5.
-            freeze_at: number of leading stages that do not train, 0 to 5 (paper: 0).
+            freeze_at: number of leading blocks that do not train, 0 to 5 (paper: 0).
         """
         c1, c2, c3, c4, c5 = channels
 
@@ -86,7 +86,7 @@ class ZF(CaffeBackbone):
                 layer = nn.Conv2d(before, width, kernel_size=k, stride=s, padding=k // 2)
             return [(f"conv{i}", layer), (f"relu{i}", nn.ReLU())]
 
-        stages: OrderedDict[str, nn.Sequential] = OrderedDict()
+        blocks: OrderedDict[str, nn.Sequential] = OrderedDict()
         layers = {
             "conv1": conv(1, in_channels, c1, 7, 2),
             "conv2": norm_pool(1) + conv(2, c1, c2, 5, 2),
@@ -98,13 +98,13 @@ class ZF(CaffeBackbone):
         for (name, parts), width, stride in zip(
             layers.items(), channels, (2, 8, 16, 16, 16), strict=True
         ):
-            stages[name] = nn.Sequential(OrderedDict(parts))
+            blocks[name] = nn.Sequential(OrderedDict(parts))
             shapes[name] = ShapeSpec(channels=width, stride=stride)
-        super().__init__(stages, shapes, out_features, freeze_at)
+        super().__init__(blocks, shapes, out_features, freeze_at)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Arguments of :meth:`__init__` from ``MODEL.ZF`` and ``MODEL.BACKBONE.FREEZE_AT``."""
+        """Read the arguments from ``MODEL.ZF`` and ``MODEL.BACKBONE.FREEZE_AT``."""
         return {
             "in_channels": input_shape.channels,
             "channels": cfg.MODEL.ZF.CHANNELS,

@@ -23,19 +23,20 @@ from detectron2.utils.memory import retry_if_cuda_oom
 from torch.nn import functional as F
 
 from ...errors import UserError
+from ..box_ops import inside_image
 from ..box_regression import CaffeBox2BoxTransform, box_loss
 from ..image_size import image_scale
 from ..matcher import AsyncMatcher
 from ..target_statistics import NormalisedBox2BoxTransform, TargetStatistics
-from .selection import inside_image, select_proposals
+from .selection import Selection, select_proposals
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class PaperRPN(RPN):
-    """The host's RPN with the original rules for labels, losses and proposals.
+    """Detectron2's RPN with the original rules for labels, losses and proposals.
 
     - Anchors that cross the border are removed *before* matching, so that every ground truth keeps
-      its best inside anchor (the host matches first, check E9e).
+      its best inside anchor (Detectron2 matches first, check E9e).
     - Losses are divided by the number of anchors really sampled, or, for the box loss of the paper,
       by the number of locations.
     - Proposals: see :func:`~frcnn_plugin.modeling.proposal_generator.selection.select_proposals`.
@@ -61,7 +62,7 @@ class PaperRPN(RPN):
             loss_norm: "samples" or "locations", see ``MODEL.RPN.LOSS_NORM``.
             guard_zero_iou: see ``MODEL.RPN.GUARD_ZERO_IOU``.
             min_size_image: smallest side of a proposal, original-image pixels.
-            kwargs: arguments of the host's RPN.
+            kwargs: arguments of Detectron2's RPN.
 
         Raises:
             UserError: unknown ``loss_norm``.
@@ -70,26 +71,29 @@ class PaperRPN(RPN):
         if loss_norm not in ("samples", "locations"):
             raise UserError(f"MODEL.RPN.LOSS_NORM is '{loss_norm}': use 'samples' or 'locations'")
         self.loss_norm = loss_norm
-        # False while the RPN trains alone: nobody reads its proposals then.
+        # False while the RPN trains alone: nobody reads its proposals then, and NMS takes time.
         self.select_in_training = True
         stock = kwargs["anchor_matcher"]
         self.anchor_matcher = AsyncMatcher(
-            stock.thresholds[1:-1],  # without the infinite ones that the host adds
+            stock.thresholds[1:-1],  # without the infinite ones that Detectron2 adds
             stock.labels,
             stock.allow_low_quality_matches,
             guard_zero=guard_zero_iou,
         )
         self.min_size_image = min_size_image
         self.target_statistics = TargetStatistics(1)
-        # The host encodes targets and decodes predictions with it.
+        # Detectron2 encodes targets and decodes predictions with it.
         self.box2box_transform: Any = NormalisedBox2BoxTransform(
             kwargs["box2box_transform"], self.target_statistics
         )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        """Arguments of :meth:`__init__` from ``MODEL.RPN``."""
+        """Read the arguments of :meth:`__init__` from ``MODEL.RPN``."""
         ret = super().from_config(cfg, input_shape)
+        # SCALE_CLAMP is infinite by default: the originals decode any exp(dw) (bbox_transform.py).
+        # Detectron2 stops at 1000 / 16 so that exp cannot overflow; here a box that did is dropped
+        # or clipped with the others.
         ret["box2box_transform"] = CaffeBox2BoxTransform(
             cfg.MODEL.RPN.BBOX_REG_WEIGHTS, cfg.MODEL.RPN.SCALE_CLAMP, cfg.MODEL.RPN.DECODE_GROWTH
         )
@@ -112,9 +116,36 @@ class PaperRPN(RPN):
         Returns:
             labels (I,) int8 in {1 object, 0 background, -1 ignore}; index of the ground truth (I,).
         """
+        # IoU of continuous boxes is that of the originals' inclusive ones with their "+ 1".
         iou = retry_if_cuda_oom(pairwise_iou)(gt_boxes, anchors)  # (G, I)
         matched, labels = retry_if_cuda_oom(self.anchor_matcher)(iou)
         return labels.to(anchors.device), matched.to(anchors.device)
+
+    def label_anchors(
+        self, anchors: Boxes, instances: Instances
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Label the anchors of one image, without drawing a mini-batch.
+
+        Args:
+            anchors: (R, 4), network-input pixels.
+            instances: with ``gt_boxes`` in the same frame.
+
+        Returns:
+            labels (R,) int8, 1 object, 0 background, -1 neither or across the border; and the
+            matched ground-truth boxes (R, 4), meaningful where the label is 1.
+        """
+        gt_boxes = instances.gt_boxes
+        is_inside = inside_image(anchors.tensor, instances.image_size, self.anchor_boundary_thresh)
+        # Before matching (anchor_target_layer.py; in MATLAB their overlaps are 0): otherwise an
+        # outside anchor could be an object's best, and the object would be left without any.
+        inside = is_inside.nonzero().squeeze(1)
+        labels_inside, matched = self.match_anchors(anchors[inside], gt_boxes)
+        labels = torch.full_like(is_inside, -1, dtype=torch.int8)
+        labels[inside] = labels_inside
+        matched_boxes = torch.zeros_like(anchors.tensor)
+        if len(gt_boxes):
+            matched_boxes[inside] = gt_boxes.tensor[matched]
+        return labels, matched_boxes
 
     @torch.jit.unused
     @torch.no_grad()
@@ -123,7 +154,7 @@ class PaperRPN(RPN):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Label all anchors and sample a mini-batch of them per image.
 
-        Replaces the host's method, which matches before it drops outside anchors; that order
+        Replaces Detectron2's method, which matches before it drops outside anchors; that order
         cannot be changed from outside.
 
         Args:
@@ -137,17 +168,7 @@ class PaperRPN(RPN):
         all_anchors = Boxes.cat(anchors)
         gt_labels, matched_gt_boxes = [], []
         for instances in gt_instances:
-            gt_boxes = instances.gt_boxes
-            is_inside = inside_image(
-                all_anchors.tensor, instances.image_size, self.anchor_boundary_thresh
-            )
-            inside = is_inside.nonzero().squeeze(1)
-            labels_inside, matched = self.match_anchors(all_anchors[inside], gt_boxes)
-            labels = torch.full_like(is_inside, -1, dtype=torch.int8)
-            labels[inside] = labels_inside
-            boxes = torch.zeros_like(all_anchors.tensor)
-            if len(gt_boxes):
-                boxes[inside] = gt_boxes.tensor[matched]
+            labels, boxes = self.label_anchors(all_anchors, instances)
             gt_labels.append(self._subsample_labels(labels))
             matched_gt_boxes.append(boxes)
         return gt_labels, matched_gt_boxes
@@ -161,9 +182,7 @@ class PaperRPN(RPN):
         pred_anchor_deltas: list[torch.Tensor],
         gt_boxes: list[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """The host's losses, divided by what the originals divide by.
-
-        The host computes them on all anchors, by masks; here only the sampled ones are touched.
+        """Compute the losses, divided by what the originals divide by.
 
         Args:
             anchors: per feature map.
@@ -175,43 +194,36 @@ class PaperRPN(RPN):
         Returns:
             ``loss_rpn_cls`` and ``loss_rpn_loc``, scalars.
         """
-        num_images = len(gt_labels)
-        labels = torch.cat(gt_labels)
-        sampled = (labels >= 0).nonzero().squeeze(1)  # everything below is about these few
-        labels = labels[sampled]
-        is_object = labels == 1
-        self._log_sampled(int(is_object.sum()), len(sampled), num_images)
-
-        all_anchors = Boxes.cat(anchors).tensor
-        src = all_anchors[sampled % len(all_anchors)]
-        # Background has no box: it gets its own anchor, so that nothing becomes infinite, ...
-        boxes = torch.where(is_object[:, None], torch.cat(gt_boxes)[sampled], src)
-        deltas = torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1)[sampled]
-        loc = box_loss(
-            self.box_reg_loss_type, self.box2box_transform, src, deltas, boxes, self.smooth_l1_beta
-        )
-        loc = (loc * is_object).sum()  # ... and no weight.
-        logits = torch.cat(pred_objectness_logits, dim=1).flatten()[sampled]
-        cls = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
-
-        num_sampled = max(len(sampled), 1)
-        if self.loss_norm == "samples":
-            loc_norm = num_sampled
-        else:
-            loc_norm = num_images * sum(
+        num_locations = None
+        if self.loss_norm == "locations":
+            num_locations = sum(
                 level.shape[1] // num_anchors
                 for level, num_anchors in zip(
                     pred_objectness_logits, self.anchor_generator.num_anchors, strict=True
                 )
             )
-        losses = {"loss_rpn_cls": cls / num_sampled, "loss_rpn_loc": loc / loc_norm}
+        labels = torch.stack(gt_labels)
+        self._log_sampled(labels)
+        cls, loc = rpn_losses(
+            Boxes.cat(anchors).tensor,
+            torch.cat(pred_objectness_logits, dim=1),
+            torch.cat(pred_anchor_deltas, dim=1),
+            labels,
+            torch.stack(gt_boxes),
+            self.box2box_transform,
+            beta=self.smooth_l1_beta,
+            kind=self.box_reg_loss_type,
+            num_locations=num_locations,
+        )
+        losses = {"loss_rpn_cls": cls, "loss_rpn_loc": loc}
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     @staticmethod
-    def _log_sampled(num_objects: int, num_sampled: int, num_images: int) -> None:
+    def _log_sampled(labels: torch.Tensor) -> None:
+        counts = torch.stack([(labels == 1).sum(), (labels == 0).sum()]).tolist()
         storage = get_event_storage()
-        storage.put_scalar("rpn/num_pos_anchors", num_objects / num_images)
-        storage.put_scalar("rpn/num_neg_anchors", (num_sampled - num_objects) / num_images)
+        for name, count in zip(("pos", "neg"), counts, strict=True):
+            storage.put_scalar(f"rpn/num_{name}_anchors", count / len(labels))
 
     @torch.no_grad()
     def predict_proposals(
@@ -235,22 +247,106 @@ class PaperRPN(RPN):
         """
         if self.training and not self.select_in_training:
             return []
+        proposals = []
+        for image_size, selected in zip(
+            image_sizes,
+            self.selections(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes),
+            strict=True,
+        ):
+            result = Instances(image_size)
+            result.proposal_boxes = Boxes(selected.boxes)
+            result.objectness_logits = selected.scores
+            proposals.append(result)
+        return proposals
+
+    @torch.no_grad()
+    def selections(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[torch.Tensor],
+        pred_anchor_deltas: list[torch.Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        *,
+        count: bool = False,
+    ) -> list[Selection]:
+        """Select proposals and tell which anchors they come from.
+
+        Args:
+            anchors: see :meth:`predict_proposals`.
+            pred_objectness_logits: see :meth:`predict_proposals`.
+            pred_anchor_deltas: see :meth:`predict_proposals`.
+            image_sizes: see :meth:`predict_proposals`.
+            count: also count what each step of the selection leaves.
+
+        Returns:
+            per image; ``indices`` count anchors through all feature maps.
+        """
         all_boxes = torch.cat(self._decode_proposals(anchors, pred_anchor_deltas), dim=1)
         all_scores = torch.cat(pred_objectness_logits, dim=1).float()
-        proposals = []
+        selections = []
         for boxes, scores, image_size in zip(all_boxes, all_scores, image_sizes, strict=True):
-            min_side = max(self.min_box_size, self.min_size_image * image_scale(image_size))
-            boxes, scores = select_proposals(
+            selected = select_proposals(
                 boxes,
                 scores,
                 image_size,
-                min_side=min_side,
+                # The paper's 16 px are of the original image (proposal_layer.py: RPN_MIN_SIZE *
+                # im_info[2]), so an enlarged image has larger smallest proposals.
+                min_side=max(self.min_box_size, self.min_size_image * image_scale(image_size)),
                 pre_nms_topk=int(self.pre_nms_topk[self.training]),
                 post_nms_topk=int(self.post_nms_topk[self.training]),
                 nms_thresh=self.nms_thresh,
+                count=count,
             )
-            result = Instances(image_size)
-            result.proposal_boxes = Boxes(boxes)
-            result.objectness_logits = scores
-            proposals.append(result)
-        return proposals
+            selections.append(selected)
+        return selections
+
+
+def rpn_losses(
+    anchors: torch.Tensor,
+    logits: torch.Tensor,
+    deltas: torch.Tensor,
+    labels: torch.Tensor,
+    gt_boxes: torch.Tensor,
+    transform: Any,
+    *,
+    beta: float,
+    kind: str = "smooth_l1",
+    num_locations: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the paper's two losses of a mini-batch of anchors (equation 1), without weights.
+
+    Rewrites what Detectron2 computes on all anchors, by masks; here only the sampled ones are
+    touched.
+
+    Args:
+        anchors: (R, 4), continuous XYXY.
+        logits: (N, R), object - background.
+        deltas: (N, R, 4), as predicted.
+        labels: (N, R), 1 object, 0 background, -1 not in the mini-batch.
+        gt_boxes: (N, R, 4), meaningful where the label is 1; in the frame of ``anchors``.
+        transform: encodes boxes, see :class:`~frcnn_plugin.modeling.CaffeBox2BoxTransform`.
+        beta: of smooth L1, 1 / sigma^2.
+        kind: see :func:`~frcnn_plugin.modeling.box_loss`.
+        num_locations: cells per image, by which the box loss is divided; None: by the number of
+            sampled anchors.
+
+    Returns:
+        classification and box loss, scalars.
+    """
+    labels = labels.flatten()
+    sampled = (labels >= 0).nonzero().squeeze(1)  # everything below is about these few
+    labels = labels[sampled]
+    is_object = labels == 1
+    src = anchors[sampled % len(anchors)]
+    # Background has no box: it gets its own anchor, so that nothing becomes infinite, ...
+    boxes = torch.where(is_object[:, None], gt_boxes.flatten(0, 1)[sampled], src)
+    loc = box_loss(kind, transform, src, deltas.flatten(0, 1)[sampled], boxes, beta)
+    loc = (loc * is_object).sum()  # ... and no weight.
+    logits = logits.flatten()[sampled]
+    cls = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
+    # By what is there and not by 256: with few anchors inside, the batch is smaller (check E10).
+    num_sampled = max(len(sampled), 1)
+    # The paper's lambda of 10 presumes the box loss divided by the locations, about 2,400, ten
+    # times the mini-batch; py-faster-rcnn divides by the samples and has lambda 1.
+    loc_norm = num_sampled if num_locations is None else len(gt_boxes) * num_locations
+    return cls / num_sampled, loc / loc_norm

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from ...errors import UserError
 from ...layers.conv3x3 import Conv3x3
-from ..initialisation import redraw
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -25,9 +24,10 @@ class SoftmaxRPNHead(nn.Module):
     """3x3 conv, then a two-way softmax classifier and a box regressor per anchor.
 
     The classifier has 2A channels in Caffe's order: background of anchors 0..A-1, then object of
-    anchors 0..A-1. The head returns ``object - background``: the host's sigmoid cross entropy of
-    that difference *is* the softmax cross entropy, in value and in gradient, while both weight
-    vectors keep training (a one-logit head would learn half as fast, check E12).
+    anchors 0..A-1. The head returns ``object - background``, one logit per anchor, so that it
+    fits any RPN: the sigmoid cross entropy of that difference *is* the softmax cross entropy, in
+    value and in gradient, while both weight vectors keep training (a head with one logit would
+    learn half as fast, check E12).
 
     Source: paper section 3.1 and footnote 4; py-faster-rcnn and MATLAB prototxts.
     """
@@ -62,7 +62,7 @@ class SoftmaxRPNHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
-        """Arguments of :meth:`__init__`; ``MODEL.RPN.CONV_DIMS`` is the width of the 3x3 conv.
+        """Read the arguments; ``MODEL.RPN.CONV_DIMS`` is the width of the 3x3 conv.
 
         Raises:
             UserError: more than one conv is asked for.
@@ -93,7 +93,26 @@ class SoftmaxRPNHead(nn.Module):
         for x in features:
             t = F.relu(self.rpn_conv(x))
             background, foreground = self.rpn_cls_score(t).chunk(2, dim=1)
-            # In float32, or mixed precision would lose what is left of two close numbers.
+            # In float32: in mixed precision, little would be left of two close numbers.
             pred_objectness_logits.append(foreground.float() - background.float())
             pred_anchor_deltas.append(self.rpn_bbox_pred(t))
         return pred_objectness_logits, pred_anchor_deltas
+
+
+@torch.no_grad()
+def redraw(
+    layer: nn.Conv2d | nn.Linear, std: float, generator: torch.Generator | None = None
+) -> None:
+    """Fill the weight from N(0, ``std``), not truncated, and the bias with 0, in place.
+
+    Args:
+        layer: with a bias.
+        std: standard deviation.
+        generator: of the CPU, so that all devices and processes draw the same; torch's global one
+            if None.
+
+    Source: Caffe filler.hpp (GaussianFiller).
+    """
+    assert layer.bias is not None
+    layer.weight.copy_(torch.empty(layer.weight.shape).normal_(0.0, std, generator=generator))
+    layer.bias.zero_()

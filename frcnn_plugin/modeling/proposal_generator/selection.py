@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from ...layers.nms import prefix_nms
+from ..box_ops import clip_boxes
 
 
-def inside_image(boxes: torch.Tensor, image_size: tuple[int, int], border: float) -> torch.Tensor:
-    """Which boxes cross the image's border by at most ``border`` pixels.
+class Selection(NamedTuple):
+    """Proposals of one image, by descending score, and where they come from.
 
-    A box that ends flush with the image is inside, unlike in the host's ``Boxes.inside_box``
-    (point 6 of docs/faithfulness.md).
-
-    Args:
-        boxes: (R, 4), continuous XYXY.
-        image_size: (height, width).
-        border: pixels; negative: every box counts as inside.
-
-    Returns:
-        (R,) bool.
+    Attributes:
+        boxes: (P, 4), continuous XYXY in network-input pixels.
+        scores: (P,).
+        indices: (P,) int64, their rows among the decoded boxes, and so their anchors.
+        counts: how many boxes each step left, in order: "candidates", "large" (after clipping and
+            the size filter), "pre_nms", "nms" (survivors of the whole suppression), "proposals".
+            None unless asked for.
     """
-    if border < 0:
-        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    height, width = image_size
-    x1, y1, x2, y2 = boxes.unbind(1)
-    return (x1 >= -border) & (y1 >= -border) & (x2 <= width + border) & (y2 <= height + border)
 
-
-def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Boxes cut off at the image's border; the host's ``Boxes.clip`` makes a GPU wait for a check.
-
-    Args:
-        boxes: (R, 4), continuous XYXY.
-        image_size: (height, width).
-
-    Returns:
-        (R, 4), new.
-    """
-    height, width = image_size
-    x1, y1, x2, y2 = boxes.unbind(1)
-    return torch.stack(
-        (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), dim=1
-    )
+    boxes: torch.Tensor
+    scores: torch.Tensor
+    indices: torch.Tensor
+    counts: dict[str, int] | None = None
 
 
 def select_proposals(
@@ -54,12 +37,13 @@ def select_proposals(
     pre_nms_topk: int,
     post_nms_topk: int,
     nms_thresh: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    count: bool = False,
+) -> Selection:
     """Turn the decoded boxes of one image into proposals.
 
-    Algorithm, in the originals' order (the host filters by size *after* the first top-N, check
-    E34): clip to the image; drop boxes with a side below ``min_side`` (or without area); sort by
-    score; keep ``pre_nms_topk``; NMS; keep ``post_nms_topk``.
+    The steps, in the originals' order: clip to the image; drop boxes with a side below
+    ``min_side`` (or without area); sort by score; keep ``pre_nms_topk``; NMS; keep
+    ``post_nms_topk``.
 
     Args:
         boxes: (R, 4), continuous XYXY in network-input pixels. Boxes with NaN are dropped.
@@ -69,21 +53,36 @@ def select_proposals(
         pre_nms_topk: boxes that enter NMS; 0 or less: all.
         post_nms_topk: proposals returned at most.
         nms_thresh: IoU above which the lower-scored box is suppressed.
+        count: also count what each step leaves; NMS then cannot stop at ``post_nms_topk``.
 
     Returns:
-        (P, 4) boxes and (P,) scores, sorted by descending score.
+        at most ``post_nms_topk`` proposals.
 
     Source: py-faster-rcnn proposal_layer.py, MATLAB proposal_test.m.
     """
-    boxes = clip_boxes(boxes, image_size)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    # Indices, as each mask would make a GPU wait.
+    # First, so that a box counts by what of it is in the image: a wide one that hangs out may be
+    # too small, and overlaps are those of the visible parts.
+    clipped = clip_boxes(boxes, image_size)
+    sides = clipped[:, 2:] - clipped[:, :2]
+    # Before the first top-N, so that small boxes take no one's place among the best 6000
+    # (proposal_layer.py; Detectron2 filters afterwards, check E34). Indices, as with a mask each
+    # of the two lines below would have to find out how many there are.
     large = ((sides >= min_side) & (sides > 0)).all(dim=1).nonzero().squeeze(1)
-    boxes, scores = boxes[large], scores[large]
+    kept_boxes, kept_scores = clipped[large], scores[large]
 
-    scores, order = scores.sort(descending=True, stable=True)
+    # Stable: equal scores stay in the order of the anchors, so that results can be repeated.
+    kept_scores, order = kept_scores.sort(descending=True, stable=True)
     if pre_nms_topk > 0:
-        scores, order = scores[:pre_nms_topk], order[:pre_nms_topk]
-    boxes = boxes[order]
-    keep = prefix_nms(boxes, scores, nms_thresh, post_nms_topk)
-    return boxes[keep], scores[keep]
+        kept_scores, order = kept_scores[:pre_nms_topk], order[:pre_nms_topk]
+    kept_boxes = kept_boxes[order]
+
+    counts = None
+    keep = prefix_nms(
+        kept_boxes, kept_scores, nms_thresh, len(kept_boxes) if count else post_nms_topk
+    )
+    if count:
+        counts = {"candidates": len(boxes), "large": len(large), "pre_nms": len(order)}
+        counts["nms"] = len(keep)
+        keep = keep[:post_nms_topk]
+        counts["proposals"] = len(keep)
+    return Selection(kept_boxes[keep], kept_scores[keep], large[order[keep]], counts)

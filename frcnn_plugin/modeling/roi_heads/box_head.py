@@ -31,7 +31,7 @@ class UnscaledDropout(nn.Module):
         return F.dropout(x, self.p, self.training) * (1 - self.p)
 
     def extra_repr(self) -> str:
-        """Constant for ``print(model)``."""
+        """Return the constant for ``print(model)``."""
         return f"p={self.p}"
 
 
@@ -76,7 +76,7 @@ class FC6FC7Head(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Arguments of :meth:`__init__` from ``MODEL.ROI_BOX_HEAD``."""
+        """Read the arguments of :meth:`__init__` from ``MODEL.ROI_BOX_HEAD``."""
         return {
             "input_shape": input_shape,
             "fc_dim": cfg.MODEL.ROI_BOX_HEAD.FC_DIM,

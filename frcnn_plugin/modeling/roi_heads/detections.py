@@ -1,7 +1,7 @@
 """Which of a head's boxes are detections: NMS per class, best of the image. No weights here.
 
-The host's functions index with masks, and a GPU has to wait for the size of each result. Here it
-waits once per choice.
+Rewrites Detectron2's ``fast_rcnn_inference_single_image`` and ``detector_postprocess``: these index
+with masks, and a GPU has to find out the size of each result. Here it does so once per choice.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torchvision.ops import batched_nms
 
-from ..proposal_generator.selection import clip_boxes
+from ..box_ops import clip_boxes
 
 
-def candidates(
+def detection_candidates(
     boxes: torch.Tensor, scores: torch.Tensor, image_size: tuple[int, int], score_thresh: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """All boxes of all classes that score high enough, clipped to the image.
+    """Gather the boxes of all classes that score high enough, clipped to the image.
 
     Args:
         boxes: (R, K*4), or (R, 4) if all classes share them; XYXY in network-input pixels.
@@ -27,7 +27,7 @@ def candidates(
         score_thresh: only higher scores count.
 
     Returns:
-        boxes (D, 4), scores (D,), classes (D,) int64; and the row of each, counted as the host
+        boxes (D, 4), scores (D,), classes (D,) int64; and the row of each, counted as Detectron2
         does, without the rows that were left out.
     """
     finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
@@ -48,7 +48,7 @@ def select_detections(
     topk: int,
     keep_ties: bool = False,
 ) -> torch.Tensor:
-    """Non-maximum suppression within each class, then the best of all classes.
+    """Suppress within each class, then keep the best of all classes.
 
     Args:
         boxes: (D, 4), XYXY.
@@ -72,7 +72,7 @@ def select_detections(
 
 
 def to_original_size(result: Instances, height: int, width: int) -> Instances:
-    """The host's ``detector_postprocess``.
+    """Scale a result to the original image, clip it, and drop what has no area.
 
     Args:
         result: with ``pred_boxes`` or ``proposal_boxes`` in network-input pixels; changed in place.

@@ -9,22 +9,22 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cross_entropy
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
 
 from ...layers.nms import float32_threshold
+from ..box_ops import clip_inclusive
 from ..box_regression import CaffeBox2BoxTransform, grow
-from ..image_frame import to_image, to_network
-from ..image_size import image_scale
-from ..initialisation import redraw
+from ..image_size import ScaledImageSize, image_scale
+from ..proposal_generator.rpn_head import redraw
 from ..target_statistics import TargetStatistics
-from .classification_log import log_classification
-from .detections import candidates, select_detections
+from .detections import detection_candidates, select_detections
 
 
 class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
-    """The host's output layers with the originals' decoding.
+    """Detectron2's output layers with the originals' decoding.
 
-    What the host already does as the originals did: N(0, 0.01) and N(0, 0.001) weights, a box per
+    What Detectron2 already does as the originals did: N(0, 0.01) and N(0, 0.001) weights, a box per
     class, mean cross entropy over the RoIs, box loss divided by all RoIs, fixed target deviations
     (0.1, 0.1, 0.2, 0.2) as ``BBOX_REG_WEIGHTS`` (10, 10, 5, 5).
 
@@ -49,7 +49,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             decode_growth: original-image pixels added to x2, y2 (py-faster-rcnn: 1).
             decode_in_image: see ``MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE``.
             keep_ties: see ``TEST.KEEP_TIES``.
-            kwargs: arguments of the host's class.
+            kwargs: arguments of Detectron2's class.
         """
         super().__init__(input_shape, **kwargs)
         self.decode_growth = decode_growth
@@ -57,6 +57,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.keep_ties = keep_ties
         # One row of statistics for each box that is predicted.
         self.target_statistics = TargetStatistics(self.bbox_pred.out_features // 4)
+        # The originals' kernels compare with a float32 threshold, so an IoU of 0.3 stays.
         self.test_nms_thresh: float = float32_threshold(kwargs.get("test_nms_thresh", 0.5))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -70,7 +71,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Arguments of :meth:`__init__` from ``MODEL.ROI_BOX_HEAD`` and ``MODEL.ROI_HEADS``."""
+        """Read the arguments from ``MODEL.ROI_BOX_HEAD``, ``MODEL.ROI_HEADS`` and ``TEST``."""
         ret = super().from_config(cfg, input_shape)
         head = cfg.MODEL.ROI_BOX_HEAD
         ret["box2box_transform"] = CaffeBox2BoxTransform(head.BBOX_REG_WEIGHTS, head.SCALE_CLAMP)
@@ -82,7 +83,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     def inference(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[torch.Tensor]]:
-        """The host's, with the originals' suppression and limit.
+        """Turn predictions into detections, with the originals' suppression and limit.
 
         Args:
             predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
@@ -100,7 +101,9 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             strict=True,
         ):
             size = proposed.image_size
-            boxes, scores, classes, row = candidates(boxes, scores, size, self.test_score_thresh)
+            boxes, scores, classes, row = detection_candidates(
+                boxes, scores, size, self.test_score_thresh
+            )
             keep = select_detections(
                 boxes,
                 scores,
@@ -130,6 +133,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             they are clipped to the image.
         """
         predictions = self._with_stock_deltas(predictions)
+        # MATLAB's decoding is Detectron2's. py-faster-rcnn's adds a pixel to x2 and y2, and does so
+        # in the original image: it divides the proposals by the scale first (test.py, im_detect).
         if not (self.decode_growth or self.decode_in_image):
             return super().predict_boxes(predictions, proposals)
         sizes = [p.image_size for p in proposals]
@@ -139,16 +144,16 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
                 grow(boxes, self.decode_growth * image_scale(size))
                 for boxes, size in zip(decoded, sizes, strict=True)
             ]
-        decoded = super().predict_boxes(predictions, [to_image(p) for p in proposals])
+        decoded = super().predict_boxes(predictions, [_to_image(p) for p in proposals])
         return [
-            to_network(grow(boxes, self.decode_growth), size)
+            _to_network(grow(boxes, self.decode_growth), size)
             for boxes, size in zip(decoded, sizes, strict=True)
         ]
 
     def predict_boxes_for_gt_classes(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> list[torch.Tensor]:
-        """The host's, on deltas without statistics; exact decoding.
+        """Decode the boxes of the true classes, exactly, for Detectron2's ``train_on_pred_boxes``.
 
         Args:
             predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
@@ -162,7 +167,9 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     def losses(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> dict[str, torch.Tensor]:
-        """The host's losses and statistics; a GPU waits twice instead of seven times.
+        """Compute the losses, and log how the classifier does.
+
+        Rewrites Detectron2's method so that a GPU has to wait less often.
 
         Args:
             predictions: scores (R, K+1) and deltas (R, K*4) of all images' RoIs.
@@ -176,7 +183,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             return super().losses(predictions, proposals)
         scores, deltas = predictions
         gt_classes = torch.cat([p.gt_classes for p in proposals])
-        log_classification(scores.detach(), gt_classes)
+        _log_classification(scores.detach(), gt_classes)
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         # Without any ground truth all RoIs are background, and no box is looked at.
         gt_boxes = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes) for p in proposals]
@@ -201,7 +208,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         pred_deltas: torch.Tensor,
         gt_classes: torch.Tensor,
     ) -> torch.Tensor:
-        """The host's loss, on normalised targets if there are statistics.
+        """Compute the box loss, on normalised targets if there are statistics.
 
         Args:
             proposal_boxes: (R, 4), network-input pixels.
@@ -229,3 +236,65 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             reduction="sum",
         )
         return loss / max(gt_classes.numel(), 1.0)
+
+
+def _log_classification(scores: torch.Tensor, gt_classes: torch.Tensor) -> None:
+    """Write statistics of the classifier to the event storage.
+
+    Rewrites Detectron2's ``_log_classification_stats`` so that a GPU need wait only once.
+
+    Args:
+        scores: (R, K+1).
+        gt_classes: (R,) int64; K is background.
+    """
+    total = gt_classes.numel()
+    if total == 0:
+        return
+    background = scores.shape[1] - 1
+    predicted = scores.argmax(dim=1)
+    right = predicted == gt_classes
+    is_object = (gt_classes >= 0) & (gt_classes < background)
+    counts = torch.stack(
+        [right, is_object, right & is_object, is_object & (predicted == background)]
+    )
+    num_right, num_objects, right_objects, missed = counts.sum(dim=1).tolist()
+    storage = get_event_storage()
+    storage.put_scalar("fast_rcnn/cls_accuracy", num_right / total)
+    if num_objects > 0:
+        storage.put_scalar("fast_rcnn/fg_cls_accuracy", right_objects / num_objects)
+        storage.put_scalar("fast_rcnn/false_negative", missed / num_objects)
+
+
+def _to_image(proposals: Instances) -> Instances:
+    """Scale proposals to original-image pixels, dividing *inclusive* coordinates.
+
+    Args:
+        proposals: with ``proposal_boxes`` in network-input pixels.
+
+    Source: py-faster-rcnn test.py (im_detect).
+    """
+    boxes = proposals.proposal_boxes.tensor
+    one = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    result = Instances(proposals.image_size)
+    result.proposal_boxes = Boxes((boxes - one) / image_scale(proposals.image_size) + one)
+    return result
+
+
+def _to_network(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Clip boxes to the image, and scale them so that Detectron2's scaling back undoes it.
+
+    Detectron2 divides x by the ratio of the widths and y by that of the heights.
+
+    Args:
+        boxes: (R, K*4) in original-image pixels.
+        image_size: (height, width) of the network input.
+
+    Returns:
+        (R, K*4) in network-input pixels.
+    """
+    if not isinstance(image_size, ScaledImageSize):  # scale 1, and Detectron2 clips
+        return boxes
+    height, width = image_size.original
+    x, y = image_size[1] / width, image_size[0] / height
+    scales = boxes.new_tensor([x, y, x, y]).repeat(boxes.shape[1] // 4)
+    return clip_inclusive(boxes, image_size.original) * scales

@@ -24,7 +24,7 @@ from ...errors import UserError
 def box_features(
     roi_heads: Any, features: dict[str, torch.Tensor], boxes: list[Boxes]
 ) -> torch.Tensor:
-    """What the class scores of boxes are computed from; fc7 in the paper's networks.
+    """Compute what the class scores of boxes are computed from; fc7 in the paper's networks.
 
     Args:
         roi_heads: ROI heads with one box head: this plugin's, Detectron2's StandardROIHeads and
@@ -55,7 +55,7 @@ def box_features(
 def classify(
     roi_heads: Any, features: dict[str, torch.Tensor], boxes: list[Instances]
 ) -> list[Instances]:
-    """Features and class scores of given boxes: no threshold, no suppression, order kept.
+    """Compute features and class scores of given boxes: none is dropped, the order is kept.
 
     Args:
         roi_heads: see :func:`box_features`.
@@ -81,7 +81,7 @@ def classify(
 def detect_with_features(
     roi_heads: Any, features: dict[str, torch.Tensor], proposals: list[Instances]
 ) -> list[Instances]:
-    """The detections that ``roi_heads`` makes of proposals, with what they were made from.
+    """Detect as ``roi_heads`` does, and tell what each detection was made from.
 
     Args:
         roi_heads: see :func:`box_features`; in evaluation mode.
@@ -103,7 +103,7 @@ def detect_with_features(
     decoded = predictor.predict_boxes(predictions, proposals)
     split = fc7.split([len(p) for p in proposals])
     for i, (instances, proposed) in enumerate(zip(detections, proposals, strict=True)):
-        # The host numbers the rows that are left when those that are not finite are gone.
+        # Detectron2 numbers the rows that are left when those that are not finite are gone.
         finite = decoded[i].isfinite().all(dim=1) & scores[i].isfinite().all(dim=1)
         index = finite.nonzero().squeeze(1)[kept[i]]
         instances.fc7, instances.scores_all = split[i][index], scores[i][index]

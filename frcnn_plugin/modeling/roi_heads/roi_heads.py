@@ -1,90 +1,41 @@
-"""RoI max pooling on Caffe's cells, and the heads that use it."""
+"""The heads of Fast R-CNN on the paper's terms."""
 
 from __future__ import annotations
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import Boxes
-from torch import nn
-from torch.nn import functional as F
 
-from ...layers.roi_max_pool import roi_max_pool
 from ..matcher import AsyncMatcher
 from .fast_rcnn import PaperFastRCNNOutputLayers
-
-
-class InclusiveROIPooler(nn.Module):
-    """Caffe's RoI max pooling for continuous boxes.
-
-    The one place where the plugin leaves continuous coordinates: Caffe rounds *inclusive* corners
-    to cells, so (0, 0, 1, 1) is subtracted first. Given inclusive corners, torchvision's operator
-    equals Caffe's bit for bit: corners round half away from zero, empty bins are 0. Continuous
-    corners would move about a quarter of all RoIs to another cell (check E15f).
-
-    Source: Caffe roi_pooling_layer.cu.
-    """
-
-    def __init__(self, pooler: ROIPooler) -> None:
-        """Wrap a host pooler of type "ROIPool"."""
-        super().__init__()
-        self.pooler = pooler
-
-    def forward(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
-        """Pool.
-
-        Args:
-            features: feature maps, each (N, C, H, W).
-            boxes: per image, continuous XYXY in network-input pixels.
-
-        Returns:
-            (R, C, output size, output size), R boxes over all images, in the features' dtype.
-        """
-        dtype = features[0].dtype
-        inclusive = [torch.cat([b.tensor[:, :2], b.tensor[:, 2:] - 1], dim=1) for b in boxes]
-        # The operator has no reduced-precision kernel on the CPU, and coordinates need float32.
-        with torch.autocast(features[0].device.type, enabled=False):
-            features = [f.float() for f in features]
-            if len(features) > 1:
-                return self.pooler(features, [Boxes(b) for b in inclusive]).to(dtype)
-            return self._pool(features[0], inclusive).to(dtype)
-
-    def _pool(self, features: torch.Tensor, rois: list[torch.Tensor]) -> torch.Tensor:
-        """Pool from one feature map, as the host's pooler does from several."""
-        (operator,) = self.pooler.level_poolers
-        needs_grad = torch.is_grad_enabled() and features.requires_grad
-        if not (features.is_cuda or needs_grad or torch.jit.is_tracing()):
-            return roi_max_pool(features, rois, self.pooler.output_size[0], operator.spatial_scale)
-        # The host's conversion to this format makes a GPU wait for the number of boxes.
-        numbered = [F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(rois)]
-        pooled: torch.Tensor = operator(features, torch.cat(numbered))
-        return pooled
+from .poolers import InclusiveROIPooler
 
 
 @ROI_HEADS_REGISTRY.register()
 class CaffeROIHeads(StandardROIHeads):
-    """The host's box head with Caffe's RoI pooling and the originals' decoding.
+    """Detectron2's box head with Caffe's RoI pooling and the originals' decoding.
 
-    Sampling is the host's: ``IOU_THRESHOLDS [0.1, 0.5]`` with ``IOU_LABELS [-1, 0, 1]`` is the
+    Sampling is Detectron2's: ``IOU_THRESHOLDS [0.1, 0.5]`` with ``IOU_LABELS [-1, 0, 1]`` is the
     paper's background window [0.1, 0.5), ``[0.5]`` with ``[0, 1]`` py-faster-rcnn's [0, 0.5);
     when too few boxes qualify, fewer are used, none twice.
 
-    ``POOLER_TYPE`` "ROIPool" is the original; the host's other types work as in the host.
+    ``POOLER_TYPE`` "ROIPool" is the original; Detectron2's other types work as they do there.
     """
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        """The host's arguments, with our matcher."""
+        """Read Detectron2's arguments, with our matcher."""
         ret = super().from_config(cfg, input_shape)
         heads = cfg.MODEL.ROI_HEADS
+        # Without low-quality matches: only the RPN gives each object its best box (check E9);
+        # proposal_target_layer.py calls a RoI by its IoU alone.
         ret["proposal_matcher"] = AsyncMatcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS)
         return ret
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         ret = super()._init_box_head(cfg, input_shape)
+        # RoIAlign and others read between the cells, where continuous corners are right.
         if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "ROIPool":
             ret["box_pooler"] = InclusiveROIPooler(ret["box_pooler"])
         ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
+from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from torch import nn
 
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.modeling import VGG16, ZF, WithinChannelLRN
+from frcnn_plugin.modeling import VGG16, ZF, WithinChannelLRN, backbone_feature_sizes
 
-NARROW = {VGG16: [2, 2, 2, 2, 2], ZF: [2, 2, 2, 2, 2]}
+NARROW = [2, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -25,9 +26,10 @@ NARROW = {VGG16: [2, 2, 2, 2, 2], ZF: [2, 2, 2, 2, 2]}
 )
 def test_conv5_size_e2(height: int, width: int, vgg: tuple[int, int], zf: tuple[int, int]) -> None:
     x = torch.zeros(1, 3, height, width)
-    with torch.no_grad():
-        assert VGG16(channels=NARROW[VGG16])(x)["conv5"].shape[-2:] == vgg
-        assert ZF(channels=NARROW[ZF])(x)["conv5"].shape[-2:] == zf
+    for net, expected in ((VGG16(channels=NARROW), vgg), (ZF(channels=NARROW), zf)):
+        with torch.no_grad():
+            assert net(x)["conv5"].shape[-2:] == expected
+        assert backbone_feature_sizes(net, ["conv5"])(height, width) == [expected]
 
 
 def test_within_channel_lrn_e16() -> None:
@@ -49,7 +51,7 @@ def test_within_channel_lrn_keeps_channels_apart() -> None:
 def test_receptive_field_e24(backbone: type, field: int) -> None:
     kernel_and_stride = [
         (_first(m.kernel_size), _first(m.stride))
-        for m in backbone(channels=NARROW[backbone]).modules()
+        for m in backbone(channels=NARROW).modules()
         if isinstance(m, (nn.Conv2d, nn.MaxPool2d, WithinChannelLRN)) and hasattr(m, "stride")
     ]
     size, step = 1, 1
@@ -80,8 +82,8 @@ def test_layers_have_caffe_names() -> None:
 
 @pytest.mark.parametrize("backbone", [VGG16, ZF])
 @pytest.mark.parametrize("freeze_at", range(6))
-def test_freeze_at_counts_stages(backbone: type, freeze_at: int) -> None:
-    model = backbone(channels=NARROW[backbone], freeze_at=freeze_at)
+def test_freeze_at_counts_blocks(backbone: type, freeze_at: int) -> None:
+    model = backbone(channels=NARROW, freeze_at=freeze_at)
     frozen = {n.split(".")[0] for n, p in model.named_parameters() if not p.requires_grad}
     trained = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
     assert frozen == {f"conv{i}" for i in range(1, freeze_at + 1)}
@@ -109,13 +111,13 @@ def test_features_match_output_shape(backbone: type) -> None:
     assert list(features) == list(shapes) == names
     for name, feature in features.items():
         assert feature.shape[1] == shapes[name].channels
-        assert (feature >= 0).all()  # behind a ReLU
+        assert (feature >= 0).all()  # after a ReLU
         if backbone is VGG16:
             expected = [-(-side // shapes[name].stride) for side in (97, 131)]
             assert list(feature.shape[-2:]) == expected
 
 
-def test_stages_behind_the_last_feature_are_not_built() -> None:
+def test_blocks_after_the_last_feature_are_not_built() -> None:
     model = VGG16(out_features=["conv3"])
     assert not any(n.startswith(("conv4", "conv5")) for n, _ in model.named_modules())
     assert model.output_shape() == {"conv3": ShapeSpec(channels=256, stride=4)}
@@ -167,3 +169,26 @@ def test_conv1_in_strips_while_the_rest_trains() -> None:
         with torch.no_grad():
             assert not first._runs_in_strips(torch.rand(1, 3, 8, 8))
             assert set(first(torch.rand(1, 3, 8, 8))) == set(kept)
+
+
+# ---- sizes without the features -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone_class", [VGG16, ZF])
+@pytest.mark.parametrize("size", [(1, 17), (97, 131), (601, 16)])
+def test_size_is_that_of_the_features(backbone_class: type, size: tuple[int, int]) -> None:
+    backbone = backbone_class(channels=NARROW, out_features=["conv3", "conv5"])
+    features = backbone(torch.zeros(1, 3, *size))
+    expected = [tuple(features[name].shape[2:]) for name in ("conv5", "conv3")]
+    assert backbone_feature_sizes(backbone, ["conv5", "conv3"])(*size) == expected
+    assert all(p.device.type == "cpu" for p in backbone.parameters())
+
+
+def test_images_are_padded_as_the_backbone_asks() -> None:
+    class Padded(ResNet):
+        size_divisibility = 32
+
+    stages = ResNet.make_default_stages(18)[:1]
+    backbone = Padded(BasicStem(3, 64, "FrozenBN"), stages, out_features=["res2"])
+    assert isinstance(backbone.output_shape()["res2"], ShapeSpec)
+    assert backbone_feature_sizes(backbone, ["res2"])(33, 64) == [(16, 16)]

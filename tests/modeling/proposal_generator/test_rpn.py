@@ -1,4 +1,4 @@
-"""RPN head, labels, sampling, proposals. Checks E3d, E9*, E10, E23 (docs/checks.md)."""
+"""Labels, sampling, losses, proposals. Checks E9*, E10, E11, E11b, E11c (docs/checks.md)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.proposal_generator import build_proposal_generator
+from detectron2.modeling.proposal_generator import RPN, build_proposal_generator
 from detectron2.structures import Boxes, ImageList
 from detectron2.utils.events import EventStorage
 
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling import PaperRPN, ScaledImageSize, SoftmaxRPNHead
 from tests.conftest import make_instances
-from tests.modeling.proposal_generator.rpn_parts import FixedAnchors, make_rpn
+from tests.modeling.parts import FixedAnchors, make_rpn, random_statistics
+
+# ---- labels and sampling ------------------------------------------------------------------
 
 
 def labels_of(iou_rows: list[list[float]], **kwargs: Any) -> tuple[list[int], list[int]]:
@@ -29,9 +31,6 @@ def labels_of(iou_rows: list[list[float]], **kwargs: Any) -> tuple[list[int], li
             Boxes(torch.zeros(iou.shape[1], 4)), Boxes(torch.zeros(iou.shape[0], 4))
         )
     return labels.tolist(), matched.tolist()
-
-
-# ---- labels -------------------------------------------------------------------------------
 
 
 def test_labels_e9() -> None:
@@ -73,10 +72,12 @@ def test_outside_anchors_are_dropped_before_matching_e9e() -> None:
     Anchor 1: 0..20 x 0..8: 160 / 400 = .4. Anchor 2: 0..20 x 0..2: 40 / 400 = .1.
     """
     anchors = Boxes(torch.tensor([[-5.0, 0, 15, 20], [0.0, 0, 20, 8], [0.0, 0, 20, 2]]))
-    labels, _ = make_rpn().label_and_sample_anchors(
-        [anchors], [make_instances((50, 50), [[0, 0, 20, 20]])]
-    )
-    assert labels[0].tolist() == [-1, 1, 0]
+    instances = make_instances((50, 50), [[0, 0, 20, 20]])
+    labels, boxes = make_rpn().label_anchors(anchors, instances)
+    assert labels.tolist() == [-1, 1, 0]
+    assert boxes[1].tolist() == [0, 0, 20, 20]
+    (sampled,), _ = make_rpn().label_and_sample_anchors([anchors], [instances])
+    assert sampled.tolist() == [-1, 1, 0]
 
 
 def test_anchor_flush_with_the_image_is_inside() -> None:
@@ -86,9 +87,6 @@ def test_anchor_flush_with_the_image_is_inside() -> None:
     )
     assert labels[0].tolist() == [1]
     assert boxes[0].tolist() == [[0, 0, 50, 50]]
-
-
-# ---- sampling -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -128,46 +126,142 @@ def test_image_smaller_than_all_anchors_trains_on_nothing() -> None:
     assert logits.grad is not None and logits.grad.abs().sum() == 0
 
 
-# ---- head ---------------------------------------------------------------------------------
+# ---- losses -------------------------------------------------------------------------------
 
 
-def test_head_layout_e3d() -> None:
-    """A = 9: the object score of anchor 4 is channel 13, its background channel 4."""
-    head = SoftmaxRPNHead(in_channels=2, num_anchors=9)
-    with torch.no_grad():
-        head.rpn_cls_score.weight.zero_()
-        head.rpn_cls_score.bias[13] = 2.0
-        head.rpn_cls_score.bias[4] = -1.0
-        head.rpn_bbox_pred.weight.zero_()
-        head.rpn_bbox_pred.bias.copy_(torch.arange(36.0))
-        logits, deltas = head([torch.zeros(1, 2, 3, 5)])
-    assert logits[0].shape == (1, 9, 3, 5)
-    assert logits[0][0, :, 1, 1].tolist() == [0, 0, 0, 0, 3.0, 0, 0, 0, 0]
-    assert deltas[0][0, 16:20, 0, 0].tolist() == [16, 17, 18, 19]  # dx, dy, dw, dh of anchor 4
+# E11b: (background, object) logits of four anchors and their labels; the last one is ignored.
+PAIRS = torch.tensor([[0.2, 0.5], [1.0, -1.0], [0.3, 0.3], [9.0, 9.0]])
 
 
-def test_head_parameters_e23() -> None:
-    head = SoftmaxRPNHead(in_channels=512, num_anchors=9)
-    counts = {n: p.numel() for n, p in head.named_parameters()}
-    assert counts == {
-        "rpn_conv.weight": 2_359_296,
-        "rpn_conv.bias": 512,
-        "rpn_cls_score.weight": 9_216,
-        "rpn_cls_score.bias": 18,
-        "rpn_bbox_pred.weight": 18_432,
-        "rpn_bbox_pred.bias": 36,
-    }
-    for name, parameter in head.named_parameters():
-        if name.endswith("weight"):
-            assert parameter.std().item() == pytest.approx(0.01, rel=0.05)
-        else:
-            assert parameter.abs().sum() == 0
+LABELS = [torch.tensor([1, 0, 0, -1], dtype=torch.int8)]
 
 
-def test_more_than_one_conv_is_refused(tiny_cfg) -> None:
-    cfg = tiny_cfg("MODEL.RPN.CONV_DIMS", [8, 8])
-    with pytest.raises(UserError, match=r"CONV_DIMS is \[8, 8\].*one 3x3 conv"):
-        build_proposal_generator(cfg, {"conv5": ShapeSpec(channels=8, stride=16)})
+ANCHOR = [0.0, 0.0, 10.0, 10.0]
+
+
+# E11: difference between prediction and target on the positive anchor.
+DIFFERENCE = torch.tensor([0.05, -0.2, 0.0, 0.5])
+
+
+def make_rpn_of_the_paper() -> PaperRPN:
+    """Box loss with lambda 10 and sigma 1, by locations."""
+    return make_rpn(
+        loss_norm="locations",
+        smooth_l1_beta=1.0,
+        loss_weight={"loss_rpn_cls": 1.0, "loss_rpn_loc": 10.0},
+    )
+
+
+def losses_e11(rpn: PaperRPN) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Losses of the E11 case on a 2x2 map, with the leaves to differentiate for."""
+    pairs = PAIRS.clone().requires_grad_()
+    deltas = torch.zeros(1, 4, 4)
+    deltas[0, 0] = DIFFERENCE  # the target is zero: the ground truth is the anchor
+    deltas.requires_grad_()
+    logits = (pairs[:, 1] - pairs[:, 0])[None]
+    anchors = [Boxes(torch.tensor([ANCHOR] * 4))]
+    with EventStorage():
+        losses = rpn.losses(anchors, [logits], LABELS, [deltas], [torch.tensor([ANCHOR] * 4)])
+    return losses, pairs, deltas
+
+
+def test_losses_by_samples_e11b_e11c() -> None:
+    losses, _, _ = losses_e11(make_rpn())
+    assert losses["loss_rpn_cls"].item() == pytest.approx(0.458143, abs=1e-6)
+    assert losses["loss_rpn_loc"].item() == pytest.approx(0.200046, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["smooth_l1", "giou", "diou", "ciou"])
+def test_losses_are_detectron2s_divided_otherwise(kind: str) -> None:
+    """Two images, two feature maps, 200 anchors of which 80 and 30 are sampled."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random_boxes(count: int) -> torch.Tensor:
+        corner, side = torch.rand(2, count, 2, generator=generator) * 60
+        return torch.cat([corner, corner + side + 4], dim=1)
+
+    anchors = [Boxes(random_boxes(150)), Boxes(random_boxes(50))]
+    logits = [torch.randn(2, n, generator=generator) for n in (150, 50)]
+    deltas = [torch.randn(2, n, 4, generator=generator) * 0.3 for n in (150, 50)]
+    labels = [torch.full((200,), -1, dtype=torch.int8) for _ in range(2)]
+    labels[0][40:60], labels[0][60:120], labels[1][170:200] = 1, 0, 0
+    boxes = [random_boxes(200), torch.zeros(200, 4)]  # the second image has no objects
+    rpn = make_rpn(box_reg_loss_type=kind)
+    results = []
+    for function in (PaperRPN.losses, RPN.losses):
+        leaves = [t.clone().requires_grad_() for t in (*logits, *deltas)]
+        with EventStorage() as storage:
+            losses = function(rpn, anchors, leaves[:2], labels, leaves[2:], boxes)
+        total = losses["loss_rpn_cls"] + 3 * losses["loss_rpn_loc"]
+        grads = torch.cat([g.flatten() for g in torch.autograd.grad(total, leaves)])
+        results.append((losses, grads, storage.latest()))
+    (ours, our_grads, our_numbers), (stock, stock_grads, stock_numbers) = results
+    factor = 2 * 256 / 110
+    for name in ("loss_rpn_cls", "loss_rpn_loc"):
+        assert ours[name].item() == pytest.approx(factor * stock[name].item(), rel=1e-5)
+    assert torch.allclose(our_grads, factor * stock_grads, rtol=1e-4, atol=1e-7)
+    assert our_numbers == stock_numbers
+
+
+def test_losses_by_locations_e11c() -> None:
+    losses, _, _ = losses_e11(make_rpn_of_the_paper())
+    assert losses["loss_rpn_cls"].item() == pytest.approx(0.458143, abs=1e-6)
+    assert losses["loss_rpn_loc"].item() == pytest.approx(0.365625, abs=1e-6)
+
+
+def test_locations_do_not_count_anchors() -> None:
+    """9 anchors per cell: the same 36 predictions are 4 locations, not 36."""
+    rpn = make_rpn(
+        loss_norm="locations", smooth_l1_beta=1.0, anchor_generator=FixedAnchors([ANCHOR], 9)
+    )
+    anchors = [Boxes(torch.tensor([ANCHOR] * 36))]
+    labels = [torch.tensor([1] + [-1] * 35, dtype=torch.int8)]
+    deltas = torch.zeros(1, 36, 4)
+    deltas[0, 0] = DIFFERENCE
+    with EventStorage():
+        losses = rpn.losses(
+            anchors, [torch.zeros(1, 36)], labels, [deltas], [torch.tensor([ANCHOR] * 36)]
+        )
+    assert losses["loss_rpn_loc"].item() == pytest.approx(0.14625 / 4, abs=1e-6)
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(1 / 9, 0.600139), (1.0, 0.14625)])
+def test_smooth_l1_e11(beta: float, expected: float) -> None:
+    losses, _, _ = losses_e11(make_rpn(smooth_l1_beta=beta))
+    assert losses["loss_rpn_loc"].item() * 3 == pytest.approx(expected, abs=1e-5)
+
+
+def test_class_gradient_is_the_softmax_gradient() -> None:
+    """d loss / d z = (p - onehot) / 3 for both logits, by hand; the ignored anchor gets none."""
+    losses, pairs, _ = losses_e11(make_rpn())
+    losses["loss_rpn_cls"].backward()
+    onehot = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    expected = torch.zeros(4, 2)
+    expected[:3] = (PAIRS[:3].softmax(dim=1) - onehot) / 3
+    assert pairs.grad is not None
+    assert torch.allclose(pairs.grad, expected, atol=1e-6)
+
+
+def test_box_gradient_sigma_3() -> None:
+    """By hand: 9 d where abs(d) < 1/9, sign(d) elsewhere, over 3 samples."""
+    losses, _, deltas = losses_e11(make_rpn())
+    losses["loss_rpn_loc"].backward()
+    assert deltas.grad is not None
+    assert deltas.grad[0, 0].tolist() == pytest.approx([0.45 / 3, -1 / 3, 0, 1 / 3], abs=1e-6)
+    assert deltas.grad[0, 1:].abs().sum() == 0
+
+
+def test_box_gradient_of_the_paper() -> None:
+    """By hand: lambda d / (H W) with sigma 1, so 10 d / 4 inside abs(d) < 1."""
+    losses, _, deltas = losses_e11(make_rpn_of_the_paper())
+    losses["loss_rpn_loc"].backward()
+    assert deltas.grad is not None
+    assert deltas.grad[0, 0].tolist() == pytest.approx([0.125, -0.5, 0, 1.25], abs=1e-6)
+
+
+def test_unknown_loss_norm() -> None:
+    with pytest.raises(UserError, match=r"LOSS_NORM is 'pixels': use 'samples' or 'locations'"):
+        make_rpn(loss_norm="pixels")
 
 
 # ---- proposals ----------------------------------------------------------------------------
@@ -191,7 +285,7 @@ def test_minimum_size_is_in_original_pixels() -> None:
     assert len(propose(rpn, (600, 800), deltas, logits)) == 2  # scale 1
 
 
-def test_hosts_minimum_size_is_applied_as_well() -> None:
+def test_detectron2s_minimum_size_is_applied_as_well() -> None:
     rpn = make_rpn(anchor_generator=FixedAnchors([[0, 0, 25, 31]]), min_box_size=30.0).eval()
     assert propose(rpn, (600, 800), [[0.0] * 4], [1.0]) == []
 
@@ -226,3 +320,61 @@ def test_by_registry_name(tiny_cfg) -> None:
         assert (boxes >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
         logits = p.objectness_logits
         assert torch.equal(logits, logits.sort(descending=True).values)
+
+
+# ---- target statistics --------------------------------------------------------------------
+
+
+# E5: proposal and ground truth whose raw deltas are (.2, .45, .182322, .405465).
+PROPOSAL, GT = [0.0, 0.0, 10.0, 10.0], [1.0, 2.0, 13.0, 17.0]
+E5 = [0.2, 0.45, 0.182322, 0.405465]
+
+
+def rpn_loss(rpn: PaperRPN, deltas: torch.Tensor) -> torch.Tensor:
+    """Box loss of one positive and two negative anchors."""
+    anchors = [Boxes(torch.tensor([PROPOSAL] * 3))]
+    labels = [torch.tensor([1, 0, 0], dtype=torch.int8)]
+    with EventStorage():
+        losses = rpn.losses(
+            anchors,
+            [torch.zeros(1, 3)],
+            labels,
+            [deltas],
+            # A ground truth of zeros, as where there is none: its log is -inf.
+            [torch.tensor([GT, [0.0] * 4, [0.0] * 4])],
+        )
+    return losses["loss_rpn_loc"]
+
+
+def test_rpn_loss_and_gradient_by_hand() -> None:
+    """As in the head: 1.75 over 3 samples."""
+    rpn = make_rpn(smooth_l1_beta=1.0)
+    rpn.target_statistics.set(torch.full((1, 4), 0.1), torch.full((1, 4), 0.5))
+    deltas = torch.zeros(1, 3, 4)
+    deltas[0, 0] = (torch.tensor(E5) - 0.1) / 0.5 + torch.tensor([0.5, -0.5, 2.0, 0.0])
+    deltas.requires_grad_()
+    loss = rpn_loss(rpn, deltas)
+    loss.backward()
+    assert loss.item() == pytest.approx(1.75 / 3, abs=1e-5)
+    assert deltas.grad is not None
+    expected = torch.zeros(1, 3, 4)
+    expected[0, 0] = torch.tensor([0.5, -0.5, 1, 0]) / 3
+    assert torch.allclose(deltas.grad, expected, atol=1e-5)
+
+
+def test_rpn_without_statistics_is_unchanged() -> None:
+    """The literal of E11c, one positive of three, differences (.05, -.2, 0, .5)."""
+    deltas = torch.zeros(1, 3, 4)
+    deltas[0, 0] = torch.tensor(E5) + torch.tensor([0.05, -0.2, 0.0, 0.5])
+    assert rpn_loss(make_rpn(), deltas).item() == pytest.approx(0.200046, abs=1e-5)
+
+
+def test_rpn_decodes_whitened_predictions() -> None:
+    rpn = make_rpn(min_size_image=0.0).eval()
+    mean, std = random_statistics(1)
+    rpn.target_statistics.set(mean, std)
+    deltas = ((torch.tensor(E5) - mean) / std).view(1, 1, 4)
+    (proposals,) = rpn.predict_proposals(
+        [Boxes(torch.tensor([PROPOSAL]))], [torch.zeros(1, 1)], [deltas], [(50, 50)]
+    )
+    assert proposals.proposal_boxes.tensor.flatten().tolist() == pytest.approx(GT, abs=1e-4)

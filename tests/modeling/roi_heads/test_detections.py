@@ -11,7 +11,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference_single_i
 from detectron2.structures import Boxes, Instances
 
 from frcnn_plugin.modeling.roi_heads.detections import (
-    candidates,
+    detection_candidates,
     select_detections,
     to_original_size,
 )
@@ -62,7 +62,7 @@ def test_nothing() -> None:
     assert select(FAR[:0], [], [], keep_ties=True) == []
 
 
-# ---- as the host does it, with fewer waits ---------------------------------------------------
+# ---- as Detectron2 does it, with fewer waits ---------------------------------------------------
 
 SIZE = (300, 400)
 
@@ -84,13 +84,13 @@ def as_lists(result: Instances, rows: torch.Tensor) -> list[list[float]]:
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 80])
-def test_candidates_are_the_hosts(count: int, shared: bool) -> None:
-    """The host's function with a threshold that suppresses nothing, by descending score."""
+def test_candidates_are_detectron2s(count: int, shared: bool) -> None:
+    """Detectron2's function with a threshold that suppresses nothing, by descending score."""
     boxes, scores = scored_boxes(count, 4, shared)
     if count > 2:
         boxes[1, 2], scores[2, 0] = float("nan"), float("inf")
     expected = fast_rcnn_inference_single_image(boxes.clone(), scores, SIZE, 0.05, 2.0, -1)
-    boxes, scores, classes, rows = candidates(boxes, scores, SIZE, 0.05)
+    boxes, scores, classes, rows = detection_candidates(boxes, scores, SIZE, 0.05)
     order = scores.argsort(descending=True)
     result = Instances(SIZE, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
     assert as_lists(result[order], rows[order]) == as_lists(*expected)
@@ -98,7 +98,7 @@ def test_candidates_are_the_hosts(count: int, shared: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["pred_boxes", "proposal_boxes"])
-def test_scaling_equals_the_hosts(name: str) -> None:
+def test_scaling_equals_detectron2s(name: str) -> None:
     """Boxes outside the image have no area after clipping and go, with all their fields."""
     result = Instances(SIZE)
     tensor = torch.tensor([[10.0, 20, 50, 60], [-9, 0, 0, 9], [390, 290, 480, 350], [5, 5, 5, 9]])

@@ -1,4 +1,4 @@
-"""A PaperRPN of which a test gives only what matters to it."""
+"""A PaperRPN and target statistics of which a test gives only what matters to it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes
 
 from frcnn_plugin.modeling import CaffeBox2BoxTransform, PaperRPN
+
+K = 3
+
+
+def random_statistics(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mean = 0.2 * torch.randn(rows, 4, generator=generator)
+    return mean, 0.05 + torch.rand(rows, 4, generator=generator)
 
 
 class FixedAnchors(torch.nn.Module):

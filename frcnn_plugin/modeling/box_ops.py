@@ -1,0 +1,84 @@
+"""Operations on boxes of one image: clip, inside, mirror.
+
+Boxes are continuous XYXY: a box that ends flush with the image has x2 = width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Cut boxes off at the image's border.
+
+    Rewrites Detectron2's ``Boxes.clip``, which checks for numbers that are not finite.
+
+    Args:
+        boxes: (R, 4), continuous XYXY; infinite corners are clipped, NaN stays.
+        image_size: (height, width).
+
+    Returns:
+        (R, 4), new.
+    """
+    height, width = image_size
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack(
+        (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)), dim=1
+    )
+
+
+def clip_inclusive(boxes: torch.Tensor, image_size: tuple[float, float]) -> torch.Tensor:
+    """Clip as py-faster-rcnn does: its inclusive corners stay on the image's first and last pixels.
+
+    So a box outside the image stays one pixel wide at its border; :func:`clip_boxes` leaves it
+    without area.
+
+    Args:
+        boxes: (R, K*4), continuous XYXY.
+        image_size: (height, width).
+
+    Returns:
+        (R, K*4), new.
+
+    Source: py-faster-rcnn bbox_transform.py (clip_boxes).
+    """
+    height, width = image_size
+    repeats = boxes.shape[1] // 4
+    low = boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).repeat(repeats)
+    high = boxes.new_tensor([width - 1, height - 1, width, height]).repeat(repeats)
+    return boxes.clamp(low, high)
+
+
+def inside_image(boxes: torch.Tensor, image_size: tuple[int, int], border: float) -> torch.Tensor:
+    """Find the boxes that cross the image's border by at most ``border`` pixels.
+
+    A box that ends flush with the image is inside, as in the originals; Detectron2's
+    ``Boxes.inside_box`` leaves it out (point 6 of docs/faithfulness.md).
+
+    Args:
+        boxes: (R, 4), continuous XYXY.
+        image_size: (height, width).
+        border: pixels; negative: every box counts as inside.
+
+    Returns:
+        (R,) bool.
+    """
+    if border < 0:
+        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    height, width = image_size
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return (x1 >= -border) & (y1 >= -border) & (x2 <= width + border) & (y2 <= height + border)
+
+
+def mirror(boxes: torch.Tensor, width: float) -> torch.Tensor:
+    """Move boxes to where they are in the mirror image (left and right exchanged).
+
+    Args:
+        boxes: (..., 4), continuous XYXY.
+        width: of the image, in the pixels of ``boxes``.
+
+    Returns:
+        (..., 4), new.
+    """
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack((width - x2, y1, width - x1, y2), dim=-1)
