@@ -20,8 +20,8 @@ from benchmarks.peers import build_detectron2, build_torchvision
 from benchmarks.sections import Clock
 from benchmarks.specs import Sample, Spec, Work
 from benchmarks.weights import Place, RandomWeights, calibrate, copy_layers, roles
+from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.engine import PaperTrainer
-from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step.weights import fold_statistics
 

@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import detectron2
 import torch
-import torchvision
 
-import frcnn_plugin
+from frcnn_plugin.process import environment
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -42,26 +40,28 @@ def describe() -> dict[str, Any]:
     """Command, hardware and versions, for the JSON file."""
     result: dict[str, Any] = {
         "command": shlex.join(["python", *sys.argv]),
-        "cpu": cpu_name(),
-        "cpu_flags": cpu_flags(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "detectron2": detectron2.__version__,
-        "frcnn_plugin": frcnn_plugin.__version__,
-        "platform": platform.platform(),
+        **_hardware(),
+        "environment": environment(),
     }
     if hasattr(os, "getloadavg"):
         result["load_before"] = os.getloadavg()[0]
     return result
 
 
+def _hardware() -> dict[str, Any]:
+    return {
+        "cpu": cpu_name(),
+        "cpu_flags": cpu_flags(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
 def headline() -> str:
     """One line for the top of the tables."""
-    e = describe()
-    device = e["gpu"] or e["cpu"]
-    load = f", load {e['load_before']:.1f}" if "load_before" in e else ""
-    return f"{device}, {e['threads']} of {e['cores']} cores, torch {e['torch']}{load}"
+    hardware = _hardware()
+    device = hardware["gpu"] or hardware["cpu"]
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    cores = f"{hardware['threads']} of {hardware['cores']} cores"
+    return f"{device}, {cores}, torch {torch.__version__}{load}"

@@ -20,7 +20,7 @@ from tabulate import tabulate
 from benchmarks.environment import headline
 from benchmarks.report import write_json
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
-from frcnn_plugin.engine import PaperTrainer, SeedEveryStep, setup_cfg
+from frcnn_plugin.engine import PaperTrainer, SeedEveryIteration, setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step import FourStepHook
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cfg = setup_cfg(args.config_file, [*schedule, *device, *args.opts])
         torch.manual_seed(args.seed)
         trainer = PaperTrainer(cfg)
-        for hook in (FourStepHook, SeedEveryStep):
+        for hook in (FourStepHook, SeedEveryIteration):
             for name in ("before_step", "after_step"):
                 method = clock.timed(getattr(hook, name))
                 patch.object(hook, name, method).start()

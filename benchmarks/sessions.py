@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import resource
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +14,7 @@ from benchmarks.specs import Sample, Spec, Work
 from benchmarks.syncs import count_syncs
 from benchmarks.weights import RandomWeights
 from frcnn_plugin.errors import UserError
+from frcnn_plugin.process import peak_memory
 
 MIB = 2**20
 
@@ -35,16 +33,8 @@ class Session(Protocol):
 
 def peak() -> dict[str, float]:
     """Peak memory so far: of this process and, if it has one, on its GPU; MiB."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        kib = int(status.split("VmHWM:")[1].split()[0])
-    except (OSError, IndexError):  # not Linux
-        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        kib //= 1024 if sys.platform == "darwin" else 1
-    result = {"process_mib": kib / 1024}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        result["cuda_mib"] = torch.cuda.max_memory_allocated() / MIB
-    return result
+    on = {"process_mib": peak_memory("cpu"), "cuda_mib": peak_memory("cuda")}
+    return {name: size / MIB for name, size in on.items() if size is not None}
 
 
 def _answer(contender: Contender, method: str) -> Any:

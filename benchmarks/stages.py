@@ -1,4 +1,4 @@
-"""``stages``: steps of four-step training beside a joint one, and the speed of proposal dumps."""
+"""``stages``: iterations of the four stages beside a joint one; the speed of proposal dumps."""
 
 from __future__ import annotations
 
@@ -27,30 +27,31 @@ from benchmarks.sessions import tune
 from benchmarks.specs import Sample
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalCollector
+from frcnn_plugin.four_step import STAGES
 from frcnn_plugin.modeling import PaperRCNN
 
 logger = logging.getLogger("frcnn_plugin.tools.benchmark")
 
-# Name, phase, what trains; as frcnn_plugin.four_step.stages has them.
-STEPS = (
+# Name, phase, what trains.
+KINDS = (
     ("joint", "joint", ("backbone", "proposal_generator", "roi_heads")),
-    ("1 RPN", "rpn", ("backbone", "proposal_generator")),
-    ("2 detector", "fast_rcnn", ("backbone", "roi_heads")),
-    ("3 RPN, conv frozen", "rpn", ("proposal_generator",)),
-    ("4 detector, conv frozen", "fast_rcnn", ("roi_heads",)),
+    *(
+        (s.title + ("" if "backbone" in s.trains else ", conv frozen"), s.phase, s.trains)
+        for s in STAGES
+    ),
 )
 
 _FIRST = 8  # images before the proposal dump is timed
 
 
 class Stages:
-    """One model that takes steps of all kinds."""
+    """One model that is trained as in every stage, and jointly."""
 
     def __init__(self, contender: Contender) -> None:
         """Take over a contender for training.
 
         Args:
-            contender: one step of it is measured at a time.
+            contender: one iteration of it is measured at a time.
 
         Raises:
             UserError: the model has no phases.
@@ -67,7 +68,7 @@ class Stages:
         self._give_proposals()
 
     def _give_proposals(self) -> None:
-        """As many random boxes per image as the detector steps have; they read nothing else."""
+        """As many random boxes per image as the detector stages have; they read nothing else."""
         count = self.contender.cfg.FOUR_STEP.POST_NMS_TOPK
         generator = torch.Generator().manual_seed(self.contender.work.seed)
         for item in self.contender.arguments[0]:
@@ -80,10 +81,10 @@ class Stages:
             item["proposals"].objectness_logits = torch.zeros(count)
 
     def sample(self, name: str, phase: str, trains: tuple[str, ...]) -> Sample:
-        """One step, measured.
+        """Measure one iteration.
 
         Args:
-            name: one of :data:`STEPS`.
+            name: one of :data:`KINDS`.
             phase: of the model.
             trains: sub-modules that train.
         """
@@ -173,20 +174,20 @@ def dump_speed(
 
 
 def measure_stages(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of all steps, interleaved, and of the dump."""
+    """Measure seconds of all kinds of iterations, interleaved, and of the dump."""
     (spec, *others), task = specs(args), work(args)
     if others:
-        raise UserError("stages compares the steps of one model: leave out --versus")
+        raise UserError("stages compares the stages of one model: leave out --versus")
     if args.images < 2:
         raise UserError(f"--images is {args.images}: the proposal dump needs 2 or more")
     tune(spec)  # nobody else's model runs in this process
     training = replace(task, training=True)
     weights = calibrated_weights(spec, training)
-    samples: dict[str, list[Sample]] = {name: [] for name, _, _ in STEPS}
+    samples: dict[str, list[Sample]] = {name: [] for name, _, _ in KINDS}
     stages = Stages(Contender(spec, training, weights))
     for i in range(1 + args.repeats):
         logger.info("round %d of %d", i + 1, 1 + args.repeats)
-        for name, phase, trains in STEPS:
+        for name, phase, trains in KINDS:
             sample = stages.sample(name, phase, trains)
             if i:  # the first is a warm-up
                 samples[name].append(sample)
@@ -212,10 +213,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         s = spread(seconds)
         quartiles = f"{1000 * s.lower:.0f}-{1000 * s.upper:.0f}"
         rows.append((name, 1000 * s.median, quartiles, str(ratio(seconds, steps["joint"]))))
-    print(f"\nsteps, {args.batch} image(s): {headline()}\n")
+    print(f"\nstages, {args.batch} image(s): {headline()}\n")
     print(
         tabulate(
-            rows, headers=("step", "median ms", "quartiles ms", "/ joint [95%]"), floatfmt=".1f"
+            rows, headers=("stage", "median ms", "quartiles ms", "/ joint [95%]"), floatfmt=".1f"
         )
     )
     speed = ratio(dump["networks"], dump["proposal dump"])
@@ -226,7 +227,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     if args.output is not None:
         bars = list(results["sections"].items())
-        bar_chart(bars, "steps of training", args.output / "stages.png")
+        bar_chart(bars, "iterations of each stage", args.output / "stages.png")
     results = {"what": "stages", **results, "dump_speed": speed.value}
     write_json(args.output, results)
     return results

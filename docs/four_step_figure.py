@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw docs/four_step.png: what trains in each of the four steps, and what is handed on.
+"""Draw docs/four_step.png: what trains in each of the four stages, and what is handed on.
 
 python docs/four_step_figure.py [PNG]
 """
@@ -16,15 +16,17 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-# What happens to a part in a step: colours that are apart in grey too, and the words say it again.
+from frcnn_plugin.four_step import STAGES
+
+# What happens to a part in a stage: colours that are apart in grey too, and the words say it again.
 TRAINS, FROZEN, IDLE = "#f6a04d", "#a9c9e8", "#ffffff"
 INK = "#222222"
 FILES = "#fff3b0"
 RESULT = "#cfe8cf"
 
-COLUMN = 3.6  # distance between steps
+COLUMN = 3.6  # distance between stages
 WIDTH, HEIGHT = 2.75, 1.0
-LEFT = 2.0  # left edge of step 1
+LEFT = 2.0  # left edge of stage 1
 # Lower edges of the rows.
 BACKBONE, RPN, PROPOSALS, ROI, CHECKPOINT = 6.5, 5.0, 3.45, 1.7, 0.0
 
@@ -54,14 +56,14 @@ def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], bend: 
     ax.annotate("", xy=end, xytext=start, arrowprops=style)
 
 
-def left(step: int) -> float:
-    """Left edge of a step's column."""
-    return LEFT + COLUMN * (step - 1)
+def left(stage: int) -> float:
+    """Left edge of a stage's column."""
+    return LEFT + COLUMN * (stage - 1)
 
 
-def between(ax: Axes, step: int, y: float) -> None:
-    """Draw the arrow of weights handed from a step to the next, in the row at ``y``."""
-    arrow(ax, (left(step) + WIDTH, y + HEIGHT / 2), (left(step + 1), y + HEIGHT / 2))
+def between(ax: Axes, stage: int, y: float) -> None:
+    """Draw the arrow of weights handed from a stage to the next, in the row at ``y``."""
+    arrow(ax, (left(stage) + WIDTH, y + HEIGHT / 2), (left(stage + 1), y + HEIGHT / 2))
 
 
 def draw(ax: Axes) -> None:
@@ -72,18 +74,17 @@ def draw(ax: Axes) -> None:
     )  # fmt: skip
     for y, name in rows:
         ax.text(0, y + HEIGHT / 2, name, fontsize=14, weight="bold", va="center")
-    titles = (("RPN", "recall"), ("detector", "AP"), ("RPN", "recall"), ("detector", "AP"))
-    for step, (title, metric) in enumerate(titles, start=1):
-        x = left(step)
-        ax.text(
-            x + WIDTH / 2, 9.65, f"step {step}: {title}", ha="center", fontsize=15, weight="bold"
-        )
-        box(ax, x, CHECKPOINT, f"stage{step}_final.pth\n{metric}", RESULT if step == 4 else FILES)
+    for stage in STAGES:
+        x = left(stage.number)
+        title = f"stage {stage.number}: {stage.name}"
+        ax.text(x + WIDTH / 2, 9.65, title, ha="center", fontsize=15, weight="bold")
+        text = f"{stage.checkpoint}.pth\n{'AP' if stage.proposals_of else 'recall'}"
+        box(ax, x, CHECKPOINT, text, RESULT if stage.completes else FILES)
 
     # Initial weights: used twice.
     box(ax, left(1), 8.4, "initial weights (ImageNet)", FILES, w=COLUMN + WIDTH, h=0.8)
-    for step in (1, 2):
-        middle = left(step) + WIDTH / 2
+    for number in (1, 2):
+        middle = left(number) + WIDTH / 2
         arrow(ax, (middle, 8.4), (middle, BACKBONE + HEIGHT))
 
     box(ax, left(1), BACKBONE, "trains\n(VGG16: conv3_1 on)", TRAINS)
@@ -106,14 +107,14 @@ def draw(ax: Axes) -> None:
     between(ax, 2, ROI)
     between(ax, 3, ROI)
 
-    # Proposals: the RPN of a step writes them, the detector of the next one reads them.
-    for step in (1, 3):
-        x = left(step)
-        box(ax, x, PROPOSALS, f"proposals/stage{step}/", FILES, h=0.8)
+    # Proposals: the RPN of a stage writes them, the detector of the next one reads them.
+    for number in (1, 3):
+        x = left(number)
+        box(ax, x, PROPOSALS, f"proposals/stage{number}/", FILES, h=0.8)
         middle = x + WIDTH / 2
         arrow(ax, (middle, RPN), (middle, PROPOSALS + 0.8))
         ax.text(middle + 0.12, RPN - 0.36, "writes", fontsize=12, va="center")
-        start, end = (x + WIDTH, PROPOSALS + 0.4), (left(step + 1) + WIDTH / 2, ROI + HEIGHT)
+        start, end = (x + WIDTH, PROPOSALS + 0.4), (left(number + 1) + WIDTH / 2, ROI + HEIGHT)
         arrow(ax, start, end, bend=-0.3)
         ax.text(end[0] + 0.12, end[1] + 0.6, "reads", fontsize=12, va="center")
 

@@ -3,7 +3,9 @@
 A leaf: every part of the package writes files.
 """
 
+import hashlib
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -13,15 +15,17 @@ from typing import Any
 
 from .errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def replacing(
     path: str | os.PathLike[str], *, temporary: str | os.PathLike[str] | None = None
 ) -> Iterator[Path]:
-    """Gives a file to write beside `path`, and moves it there when the ``with`` block ends well.
+    """Give a file to write beside `path`, and move it there when the ``with`` block ends well.
 
     After an error nothing is left of it, and what was at `path` is untouched. A killed process
-    leaves the temporary file behind. A symbolic link at `path` is replaced, not followed.
+    leaves the temporary file. A symbolic link at `path` is replaced, not followed.
 
     Args:
         path: the file; its folder must exist.
@@ -37,7 +41,7 @@ def replacing(
     """
     path = Path(path)
     if temporary is None:
-        # Behind the name, so that nothing that looks for files by their ending finds it.
+        # The suffix comes last, so that nothing that looks for files by their suffix finds it.
         temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
     temporary = Path(temporary)
     try:
@@ -52,25 +56,25 @@ def replacing(
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all; see :func:`replacing`."""
+    """Write a text file in UTF-8, whole or not at all; see :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
-    """Writes a file, whole or not at all, and the folder that it is in."""
+    """Write a JSON file, whole or not at all, and make the folder that it is in."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content))
 
 
 @contextmanager
 def reading_json(path: str | os.PathLike[str], what: str, remedy: str = "") -> Iterator[Any]:
-    """Gives the content of a file; what the ``with`` block stumbles over is the file's fault.
+    """Give the content of a JSON file; an error in the ``with`` block is the file's fault.
 
     Args:
         path: the file.
         what: it should hold, for the messages.
-        remedy: words behind the message that it does not.
+        remedy: what to add to the message that it does not.
 
     Raises:
         UserError: for a missing, damaged or foreign file.
@@ -81,3 +85,34 @@ def reading_json(path: str | os.PathLike[str], what: str, remedy: str = "") -> I
         raise UserError(f"cannot read the {what}: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} holds no {what} ({error}){remedy}") from error
+
+
+@contextmanager
+def optional_output(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let the ``with`` block, which writes `path`, fail with a warning.
+
+    For all that a training writes beside its weights and its log: hours of work must not end
+    because a table, a picture or a note could not be written.
+
+    Args:
+        path: the file or folder, for the message.
+    """
+    try:
+        yield
+    except Exception as error:  # a full disk, or whatever a drawing may raise
+        known = isinstance(error, (OSError, UserError))
+        message = str(error) if known else f"{type(error).__name__}: {error}"
+        logger.warning("%s is not written: %s", path, message, exc_info=not known)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits; it is read in pieces.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

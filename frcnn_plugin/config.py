@@ -1,11 +1,13 @@
-"""Configuration keys of the plugin: one function per component, every key commented.
+"""Configuration keys of the plugin, and their reference: every key with its meaning and default.
 
 Keys that Detectron2 already has (``MODEL.RPN.IOU_THRESHOLDS``, ``SOLVER.BIAS_LR_FACTOR``, ...) are
-used as they are and set in ``configs/``; the keys below exist only where the host has none. All
-defaults are neutral, so a stock YAML loads unchanged after :func:`add_frcnn_config`.
+used as they are and set in ``configs/``; the keys below, a function per component, exist only where
+Detectron2 has none. All defaults are neutral, so a stock YAML loads unchanged after
+:func:`add_frcnn_config`. What a config really says is in the ``config.yaml`` of its run.
 
 Comments name the paper's symbol, the unit and the source. "paper" is arXiv 1506.01497v3, "MATLAB"
-the authors' code, "py" py-faster-rcnn.
+the authors' code, "py" py-faster-rcnn. A *stage* is one of the four of four-step training (section
+3.2 of the paper), a *block* one of conv1 to conv5, each up to its pooling.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 
 from .errors import UserError
 
@@ -46,8 +49,9 @@ def add_frcnn_config(cfg: CN) -> None:
 
 
 def _add_weights(cfg: CN) -> None:
-    # MODEL.WEIGHTS, the host's key, also takes a .caffemodel, a VGG16 in torchvision's names, and
+    # MODEL.WEIGHTS, Detectron2's key, also takes a .caffemodel, a VGG16 in torchvision's names, and
     # "frcnn://name" for the known files of docs/weights.md.
+
     # Sub-modules that start at random if MODEL.WEIGHTS lacks their weights, or has them in another
     # shape, such as ["roi_heads.box_head"] for a file without fc6 and fc7. Otherwise training does
     # not start when layers of a backbone, or fc6 and fc7, are missing.
@@ -84,7 +88,7 @@ def _add_rpn(cfg: CN) -> None:
     # it turns positive. True skips such a ground truth; False is faithful to the flaw (MATLAB, py).
     cfg.MODEL.RPN.GUARD_ZERO_IOU = True
     # Smallest side of a proposal in pixels of the *original* image (MATLAB, py: 16). Needs
-    # META_ARCHITECTURE "PaperRCNN", which knows the image scale. The host's
+    # META_ARCHITECTURE "PaperRCNN", which knows the image scale. Detectron2's
     # MODEL.PROPOSAL_GENERATOR.MIN_SIZE (network-input pixels) is applied as well.
     cfg.MODEL.RPN.MIN_SIZE_IMAGE = 16.0
     # Upper bound of the predicted dw, dh; .inf: none (all originals). Detectron2: log(1000/16).
@@ -123,7 +127,7 @@ def _add_meta_arch(cfg: CN) -> None:
     # (256 x 512 or more) are computed so too, in float32, on CPUs without matrix units (AMX).
     cfg.MODEL.PAPER_RCNN.WINOGRAD = True
     # Arithmetic of inference: "float32", or "bfloat16" or "float16" (CUDA) by autocast: faster,
-    # detections change a little. Training has the host's SOLVER.AMP.ENABLED, on CPUs bfloat16.
+    # detections change a little. Training has Detectron2's SOLVER.AMP.ENABLED, on CPUs bfloat16.
     cfg.MODEL.PAPER_RCNN.INFERENCE_DTYPE = "float32"
     # What the model does:
     #   "joint"      trains and runs everything
@@ -135,7 +139,7 @@ def _add_meta_arch(cfg: CN) -> None:
 
 def _add_data(cfg: CN) -> None:
     # What resizes images:
-    #   "pillow"  the host: bytes, antialiased where the image shrinks
+    #   "pillow"  Detectron2: bytes, antialiased where the image shrinks
     #   "opencv"  py: floats, bilinear, never antialiased; sides round half to even
     cfg.INPUT.RESIZE = "pillow"
     # Data sets to register before anything else, a list of entries of these forms:
@@ -146,13 +150,14 @@ def _add_data(cfg: CN) -> None:
     cfg.DATASETS.REGISTER = []
     # True: the training set and its mirrored copy, every entry once per epoch, batches of one
     # orientation (all originals); give INPUT.RANDOM_FLIP "none". The order depends on SEED alone,
-    # so a resumed run sees the very images an uninterrupted one would. False: the host's loader.
+    # so a resumed run sees the very images an uninterrupted one would. False: Detectron2's loader.
     cfg.DATALOADER.MIRRORED_COPIES = False
 
 
 def _add_solver(cfg: CN) -> None:
     # Caffe keeps the learning rate inside the momentum buffer, torch outside; after a drop of the
-    # rate they differ for about 20 steps. True rescales the buffer at each drop, as Caffe would.
+    # rate they differ for about 20 iterations. True rescales the buffer at each drop, which makes
+    # torch train as Caffe does.
     cfg.SOLVER.CAFFE_MOMENTUM = False
     # How many of the checkpoints written every SOLVER.CHECKPOINT_PERIOD iterations stay: the newest
     # ones; 0: all. stage<k>_final.pth, model_final.pth and model_best.pth always stay.
@@ -161,38 +166,38 @@ def _add_solver(cfg: CN) -> None:
 
 def _add_four_step(cfg: CN) -> None:
     # The paper's four-step alternating training (section 3.2). SOLVER.MAX_ITER and STEPS follow
-    # from the lists below, one entry per step: RPN, detector, RPN, detector.
+    # from the lists below, one entry per stage: RPN, detector, RPN, detector.
     cfg.FOUR_STEP = CN()
-    # True: train in four steps. False: approximate joint training, or MODEL.PAPER_RCNN.PHASE alone.
+    # True: four stages. False: approximate joint training, or MODEL.PAPER_RCNN.PHASE alone.
     cfg.FOUR_STEP.ENABLED = False
     # Iterations. The defaults are for VOC 2007 (paper, section 3.1.3; MATLAB, py).
     cfg.FOUR_STEP.ITERS = [80000, 40000, 80000, 40000]
-    # Iterations, counted from the start of the step, at which the rate drops by SOLVER.GAMMA.
+    # Iterations, counted from the start of the stage, at which the rate drops by SOLVER.GAMMA.
     cfg.FOUR_STEP.DROPS = [[60000], [30000], [60000], [30000]]
     # Images per iteration and process. With N processes a batch is N times as large; rate and
     # iterations stay as they are. RoIs per image are MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE (64 for
     # 2 images).
     cfg.FOUR_STEP.IMS_PER_BATCH = [1, 2, 1, 2]
-    # cls_score and bbox_pred at the start of step 4: "continue" from step 2 (MATLAB) or "restart"
-    # at random (py). fc6 and fc7 continue from step 2 in both.
+    # cls_score and bbox_pred at the start of stage 4: "continue" from stage 2 (MATLAB) or
+    # "restart" at random (py). fc6 and fc7 continue from stage 2 in both.
     cfg.FOUR_STEP.PREDICTOR_START = "continue"
     # Mean and deviation of the detector's box targets: "per_class", measured on the training set
-    # at the start of steps 2 and 4 (MATLAB, py alt-opt), or "fixed", MODEL.ROI_BOX_HEAD's.
+    # at the start of stages 2 and 4 (MATLAB, py alt-opt), or "fixed", MODEL.ROI_BOX_HEAD's.
     cfg.FOUR_STEP.TARGET_STATISTICS = "per_class"
     # True: RPN targets are whitened with their mean and deviation over the training set (MATLAB).
     cfg.FOUR_STEP.RPN_TARGET_STATISTICS = False
-    # Proposals cached for steps 2 and 4: boxes that enter NMS (-1: all) and that leave it.
+    # Proposals cached for stages 2 and 4: boxes that enter NMS (-1: all) and that leave it.
     cfg.FOUR_STEP.PRE_NMS_TOPK = -1
     cfg.FOUR_STEP.POST_NMS_TOPK = 2000
     # Proposals of mirrored images: "mirror" those of the image (py), "recompute" (MATLAB).
     cfg.FOUR_STEP.MIRRORED_PROPOSALS = "mirror"
-    # First and last step of this run. Starting later needs MODEL.WEIGHTS, the checkpoint at the
-    # end of the step before; step 2 needs the run's initial weights besides.
+    # First and last stage of this run. Starting later needs MODEL.WEIGHTS, the checkpoint at the
+    # end of the stage before; stage 2 needs the run's initial weights besides.
     cfg.FOUR_STEP.START_AT = 1
     cfg.FOUR_STEP.STOP_AFTER = 4
-    # Weights that step 2 starts from again; "": those this run started with.
+    # Weights that stage 2 starts from again; "": those this run started with.
     cfg.FOUR_STEP.INITIAL_WEIGHTS = ""
-    # Evaluate on DATASETS.TEST after steps 1 and 3 (recall) and after step 2 (AP).
+    # Evaluate on DATASETS.TEST after stages 1 and 3 (recall) and after stage 2 (AP).
     cfg.FOUR_STEP.EVALUATE_STEPS = True
 
 
@@ -207,8 +212,38 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.KEEP_TIES = False
 
 
+def plugin_cfg() -> CN:
+    """Return Detectron2's default config with the plugin's keys, not frozen."""
+    cfg = get_cfg()
+    add_frcnn_config(cfg)
+    return cfg
+
+
+def base_chain(path: str | Path) -> list[Path]:
+    """Return a config file and those that it is based on, itself first.
+
+    Args:
+        path: a YAML, read without its keys being checked. A ``_BASE_`` that is a list or a URL is
+            not followed.
+
+    Raises:
+        OSError: one of the files cannot be read.
+        UserError: a file is based on itself.
+        yaml.YAMLError: one of them is no YAML.
+    """
+    chain = [Path(path).resolve()]
+    while True:
+        base = CN.load_cfg(chain[-1].read_text(encoding="utf-8")).get("_BASE_", "")
+        if not isinstance(base, str) or not base or "://" in base:
+            return chain
+        file = (chain[-1].parent / Path(base).expanduser()).resolve()
+        if file in chain:
+            raise UserError(f"{path} is based on itself: _BASE_ of {chain[-1]} is {file}")
+        chain.append(file)
+
+
 def get_config_file(name: str) -> str:
-    """Path of a configuration that comes with the plugin.
+    """Return the path of a configuration that comes with the plugin.
 
     Args:
         name: path below ``configs/``, such as ``"faster_rcnn_vgg16_voc_joint.yaml"``.
@@ -225,7 +260,7 @@ def get_config_file(name: str) -> str:
 
 
 def list_config_files() -> list[str]:
-    """Names of the configurations that come with the plugin, for :func:`get_config_file`."""
+    """List the configurations that come with the plugin, for :func:`get_config_file`."""
     return sorted({str(p.relative_to(r)) for r in _config_roots() for p in r.rglob("*.yaml")})
 
 

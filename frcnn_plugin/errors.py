@@ -4,5 +4,5 @@
 class UserError(ValueError):
     """A mistake in the user's input; the message names it and the fix.
 
-    `tools/` print it without a traceback.
+    The commands print it without a traceback.
     """

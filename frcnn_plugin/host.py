@@ -1,16 +1,18 @@
-"""Is there a PyTorch, a torchvision and a Detectron2 that this package can work with?
+"""The host: is there a Detectron2 to work with, and what is needed of its private members.
 
-Run before anything else is imported, so that a missing or unsuitable host ends in one sentence and
-one command instead of a stack trace from somewhere inside Detectron2. It only does imports that the
-package needs anyway. Nothing here may import torch or Detectron2 at module level, and nothing is
-decided by version number: every Detectron2 since 2021 calls itself "0.6".
+:func:`check_host` runs before anything else is imported, so that a missing or unsuitable host ends
+in one sentence and one command instead of a stack trace from somewhere inside Detectron2. It only
+does imports that the package needs anyway. Nothing here may import torch or Detectron2 at module
+level, and nothing is decided by version number: every Detectron2 since 2021 calls itself "0.6".
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 _PIP = "python -m pip install"
 _UPSTREAM = "'git+https://github.com/facebookresearch/detectron2.git'"
@@ -130,3 +132,97 @@ def _too_old(where: str) -> str:
 def _summary(error: Exception) -> str:
     first_line = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first_line}"
+
+
+# ---- private members of Detectron2 ------------------------------------------------------------
+#
+# What Detectron2 offers no public way to. Nothing else in the package touches such a member, so an
+# update of Detectron2 that renames one is mended here. Objects come as arguments; nothing is
+# imported before it is needed.
+
+
+def inner_trainer(trainer: Any) -> Any:
+    """Return the SimpleTrainer, or AMPTrainer, that a DefaultTrainer runs its iterations with."""
+    return _member(trainer, "_trainer")
+
+
+def set_inner_trainer(trainer: Any, inner: Any) -> None:
+    """Set what :func:`inner_trainer` returns; for a trainer that makes its own."""
+    trainer._trainer = inner
+
+
+def start_data_loader(trainer: Any) -> None:
+    """Start the iterator of a DefaultTrainer's data loader, if it has not been started."""
+    _member(inner_trainer(trainer), "_data_loader_iter")
+
+
+def registered_hooks(trainer: Any) -> list[Any]:
+    """Return the hooks of a trainer, in the order in which they are called."""
+    hooks: list[Any] = _member(trainer, "_hooks")
+    return hooks
+
+
+def last_results(trainer: Any) -> Any:
+    """Return what a DefaultTrainer's last evaluation gave; None if there was none."""
+    return getattr(trainer, "_last_eval_results", None)
+
+
+def set_last_results(trainer: Any, results: Any) -> None:
+    """Set what :func:`last_results` returns; DefaultTrainer looks for it there as well."""
+    trainer._last_eval_results = results
+
+
+def eval_period_and_function(hook: Any) -> tuple[int, Callable[[], Any]]:
+    """Return what an EvalHook was made with."""
+    return _member(hook, "_period"), _member(hook, "_func")
+
+
+def forget_scalars(storage: Any, word: str) -> None:
+    """Drop all values whose name contains a word from an EventStorage.
+
+    Where Detectron2 keeps them elsewhere, the log goes on showing the newest of them, no more.
+    """
+    for members in ("_history", "_latest_scalars"):
+        values = getattr(storage, members, {})
+        for name in [n for n in values if word in n]:
+            del values[name]
+
+
+def transform_rois(roi_heads: Any, features: Any, boxes: Any) -> Any:
+    """Pool boxes and pass them through the last block of a Res5ROIHeads: (R, C, H, W)."""
+    return _member(roi_heads, "_shared_roi_transform")(features, boxes)
+
+
+def replace_metadata(name: str, **values: object) -> None:
+    """Change what Detectron2's catalog says of a data set.
+
+    ``Metadata.set`` refuses a value other than the one that is there, although the files of a data
+    set may change while a notebook is open. Its values are its attributes.
+
+    Args:
+        name: Registered name.
+        values: What is to replace the values of these names, or to be added.
+    """
+    catalog = importlib.import_module("detectron2.data").MetadataCatalog
+    vars(catalog.get(name)).update(values)
+
+
+def forget_process_groups() -> None:
+    """Empty Detectron2's caches of process groups, which keep them alive."""
+    comm: Any = importlib.import_module("detectron2.utils.comm")
+    comm._LOCAL_PROCESS_GROUP = None
+    for cached in ("_get_global_gloo_group", "create_local_process_group"):
+        clear = getattr(getattr(comm, cached, None), "cache_clear", None)
+        if clear is not None:
+            clear()
+
+
+def _member(owner: Any, name: str) -> Any:
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        raise RuntimeError(
+            f"{type(owner).__name__} has no {name}, which frcnn_plugin needs: it works with "
+            "trainers made like Detectron2's DefaultTrainer, and with Detectron2's main of "
+            "January 2024 to June 2026"
+        ) from error

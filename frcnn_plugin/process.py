@@ -1,4 +1,6 @@
-"""Processes: starting several, sharing a model between them, and settings that make one faster.
+"""Processes: starting several, sharing a model among them, settings that make one faster.
+
+Also what a process runs on, and how much memory it has taken.
 
 The commands apply the settings to their own processes. Importing the package changes nothing, so a
 larger program decides for itself; it may call :func:`tune_process`.
@@ -8,23 +10,27 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import logging
+import os
+import platform
+import re
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import create_ddp_model
-from detectron2.engine import launch as host_launch
+from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import UserError
-
-logger = logging.getLogger(__name__)
+from .host import forget_process_groups
 
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -39,10 +45,10 @@ def launch(
     dist_url: str = "auto",
     args: tuple[Any, ...] = (),
 ) -> Any:
-    """The host's launcher, with workers that end cleanly.
+    """Launch processes as Detectron2 does, with workers that end cleanly.
 
     Without CUDA the processes run on the CPU and talk over gloo. There, torch aborts a worker at
-    exit, at random, while the host's cached process groups are alive; so the groups are taken
+    exit, at random, while process groups that Detectron2 keeps are alive; so the groups are taken
     down when ``main`` returns.
 
     Args:
@@ -50,7 +56,7 @@ def launch(
         num_processes: processes on this machine (one per GPU).
         num_machines: machines.
         machine_rank: rank of this one.
-        dist_url: where the processes meet, as for the host.
+        dist_url: where the processes meet, as for Detectron2's ``launch``.
         args: arguments of ``main``.
 
     Returns:
@@ -60,9 +66,9 @@ def launch(
         UserError: a process raised it.
     """
     if num_machines * num_processes == 1:
-        return main(*args)  # the host drops the result
+        return main(*args)  # Detectron2 drops the result
     try:
-        return host_launch(
+        return detectron2_launch(
             _run_and_shut_down,
             num_processes,
             num_machines=num_machines,
@@ -86,23 +92,19 @@ def _run_and_shut_down(main: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 
 def shut_down() -> None:
-    """Take down the process groups of this worker, and the host's caches of them."""
+    """Take down the process groups of this worker, and Detectron2's caches of them."""
     if not (dist.is_available() and dist.is_initialized()):
         return
     comm.synchronize()
     dist.destroy_process_group()
-    comm._LOCAL_PROCESS_GROUP = None
-    for cached in ("_get_global_gloo_group", "create_local_process_group"):
-        function = getattr(comm, cached, None)
-        if function is not None and hasattr(function, "cache_clear"):
-            function.cache_clear()
+    forget_process_groups()
     gc.collect()
 
 
 def wrap_model(model: nn.Module) -> nn.Module:
     """Wrap ``model`` in DistributedDataParallel; as it is if there is only one process.
 
-    The host passes ``device_ids`` always, which a model on the CPU refuses.
+    Detectron2 always passes ``device_ids``, which a model on the CPU refuses.
     """
     on_gpu = next(model.parameters()).is_cuda
     kwargs = {} if on_gpu else {"device_ids": None}
@@ -111,7 +113,7 @@ def wrap_model(model: nn.Module) -> nn.Module:
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """The model inside the wrapper, if there is one."""
+    """Return the model inside the wrapper, if there is one."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
@@ -164,3 +166,84 @@ def use_faster_matmul() -> bool:
         torch.set_float32_matmul_precision(before)
         return False
     return True
+
+
+def peak_memory(device: str = "cpu") -> int | None:
+    """Return the most memory that was taken so far, in bytes.
+
+    Args:
+        device: "cpu": by this process, code and libraries included; "cuda", "cuda:0", ...: by its
+            tensors on that GPU.
+
+    Returns:
+        None where it is not known: a GPU that is not in use, or Windows.
+    """
+    if device.startswith("cuda"):
+        used = torch.cuda.is_available() and torch.cuda.is_initialized()
+        return torch.cuda.max_memory_allocated(device) if used else None
+    try:
+        # Before `getrusage`, which in a child counts from what its parent had.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):  # not Linux
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)  # bytes on macOS, else kilobytes
+
+
+def environment() -> dict[str, str]:
+    """Describe what this process runs on, name -> value.
+
+    The plugin's version, with the commit of a checkout; what Detectron2 lists when a run starts
+    ("Python", "PyTorch", "GPU 0", "Driver version", ...); the system, threads and processes.
+    """
+    package = Path(__file__).resolve().parent
+    # Not imported: that would need what stands above this module.
+    version = str(sys.modules[__name__.partition(".")[0]].__version__)
+    commit = _git_commit(package.parent)
+    return {
+        "frcnn_plugin": version + (f", commit {commit}" if commit else ""),
+        **_detectron2_table(collect_env_info()),
+        "system": platform.platform(),
+        "CPU": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads per process",
+        "processes": str(comm.get_world_size()),
+    }
+
+
+def _detectron2_table(text: str) -> dict[str, str]:
+    """Take the two columns between the rules; none if the text has no such table."""
+    rules = list(re.finditer(r"^(-+)\s+-+$", text, re.MULTILINE))
+    if len(rules) < 2:
+        return {}
+    width = len(rules[0][1])
+    table: dict[str, str] = {}
+    for line in text[rules[0].end() : rules[1].start()].strip("\n").splitlines():
+        name, value = line[:width].strip(), line[width:].strip()
+        if name:
+            table[name] = value
+        elif table:  # the second line of a value
+            table[list(table)[-1]] += f" {value}"
+    return table
+
+
+def _git_commit(root: Path) -> str:
+    """Return the commit of a checkout, and whether files differ from it; "" if it is none."""
+    if not (root / ".git").exists():  # a wheel; git would look further up
+        return ""
+    try:
+        answers = [
+            subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10
+            )
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
+        ]
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if any(answer.returncode for answer in answers):
+        return ""
+    commit, changes = (answer.stdout.strip() for answer in answers)
+    return commit + (" with changes" if changes else "")

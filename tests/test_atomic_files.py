@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 import frcnn_plugin
-from frcnn_plugin.atomic_files import replacing, write_text
+from frcnn_plugin.atomic_files import replacing, sha256, write_text
 
-# For a process of its own. The module is imported by itself, as PyTorch takes seconds; that it can
-# be shows that it needs nothing else of the package.
+# For a process of its own. The package's __init__ is not run, as it loads PyTorch, which takes
+# seconds; that this works shows that the module needs next to nothing of the package.
 ALONE = f"""
-import os, signal, sys
-sys.path.insert(0, {str(Path(frcnn_plugin.__file__).parent)!r})
-from atomic_files import replacing, write_text
+import os, signal, sys, types
+sys.modules["frcnn_plugin"] = package = types.ModuleType("frcnn_plugin")
+package.__path__ = [{str(Path(frcnn_plugin.__file__).parent)!r}]
+from frcnn_plugin.atomic_files import replacing, write_text
+assert "torch" not in sys.modules
 path, word = sys.argv[1:]
 """
 
@@ -193,3 +195,15 @@ def test_link_is_replaced(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "shared").read_text() == "old"
     assert (tmp_path / "a.txt").read_text() == "new" and not (tmp_path / "a.txt").is_symlink()
+
+
+def test_sha256(tmp_path: Path) -> None:
+    """Of "abc", and of a million "a", which are several pieces: the examples of FIPS 180-2."""
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256(tmp_path / "abc") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+    (tmp_path / "million").write_bytes(b"a" * 1_000_000)
+    assert sha256(tmp_path / "million") == (
+        "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
+    )

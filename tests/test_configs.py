@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from frcnn_plugin import add_frcnn_config, get_config_file
+from frcnn_plugin.config import base_chain, plugin_cfg
 from frcnn_plugin.errors import UserError
 from tests.conftest import CONFIGS
 
@@ -16,8 +18,7 @@ ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
 
 
 def load(name: str):
-    cfg = get_cfg()
-    add_frcnn_config(cfg)
+    cfg = plugin_cfg()
     cfg.merge_from_file(get_config_file(name))
     return cfg
 
@@ -160,3 +161,31 @@ def test_config_by_a_wrong_name() -> None:
 def test_paths_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Path(get_config_file("demo/vgg16_shapes_joint.yaml")).is_file()
+
+
+def test_plugin_cfg_is_detectron2s_with_our_keys() -> None:
+    cfg = get_cfg()
+    add_frcnn_config(cfg)
+    assert plugin_cfg() == cfg and not plugin_cfg().is_frozen()
+
+
+def test_base_chain(tmp_path: Path) -> None:
+    ours = Path(get_config_file("faster_rcnn_vgg16_voc_joint.yaml")).resolve()
+    middle, mine = tmp_path / "middle.yaml", tmp_path / "mine.yaml"
+    middle.write_text(f'_BASE_: "{ours}"\n')
+    mine.write_text('_BASE_: "middle.yaml"\n')
+    assert base_chain(str(mine))[:3] == [mine, middle, ours]
+    assert base_chain(mine)[3:] == base_chain(ours)[1:] != []
+
+
+def test_base_chain_of_files_that_are_none(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text('_BASE_: "mine.yaml"\n')
+    with pytest.raises(UserError, match=r"mine.yaml is based on itself: _BASE_ of "):
+        base_chain(mine)
+    mine.write_text('_BASE_: "gone.yaml"\n')
+    with pytest.raises(FileNotFoundError):
+        base_chain(mine)
+    mine.write_text("MODEL: [1")
+    with pytest.raises(yaml.YAMLError):
+        base_chain(mine)

@@ -14,7 +14,7 @@ import pytest
 from detectron2.config import get_cfg
 
 from frcnn_plugin import add_frcnn_config, get_config_file
-from frcnn_plugin.four_step.stages import apply_four_step
+from frcnn_plugin.four_step import apply_four_step
 from tests.conftest import flatten
 
 ROOT = Path(__file__).resolve().parents[1]

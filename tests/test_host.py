@@ -1,14 +1,24 @@
-"""`import frcnn_plugin` without a usable host: one sentence that says what, one command."""
+"""What the package needs of its host: a usable one, and few of its private members."""
 
+import ast
 import importlib
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
 
 import frcnn_plugin
-from frcnn_plugin.host import check_host
+from frcnn_plugin import host
+from frcnn_plugin.host import check_host, replace_metadata
 
 ROOT = Path(__file__).parents[1]
 
@@ -153,3 +163,141 @@ def test_public_names() -> None:
     assert set(frcnn_plugin.__all__) == {"__version__", "add_frcnn_config", "get_config_file"}
     for name in frcnn_plugin.__all__:
         assert hasattr(frcnn_plugin, name)
+
+
+# ---- private members ------------------------------------------------------------------------
+
+
+def make_trainer() -> DefaultTrainer:
+    """A DefaultTrainer without its constructor, which needs data."""
+    trainer = DefaultTrainer.__new__(DefaultTrainer)
+    model = nn.Linear(1, 1)
+    inner = SimpleTrainer(model, [1, 2], None)
+    host.set_inner_trainer(trainer, inner)
+    return trainer
+
+
+def test_trainer_within_the_trainer() -> None:
+    trainer = make_trainer()
+    assert host.inner_trainer(trainer) is host.inner_trainer(weakref.proxy(trainer))
+    assert trainer.model is host.inner_trainer(trainer).model, "Detectron2 uses the same one"
+
+
+def test_data_loader_is_started_once() -> None:
+    started = []
+
+    class Loader:
+        def __iter__(self) -> Iterator[int]:
+            started.append(1)
+            return iter([1])
+
+    trainer = make_trainer()
+    host.inner_trainer(trainer).reset_data_loader(Loader)
+    for _ in range(2):
+        host.start_data_loader(trainer)
+    assert started == [1]
+
+
+def test_registered_hooks() -> None:
+    inner, hook = host.inner_trainer(make_trainer()), hooks.IterationTimer()
+    inner.register_hooks([hook])
+    assert host.registered_hooks(inner) == [hook]
+
+
+def test_last_results() -> None:
+    trainer = make_trainer()
+    assert host.last_results(trainer) is None
+    host.set_last_results(trainer, {"bbox": {"AP": 1.0}})
+    assert host.last_results(trainer) == {"bbox": {"AP": 1.0}}
+
+
+def test_period_and_function_of_an_evaluation() -> None:
+    assert host.eval_period_and_function(hooks.EvalHook(7, dict)) == (7, dict)
+
+
+def test_forgotten_scalars() -> None:
+    storage = EventStorage()
+    storage.put_scalars(loss_cls=1.0, total_loss=2.0, lr=0.1)
+    host.forget_scalars(storage, "loss")
+    assert storage.histories().keys() == storage.latest().keys() == {"lr"}
+    host.forget_scalars(SimpleNamespace(), "loss")  # kept elsewhere: nothing happens
+
+
+def test_forgotten_process_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comm, "_LOCAL_PROCESS_GROUP", object())
+    host.forget_process_groups()
+    assert comm._LOCAL_PROCESS_GROUP is None
+    monkeypatch.delattr(comm, "_get_global_gloo_group")  # gone in a later version
+    host.forget_process_groups()
+
+
+@pytest.mark.parametrize(
+    "use", [host.inner_trainer, host.registered_hooks, host.eval_period_and_function]
+)
+def test_missing_member_is_named(use) -> None:
+    with pytest.raises(RuntimeError, match=r"SimpleNamespace has no _\w+, .* January 2024 to June"):
+        use(SimpleNamespace())
+
+
+# Private names that are not made in this package: what classes of Detectron2, fvcore and iopath
+# hand down to ours, and names of torch. All others belong into host.py.
+INHERITED = {
+    "_best_checking", "_checkpointer", "_file_prefix", "_update_best", "_val_metric",  # hooks
+    "_do_eval", "_period",  # hooks.EvalHook
+    "_load_model", "_torch_load",  # Checkpointer
+    "_check_kwargs",  # PathHandler
+    "_metadata", "_results",  # COCOEvaluator
+    "_decode_proposals", "_subsample_labels",  # RPN
+}  # fmt: skip
+OF_TORCH = {
+    "_is_amx_tile_supported", "_forward_hooks", "_forward_pre_hooks"
+}  # fmt: skip
+
+
+def private_names(tree: ast.AST) -> tuple[set[str], set[tuple[str, int, bool]]]:
+    """Names with an underscore that a file makes; those it uses, their lines, whether on itself."""
+    made: set[str] = set()
+    used: set[tuple[str, int, bool]] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            made.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            made.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            own = ast.unparse(node.value) in ("self", "cls", "super()")
+            if own and isinstance(node.ctx, ast.Store):
+                made.add(node.attr)
+            else:
+                used.add((node.attr, node.lineno, own))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr"):
+            if isinstance(node.args[1], ast.Constant):
+                used.add((node.args[1].value, node.lineno, False))
+    return made, {entry for entry in used if entry[0][0] == "_" != entry[0][1:2]}
+
+
+def test_private_members_are_touched_in_host_only() -> None:
+    files = {
+        file: private_names(ast.parse(file.read_text()))
+        for file in (ROOT / "frcnn_plugin").rglob("*.py")
+        if file.name != "host.py"
+    }
+    ours = {name for made, _ in files.values() for name in made}
+    strange = sorted(
+        f"{file.relative_to(ROOT)}:{line} {name}"
+        for file, (_, used) in files.items()
+        for name, line, own in used
+        if name not in ours | OF_TORCH and not (own and name in INHERITED)
+    )
+    assert not strange, "move what needs it into frcnn_plugin/host.py"
+
+
+def test_metadata_can_be_replaced() -> None:
+    """Detectron2's own ``set`` refuses; a subclass of ``dict`` or slots would break ours."""
+    metadata = MetadataCatalog.get("test_host")
+    metadata.set(thing_classes=["cat"])
+    with pytest.raises(AssertionError):
+        metadata.set(thing_classes=["dog"])
+    replace_metadata("test_host", thing_classes=["dog"], dirname="/data")
+    assert metadata.thing_classes == ["dog"] and metadata.get("dirname") == "/data"
+    assert metadata.as_dict()["thing_classes"] == ["dog"]
+    MetadataCatalog.remove("test_host")

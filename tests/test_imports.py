@@ -4,6 +4,9 @@ And no two files import each other, also not through others.
 """
 
 import ast
+import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,4 +131,29 @@ def test_nothing_imports_tools_or_tests(file: Path) -> None:
 def test_host_check_needs_the_standard_library_only() -> None:
     """It runs before torch and Detectron2 are known to be there."""
     modules = imported_modules((PACKAGE / "host.py").read_text(), ["frcnn_plugin"])
-    assert {name.partition(".")[0] for name in modules} <= {"__future__", "importlib", "types"}
+    assert {name.partition(".")[0] for name in modules} <= sys.stdlib_module_names
+
+
+LIGHT = """
+import sys
+import frcnn_plugin.engine.hooks, frcnn_plugin.four_step
+from frcnn_plugin.engine import CaffeMomentum
+from frcnn_plugin.four_step import FourStepHook
+heavy = {"matplotlib", "frcnn_plugin.engine.trainer", "frcnn_plugin.visualization"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
+
+
+def test_importing_a_hook_is_light() -> None:
+    """It loads neither what draws nor the trainer with all its evaluators."""
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_engine_offers_what_it_names() -> None:
+    engine = importlib.import_module("frcnn_plugin.engine")
+    assert sorted(engine._MODULES) == sorted(engine.__all__)
+    for name in engine.__all__:
+        assert getattr(engine, name).__name__ == name
+    with pytest.raises(ImportError, match="cannot import name 'Nothing' from 'frcnn_plugin.engine"):
+        exec("from frcnn_plugin.engine import Nothing")

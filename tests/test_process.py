@@ -1,12 +1,17 @@
-"""Starting worker processes."""
+"""Worker processes, settings of this one, and what can be said of it."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
+import torch
 from detectron2.utils import comm
 
+from frcnn_plugin import process
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.process import launch
+from frcnn_plugin.process import launch, peak_memory
 
 
 def add(a: int, b: int) -> int:
@@ -46,3 +51,117 @@ def test_a_mistake_found_by_a_worker_is_one_line() -> None:
 def test_other_errors_keep_their_traceback() -> None:
     with pytest.raises(Exception, match="ZeroDivisionError: not the user's"):
         launch(fail, 2)
+
+
+def test_importing_changed_nothing() -> None:
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is changed with CUDA")
+def test_matmul_where_it_stays_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exact(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.matmul(a.double(), b.double()).to(a.dtype)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", exact)
+    assert process.use_faster_matmul()
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_matmul_of_a_cpu_that_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with AMX: products of bfloat16 numbers."""
+
+    def rounded(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if a.dtype == torch.float32:
+            a, b = a.bfloat16(), b.bfloat16()
+        return torch.matmul(a.double(), b.double()).float()
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
+    assert not process.use_faster_matmul()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_matmul_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not process.use_faster_matmul()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_other_systems_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: object())  # without mallopt, as musl
+    assert not process.keep_freed_memory()
+    monkeypatch.setattr(process.sys, "platform", "darwin")
+    assert not process.keep_freed_memory()
+
+
+KEPT = """
+import numpy
+from pathlib import Path
+from frcnn_plugin.process import keep_freed_memory
+def rss():
+    rows = Path("/proc/self/status").read_text().splitlines()
+    return next(int(row.split()[1]) for row in rows if row.startswith("VmRSS")) // 1024
+def left():
+    before = rss()
+    block = numpy.ones(100 * 2**20, dtype=numpy.uint8)
+    del block
+    return rss() - before
+by_default = left()
+assert keep_freed_memory()
+print(by_default, left())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about Linux's C library")
+def test_memory_is_kept() -> None:
+    """100 MiB are freed: with the setting they stay with the process, here one of its own."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KEPT], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    by_default, kept = map(int, done.stdout.split())
+    assert kept > 90 and by_default < 10
+
+
+def test_peak_memory() -> None:
+    before = peak_memory()
+    assert before is not None and 50 * 2**20 < before < 2**40
+    block = torch.ones(50 * 2**20)
+    after = peak_memory("cpu")
+    assert after is not None and after >= max(before, block.numel() * 4)
+    if not torch.cuda.is_available():
+        assert peak_memory("cuda") is None
+
+
+def test_environment() -> None:
+    """Detectron2's list, a row for each name, with what it does not know."""
+    values = process.environment()
+    assert {"frcnn_plugin", "Python", "numpy", "PyTorch", "torchvision", "CPU"} <= values.keys()
+    assert values["PyTorch"].startswith(torch.__version__) and values["processes"] == "1"
+    assert all(isinstance(value, str) for value in values.values())
+
+
+TABLE = """
+-------------  -------------
+Python         3.11.7 (main)
+GPU 0,1        A GPU
+               of two lines
+-------------  -------------
+PyTorch built with:
+  - GCC 13.3
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (TABLE, {"Python": "3.11.7 (main)", "GPU 0,1": "A GPU of two lines"}),
+        ("Python: 3.11", {}),  # a list in another form is left out
+    ],
+)
+def test_environment_reads_detectron2s_table(
+    text: str, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "collect_env_info", lambda: text)
+    values = process.environment()
+    ours = {"frcnn_plugin", "system", "CPU", "processes"}
+    assert {name: value for name, value in values.items() if name not in ours} == expected

@@ -33,6 +33,7 @@ from frcnn_plugin import get_config_file
 from frcnn_plugin.cli.__main__ import parse
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
+from frcnn_plugin.four_step import STAGES
 from frcnn_plugin.report import write_report
 from frcnn_plugin.visualization.drawings.comparison import contact_sheet, draw_comparison
 
@@ -44,13 +45,12 @@ QUICK_IMAGES = (20, 10)
 QUICK = ["FOUR_STEP.ITERS", "[5,5,5,5]", "FOUR_STEP.DROPS", "[[3],[3],[3],[3]]"]
 
 
-# What is printed of each step.
+# What is printed of each stage.
 RECALL = {
     "proposals/R@0.5@300": "recall of 300 proposals at IoU .5",
     "proposals/AR@300": "average recall of 300 proposals",
 }
 AP50 = {"bbox/AP50": "AP50 (11-point)"}
-STEPS = {1: RECALL, 2: AP50, 3: RECALL, 4: AP50}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -117,16 +117,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     opts = ["OUTPUT_DIR", str(run), *(QUICK if args.quick else []), *args.opts]
     train, train_args = parse(["train", "--config-file", config, *opts])
     results = train.run(train_args)["bbox"]
-    steps = last_values(run / "metrics.json")
+    metrics = last_values(run / "metrics.json")
 
     cfg = setup_cfg(config, [*opts, "MODEL.WEIGHTS", str(run / "model_final.pth")])
     sheet = draw_detections(cfg, args.output / "pictures", args.pictures)
 
-    print("\nafter step")
-    for step, what in STEPS.items():
-        for key, name in what.items():
-            value = steps.get(f"stage{step}/{key}", results.get(key.removeprefix("bbox/")))
-            print(f"  {step}  {name:<42}{value:.1f}")
+    print("\nafter stage")
+    for stage in STAGES:
+        for key, name in (AP50 if stage.proposals_of else RECALL).items():
+            of_all = results.get(key.removeprefix("bbox/"))  # the last stage's have no prefix
+            value = metrics.get(f"stage{stage.number}/{key}", of_all)
+            print(f"  {stage.title:<12}{name:<42}{value:.1f}")
     print(f"\n{'class':<12}AP50 (11-point)")
     for key, value in results.items():
         if key.startswith("AP50/"):

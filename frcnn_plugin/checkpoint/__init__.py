@@ -11,7 +11,7 @@ from .catalog.path_handler import register
 from .conversion import Conversion
 from .from_torchvision import convert_torchvision
 from .metadata import KEY, Metadata, Preprocessing
-from .read import read_metadata, read_weights, save_weights
+from .read import peek, read_metadata, read_weights, save_weights
 
 __all__ = [
     "CATALOG",
@@ -24,6 +24,7 @@ __all__ = [
     "convert_caffe",
     "convert_to_caffe",
     "convert_torchvision",
+    "peek",
     "read_caffemodel",
     "read_metadata",
     "read_weights",

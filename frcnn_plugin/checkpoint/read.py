@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..atomic_files import replacing
+from ..atomic_files import replacing, sha256
 from ..errors import UserError
 from .caffe.caffemodel import read_caffemodel
 from .caffe.from_caffe import convert_caffe
@@ -21,6 +20,77 @@ from .metadata import KEY, Metadata
 
 # Goes up when a conversion gives other weights than before.
 CONVERTER_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Peek:
+    """What lies in a checkpoint; a model is not needed to read it."""
+
+    path: Path
+    content: dict[str, Any]
+    """All entries by name. Tensors are mapped: their values are read when they are used."""
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The model's tensors by name, which may lie a level deeper in the file."""
+        content: Any = self.content
+        for key in ("model", "state_dict"):
+            if isinstance(content.get(key), Mapping):
+                content = content[key]
+        return {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
+
+    @property
+    def metadata(self) -> Metadata | None:
+        """What the checkpoint says about itself; None if it says nothing."""
+        return Metadata.from_dict(self.content.get(KEY))
+
+    @property
+    def iteration(self) -> int | None:
+        """The last iteration that was trained; None if the file is not from a training run."""
+        iteration = self.content.get("iteration")
+        return iteration if isinstance(iteration, int) else None
+
+    @property
+    def stage(self) -> int:
+        """Which of the four stages the checkpoint is from, 1 to 4.
+
+        It is 0 in all other files, also in what the whole four stages end with.
+        """
+        try:
+            # "step" is what the hook has always called it in its files.
+            stage = self.content["trainer"]["hooks"]["FourStepHook"]["step"]
+        except (KeyError, TypeError):
+            return 0
+        return stage if isinstance(stage, int) else 0
+
+
+def peek(path: str | os.PathLike[str]) -> Peek:
+    """Look into a checkpoint without building anything.
+
+    Nothing in the file is executed, and weights are not read before they are used.
+
+    Args:
+        path: a file of ``torch.save``, of this plugin or of others.
+
+    Raises:
+        UserError: the file is missing or damaged, or is no checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format before torch 1.6 cannot be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # a damaged file raises whatever its bytes happen to say
+        raise UserError(
+            f"{path} is damaged, or holds more than weights ({type(e).__name__}): copy or download "
+            "it again"
+        ) from e
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not weights by name")
+    return Peek(path, dict(content))
 
 
 def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversion:
@@ -45,19 +115,11 @@ def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversio
         raise UserError(f"there is no file {path}")
     if not is_torch_file(path):
         return convert_caffemodel(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # a damaged file raises whatever its bytes happen to say
-        raise UserError(
-            f"{path} is damaged, or holds more than weights ({type(e).__name__}): copy or download "
-            "it again"
-        ) from e
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not weights by name")
-    state = state_of(content)
+    found = peek(path)
+    state = found.weights
     if looks_like_torchvision(state):
         return convert_torchvision_file(path, state, layout=layout)
-    metadata = Metadata.from_dict(content.get(KEY))
+    metadata = found.metadata
     if metadata is None and not any(name.startswith("backbone.") for name in state):
         raise UserError(
             f"{path} is none of the kinds that can be converted; its weights are called "
@@ -81,12 +143,10 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
     """
     if Path(path).suffix == ".pkl" and Path(path).is_file():
         return None
-    metadata = None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        metadata = Metadata.from_dict(content.get(KEY))
-    except Exception:  # another kind of file, or a damaged one: read_weights judges
-        pass
+        metadata = peek(path).metadata
+    except UserError:  # another kind of file, or a damaged one: read_weights judges
+        metadata = None
     return metadata or read_weights(path).metadata
 
 
@@ -131,27 +191,10 @@ def save_weights(path: str | os.PathLike[str], conversion: Conversion) -> None:
         torch.save(content, file)
 
 
-def state_of(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors by name of a checkpoint, which may be a level deeper."""
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-    return {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
-
-
 def is_torch_file(path: str | os.PathLike[str]) -> bool:
     """Whether a file starts as ``torch.save``'s do: a zip archive, or a pickle."""
     with open(path, "rb") as file:
         return file.read(2) in (b"PK", b"\x80\x02")
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _with_source(

@@ -25,7 +25,7 @@ from ..data.proposals.converters import convert_npz, convert_selective_search_ma
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth
-from ..evaluation.proposals.recall_report import report_recall
+from ..evaluation.proposals.recall import report_recall
 
 CONVERTERS = {".mat": convert_selective_search_mat, ".npz": convert_npz}
 

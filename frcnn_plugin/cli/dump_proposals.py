@@ -29,18 +29,17 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from ..atomic_files import sha256
+from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..data import check_datasets
 from ..data.loading.resize import build_mapper
 from ..data.proposals.checks import check_proposals, save_proposals
 from ..engine import setup_cfg
-from ..engine.checkpointer import AtomicCheckpointer
-from ..engine.weight_requirements import names_detector
 from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth
-from ..evaluation.proposals.recall import COUNTS
-from ..evaluation.proposals.recall_report import report_recall
+from ..evaluation.proposals.recall import COUNTS, report_recall
 from ..evaluation.proposals.shards import ProposalShards, ShardWriter
-from ..preflight import check_cfg
+from ..preflight import PlannedRun, stop_on_errors
 from ..process import launch, tune_process
 
 logger = logging.getLogger("frcnn_plugin.cli.dump_proposals")
@@ -89,7 +88,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, output: Path, shards: Proposal
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
         raise UserError(f"{args.config_file} has no region proposal network to make proposals")
     check_datasets([args.dataset], None)
-    check_cfg(cfg, eval_only=True)
+    stop_on_errors(PlannedRun(cfg, eval_only=True))
     # With shards left, the run that wrote the file did not get to its end.
     if output.exists() and not args.overwrite and not shards.folder.exists():
         raise UserError(
@@ -101,14 +100,10 @@ def fingerprint(cfg: CfgNode, dicts: list[dict[str, Any]]) -> dict[str, str]:
     """Hashes of all that the proposals depend on."""
     used = CfgNode({"MODEL": cfg.MODEL.clone(), "INPUT": cfg.INPUT.clone()})
     used.MODEL.WEIGHTS = ""  # the contents count
-    weights = hashlib.sha256()
-    with open(PathManager.get_local_path(cfg.MODEL.WEIGHTS), "rb") as file:
-        while chunk := file.read(1 << 24):
-            weights.update(chunk)
     images = "\n".join(f"{item['image_id']} {item['file_name']}" for item in dicts)
     return {
         "config": hashlib.sha256(used.dump().encode()).hexdigest(),
-        "weights": weights.hexdigest(),
+        "weights": sha256(PathManager.get_local_path(cfg.MODEL.WEIGHTS)),
         "data set": hashlib.sha256(images.encode()).hexdigest(),
     }
 

@@ -24,15 +24,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from detectron2.config import get_cfg
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from .. import add_frcnn_config
+from ..config import plugin_cfg
+from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
 from ..predict import FasterRCNNPredictor
 from ..predict.given_boxes import BoxList, load_boxes
-from ..predict.image_files import check_overwrites, find_images, output_names, read_bgr
+from ..predict.image_files import check_overwrites, find_images, output_names
 from ..predict.video import VideoFrames
 from ..predict.writer import DetectionWriter
 from ..process import tune_process
@@ -76,8 +76,7 @@ parse = argparse.ArgumentParser.parse_intermixed_args
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Pictures, and the ``KEY VALUE`` pairs behind them."""
-    cfg = get_cfg()
-    add_frcnn_config(cfg)
+    cfg = plugin_cfg()
     for i, word in enumerate(words):
         if word.partition(".")[0] in cfg and not os.path.exists(word):
             return list(words[:i]), list(words[i:])

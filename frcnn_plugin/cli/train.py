@@ -19,8 +19,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..engine import PaperTrainer, forget_run, setup_cfg
-from ..engine.evaluate import evaluate_checkpoint
+from ..engine import PaperTrainer, evaluate_checkpoint, forget_run, setup_cfg
 from ..preflight import PlannedRun, stop_on_errors
 from ..process import launch, tune_process
 from ..report import RunRecorder

@@ -30,17 +30,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
+from ..config import plugin_cfg
 from ..data import check_datasets
+from ..data.loading.image_reader import IMAGE_SUFFIXES
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
 from ..visualization.pictures import MODES, NEEDS_TRUTH, Options, Pictures, is_of_training
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 FIRST = 4  # images drawn where nothing says how many
 
 
@@ -96,7 +97,7 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
 def is_key(word: str) -> bool:
     """Whether a word begins as the keys of the config do."""
     section = word.partition(".")[0]
-    return section.isupper() and (section in get_cfg() or section == "FOUR_STEP")
+    return section.isupper() and section in plugin_cfg()
 
 
 def check_args(args: argparse.Namespace) -> None:

@@ -1,7 +1,41 @@
-"""Training: the trainer, its hooks, and the set-up of a run."""
+"""Training: the trainer, its hooks, and the set-up of a run.
 
-from .hooks import CaffeMomentum, SeedEveryStep
-from .setup import forget_run, setup_cfg
-from .trainer import PaperTrainer
+Names are loaded when they are asked for: a script that takes one hook need not load the trainer.
+"""
 
-__all__ = ["CaffeMomentum", "PaperTrainer", "SeedEveryStep", "forget_run", "setup_cfg"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .hooks import CaffeMomentum, SeedEveryIteration
+    from .kept_checkpoints import BestCheckpoint, NewestCheckpoints
+    from .setup import forget_run, setup_cfg
+    from .trainer import PaperTrainer, evaluate_checkpoint
+
+_MODULES = {
+    "BestCheckpoint": "kept_checkpoints",
+    "CaffeMomentum": "hooks",
+    "NewestCheckpoints": "kept_checkpoints",
+    "PaperTrainer": "trainer",
+    "SeedEveryIteration": "hooks",
+    "evaluate_checkpoint": "trainer",
+    "forget_run": "setup",
+    "setup_cfg": "setup",
+}
+
+__all__ = [
+    "BestCheckpoint",
+    "CaffeMomentum",
+    "NewestCheckpoints",
+    "PaperTrainer",
+    "SeedEveryIteration",
+    "evaluate_checkpoint",
+    "forget_run",
+    "setup_cfg",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -8,16 +8,18 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
+from ..host import start_data_loader
+
 
 class CaffeMomentum(HookBase):
     """Rescale SGD's momentum at every change of the learning rate, as Caffe's update implies.
 
     Caffe keeps ``lr * gradient`` in the momentum buffer, torch the bare gradient. With a constant
-    rate both take the same steps; after a drop Caffe keeps the old rate's momentum for about 20
-    steps. Multiplying torch's buffer by old rate / new rate reproduces that exactly (check E17 of
-    docs/checks.md, point 34 of docs/faithfulness.md).
+    rate both change the weights alike; after a drop Caffe's buffer still holds gradients times the
+    old rate, for about 20 iterations. Multiplying torch's buffer by old rate / new rate reproduces
+    that exactly (check E17 of docs/checks.md, point 34 of docs/faithfulness.md).
 
-    Put it right behind the host's ``LRScheduler`` hook.
+    Put it right after Detectron2's ``LRScheduler`` hook, which changes the rate.
     """
 
     def __init__(self, optimizer: Any) -> None:
@@ -33,7 +35,7 @@ class CaffeMomentum(HookBase):
         """Rescale the buffers of every group whose rate has just changed."""
         for i, group in enumerate(self._optimizer.param_groups):
             before, now = self._rates[i], group["lr"]
-            if now == before or now == 0:
+            if now == before or now == 0:  # of a rate of 0 no buffer comes back
                 continue
             for parameter in group["params"]:
                 buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
@@ -42,10 +44,10 @@ class CaffeMomentum(HookBase):
             self._rates[i] = now
 
 
-class SeedEveryStep(HookBase):
+class SeedEveryIteration(HookBase):
     """Make the random numbers of an iteration depend on its number, not on what ran before.
 
-    Sampling of anchors and RoIs and dropout then repeat exactly when a run is resumed, however it
+    Sampling of anchors and RoIs, and dropout, then repeat exactly when a run is resumed, however it
     was interrupted.
     """
 
@@ -60,7 +62,8 @@ class SeedEveryStep(HookBase):
 
     def before_step(self) -> None:
         """Seed all generators of this process."""
-        # Starting a data loader draws a number; it must not be one of this iteration.
-        _ = self.trainer._trainer._data_loader_iter
+        # Starting a data loader draws a number. That happens in the first iteration, of a resumed
+        # run too, so it is done before the seed: the numbers of an iteration are then its own.
+        start_data_loader(self.trainer)
         # Apart by more than the number of processes, so that no two share a seed.
         seed_all_rng((self._seed + 1009 * self.trainer.iter + comm.get_rank()) % 2**31)

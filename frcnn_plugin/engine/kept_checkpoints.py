@@ -28,11 +28,11 @@ def add_checkpoint_hooks(
 
     Args:
         cfg: config.
-        ret: the hooks of the host's DefaultTrainer, and others.
+        ret: the hooks of Detectron2's DefaultTrainer, and others.
         checkpointer: of the run.
 
     Returns:
-        the hooks, the periodic checkpointer replaced, those for the best checkpoint behind the
+        the hooks, the periodic checkpointer replaced, those for the best checkpoint after the
         evaluation.
 
     Raises:
@@ -58,7 +58,7 @@ def _best_checkpoints(cfg: CfgNode, checkpointer: Any) -> list[HookBase]:
     phase = cfg.MODEL.PAPER_RCNN.PHASE
     if cfg.TEST.EVAL_PERIOD <= 0 or not cfg.DATASETS.TEST or phase == "rpn":
         return []
-    # The host puts the set's name in front where there are several; the first one decides.
+    # Detectron2 puts the set's name in front where there are several; the first one decides.
     name = f"{cfg.DATASETS.TEST[0]}/" if len(cfg.DATASETS.TEST) > 1 else ""
     best: list[HookBase] = [
         BestCheckpoint(cfg.TEST.EVAL_PERIOD, checkpointer, f"{name}bbox/AP50", "max", "model_best")
@@ -72,7 +72,7 @@ def _best_checkpoints(cfg: CfgNode, checkpointer: Any) -> list[HookBase]:
 
 
 class NewestCheckpoints(hooks.PeriodicCheckpointer):
-    """The host's hook, which also prunes what a run wrote before it was interrupted."""
+    """Detectron2's hook, which also prunes what a run wrote before it was interrupted."""
 
     def before_train(self) -> None:
         """Find the periodic checkpoints up to the one that the run is resumed from."""
@@ -89,10 +89,10 @@ class NewestCheckpoints(hooks.PeriodicCheckpointer):
 
 
 class BestCheckpoint(hooks.BestCheckpointer):
-    """The host's hook, which also remembers over an interruption what the best result was.
+    """Detectron2's hook, which also remembers across an interruption what the best result was.
 
-    It stands in ``<prefix>.json`` beside ``<prefix>.pth``. ``last_checkpoint``, from which a run is
-    resumed, goes on to name the newest periodic checkpoint.
+    That is written into ``<prefix>.json`` beside ``<prefix>.pth``. ``last_checkpoint``, from which
+    a run is resumed, goes on naming the newest periodic checkpoint.
     """
 
     def before_train(self) -> None:
@@ -110,17 +110,17 @@ class BestCheckpoint(hooks.BestCheckpointer):
             )  # fmt: skip
 
     def _best_checking(self) -> None:
-        """Compare, if there was an evaluation just now; not with one of another step."""
+        """Compare, if there was an evaluation just now; not with one of another stage."""
         latest = self.trainer.storage.latest().get(self._val_metric)
         if latest is None or latest[1] != self.trainer.storage.iter:
             return
         newest = self._checkpointer.get_checkpoint_file()
-        super()._best_checking()
+        super()._best_checking()  # which, if it saves, names its file in last_checkpoint
         if newest:
             self._checkpointer.tag_last_checkpoint(os.path.basename(newest))
 
     def _update_best(self, val: float, iteration: int) -> bool:
-        """As the host's; written down, complete or not at all."""
+        """Update as Detectron2 does, and write it down, complete or not at all."""
         if not super()._update_best(val, iteration):
             return False
         text = json.dumps({"metric": self._val_metric, "value": val, "iteration": iteration})

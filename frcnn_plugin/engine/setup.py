@@ -1,4 +1,4 @@
-"""From a YAML to a checked config, before any work starts."""
+"""From a YAML to a complete config, before any work starts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..config import add_frcnn_config
+from ..config import plugin_cfg
 from ..data.datasets.config_entries import register_from_config_entries
 from ..errors import UserError
-from ..four_step.stages import apply_four_step
+from ..four_step.schedule import apply_four_step
 
 logger = logging.getLogger(__name__)
 
@@ -21,26 +21,28 @@ logger = logging.getLogger(__name__)
 def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Read a config with the plugin's keys, register its data sets, choose the device.
 
-    Without CUDA, ``MODEL.DEVICE cuda`` becomes ``cpu``.
+    Whether it makes sense is for :func:`frcnn_plugin.preflight.stop_on_errors` to say.
 
     Args:
         config_file: path of a YAML; "" for the defaults.
         opts: ``KEY VALUE KEY VALUE ...`` overrides.
 
     Returns:
-        the frozen config.
+        the frozen config. Without CUDA, a ``MODEL.DEVICE`` of cuda has become cpu; in four-step
+        training the SOLVER keys follow from FOUR_STEP.
 
     Raises:
         UserError: missing or malformed file, unknown key, bad value.
     """
-    cfg = get_cfg()
-    add_frcnn_config(cfg)
+    cfg = plugin_cfg()
     if config_file:
         if not Path(config_file).is_file():
             raise UserError(f"no config file '{config_file}'; see the folder configs/ for ours")
         _merge(config_file, lambda: cfg.merge_from_file(config_file))
     merge_overrides(cfg, opts)
+    # Now, as from here on any part may ask Detectron2's catalogs for the data sets of the config.
     register_from_config_entries(cfg.DATASETS.REGISTER)
+    # After the overrides: SOLVER.MAX_ITER and STEPS follow from what FOUR_STEP says in the end.
     apply_four_step(cfg)
     cfg.freeze()
     return cfg
@@ -70,7 +72,7 @@ def _merge(source: str, merge: Callable[[], None]) -> None:
     try:
         merge()
     except (KeyError, ValueError, AssertionError, TypeError) as e:
-        # yacs says what is wrong, but as a KeyError whose text is quoted twice.
+        # yacs says what is wrong, but in a KeyError, whose text str() quotes once more.
         message = str(e.args[0]) if e.args else str(e)
         if f"({float} vs. {int})" in message:
             message += ". Write the number with a point, such as 60.0 instead of 60"

@@ -1,4 +1,4 @@
-"""The host's trainer with what the originals' training needs."""
+"""Detectron2's trainer with what the originals' training needs; evaluation of a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..data.loading.resize import build_mapper
 from ..data.loading.train_loader import build_train_loader
 from ..errors import UserError
 from ..evaluation.coco import RecordingCOCOEvaluator
 from ..evaluation.proposals.evaluator import ProposalEvaluator
 from ..evaluation.voc import VOCEvaluator
-from ..four_step.checkpoints import StageCheckpointer
-from ..four_step.evaluation import StageEvalHook
+from ..four_step.checkpoints import StageCheckpointer, as_checkpoint_is
+from ..four_step.evaluation import StageEvalHook, with_test_proposals
 from ..four_step.hook import FourStepHook
-from ..four_step.proposals import with_test_proposals
-from ..four_step.stages import build_four_step_scheduler
+from ..four_step.schedule import build_four_step_scheduler
 from ..four_step.weights import fold_statistics
+from ..host import inner_trainer, last_results, set_inner_trainer
 from ..process import unwrap_model, wrap_model
-from .checkpointer import AtomicCheckpointer
 from .guards.memory_errors import memory_errors_explained
 from .guards.step_guard import StepGuard
-from .hooks import CaffeMomentum, SeedEveryStep
+from .hooks import CaffeMomentum, SeedEveryIteration
 from .kept_checkpoints import add_checkpoint_hooks
 
 
@@ -55,7 +55,7 @@ class PaperTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         """Build everything from ``cfg``.
 
-        Repeats the host's constructor because that one passes ``device_ids`` to
+        Repeats DefaultTrainer's constructor because that one passes ``device_ids`` to
         DistributedDataParallel, which a model on the CPU refuses; there is no argument to say so.
         """
         TrainerBase.__init__(self)
@@ -63,14 +63,17 @@ class PaperTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        # The host's AMPTrainer needs CUDA; on the CPU PaperRCNN applies autocast by itself, and
+        # Detectron2's AMPTrainer needs CUDA; on the CPU PaperRCNN applies autocast by itself, and
         # bfloat16 needs no scaling of the loss.
         amp_on_cuda = cfg.SOLVER.AMP.ENABLED and next(model.parameters()).is_cuda
         trainer_class = AMPTrainer if amp_on_cuda else SimpleTrainer
-        self._trainer = trainer_class(wrap_model(model), data_loader, optimizer)
+        inner = trainer_class(wrap_model(model), data_loader, optimizer)
+        set_inner_trainer(self, inner)
+        # With the inner trainer, which alone tells its hooks of the end of a backward pass.
         self._guard = StepGuard(cfg, model)
-        self._trainer.register_hooks([self._guard])
+        inner.register_hooks([self._guard])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        # A proxy, as in Detectron2: the checkpointer must not keep the trainer alive.
         self.checkpointer = AtomicCheckpointer(
             model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
         )
@@ -80,20 +83,24 @@ class PaperTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def train(self) -> dict[str, Any] | None:
-        """Train; returns the last evaluation's results, None if there was none.
+        """Train, and return the results of the last evaluation; None if there was none.
 
-        The host returns them only if ``TEST.EXPECTED_RESULTS`` is set.
+        DefaultTrainer returns them only if ``TEST.EXPECTED_RESULTS`` is set.
         """
         super().train()
-        return getattr(self, "_last_eval_results", None)
+        return last_results(self)  # type: ignore[no-any-return]
 
     def before_step(self) -> None:
-        """As the host's; four-step training makes its proposals here."""
+        """Call the hooks, in which four-step training makes its proposals.
+
+        Raises:
+            UserError: memory ran out; says what to lower.
+        """
         with memory_errors_explained(self.cfg):
             super().before_step()
 
     def run_step(self) -> None:
-        """As the host's.
+        """Run an iteration.
 
         Raises:
             UserError: a loss is not finite, or memory ran out; says why and what to do.
@@ -103,7 +110,7 @@ class PaperTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
-        """As the host's.
+        """Evaluate a model on ``DATASETS.TEST``, as DefaultTrainer does.
 
         Raises:
             UserError: memory ran out; says what to lower.
@@ -113,32 +120,44 @@ class PaperTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """The host's SGD, in torch's fused implementation where there is one.
+        """Build Detectron2's SGD, in torch's fused implementation where there is one.
 
         The groups are the originals': bias learning rate x ``SOLVER.BIAS_LR_FACTOR`` (2), decay on
         biases as ``SOLVER.WEIGHT_DECAY_BIAS`` says.
         """
         optimizer = super().build_optimizer(cfg, model)
+        # Faster, and the same to 1e-7. Set in the groups, as Detectron2's builder has no argument
+        # for it.
         if _has_fused_sgd(next(model.parameters()).device):
             for group in optimizer.param_groups:
                 group["foreach"], group["fused"] = False, True
         return optimizer
 
     def build_hooks(self) -> list[HookBase | None]:
-        """The host's hooks, and those of this package that ``cfg`` asks for."""
+        """Build Detectron2's hooks, and those of this package that ``cfg`` asks for.
+
+        Hooks are called in the order of the list, and what one of them does others see.
+        """
         ret = super().build_hooks()
         position = next(i for i, h in enumerate(ret) if isinstance(h, hooks.LRScheduler))
         if self.cfg.SOLVER.CAFFE_MOMENTUM:
-            ret.insert(position + 1, CaffeMomentum(self._trainer.optimizer))
+            # Right after the hook that changes the rate, before the next iteration uses it.
+            ret.insert(position + 1, CaffeMomentum(self.optimizer))
         if self.cfg.SEED >= 0:
             node = self.cfg.FOUR_STEP
-            # Steps that were left out count, so that the others draw the same numbers as with them.
+            # Stages that are left out count, so that the others draw the same numbers as with them.
             left_out = sum(node.ITERS[: node.START_AT - 1]) if node.ENABLED else 0
-            ret.insert(0, SeedEveryStep(self.cfg.SEED, left_out))
+            # Before all others, but after the hook of the four stages, which changes the loader.
+            ret.insert(0, SeedEveryIteration(self.cfg.SEED, left_out))
         if self.cfg.FOUR_STEP.ENABLED:
             four_step = FourStepHook(self.cfg)
-            ret = [StageEvalHook(h, four_step) if isinstance(h, hooks.EvalHook) else h for h in ret]
-            ret.insert(0, four_step)  # first: what it does between steps is not iteration time
+            ret = [
+                StageEvalHook(h, four_step.stages, four_step.evaluate)
+                if isinstance(h, hooks.EvalHook)
+                else h
+                for h in ret
+            ]
+            ret.insert(0, four_step)  # first: what it does between stages is not iteration time
             if comm.is_main_process():
                 ret.insert(-1, StageCheckpointer(four_step.stages))  # before the writers
         if comm.is_main_process():
@@ -147,23 +166,27 @@ class PaperTrainer(DefaultTrainer):
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """The host's schedule, or that of the four steps."""
+        """Build Detectron2's learning-rate schedule, or that of four-step training."""
         if cfg.FOUR_STEP.ENABLED:
             return build_four_step_scheduler(cfg, optimizer)
         return super().build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> Any:
-        """The host's loader, or the doubled set of ``DATALOADER.MIRRORED_COPIES``.
+        """Build Detectron2's loader, or the doubled set of ``DATALOADER.MIRRORED_COPIES``.
+
+        The originals do not flip at random: they train on the set and its mirrored copy, every
+        entry once per epoch. Detectron2's loader cannot do that, and when a run is resumed it
+        begins with the first images again, so there is a loader for it in this package.
 
         Args:
             cfg: config.
-            start_iter: iterations that were already trained; the host's loader ignores it.
+            start_iter: iterations that were already trained; Detectron2's loader ignores it.
         """
         if not cfg.DATALOADER.MIRRORED_COPIES:
             return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
         images, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
-        if (rest or not images) and not cfg.FOUR_STEP.ENABLED:  # whose steps have their own
+        if (rest or not images) and not cfg.FOUR_STEP.ENABLED:  # whose stages have their own
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be divided among "
                 f"{comm.get_world_size()} processes: make it a multiple of their number"
@@ -178,16 +201,16 @@ class PaperTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """The host's, with the resize of ``INPUT.RESIZE``."""
+        """Build Detectron2's loader with the resize of ``INPUT.RESIZE``."""
         mapper = build_mapper(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As the host's; a resumed run goes on in the data where it stopped.
+        """Load weights; a resumed run goes on in the data where it stopped.
 
         Target statistics of weights that a new run starts with are folded: the box layer goes on
-        predicting the same, in the units of this run. (Those of a step of four-step training, from
-        which the next one starts, stay.)
+        predicting the same, in the units of this run. (Those of a stage of four-step training,
+        from which the next one starts, stay.)
 
         Args:
             resume: take up ``OUTPUT_DIR``'s last checkpoint if there is one.
@@ -196,8 +219,9 @@ class PaperTrainer(DefaultTrainer):
         super().resume_or_load(resume)
         if not resumed and self.cfg.FOUR_STEP.START_AT == 1:
             fold_statistics(unwrap_model(self.model))
+        # In four-step training the loader is made anew anyway, by its hook.
         if self.start_iter > 0 and not self.cfg.FOUR_STEP.ENABLED:
-            self._trainer.reset_data_loader(
+            inner_trainer(self).reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
             )
 
@@ -218,7 +242,7 @@ class PaperTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """COCO's evaluator for COCO-format sets, the VOC one for others, recall for an RPN alone.
+        """Build COCO's evaluator for COCO-format sets, else VOC's; recall for an RPN alone.
 
         Args:
             cfg: config; results go to ``OUTPUT_DIR/inference``.
@@ -228,14 +252,36 @@ class PaperTrainer(DefaultTrainer):
         if cfg.MODEL.PAPER_RCNN.PHASE == "rpn":
             return ProposalEvaluator(dataset_name, output_dir=folder)
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "coco":
+            # A cached conversion would outlive a change of the annotations.
             return RecordingCOCOEvaluator(dataset_name, output_dir=folder, allow_cached_coco=False)
         return VOCEvaluator(
             dataset_name, output_dir=folder, match=cfg.TEST.VOC_MATCH, metric=cfg.TEST.VOC_METRIC
         )
 
 
+def evaluate_checkpoint(cfg: CfgNode) -> Any:
+    """Load ``MODEL.WEIGHTS`` and evaluate it on ``DATASETS.TEST``.
+
+    A checkpoint of a four-step run is evaluated as what it is: an RPN (recall) in stages 1 and 3, a
+    detector on the proposals of stage 1 in stage 2, which must lie beside it in "proposals/stage1".
+
+    Args:
+        cfg: config; in several processes the same.
+
+    Returns:
+        the metrics, in the main process.
+
+    Raises:
+        UserError: the checkpoint, or the proposals of stage 1, are missing or damaged.
+    """
+    cfg = as_checkpoint_is(cfg)
+    model = PaperTrainer.build_model(cfg)
+    AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
+    return PaperTrainer.test(cfg, model)
+
+
 def _has_fused_sgd(device: torch.device) -> bool:
-    """Whether torch has a fused SGD for ``device``: tried, as support grew device by device."""
+    """Try torch's fused SGD on ``device``; support grew device by device, so no version says it."""
     parameter = torch.zeros(1, device=device, requires_grad=True)
     parameter.grad = torch.zeros_like(parameter)
     try:

@@ -18,7 +18,7 @@ MatchRule = Literal[">=", ">"]
 
 
 def average_precision(recall: FloatArray, precision: FloatArray, metric: Metric) -> float:
-    """Reduces a precision-recall curve to one number.
+    """Reduce a precision-recall curve to one number.
 
     Args:
         recall: (D,) recall after each detection, best score first.
@@ -52,7 +52,7 @@ def average_precision(recall: FloatArray, precision: FloatArray, metric: Metric)
 def precision_recall(
     true_positive: BoolArray, ignored: BoolArray, num_ground_truth: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Cumulates matches into a curve.
+    """Cumulate matches into a curve.
 
     Args:
         true_positive: (D,) in descending order of score.
@@ -77,7 +77,7 @@ def match_detections(
     thresholds: FloatArray,
     match: MatchRule = ">=",
 ) -> tuple[BoolArray, BoolArray]:
-    """Matches the detections of one class to its ground truth, as the VOC devkit does.
+    """Match the detections of one class to its ground truth, as the VOC devkit does.
 
     Each detection, best score first, looks only at the ground truth it overlaps most (ignored ones
     included). If their IoU passes the threshold: an ignored one makes the detection ignored, a free
@@ -115,7 +115,7 @@ def match_detections(
 def best_overlaps(
     det_boxes: FloatArray, det_images: IntArray, gt_boxes: FloatArray, gt_images: IntArray
 ) -> tuple[IntArray, FloatArray]:
-    """Finds the ground truth that each detection overlaps most in its own image.
+    """Find the ground truth that each detection overlaps most in its own image.
 
     Args:
         det_boxes: (D, 4) continuous XYXY.
@@ -151,7 +151,7 @@ def best_overlaps(
 
 
 def paired_iou(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Intersection over union of (N, 4) and (N, 4) continuous XYXY boxes, pair by pair: (N,)."""
+    """Return the IoU of (N, 4) and (N, 4) continuous XYXY boxes, pair by pair: (N,)."""
     corner = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     intersection = np.prod(np.clip(corner, 0.0, None), axis=1)
     areas = np.prod(a[:, 2:] - a[:, :2], axis=1) + np.prod(b[:, 2:] - b[:, :2], axis=1)

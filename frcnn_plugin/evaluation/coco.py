@@ -3,61 +3,47 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.evaluation import COCOEvaluator
 
-from .diagnosis import diagnose_misses, diagnose_scores
-from .examples import MIN_SCORE, pick_examples
+from .detections import Detections, diagnose
 from .ground_truth import GroundTruth, load_ground_truth
-from .record import EVALUATION_FILE, ClassRecord, EvaluationRecord
-from .voc_results import Detections
+from .record import ClassRecord, record_evaluation
 
 logger = logging.getLogger(__name__)
 
 
 class RecordingCOCOEvaluator(COCOEvaluator):
-    """The host's evaluator; writes ``evaluation.json`` beside its other files.
+    """Detectron2's evaluator; writes ``evaluation.json`` beside its other files.
 
     One warning says so if the detections look like those of an untrained network.
     """
 
     def __init__(self, dataset_name: str, **options: Any) -> None:
-        """As the host's; where its compiled evaluation is missing, pycocotools does it."""
+        """Take Detectron2's arguments; pycocotools evaluates where its compiled part is missing."""
         super().__init__(dataset_name, **{"use_fast_impl": _has_fast_cocoeval(), **options})
         self._dataset_name = dataset_name
         self._coco_eval: Any = None
 
     def _eval_predictions(self, predictions: Any, img_ids: Any = None) -> None:
-        # Read first: the host changes the numbers of the classes in place.
+        # Read first: Detectron2 changes the numbers of the classes in place.
         truth = load_ground_truth(self._dataset_name)
         detections = _detections(predictions, truth)
         self._coco_eval = None
         super()._eval_predictions(predictions, img_ids)
         ap50 = self._results.get("bbox", {}).get("AP50", float("nan"))
-        problem = diagnose_scores(
-            detections.scores, len(self._metadata.thing_classes)
-        ) or diagnose_misses(detections.scores, ap50)
+        names = list(self._metadata.thing_classes)
+        problem = diagnose(detections.scores, len(names), ap50)
         if problem:
             logger.warning("%s: %s", self._dataset_name, problem)
-        if self._coco_eval is None or not self._output_dir:  # no detections, or no annotations
-            return
-        names = list(self._metadata.thing_classes)
-        best, worst = pick_examples(detections, truth, names, ">=")
-        EvaluationRecord(
-            dataset=self._dataset_name,
-            metric="coco",
-            match=">=",
-            num_images=len(truth.image_ids),
-            results=dict(self._results["bbox"]),
-            classes=_class_records(self._coco_eval, names, detections, truth),
-            min_score=MIN_SCORE,
-            best=best,
-            worst=worst,
-        ).save(os.path.join(self._output_dir, EVALUATION_FILE))
+        if self._coco_eval is not None and self._output_dir:  # else no detections, or no objects
+            record_evaluation(
+                self._output_dir, self._dataset_name, "coco", ">=", self._results["bbox"],
+                _class_records(self._coco_eval, names, detections, truth), detections, truth,
+            )  # fmt: skip
 
     def _derive_coco_results(
         self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
@@ -68,7 +54,7 @@ class RecordingCOCOEvaluator(COCOEvaluator):
 
 
 def _detections(predictions: Sequence[Mapping[str, Any]], truth: GroundTruth) -> Detections:
-    """What the host collected, best score first."""
+    """Return what the evaluator collected, best score first."""
     index_of = {image_id: index for index, image_id in enumerate(truth.image_ids)}
     rows = [
         (index_of[str(entry["image_id"])], entry["category_id"], entry["score"], *entry["bbox"])
@@ -76,12 +62,10 @@ def _detections(predictions: Sequence[Mapping[str, Any]], truth: GroundTruth) ->
         for entry in prediction.get("instances", ())
     ]
     table = np.array(rows, dtype=np.float64).reshape(-1, 7)
-    table = table[np.argsort(-table[:, 2], kind="stable")]
     boxes = table[:, 3:].copy()  # XYWH
     boxes[:, 2:] += boxes[:, :2]
-    return Detections(
-        boxes, table[:, 2], table[:, 1].astype(np.int64), table[:, 0].astype(np.int64)
-    )
+    images, classes = (table[:, i].astype(np.int64) for i in (0, 1))
+    return Detections(boxes, table[:, 2], classes, images).best_first()
 
 
 def _has_fast_cocoeval() -> bool:

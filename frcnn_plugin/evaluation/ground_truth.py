@@ -22,8 +22,8 @@ class GroundTruth:
         classes: (G,) class index.
         images: (G,) image index.
         ignored: (G,) difficult or crowd objects: a detection on one counts neither way.
-        files: per image its path, width and height; "" and 0 where they are not known. Empty if
-            nobody needs them.
+        files: per image its path, width and height; "" and 0 where they are not known. May be
+            empty: only the report looks at them.
     """
 
     image_ids: list[str]
@@ -35,7 +35,7 @@ class GroundTruth:
 
 
 def load_ground_truth(dataset_name: str) -> GroundTruth:
-    """Loads the ground truth of a registered data set.
+    """Load the ground truth of a registered data set.
 
     Args:
         dataset_name: any name in the DatasetCatalog.
@@ -47,7 +47,7 @@ def load_ground_truth(dataset_name: str) -> GroundTruth:
 
 
 def load_dicts(dataset_name: str) -> list[dict[str, Any]]:
-    """Loads a data set with all that evaluation needs.
+    """Load a data set with all that evaluation needs.
 
     Detectron2's own ``voc_2007_*`` and ``voc_2012_*`` dicts do not say which objects are difficult;
     for those names the annotation files are read with this plugin's loader.
@@ -68,7 +68,7 @@ def load_dicts(dataset_name: str) -> list[dict[str, Any]]:
 
 
 def from_dicts(dicts: list[dict[str, Any]]) -> GroundTruth:
-    """Collects the objects of Detectron2 dataset dicts.
+    """Collect the objects of Detectron2 dataset dicts.
 
     Args:
         dicts: one per image; `image_id` may be a number or a string, boxes in any box mode;

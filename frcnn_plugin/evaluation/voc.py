@@ -6,11 +6,14 @@ keep their order, the IoU must reach the threshold (">=", as in the devkit) unle
 for, and classes without objects are left out of the mean.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,18 +21,28 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from ..atomic_files import optional_output, write_text
 from ..errors import UserError
-from .average_precision import MatchRule, Metric
-from .diagnosis import diagnose_misses, diagnose_scores
-from .examples import MIN_SCORE, pick_examples
+from .average_precision import (
+    FloatArray,
+    MatchRule,
+    Metric,
+    average_precision,
+    match_detections,
+    precision_recall,
+)
+from .detections import Detections, diagnose
 from .ground_truth import GroundTruth, load_ground_truth
-from .record import EVALUATION_FILE, EvaluationRecord
-from .voc_report import format_report, write_submission
-from .voc_results import METRICS, Detections, class_records, evaluate_class, summarize
+from .record import ClassRecord, record_evaluation
 
 logger = logging.getLogger(__name__)
 
 _Prediction = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (n, 4), scores (n,), classes (n,)
+_APs = dict[Metric, FloatArray]  # of one class, in [0, 1], (T,) over the IoU thresholds
+
+_METRICS: tuple[Metric, ...] = get_args(Metric)
+# As Detectron2 writes them: 55 / 100, not 0.5 + 0.05.
+_IOU_THRESHOLDS = np.array([percent / 100.0 for percent in range(50, 100, 5)])
 
 
 class VOCEvaluator(DatasetEvaluator):
@@ -43,7 +56,7 @@ class VOCEvaluator(DatasetEvaluator):
         match: MatchRule = ">=",
         metric: Literal["auto", "11point", "area"] = "auto",
     ) -> None:
-        """Creates the evaluator; the ground truth is loaded when it is needed.
+        """Create the evaluator; the ground truth is loaded when it is needed.
 
         Args:
             dataset_name: any registered name whose metadata has `thing_classes`.
@@ -61,7 +74,7 @@ class VOCEvaluator(DatasetEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         if match not in (">=", ">"):
             raise UserError(f"match must be '>=' or '>', got {match!r}")
-        if metric not in ("auto", *METRICS):
+        if metric not in ("auto", *_METRICS):
             raise UserError(f"metric must be 'auto', '11point' or 'area', got {metric!r}")
         if metadata.get("thing_classes") is None:
             raise UserError(
@@ -82,13 +95,13 @@ class VOCEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all predictions."""
+        """Forget all predictions."""
         self._predictions: dict[str, _Prediction] = {}
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Takes in the detections of some images.
+        """Take in the detections of some images.
 
         Args:
             inputs: dicts with `image_id`.
@@ -103,8 +116,8 @@ class VOCEvaluator(DatasetEvaluator):
             classes = instances.pred_classes.detach().to("cpu", torch.int64).numpy()
             self._predictions.setdefault(str(item["image_id"]), (boxes, scores, classes))
 
-    def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
-        """Matches, prints and, if asked to, writes the detections.
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Match, print and, if asked to, write the detections.
 
         Returns:
             ``{"bbox": {"AP", "AP50", "AP75", "AP50-11point", "AP50-area", "AP50/<class>", ...}}``
@@ -128,49 +141,45 @@ class VOCEvaluator(DatasetEvaluator):
         truth = load_ground_truth(self._dataset_name)
         detections = self._collect(predictions, truth)
         if self._output_dir:
-            write_submission(self._output_dir, self._split, self._class_names, truth, detections)
-        diagnosis = diagnose_scores(detections.scores, len(self._class_names))
-        if diagnosis:
-            logger.warning("%s: %s", self._dataset_name, diagnosis)
-        if truth.ignored.all():  # also true of no objects at all
+            with optional_output(f"{self._output_dir}/comp4_det_{self._split}_*.txt"):
+                write_submission(
+                    self._output_dir, self._split, self._class_names, truth, detections
+                )
+        defined = not truth.ignored.all()  # also false without any object
+        results: dict[str, float] = {}
+        if defined:
+            per_class = [
+                evaluate_class(detections, truth, index, name, self._match)
+                for index, name in enumerate(self._class_names)
+            ]
+            results = summarize(per_class, self._metric)
+        problem = diagnose(detections.scores, len(self._class_names), results.get("AP50"))
+        if problem:
+            logger.warning("%s: %s", self._dataset_name, problem)
+        if not defined:
             logger.warning(
                 "%s: no ground truth (difficult objects not counted) in %d images: average "
                 "precision is not defined; nothing is reported",
                 self._dataset_name, len(truth.image_ids),
             )  # fmt: skip
             return OrderedDict()
-        per_class = [
-            evaluate_class(detections, truth, index, self._match)
-            for index in range(len(self._class_names))
-        ]
         title = (
             f"{self._dataset_name}: headline metric {self._metric}, match at IoU {self._match} "
             f"0.5, difficult and crowd objects ignored; {len(truth.image_ids)} images, "
             f"{int((~truth.ignored).sum())} objects (+ {int(truth.ignored.sum())} ignored), "
             f"{len(detections.scores)} detections"
         )
-        results = summarize(per_class, self._class_names, self._metric)
-        misses = None if diagnosis else diagnose_misses(detections.scores, results["AP50"])
-        if misses:
-            logger.warning("%s: %s", self._dataset_name, misses)
-        logger.info("%s", format_report(title, self._class_names, per_class, self._metric, results))
+        classes = [record for record, _ in per_class]
+        logger.info("%s", format_report(title, classes, self._metric, results))
         if self._output_dir:
-            best, worst = pick_examples(detections, truth, self._class_names, self._match)
-            EvaluationRecord(
-                dataset=self._dataset_name,
-                metric=self._metric,
-                match=self._match,
-                num_images=len(truth.image_ids),
-                results=results,
-                classes=class_records(per_class, self._class_names),
-                min_score=MIN_SCORE,
-                best=best,
-                worst=worst,
-            ).save(os.path.join(self._output_dir, EVALUATION_FILE))
+            record_evaluation(
+                self._output_dir, self._dataset_name, self._metric, self._match, results, classes,
+                detections, truth,
+            )  # fmt: skip
         return OrderedDict(bbox=results)
 
     def _collect(self, predictions: Mapping[str, _Prediction], truth: GroundTruth) -> Detections:
-        """All detections in descending order of score."""
+        """Return all detections in descending order of score."""
         index_of = {image_id: index for index, image_id in enumerate(truth.image_ids)}
         unknown = [image_id for image_id in predictions if image_id not in index_of]
         if unknown:
@@ -208,6 +217,133 @@ class VOCEvaluator(DatasetEvaluator):
                 f"{len(self._class_names)} classes. Type: MODEL.ROI_HEADS.NUM_CLASSES "
                 f"{len(self._class_names)}"
             )
-        order = np.flatnonzero(finite)
-        order = order[np.argsort(-scores[order], kind="stable")]
-        return Detections(boxes[order], scores[order], classes[order], images[order])
+        return Detections(boxes, scores, classes, images).select(finite).best_first()
+
+
+def evaluate_class(
+    detections: Detections, truth: GroundTruth, index: int, name: str, match: MatchRule
+) -> tuple[ClassRecord, _APs | None]:
+    """Compute the average precision of one class at all IoU thresholds.
+
+    Args:
+        detections: of all classes, in descending order of score.
+        truth: of all classes.
+        index: class index.
+        name: of the class.
+        match: see `match_detections`.
+
+    Returns:
+        The record of the class, and its AP by metric; None if it has no objects that count.
+    """
+    mine = detections.select(detections.classes == index)
+    gt = truth.classes == index
+    num_objects = int((gt & ~truth.ignored).sum())
+    if num_objects == 0:
+        return ClassRecord(name, 0, len(mine.scores), {}, [], []), None
+    true_positive, ignored = match_detections(
+        mine.boxes, mine.images, truth.boxes[gt], truth.images[gt], truth.ignored[gt],
+        _IOU_THRESHOLDS, match,
+    )  # fmt: skip
+    curves = [
+        precision_recall(hit, skip, num_objects)
+        for hit, skip in zip(true_positive, ignored, strict=True)
+    ]
+    aps: _APs = {
+        metric: np.array([average_precision(*curve, metric) for curve in curves])
+        for metric in _METRICS
+    }
+    # Between two hits recall stays and precision falls: the hits are the whole curve.
+    recall, precision = (column[true_positive[0]].tolist() for column in curves[0])
+    ap50 = {str(metric): float(100 * values[0]) for metric, values in aps.items()}
+    return ClassRecord(name, num_objects, len(mine.scores), ap50, recall, precision), aps
+
+
+def summarize(
+    per_class: Sequence[tuple[ClassRecord, _APs | None]], metric: Metric
+) -> dict[str, float]:
+    """Average over the classes that have objects, and list each one's AP50; in percent.
+
+    Args:
+        per_class: of `evaluate_class`; at least one class has objects.
+        metric: the headline.
+
+    Returns:
+        The dict that `VOCEvaluator.evaluate` documents.
+    """
+    defined = [aps for _, aps in per_class if aps is not None]
+    means = {name: 100 * np.mean([aps[name] for aps in defined], axis=0) for name in _METRICS}
+    results = {
+        "AP": float(means[metric].mean()),
+        "AP50": float(means[metric][0]),
+        "AP75": float(means[metric][5]),
+    }
+    results |= {f"AP50-{name}": float(means[name][0]) for name in _METRICS}
+    results |= {f"AP50/{c.name}": c.ap50[metric] for c, aps in per_class if aps is not None}
+    return results
+
+
+def format_report(
+    title: str, classes: Sequence[ClassRecord], metric: Metric, results: Mapping[str, float]
+) -> str:
+    """Lay out the table: the settings, one line per class, the means.
+
+    Args:
+        title: the settings line.
+        classes: one entry per class.
+        metric: the headline.
+        results: the means, in percent, as `VOCEvaluator.evaluate` returns them.
+
+    Returns:
+        Several lines of text.
+    """
+    width = max(len("class"), *(len(entry.name) for entry in classes))
+    row = f"{{:<{width}}}  {{:>7}}  {{:>10}}  {{:>13}}  {{:>9}}"
+    lines = [title, row.format("class", "objects", "detections", "AP50 11-point", "AP50 area")]
+    for entry in classes:
+        cells = [f"{entry.ap50[key]:.2f}" if entry.ap50 else "-" for key in _METRICS]
+        lines.append(row.format(entry.name, entry.num_objects, entry.num_detections, *cells))
+    objects = sum(entry.num_objects for entry in classes)
+    detections = sum(entry.num_detections for entry in classes)
+    means = [f"{results[f'AP50-{key}']:.2f}" for key in _METRICS]
+    lines.append(row.format("mean", objects, detections, *means))
+    absent = sum(not entry.ap50 for entry in classes)
+    if absent:
+        lines.append(f"{absent} classes have no objects here ('-') and are left out of the means")
+    lines.append(
+        f"Mean AP = {results['AP50'] / 100:.4f} ({metric}, IoU 0.5); "
+        f"AP75 {results['AP75']:.2f}, AP at .50:.95 {results['AP']:.2f}"
+    )
+    return "\n".join(lines)
+
+
+def write_submission(
+    output_dir: str | os.PathLike[str],
+    split: str,
+    class_names: Sequence[str],
+    truth: GroundTruth,
+    detections: Detections,
+) -> None:
+    """Write ``comp4_det_<split>_<class>.txt`` files as the VOC server takes them.
+
+    One line per detection: image id, score, and the box with 1-based inclusive coordinates. A file
+    appears complete or not at all.
+
+    Args:
+        output_dir: folder, created if need be.
+        split: name of the image set.
+        class_names: one file each; a class without detections gets an empty one.
+        truth: for the image ids.
+        detections: of all classes.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, class_name in enumerate(class_names):
+        lines = []
+        for i in np.flatnonzero(detections.classes == index):
+            x1, y1, x2, y2 = detections.boxes[i]
+            lines.append(
+                f"{truth.image_ids[detections.images[i]]} {detections.scores[i]:.8f} "
+                f"{x1 + 1:.3f} {y1 + 1:.3f} {x2:.3f} {y2:.3f}\n"
+            )
+        path = folder / f"comp4_det_{split}_{class_name.replace(os.sep, '_')}.txt"
+        write_text(path, "".join(lines))

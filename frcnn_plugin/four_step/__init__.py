@@ -1,13 +1,18 @@
 """The paper's four-step alternating training (section 3.2), for any Detectron2 trainer."""
 
 from .checkpoints import StageCheckpointer
+from .evaluation import StageEvalHook
 from .hook import FourStepHook
-from .stages import Stage, apply_four_step, build_four_step_scheduler, build_stages
+from .schedule import apply_four_step, build_four_step_scheduler
+from .stages import STAGES, ScheduledStage, Stage, build_stages
 
 __all__ = [
+    "STAGES",
     "FourStepHook",
+    "ScheduledStage",
     "Stage",
     "StageCheckpointer",
+    "StageEvalHook",
     "apply_four_step",
     "build_four_step_scheduler",
     "build_stages",

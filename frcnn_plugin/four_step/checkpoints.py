@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,12 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from ..checkpoint.read import peek
 from ..errors import UserError
-from .stages import Stage
+from .evaluation import with_test_proposals
+from .stages import STAGES, ScheduledStage, Stage
+
+logger = logging.getLogger(__name__)
 
 # A resumed run must have been started with the same values of these.
 _SCHEDULE_KEYS = (
@@ -32,18 +38,18 @@ _PROCESSES = "the number of processes"
 
 
 class StageCheckpointer(HookBase):
-    """Writes ``stage<k>_final`` behind the last iteration of each step.
+    """Write ``stage<k>_final`` after the last iteration of each stage.
 
-    Put it behind the host's LRScheduler hook, so that the schedule's state is that of the next
-    iteration. Main process only, as the host's PeriodicCheckpointer.
+    Put it after Detectron2's LRScheduler hook, so that the schedule's state is that of the next
+    iteration. Main process only, as Detectron2's PeriodicCheckpointer.
     """
 
-    def __init__(self, stages: list[Stage]) -> None:
-        """Take the steps of the run."""
+    def __init__(self, stages: Sequence[ScheduledStage]) -> None:
+        """Take the stages of the run."""
         self._stages = stages
 
     def after_step(self) -> None:
-        """Save at the end of a step."""
+        """Save at the end of a stage."""
         for stage in self._stages:
             if self.trainer.iter + 1 == stage.end:
                 self.trainer.checkpointer.save(
@@ -52,7 +58,7 @@ class StageCheckpointer(HookBase):
 
 
 def schedule_state(cfg: CfgNode) -> dict[str, str]:
-    """What must be the same when the run is resumed, as plain strings."""
+    """Return what must be the same when the run is resumed, as plain strings."""
     state = {key: repr(_value(cfg, key)) for key in _SCHEDULE_KEYS}
     # Each process adds to the batch, and the order of images is dealt out to them.
     state[_PROCESSES] = str(comm.get_world_size())
@@ -82,32 +88,86 @@ def check_schedule(before: Mapping[str, str], now: Mapping[str, str]) -> None:
 
 
 def check_start(cfg: CfgNode) -> None:
-    """Make sure that a run that leaves out steps has what these would have made.
+    """Make sure that a run that leaves out stages has what these would have made.
 
     Raises:
-        UserError: ``FOUR_STEP.START_AT`` lacks weights, or has those of another step.
+        UserError: ``FOUR_STEP.START_AT`` lacks weights, or has those of another stage.
     """
     first = cfg.FOUR_STEP.START_AT
-    if first == 1:
+    if not 1 < first <= len(STAGES):  # build_stages refuses what is no stage
         return
-    wanted = f"stage{first - 1}_final.pth"
+    stage, previous = STAGES[first - 1], STAGES[first - 2]
+    wanted = f"{previous.checkpoint}.pth"
     if not cfg.MODEL.WEIGHTS:
         raise UserError(
-            f"FOUR_STEP.START_AT {first} goes on from step {first - 1}: add MODEL.WEIGHTS "
+            f"FOUR_STEP.START_AT {first} goes on from stage {first - 1}: add MODEL.WEIGHTS "
             f"path/to/{wanted}"
         )
     name = re.fullmatch(r"stage(\d)_final\.pth", Path(cfg.MODEL.WEIGHTS).name)
     if name and int(name[1]) != first - 1:
         raise UserError(
-            f"FOUR_STEP.START_AT {first} goes on from step {first - 1}, but MODEL.WEIGHTS "
-            f"{cfg.MODEL.WEIGHTS} is from the end of step {name[1]}: give {wanted}"
+            f"FOUR_STEP.START_AT {first} goes on from stage {first - 1}, but MODEL.WEIGHTS "
+            f"{cfg.MODEL.WEIGHTS} is from the end of stage {name[1]}: give {wanted}"
         )
-    if first == 2 and not cfg.FOUR_STEP.INITIAL_WEIGHTS:
+    if stage.restores and not cfg.FOUR_STEP.INITIAL_WEIGHTS:
         raise UserError(
-            "FOUR_STEP.START_AT 2: step 2 starts again from the weights that step 1 began with, "
-            "and MODEL.WEIGHTS are those it ended with: add FOUR_STEP.INITIAL_WEIGHTS "
-            "path/to/initial_weights.pth, which is in the OUTPUT_DIR of the run that trained step 1"
+            f"FOUR_STEP.START_AT {first}: stage {first} starts again from the weights that the run "
+            f"began with, and MODEL.WEIGHTS are those that stage {first - 1} ended with: add "
+            "FOUR_STEP.INITIAL_WEIGHTS path/to/initial_weights.pth, which is in the OUTPUT_DIR of "
+            f"the run that trained stage {first - 1}"
         )
+
+
+def stage_of(weights: str | os.PathLike[str]) -> Stage | None:
+    """Return the stage that a checkpoint is from; None if it is a whole detector.
+
+    The checkpoint itself says so, whatever its name: FourStepHook's state is in it.
+
+    Args:
+        weights: file; one that is missing, or of another kind, counts as a whole detector.
+    """
+    path = Path(weights)
+    if path.suffix != ".pth" or not path.is_file():
+        return None
+    try:
+        number = peek(path).stage
+    except UserError:  # the checkpointer will judge it
+        return None
+    return next((s for s in STAGES if s.number == number and not s.completes), None)
+
+
+def as_checkpoint_is(cfg: CfgNode) -> CfgNode:
+    """Return a copy of the config that evaluates ``MODEL.WEIGHTS`` as the stage it is from.
+
+    Raises:
+        UserError: it detects on proposals of the stage before, and they are missing.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    weights = Path(cfg.MODEL.WEIGHTS)
+    stage = stage_of(weights)
+    if stage is None or cfg.MODEL.PAPER_RCNN.PHASE != "joint":
+        return cfg
+    logger.info(
+        "%s is from stage %d of %d: evaluated as '%s'",
+        weights, stage.number, len(STAGES), stage.phase,
+    )  # fmt: skip
+    cfg.MODEL.PAPER_RCNN.PHASE = stage.phase
+    if not stage.proposals_of:  # select as the run did, so that the numbers are the run's
+        cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = cfg.FOUR_STEP.PRE_NMS_TOPK
+        cfg.MODEL.RPN.POST_NMS_TOPK_TEST = cfg.FOUR_STEP.POST_NMS_TOPK
+        logger.info("with the FOUR_STEP.POST_NMS_TOPK %d best", cfg.FOUR_STEP.POST_NMS_TOPK)
+        return cfg
+    folder = weights.parent / stage.proposals
+    files = [str(folder / f"{name}.pkl") for name in cfg.DATASETS.TEST]
+    missing = next((f for f in files if not Path(f).is_file()), None)
+    if missing is not None:
+        source = STAGES[stage.proposals_of - 1]
+        raise UserError(
+            f"{weights} detects on proposals of stage {source.number}, but {missing} is missing; "
+            f"make it with frcnn proposals dump from {source.checkpoint}.pth"
+        )
+    return with_test_proposals(cfg, files)
 
 
 def _value(cfg: CfgNode, key: str) -> Any:

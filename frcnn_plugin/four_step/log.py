@@ -1,4 +1,4 @@
-"""Every log line of four-step training says its step, and only that step's losses."""
+"""What four-step training logs: every line says its stage, and only that stage's losses."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from .. import host
+from .stages import STAGES
+
 _LOGGERS = ("detectron2", "fvcore", "frcnn_plugin")
 
 
 class StageLog(logging.Filter):
-    """Puts "[step 2/4]" in front of what the host's and the plugin's loggers print."""
+    """Put "[stage 2/4]" in front of what the loggers of Detectron2 and of the plugin print.
+
+    It is a filter of their handlers, as there is no other way to change lines that Detectron2's
+    own hooks write.
+    """
 
     def __init__(self) -> None:
-        """Start without a step: lines stay as they are."""
+        """Start without a stage: lines stay as they are."""
         super().__init__()
         self.stage = 0
         self._handlers: list[logging.Handler] = []
@@ -33,34 +40,31 @@ class StageLog(logging.Filter):
             handler.removeFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change the line; never drops one."""
-        prefix = f"[step {self.stage}/4] "
+        """Change the line; never drop one."""
         # Several handlers see the same record.
-        if self.stage and not str(record.msg).startswith("[step "):
-            record.msg = prefix + str(record.msg)
+        if self.stage and not str(record.msg).startswith("[stage "):
+            record.msg = f"[stage {self.stage}/{len(STAGES)}] {record.msg}"
         return True
 
 
 def forget_losses(storage: Any) -> None:
-    """Drop all losses from the host's ``EventStorage``.
+    """Drop all losses from Detectron2's ``EventStorage``.
 
     It prints the newest value of every loss, also of those that have ended.
     """
-    for values in (storage._history, storage._latest_scalars):
-        for name in [n for n in values if "loss" in n]:
-            del values[name]
+    host.forget_scalars(storage, "loss")
 
 
 def put_results(storage: Any, number: int, results: Mapping[str, Any]) -> None:
-    """Write what was measured of a step to the host's ``EventStorage``.
+    """Write what was measured of a stage to Detectron2's ``EventStorage``.
 
     Args:
         storage: of the trainer.
-        number: of the step.
+        number: of the stage.
         results: per test set, metrics by task.
     """
     for dataset, metrics in results.items():
-        # The set's name stands in the key where there are several, as the host does it.
+        # The set's name stands in the key where there are several, as Detectron2 does it.
         prefix = f"stage{number}/" + (f"{dataset}/" if len(results) > 1 else "")
         for task, values in metrics.items():
             for key, value in values.items():

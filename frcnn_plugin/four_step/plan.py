@@ -9,17 +9,18 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import nn
 
-from .stages import Stage
+from .stages import PREDICTOR, RPN_HEAD, ScheduledStage
 
 _COLUMNS = (
-    "step", "trains", "parameters", "frozen", "starts from", "iterations x images",
+    "stage", "trains", "parameters", "frozen", "starts from", "iterations x images",
     "learning rate", "proposals", "checkpoint",
 )  # fmt: skip
-_WHAT = {1: "RPN", 2: "detector", 3: "RPN", 4: "detector"}
+_PARTS = {"backbone": "backbone", "proposal_generator": "RPN head", "roi_heads": "RoI head"}
+_NEW = {RPN_HEAD: "RPN head new", PREDICTOR: "cls_score, bbox_pred new", "": "all of the head"}
 
 
 def format_plan(cfg: CfgNode, rows: Sequence[dict[str, str]]) -> str:
-    """The plan as a table of several lines.
+    """Format the plan as a table of several lines.
 
     Args:
         cfg: config.
@@ -33,16 +34,18 @@ def format_plan(cfg: CfgNode, rows: Sequence[dict[str, str]]) -> str:
     return "\n".join([title, table, *(f"{Path(p).name}: {p}" for p in paths)])
 
 
-def plan_rows(cfg: CfgNode, stages: Sequence[Stage], model: nn.Module) -> list[dict[str, str]]:
-    """What each step trains, from which weights, how long, at which rates, on which proposals.
+def plan_rows(
+    cfg: CfgNode, stages: Sequence[ScheduledStage], model: nn.Module
+) -> list[dict[str, str]]:
+    """Say what each stage trains, from which weights, how long, at which rates, on what proposals.
 
     Args:
         cfg: config.
-        stages: steps of the run.
+        stages: of the run.
         model: unwrapped, with ``requires_grad`` as the config's freezing set it.
 
     Returns:
-        a row per step, column -> text.
+        a row per stage, column -> text.
     """
     rows = []
     for stage in stages:
@@ -55,39 +58,25 @@ def plan_rows(cfg: CfgNode, stages: Sequence[Stage], model: nn.Module) -> list[d
         rates = [cfg.SOLVER.BASE_LR * cfg.SOLVER.GAMMA**k for k in range(len(stage.drops) + 1)]
         ends = [*stage.drops, stage.iters]
         cells = [
-            f"{stage.number} {_WHAT[stage.number]}",
-            " + ".join(_parts(stage)),
+            stage.title,
+            " + ".join(_PARTS[name] for name in stage.trains),
             f"{trained:,}",
             f"{frozen:,}",
             _start(cfg, stage),
             f"{stage.iters:,} x {stage.images}",
             ", ".join(f"{r:g} to {e:,}" for r, e in zip(rates, ends, strict=True)),
-            _proposals(stage),
+            f"{'reads' if stage.proposals_of else 'writes'} {stage.proposals}",
             f"{stage.checkpoint}.pth",
         ]
         rows.append(dict(zip(_COLUMNS, cells, strict=True)))
     return rows
 
 
-def _parts(stage: Stage) -> list[str]:
-    names = {"backbone": "backbone", "proposal_generator": "RPN head", "roi_heads": "RoI head"}
-    return [names[n] for n in stage.trains]
-
-
-def _start(cfg: CfgNode, stage: Stage) -> str:
+def _start(cfg: CfgNode, stage: ScheduledStage) -> str:
     # File names; whole paths would be torn over several lines.
     initial = Path(cfg.MODEL.WEIGHTS).name or "random weights"
-    if stage.number == 1:
-        return initial
-    if stage.number == 2:
+    if stage.restores:
         return f"{Path(cfg.FOUR_STEP.INITIAL_WEIGHTS).name or initial} again"
-    if stage.number == 3:
-        return "step 2; RPN head new"
-    new = cfg.FOUR_STEP.PREDICTOR_START == "restart"
-    return "step 2; " + ("cls_score, bbox_pred new" if new else "all of the head")
-
-
-def _proposals(stage: Stage) -> str:
-    if stage.phase == "rpn":
-        return f"writes proposals/stage{stage.number}"
-    return f"reads proposals/stage{stage.number - 1}"
+    if stage.weights_of:
+        return f"stage {stage.weights_of}; {_NEW[stage.redraws]}"
+    return initial

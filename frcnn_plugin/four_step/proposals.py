@@ -1,8 +1,12 @@
-"""Proposals handed from one step to the next, as files."""
+"""Proposals handed from one stage to the next, as files.
+
+Files, and not lists in memory: a run that is resumed in a detector stage needs the very proposals
+that the stage began with, and the RPN that made them is not in its checkpoint any more (stage 2
+trains the convolutions). Besides, they can be looked at, and Detectron2 reads them itself.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,33 +25,20 @@ from detectron2.structures import Boxes, BoxMode
 from detectron2.utils import comm
 from torch import nn
 
+from ..atomic_files import sha256
 from ..data.loading.resize import build_mapper
 from ..data.loading.train_loader import MirroringMapper, training_dicts
 from ..data.proposals.checks import check_proposals
 from ..errors import UserError
 from ..evaluation.proposals.evaluator import ProposalCollector, ProposalEvaluator
 from ..modeling.box_ops import mirror
+from .stages import STAGES, Stage
 
 logger = logging.getLogger(__name__)
 
 
-def with_test_proposals(cfg: CfgNode, proposal_files: Sequence[str]) -> CfgNode:
-    """A copy of ``cfg`` whose test sets come with proposals.
-
-    Args:
-        cfg: config.
-        proposal_files: one per entry of ``DATASETS.TEST``.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.LOAD_PROPOSALS = True
-    cfg.DATASETS.PROPOSAL_FILES_TEST = tuple(proposal_files)
-    cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
-    return cfg
-
-
 class _MirroredBack(ProposalCollector):
-    """Collects proposals of mirrored images, in the coordinates of the image itself."""
+    """Collect proposals of mirrored images, in the coordinates of the image itself."""
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -60,21 +51,27 @@ class _MirroredBack(ProposalCollector):
 
 
 class StageProposals:
-    """Where the proposals of an RPN step are, and how they are made and checked.
+    """Where the proposals of an RPN stage are, and how they are made and checked.
 
     One file per data set, in ``OUTPUT_DIR/proposals/stage<k>``; with
     ``FOUR_STEP.MIRRORED_PROPOSALS`` "recompute" a second one for the mirrored images of each
     training set. Boxes are in original-image pixels.
     """
 
-    def __init__(self, cfg: CfgNode, stage_number: int) -> None:
-        """Name the files of RPN step ``stage_number`` (1 or 3)."""
+    def __init__(self, cfg: CfgNode, stage: Stage) -> None:
+        """Name the files.
+
+        Args:
+            cfg: config of the run.
+            stage: an RPN stage.
+        """
         self._cfg = cfg
-        self._number = stage_number
-        self.folder = Path(cfg.OUTPUT_DIR) / "proposals" / f"stage{stage_number}"
+        self._stage = stage
+        self._reader = next(s for s in STAGES if s.proposals_of == stage.number)
+        self.folder = Path(cfg.OUTPUT_DIR) / stage.proposals
 
     def path(self, dataset_name: str, *, mirrored: bool = False) -> str:
-        """The file of a data set."""
+        """Return the file of a data set."""
         return str(self.folder / f"{dataset_name}{'_mirrored' if mirrored else ''}.pkl")
 
     @property
@@ -133,32 +130,32 @@ class StageProposals:
         return inference_on_dataset(model, loader, evaluator)
 
     def training_dicts(self) -> list[dict[str, Any]]:
-        """Training images with proposals; mirrored ones too if they have proposals of their own."""
+        """Return training images with proposals; mirrored ones too if they have their own."""
         dicts = training_dicts(self._cfg, self.train_files)
         if self.mirrored_files:
             dicts += [_mirror(d) for d in training_dicts(self._cfg, self.mirrored_files)]
         return dicts
 
     def _repeat(self) -> str:
-        """The overrides that start a run with the step that these proposals are for."""
+        """Return the overrides that start a run with the stage that reads these proposals."""
         node, folder = self._cfg.FOUR_STEP, Path(self._cfg.OUTPUT_DIR)
-        if node.START_AT == self._number + 1:
+        if node.START_AT == self._reader.number:
             weights = self._cfg.MODEL.WEIGHTS
         else:
-            weights = str(folder / f"stage{self._number}_final.pth")
-        words = f"FOUR_STEP.START_AT {self._number + 1} MODEL.WEIGHTS {weights}"
-        if self._number == 1:
+            weights = str(folder / f"{self._stage.checkpoint}.pth")
+        words = f"FOUR_STEP.START_AT {self._reader.number} MODEL.WEIGHTS {weights}"
+        if self._reader.restores:
             initial = node.INITIAL_WEIGHTS or folder / "initial_weights.pth"
             words += f" FOUR_STEP.INITIAL_WEIGHTS {initial}"
         return words
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of every file a detector step trains on, by file name."""
+        """Return the SHA-256 of every file a detector stage trains on, by file name."""
         files = [*self.train_files, *self.mirrored_files]
-        return {Path(f).name: _sha256(f) for f in files}
+        return {Path(f).name: sha256(f) for f in files}
 
     def check(self, digests: Mapping[str, str]) -> None:
-        """Make sure that the files are those a resumed step began with.
+        """Make sure that the files are those a resumed stage began with.
 
         Args:
             digests: what :meth:`digests` said then.
@@ -168,12 +165,12 @@ class StageProposals:
         """
         for name, digest in digests.items():
             path = self.folder / name
-            if path.is_file() and _sha256(path) == digest:
+            if path.is_file() and sha256(path) == digest:
                 continue
             problem = "has changed since" if path.is_file() else "is missing, but"
             raise UserError(
-                f"{path} {problem} step {self._number + 1} began to train on it. Put it back; or "
-                f"repeat the step in a new OUTPUT_DIR, with {self._repeat()}"
+                f"{path} {problem} stage {self._reader.number} began to train on it. Put it "
+                f"back; or repeat the stage in a new OUTPUT_DIR, with {self._repeat()}"
             )
         for name in self._cfg.DATASETS.TRAIN:
             dicts = get_detection_dataset_dicts(name, filter_empty=False)
@@ -181,7 +178,7 @@ class StageProposals:
 
 
 def _mirror(record: dict[str, Any]) -> dict[str, Any]:
-    """Ground truth and proposals of ``record`` in the coordinates of the mirrored image."""
+    """Move ground truth and proposals of ``record`` to the coordinates of the mirrored image."""
 
     def flip(boxes: Any) -> Any:
         return mirror(torch.as_tensor(np.asarray(boxes)), record["width"]).numpy()
@@ -195,14 +192,6 @@ def _mirror(record: dict[str, Any]) -> dict[str, Any]:
         "annotations": annotations,
         "proposal_boxes": flip(record["proposal_boxes"]),
     }
-
-
-def _sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

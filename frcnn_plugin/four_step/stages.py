@@ -1,70 +1,119 @@
-"""The four steps as data: what trains when, for how long, at which rate (paper section 3.2)."""
+"""The paper's four stages as a table, and the stages of a run (paper section 3.2)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from detectron2.config import CfgNode
-from detectron2.solver import LRMultiplier
-from fvcore.common.param_scheduler import MultiStepParamScheduler
-from torch.optim import Optimizer
 
 from ..errors import UserError
-
-# Sub-modules of the model that train in each step.
-_TRAINS = (
-    ("backbone", "proposal_generator"),
-    ("backbone", "roi_heads"),
-    ("proposal_generator",),
-    ("roi_heads",),
-)
-_PHASES = ("rpn", "fast_rcnn", "rpn", "fast_rcnn")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the schedule.
+    """One of the paper's four stages.
 
     Attributes:
         number: 1 to 4.
+        name: what it trains, in a word: "RPN" or "detector".
         phase: phase of :class:`~frcnn_plugin.modeling.PaperRCNN`, "rpn" or "fast_rcnn".
-        trains: names of the sub-modules that train.
+        trains: names of the sub-modules of the model that train.
+        weights_of: number of the stage whose weights it goes on with; 0: the initial weights.
+        restores: whether what it trains must be set back to the initial weights first.
+        redraws: name of the sub-module that begins with new random weights; "" for none.
+        proposals_of: number of the stage whose proposals it trains on; 0 for none.
+        completes: whether the model is a whole detector after it.
+    """
+
+    number: int
+    name: str
+    phase: str
+    trains: tuple[str, ...]
+    weights_of: int = 0
+    restores: bool = False
+    redraws: str = ""
+    proposals_of: int = 0
+    completes: bool = False
+
+    @property
+    def title(self) -> str:
+        """Number and name, for people: "1 RPN"."""
+        return f"{self.number} {self.name}"
+
+    @property
+    def checkpoint(self) -> str:
+        """Name of the checkpoint at its end, without ".pth"."""
+        return f"stage{self.number}_final"
+
+    @property
+    def proposals(self) -> str:
+        """Folder below ``OUTPUT_DIR`` of the proposals that it trains on, or makes."""
+        return f"proposals/stage{self.proposals_of or self.number}"
+
+    @property
+    def previous(self) -> Stage | None:
+        """The stage before it in the table; None for the first one."""
+        return STAGES[self.number - 2] if self.number > 1 else None
+
+
+RPN_HEAD, PREDICTOR = "proposal_generator.rpn_head", "roi_heads.box_predictor"
+
+STAGES = (
+    Stage(1, "RPN", "rpn", trains=("backbone", "proposal_generator")),
+    # From ImageNet again: up to here the two networks share nothing. The detector learns from the
+    # proposals of stage 1, but not from its convolutions.
+    Stage(
+        2, "detector", "fast_rcnn", trains=("backbone", "roi_heads"), restores=True, proposals_of=1
+    ),
+    # From here on the convolutions are those that the detector made for itself, and stay as they
+    # are: only so can a second RPN and the detector have them in common. The RPN head of stage 1
+    # was trained on other convolutions and starts anew.
+    Stage(
+        3, "RPN", "rpn", trains=("proposal_generator",), weights_of=2, redraws=RPN_HEAD
+    ),
+    # py-faster-rcnn draws the last two layers anew. The MATLAB code does not, and neither does
+    # FOUR_STEP.PREDICTOR_START "continue": see build_stages.
+    Stage(
+        4, "detector", "fast_rcnn", trains=("roi_heads",), weights_of=2, redraws=PREDICTOR,
+        proposals_of=3, completes=True,
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScheduledStage(Stage):
+    """A stage of a run.
+
+    Attributes:
         start: first iteration, counted over the whole run.
         iters: number of iterations.
         drops: iterations after ``start`` at which the learning rate drops.
         images: images per iteration and process.
     """
 
-    number: int
-    phase: str
-    trains: tuple[str, ...]
-    start: int
-    iters: int
-    drops: tuple[int, ...]
-    images: int
+    start: int = 0
+    iters: int = 0
+    drops: tuple[int, ...] = ()
+    images: int = 0
 
     @property
     def end(self) -> int:
         """The iteration after the last one."""
         return self.start + self.iters
 
-    @property
-    def checkpoint(self) -> str:
-        """Name of the checkpoint at its end."""
-        return f"stage{self.number}_final"
 
-
-def build_stages(cfg: CfgNode) -> list[Stage]:
-    """The steps of a run, from ``FOUR_STEP``.
+def build_stages(cfg: CfgNode) -> list[ScheduledStage]:
+    """Return the stages of a run, from ``FOUR_STEP``.
 
     Raises:
         UserError: a list has not four entries, a number is out of range.
     """
     node = cfg.FOUR_STEP
     for key in ("ITERS", "DROPS", "IMS_PER_BATCH"):
-        if len(node[key]) != 4:
-            raise UserError(f"FOUR_STEP.{key} is {node[key]}: it needs four entries, one per step")
-    if not 1 <= node.START_AT <= node.STOP_AFTER <= 4:
+        if len(node[key]) != len(STAGES):
+            raise UserError(f"FOUR_STEP.{key} is {node[key]}: it needs four entries, one per stage")
+    if not 1 <= node.START_AT <= node.STOP_AFTER <= len(STAGES):
         raise UserError(
             f"FOUR_STEP.START_AT is {node.START_AT} and FOUR_STEP.STOP_AFTER {node.STOP_AFTER}: "
             "they must be two growing numbers from 1 to 4"
@@ -76,77 +125,30 @@ def build_stages(cfg: CfgNode) -> list[Stage]:
     ):
         if node[key] not in choices:
             raise UserError(f"FOUR_STEP.{key} is '{node[key]}': use one of {', '.join(choices)}")
-    stages: list[Stage] = []
+    stages: list[ScheduledStage] = []
     start = 0
-    for number in range(node.START_AT, node.STOP_AFTER + 1):
-        i = number - 1
+    for i, stage in list(enumerate(STAGES))[node.START_AT - 1 : node.STOP_AFTER]:
         iters, drops, images = node.ITERS[i], tuple(node.DROPS[i]), node.IMS_PER_BATCH[i]
         if iters < 1 or images < 1:
             raise UserError(
-                f"step {number}: FOUR_STEP.ITERS {iters} and FOUR_STEP.IMS_PER_BATCH {images} must "
-                "be 1 or more; leave steps out with FOUR_STEP.START_AT and FOUR_STEP.STOP_AFTER"
+                f"stage {stage.number}: FOUR_STEP.ITERS {iters} and FOUR_STEP.IMS_PER_BATCH "
+                f"{images} must be 1 or more; leave stages out with FOUR_STEP.START_AT and "
+                "FOUR_STEP.STOP_AFTER"
             )
         if any(not 0 < d < iters for d in drops) or list(drops) != sorted(set(drops)):
             raise UserError(
-                f"step {number}: FOUR_STEP.DROPS {list(drops)} must be growing and lie between 0 "
-                f"and its FOUR_STEP.ITERS {iters}"
+                f"stage {stage.number}: FOUR_STEP.DROPS {list(drops)} must be growing and lie "
+                f"between 0 and its FOUR_STEP.ITERS {iters}"
             )
-        stages.append(Stage(number, _PHASES[i], _TRAINS[i], start, iters, drops, images))
+        if stage.redraws == PREDICTOR and node.PREDICTOR_START == "continue":
+            stage = replace(stage, redraws="")
+        stages.append(
+            ScheduledStage(**vars(stage), start=start, iters=iters, drops=drops, images=images)
+        )
         start += iters
     return stages
 
 
-def learning_rate_factors(stages: list[Stage], gamma: float) -> tuple[list[int], list[float]]:
-    """The learning rate over the run, relative to ``SOLVER.BASE_LR``.
-
-    Each step starts again at 1.
-
-    Returns:
-        milestones (iterations at which the factor changes) and factors (one more).
-    """
-    milestones: list[int] = []
-    factors: list[float] = []
-    for stage in stages:
-        if stage.start > 0:
-            milestones.append(stage.start)
-        milestones.extend(stage.start + d for d in stage.drops)
-        factors.extend(gamma**k for k in range(len(stage.drops) + 1))
-    return milestones, factors
-
-
-def build_four_step_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
-    """One learning-rate schedule for all steps, for ``build_lr_scheduler`` of any trainer."""
-    stages = build_stages(cfg)
-    milestones, factors = learning_rate_factors(stages, cfg.SOLVER.GAMMA)
-    total = stages[-1].end
-    schedule = MultiStepParamScheduler(factors, milestones=milestones, num_updates=total)
-    return LRMultiplier(optimizer, schedule, max_iter=total)
-
-
-def apply_four_step(cfg: CfgNode) -> None:
-    """Set the keys of the host that follow from ``FOUR_STEP``, in place; none if it is off.
-
-    ``SOLVER.MAX_ITER`` and ``STEPS`` become those of the whole run.
-
-    Raises:
-        UserError: see :func:`build_stages`; another meta-architecture than PaperRCNN.
-    """
-    if not cfg.FOUR_STEP.ENABLED:
-        return
-    stages = build_stages(cfg)
-    if cfg.MODEL.META_ARCHITECTURE != "PaperRCNN":
-        raise UserError(
-            f"FOUR_STEP.ENABLED needs MODEL.META_ARCHITECTURE PaperRCNN, which can train its parts "
-            f"one by one; it is {cfg.MODEL.META_ARCHITECTURE}"
-        )
-    if len(cfg.INPUT.MIN_SIZE_TRAIN) != 1 and cfg.FOUR_STEP.RPN_TARGET_STATISTICS:
-        raise UserError(
-            f"INPUT.MIN_SIZE_TRAIN {tuple(cfg.INPUT.MIN_SIZE_TRAIN)} must be a single size for "
-            "FOUR_STEP.RPN_TARGET_STATISTICS, which are measured at the size that is trained on"
-        )
-    if not cfg.DATALOADER.MIRRORED_COPIES:
-        raise UserError("FOUR_STEP.ENABLED needs DATALOADER.MIRRORED_COPIES True")
-    cfg.SOLVER.MAX_ITER = stages[-1].end
-    cfg.SOLVER.STEPS = tuple(learning_rate_factors(stages, cfg.SOLVER.GAMMA)[0])
-    # Only one batch size exists for the host; processes beyond the first add to it (see FOUR_STEP).
-    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+def stage_at(stages: Sequence[ScheduledStage], iteration: int) -> ScheduledStage | None:
+    """Return the stage that an iteration of the whole run belongs to, None after the last one."""
+    return next((s for s in stages if s.start <= iteration < s.end), None)

@@ -1,6 +1,6 @@
-"""Means and deviations of box targets, from the data.
+"""Means and deviations of box targets, measured on the training set at the start of a stage.
 
-Both are taken before training starts, over all candidates and not only the sampled ones, mirrored
+They are taken before the stage trains, over all candidates and not only the sampled ones, mirrored
 images included, as in the originals. Unit: deltas as ``box2box_transform.get_deltas`` returns
 them, see :mod:`~frcnn_plugin.modeling.target_statistics`. Results are on the CPU.
 
@@ -10,25 +10,93 @@ roidb.py.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from detectron2.utils import comm
 from tqdm import tqdm
 
+from ..data.loading.train_loader import training_dicts
 from ..errors import UserError
 from ..modeling import box_ops
+from ..modeling.backbone.caffe_backbone import backbone_feature_sizes
 from ..modeling.proposal_generator.rpn import PaperRPN
-from .target_moments import TargetMoments
+from .proposals import StageProposals
+from .stages import ScheduledStage
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Below this a coordinate does not vary, it only has rounding errors. Real deviations are 100 times
+# as large or more, in any unit that BBOX_REG_WEIGHTS are used for.
+_MIN_STD = 1e-4
+
 _PROGRESS_BAR_FROM = 2000  # images; fewer take a few seconds
+
+
+def set_target_statistics(
+    cfg: CfgNode, stage: ScheduledStage, model: Any, proposals: StageProposals | None
+) -> None:
+    """Measure the targets of what a stage trains, if the config asks for it; in all processes.
+
+    Args:
+        cfg: config.
+        stage: the stage that begins.
+        model: unwrapped PaperRCNN, its weights being those the stage begins with.
+        proposals: those that the stage trains on, if any.
+    """
+    if proposals is None and cfg.FOUR_STEP.RPN_TARGET_STATISTICS:
+        _set_rpn_statistics(cfg, model)
+    elif proposals is not None and cfg.FOUR_STEP.TARGET_STATISTICS == "per_class":
+        _set_head_statistics(cfg, stage, model, proposals)
+
+
+def _set_rpn_statistics(cfg: CfgNode, model: Any) -> None:
+    rpn = model.proposal_generator
+    mean, std = broadcast_statistics(
+        lambda: rpn_target_statistics(
+            training_dicts(cfg),
+            rpn,
+            backbone_feature_sizes(model.backbone, rpn.in_features),
+            min_size=cfg.INPUT.MIN_SIZE_TRAIN[0],
+            max_size=cfg.INPUT.MAX_SIZE_TRAIN,
+        )
+    )
+    # In stage 3 again: those of stage 1 were folded into a head that is thrown away. Set, and not
+    # unfolded, because the head is new in both RPN stages: there is no function to keep.
+    rpn.target_statistics.set(mean, std)
+
+
+def _set_head_statistics(
+    cfg: CfgNode, stage: ScheduledStage, model: Any, proposals: StageProposals
+) -> None:
+    # In stage 4 again: its proposals are those of another RPN. Whitened by the numbers of stage 2,
+    # targets would no longer have mean 0 and deviation 1.
+    predictor = model.roi_heads.box_predictor
+    mean, std, _ = broadcast_statistics(
+        lambda: head_target_statistics(
+            proposals.training_dicts(),
+            predictor.num_classes,
+            predictor.box2box_transform,
+            mirror=not proposals.mirrored_files,
+            class_agnostic=predictor.target_statistics.num_classes == 1,
+            class_names=MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes,
+        )
+    )
+    if stage.weights_of and not stage.redraws:
+        # The function that the predictor learned stays, in the units of the new statistics.
+        predictor.target_statistics.unfold(predictor.bbox_pred, mean, std)
+    else:
+        predictor.target_statistics.set(mean, std)
 
 
 def head_target_statistics(
@@ -41,7 +109,7 @@ def head_target_statistics(
     class_agnostic: bool = False,
     class_names: Sequence[str] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Statistics of the detector's box targets, per class.
+    """Measure the detector's box targets, per class.
 
     Counted are, for each ground truth, itself (target 0), and each proposal with IoU >= ``fg_iou``
     with some ground truth, as the class of the one it overlaps most. Crowd regions (and difficult
@@ -49,7 +117,7 @@ def head_target_statistics(
     changes its sign and has mean 0.
 
     Args:
-        dataset_dicts: in Detectron2's format, with "proposal_boxes" (N, 4) as the host's
+        dataset_dicts: in Detectron2's format, with "proposal_boxes" (N, 4) as its
             ``load_proposals_into_dataset`` puts them, original-image pixels.
         num_classes: K.
         transform: the head's ``box2box_transform``.
@@ -95,7 +163,7 @@ def rpn_target_statistics(
     max_size: int,
     mirror: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Statistics of the RPN's box targets: one row over all anchors and classes.
+    """Measure the RPN's box targets: one row over all anchors and classes.
 
     Counted are all positive anchors, by the labels that ``rpn`` trains with, before sampling.
     Mirrored images are matched anew, since the grid of anchors has no mirror symmetry.
@@ -140,6 +208,60 @@ def rpn_target_statistics(
             targets = transform.get_deltas(anchors[positive].double(), matched_boxes).cpu()
             moments.add(targets, torch.zeros(len(targets), dtype=torch.int64))
     return moments.result(["positive anchors"])
+
+
+class TargetMoments:
+    """Count, sum and sum of squares of box targets, per row, in float64."""
+
+    def __init__(self, rows: int) -> None:
+        """Start with nothing counted.
+
+        Args:
+            rows: classes, or 1.
+        """
+        self.count = torch.zeros(rows, dtype=torch.int64)
+        self._total = torch.zeros(rows, 4, dtype=torch.float64)
+        self._squares = torch.zeros(rows, 4, dtype=torch.float64)
+
+    def add(self, targets: torch.Tensor, rows: torch.Tensor) -> None:
+        """Count some targets.
+
+        Args:
+            targets: (R, 4) float64, on the CPU.
+            rows: (R,) int64, the row of each.
+        """
+        self.count += torch.bincount(rows, minlength=len(self.count))
+        self._total.index_add_(0, rows, targets)
+        self._squares.index_add_(0, rows, targets**2)
+
+    def add_mirrored(self) -> None:
+        """Count all once more, with the sign of dx changed."""
+        self.count *= 2
+        self._total *= self._total.new_tensor([0, 2, 2, 2])
+        self._squares *= 2
+
+    def result(self, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation, divisor n (check E30).
+
+        Args:
+            names: of the rows, for the warning about those that have too few targets.
+
+        Returns:
+            mean (rows, 4) and std (rows, 4), float32; 0 and 1 without targets, std 1 where targets
+            do not vary.
+        """
+        count = self.count.clamp(min=1)[:, None]
+        mean = self._total / count
+        std = (self._squares / count - mean**2).clamp(min=0).sqrt()
+        constant = std < _MIN_STD
+        if constant.any():
+            rows = constant.any(dim=1).nonzero().squeeze(1).tolist()
+            logger.warning(
+                "too few box targets to take their deviation, using 1: %s",
+                ", ".join(f"{names[i]} ({self.count[i].item()})" for i in rows),
+            )
+        std[constant] = 1.0
+        return mean.float(), std.float()
 
 
 def broadcast_statistics(compute: Callable[[], T]) -> T:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
+from ..checkpoint.checkpointer import class_names
 from ..checkpoint.metadata import Metadata
 from ..checkpoint.read import read_metadata
-from ..config import add_frcnn_config
-from ..engine.evaluate import phase_and_step
+from ..config import plugin_cfg
 from ..engine.setup import merge_overrides, setup_cfg
-from ..engine.weight_requirements import class_names
 from ..errors import UserError
+from ..four_step.checkpoints import stage_of
+from ..four_step.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +66,13 @@ def predictor_cfg(
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: pictures are BGR or RGB")
-    phase, step = phase_and_step(Path(path))
-    if phase and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
-        logger.info("%s is from step %d of 4: used as '%s'", weights, step, phase)
-        cfg.MODEL.PAPER_RCNN.PHASE = phase
+    stage = stage_of(path)
+    if stage is not None and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
+        logger.info(
+            "%s is from stage %d of %d: used as '%s'",
+            weights, stage.number, len(STAGES), stage.phase,
+        )  # fmt: skip
+        cfg.MODEL.PAPER_RCNN.PHASE = stage.phase
     names = _names(cfg, metadata, weights)
     cfg.MODEL.WEIGHTS = path
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # none is needed, or has to be there
@@ -86,8 +89,7 @@ def _own_cfg(weights: str, metadata: Metadata | None) -> CfgNode:
             "or config_file in Python); for the detectors that the authors released it is in "
             "configs/released"
         )
-    cfg = get_cfg()
-    add_frcnn_config(cfg)
+    cfg = plugin_cfg()
     # Written by another version of the plugin or of Detectron2, it may have keys that are not in
     # this one; a typing mistake it cannot have.
     cfg.set_new_allowed(True)

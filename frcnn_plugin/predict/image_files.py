@@ -1,4 +1,4 @@
-"""Pictures as they lie on a disk: finding them, reading every kind, naming what is made of them."""
+"""Image files as users name them: finding them, and naming what is made of them."""
 
 from __future__ import annotations
 
@@ -8,45 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-from detectron2.data.detection_utils import read_image
-from PIL import Image
-
+from ..data.loading.image_reader import IMAGE_SUFFIXES
 from ..errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")
-_VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
-
-
-def read_bgr(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-    """Read a picture as the host does for training: EXIF orientation applied, alpha dropped.
-
-    Grey pictures of 16 bits, which the host turns white, are scaled to 8.
-
-    Args:
-        path: of any format that Pillow reads; of an animation the first frame is taken.
-
-    Returns:
-        (H, W, 3) uint8, BGR.
-
-    Raises:
-        UserError: the file is missing or cannot be read; names it.
-    """
-    if not os.path.isfile(path):
-        raise UserError(f"there is no file {path}")
-    try:
-        with Image.open(path) as image:
-            deep = image.mode == "I" or image.mode.startswith("I;16")
-        if not deep:
-            return np.ascontiguousarray(read_image(str(path), "BGR"))
-        grey = read_image(str(path), None).astype(np.float64)
-    except Exception as e:  # a damaged file raises whatever its bytes happen to say
-        reason = str(e).partition("\n")[0] or type(e).__name__
-        raise UserError(f"{path} cannot be read as a picture ({reason})") from e
-    if grey.max() > 255:
-        grey = grey / 257  # 65535 becomes 255
-    return np.repeat(grey.clip(0, 255).round().astype(np.uint8)[:, :, None], 3, axis=2)
+_VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
@@ -66,13 +31,13 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS)
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
             if not files:
                 raise UserError(
-                    f"the folder {name} holds no pictures ({', '.join(EXTENSIONS)}); those of "
+                    f"the folder {name} holds no pictures ({', '.join(IMAGE_SUFFIXES)}); those of "
                     f"subfolders are found with '{path}/**/*.jpg'"
                 )
-        elif path.suffix.lower() in _VIDEO_EXTENSIONS:
+        elif path.suffix.lower() in _VIDEO_SUFFIXES:
             raise UserError(f"{name} is a video: give it with --video")
         elif path.is_file():
             files = [path]

@@ -13,13 +13,13 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
+from ..checkpoint.checkpointer import AtomicCheckpointer
+from ..data.loading.image_reader import read_bgr
 from ..data.loading.resize import with_resize
-from ..engine.checkpointer import AtomicCheckpointer
 from ..errors import UserError
 from ..modeling import PaperRCNN
 from .arrays import check_boxes, check_image, full, postprocess, to_image
 from .config import predictor_cfg
-from .image_files import read_bgr
 
 # A path, or (H, W, 3) uint8.
 ImageLike = str | os.PathLike[str] | npt.NDArray[np.uint8]

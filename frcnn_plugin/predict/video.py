@@ -55,7 +55,7 @@ class VideoFrames:
         self.number = number if number > 0 else None
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yields frames until the end.
+        """Yield frames until the end.
 
         Raises:
             UserError: there is not even one.

@@ -1,21 +1,19 @@
-"""What can be known to be wrong before a run starts: one list of checks for all tools.
+"""What can be known to be wrong before a run starts.
 
-:func:`preflight` runs them; tools/train_net.py before any work, tools/doctor.py alone, and
-:func:`frcnn_plugin.preflight.check_cfg` as one call that raises.
+:func:`preflight` makes all checks of a :class:`PlannedRun`; ``frcnn doctor`` shows what they find.
+:func:`stop_on_errors` is for programs that are about to run what was checked, as ``frcnn train``.
 """
 
-from .finding import Finding, Level, count, worst
+from .finding import Finding, Level, count
 from .planned_run import PlannedRun
-from .run import check_cfg, preflight, preflight_without_config, stop_on_errors
+from .run import preflight, preflight_without_config, stop_on_errors
 
 __all__ = [
     "Finding",
     "Level",
     "PlannedRun",
-    "check_cfg",
     "count",
     "preflight",
     "preflight_without_config",
     "stop_on_errors",
-    "worst",
 ]

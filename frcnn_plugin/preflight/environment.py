@@ -31,7 +31,7 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 def check_environment(
     device: str = "", num_processes: int = 1, *, touch_gpus: bool = True
 ) -> Iterator[Finding]:
-    """Versions, Detectron2, operators, devices.
+    """Check versions, Detectron2, operators and devices.
 
     Args:
         device: ``MODEL.DEVICE`` as it is used; "": CUDA if there is one.
@@ -149,7 +149,7 @@ def _gpus(num_processes: int, touch: bool) -> Iterator[Finding]:
 
 
 def gpu_memory(number: int, *, touch: bool) -> tuple[int, int]:
-    """Free and total bytes of a GPU; without touching it, what others take counts as free."""
+    """Return free and total bytes of a GPU; untouched, what others take counts as free."""
     if touch:
         return torch.cuda.mem_get_info(number)
     total = torch.cuda.get_device_properties(number).total_memory
@@ -187,7 +187,7 @@ def _no_gpu(num_processes: int) -> Iterator[Finding]:
 
 
 def driver_version() -> str:
-    """Of NVIDIA's kernel module; "" if there is none."""
+    """Return the version of NVIDIA's kernel module; "" if there is none."""
     try:
         words = _DRIVER.read_text().split()
     except OSError:

@@ -38,7 +38,7 @@ class Finding:
         return f"{self.text}. {self.fix}" if self.fix else self.text
 
     def line(self, *, colour: bool = False) -> str:
-        """For people: marker, subject, sentence; further lines of the text are indented.
+        """Return it for people: marker, subject, sentence; further lines of the text are indented.
 
         Args:
             colour: green, yellow or red marker, for terminals.
@@ -51,35 +51,29 @@ class Finding:
 
 
 def ok(subject: str, text: str) -> Finding:
-    """All is well."""
+    """Say that all is well."""
     return Finding("ok", subject, text)
 
 
 def warning(subject: str, text: str, fix: str = "") -> Finding:
-    """The run works but may not do what is wanted."""
+    """Say that the run works but may not do what is wanted."""
     return Finding("warning", subject, text, fix)
 
 
 def error(subject: str, text: str, fix: str = "") -> Finding:
-    """The run would fail, or its result would be worthless."""
+    """Say that the run would fail, or its result be worthless."""
     return Finding("error", subject, text, fix)
 
 
 def count(findings: Iterable[Finding]) -> dict[Level, int]:
-    """How many there are of each level."""
+    """Count the findings of each level."""
     counts: dict[Level, int] = {"ok": 0, "warning": 0, "error": 0}
     for finding in findings:
         counts[finding.level] += 1
     return counts
 
 
-def worst(findings: Iterable[Finding]) -> Level:
-    """The gravest level; "ok" if there are none."""
-    counts = count(findings)
-    return "error" if counts["error"] else "warning" if counts["warning"] else "ok"
-
-
 def plural(number: int, noun: str) -> str:
-    """``"1 process"``, ``"2 processes"``."""
+    """Return ``"1 process"``, ``"2 processes"``."""
     ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
     return f"{number:,} {noun}{ending}"

@@ -1,115 +1,59 @@
-"""A rough estimate of the memory that training, or testing, takes.
+"""Memory: what was measured, beside what is free.
 
-Bytes = weights x 4 (all) + gradients and momentum x 8 (what trains) + activations, where
-
-    activations = sum over layers from the first that trains of their outputs x 4
-                  (pooling: x 12, as it notes where each maximum was)
-                + twice the largest output (its gradient, and the convolution's scratch space)
-                + RoIs x (pooled features x 8 + 6 x FC_DIM x 4) x 2
-
-for the largest images of the data sets after resizing, times the images of a process. Nothing is
-computed for it: the backbone runs on the meta device, which knows shapes only. Libraries come on
-top: about 0.5 GiB per process.
+Nothing is estimated. The peaks are those of docs/benchmarks.md: one process, a CPU, VGG16 at its
+full width, images of 600x1000 pixels. Nothing is said of what was not measured: other networks,
+smaller images, GPUs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
-import torch
 from detectron2.config import CfgNode
-from torch import nn
 
-from ..four_step.stages import build_stages
-from .environment import gpu_memory
-from .finding import Finding, ok, warning
+from ..config import plugin_cfg
+from .finding import Finding, ok, plural, warning
 from .planned_run import PlannedRun
 
 _GIB = 2**30
-_FLOAT = 4
-_LIBRARIES = 0.5 * _GIB
+_SHORT_SIDE, _LONG_SIDE = 600, 1000
+# What runs: images that pass the network together, and the peak in MiB.
+_MEASURED = {
+    "inference": (1, 1719),  # "Inference", ours
+    "joint training": (1, 3076),  # "Training", ours
+    "four-step training": (2, 4261),  # "What four-step training costs ...", stage 2
+}
 
 
 def check_memory(run: PlannedRun) -> Iterator[Finding]:
-    """Compare the estimate with what is free on the device."""
-    cfg = run.model_cfg
-    width, height = largest_image(run)
-    images = 1 if run.eval_only else images_at_once(run)
-    need = estimate(run.model, cfg, (width, height), images, training=not run.eval_only)
-    text = f"about {need / _GIB:.1f} GiB per process for {images} x {width}x{height} pixels"
-    free: int | None
-    if run.cfg.MODEL.DEVICE.startswith("cuda"):
-        free, where = gpu_memory(0, touch=run.may_touch_gpus)[0], "of GPU memory are free"
-    else:
-        free, where = free_ram(), "of RAM are free"
-        need *= run.processes_here
+    """Compare the measured peak of such a run with what is free on this machine."""
+    if not _is_like_the_measured(run):
+        return
+    what = "inference" if run.eval_only else "joint training"
+    if run.cfg.FOUR_STEP.ENABLED and not run.eval_only:
+        what = "four-step training"
+    images, mib = _MEASURED[what]
+    need, free = mib * 2**20, free_ram()
+    text = (
+        f"{what} of VGG16 took {need / _GIB:.1f} GiB per process, measured with "
+        f"{plural(images, 'image')} of {_SHORT_SIDE}x{_LONG_SIDE} pixels"
+    )
     if free is None:
         yield ok("memory", text)
-    elif need <= free:
-        yield ok("memory", f"{text}; {free / _GIB:.1f} GiB {where}")
+    elif need * run.processes_here <= free:
+        yield ok("memory", f"{text}; {free / _GIB:.1f} GiB of RAM are free")
     else:
         yield warning(
             "memory",
-            f"{text}{_times(run)}, but only {free / _GIB:.1f} GiB {where}",
+            f"{text}, but only {free / _GIB:.1f} GiB of RAM are free for "
+            f"{plural(run.processes_here, 'process')}",
             f"If memory runs out, lower {_keys(run)}",
         )
 
 
-def estimate(
-    model: nn.Module, cfg: CfgNode, size: tuple[int, int], images: int, *, training: bool
-) -> float:
-    """Bytes that one process takes, by the formula above.
-
-    Args:
-        model: on the meta device.
-        cfg: its config.
-        size: width and height of the network's input, in pixels.
-        images: that pass the network together.
-        training: gradients, momentum and activations are kept.
-    """
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    fixed = sum(p.numel() for p in model.parameters()) * _FLOAT
-    kept, largest, channels = _activations(model, size, images)
-    if not training:
-        rois = cfg.MODEL.RPN.POST_NMS_TOPK_TEST * images
-        return _LIBRARIES + fixed + 2 * largest + _head(cfg, rois, channels) / 2
-    rois = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE * images
-    fixed += 2 * trained * _FLOAT
-    return _LIBRARIES + fixed + kept + 2 * largest + _head(cfg, rois, channels)
-
-
-def largest_image(run: PlannedRun) -> tuple[int, int]:
-    """Width and height of the largest network input; the limits if no data set is known."""
-    node = run.cfg.INPUT
-    short = node.MIN_SIZE_TEST if run.eval_only else max(node.MIN_SIZE_TRAIN)
-    long = node.MAX_SIZE_TEST if run.eval_only else node.MAX_SIZE_TRAIN
-    sizes = {
-        (d["width"], d["height"])
-        for name in (run.test if run.eval_only else run.train)
-        for d in run.dicts(name)
-        if "width" in d and "height" in d
-    }
-    if not sizes:
-        return long, short
-    scaled = []
-    for width, height in sizes:
-        scale = min(short / min(width, height), long / max(width, height))
-        scaled.append((round(width * scale), round(height * scale)))
-    return max(scaled, key=lambda s: s[0] * s[1])
-
-
-def images_at_once(run: PlannedRun) -> int:
-    """Images of a process whose activations are there together; one by one does not change it."""
-    cfg = run.scaled
-    if cfg.FOUR_STEP.ENABLED:
-        return max(stage.images for stage in build_stages(cfg))
-    return max(1, cfg.SOLVER.IMS_PER_BATCH // run.num_processes)
-
-
 def free_ram() -> int | None:
-    """Bytes of RAM that programs can take without swapping; None if the system does not say."""
+    """Return the bytes of RAM that can be taken without swapping; None if the system keeps it."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:
@@ -120,49 +64,31 @@ def free_ram() -> int | None:
         return None
 
 
-def _activations(model: Any, size: tuple[int, int], images: int) -> tuple[float, float, int]:
-    """Bytes of the outputs kept for the backward pass and of the largest; channels of the last."""
-    layers: list[tuple[nn.Module, torch.Tensor]] = []
-
-    def note(module: nn.Module, _: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor):
-            layers.append((module, output))
-
-    leaves = [m for m in model.backbone.modules() if not any(m.children())]
-    hooks = [m.register_forward_hook(note) for m in leaves if not getattr(m, "inplace", False)]
-    try:
-        with torch.no_grad():
-            out = model.backbone(torch.empty(images, 3, size[1], size[0], device="meta"))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    kept, trains = 0.0, False
-    for module, output in layers:
-        trains |= any(p.requires_grad for p in module.parameters(recurse=False))
-        if trains:
-            # Pooling keeps 64-bit positions.
-            each = _FLOAT * 3 if isinstance(module, nn.MaxPool2d) else _FLOAT
-            kept += output.numel() * each
-    largest = max(output.numel() for _, output in layers) * _FLOAT
-    return kept, largest, next(iter(out.values())).shape[1]
+def _is_like_the_measured(run: PlannedRun) -> bool:
+    model, full = run.cfg.MODEL, plugin_cfg().MODEL
+    short, long = _sides(run.cfg, run.eval_only)
+    network = (model.META_ARCHITECTURE, model.BACKBONE.NAME, model.ROI_BOX_HEAD.FC_DIM)
+    return (
+        model.DEVICE == "cpu"
+        and network == ("PaperRCNN", "VGG16", 4096)
+        and model.VGG.CHANNELS == full.VGG.CHANNELS
+        and run.model_cfg.MODEL.PAPER_RCNN.PHASE == "joint"
+        and short >= _SHORT_SIDE
+        and long >= _LONG_SIDE
+    )
 
 
-def _head(cfg: CfgNode, rois: int, channels: int) -> float:
-    """Bytes of a head with two fully connected layers, gradients included."""
-    if cfg.MODEL.PAPER_RCNN.PHASE == "rpn":
-        return 0.0
-    pooled = channels * cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION**2
-    return rois * (pooled * 8 + 6 * cfg.MODEL.ROI_BOX_HEAD.FC_DIM * _FLOAT) * 2.0
-
-
-def _times(run: PlannedRun) -> str:
-    return f" ({run.processes_here} processes)" if run.processes_here > 1 else ""
+def _sides(cfg: CfgNode, eval_only: bool) -> tuple[int, int]:
+    node = cfg.INPUT
+    if eval_only:
+        return node.MIN_SIZE_TEST, node.MAX_SIZE_TEST
+    return max(node.MIN_SIZE_TRAIN), node.MAX_SIZE_TRAIN
 
 
 def _keys(run: PlannedRun) -> str:
     node = run.cfg.INPUT
     if run.eval_only:
-        keys: Sequence[str] = [f"INPUT.MIN_SIZE_TEST (now {node.MIN_SIZE_TEST})"]
+        keys = [f"INPUT.MIN_SIZE_TEST (now {node.MIN_SIZE_TEST})"]
     else:
         keys = [
             f"INPUT.MIN_SIZE_TRAIN (now {tuple(node.MIN_SIZE_TRAIN)})",

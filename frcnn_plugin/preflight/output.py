@@ -5,10 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from ..checkpoint.read import peek
+from ..errors import UserError
 from .finding import Finding, error, ok, warning
 from .planned_run import PlannedRun
 
@@ -16,7 +15,7 @@ _SUBJECT = "output"
 
 
 def check_output(run: PlannedRun) -> Iterator[Finding]:
-    """Is ``OUTPUT_DIR`` free, or the run in it what the user means?"""
+    """Check that ``OUTPUT_DIR`` is free, or that the run in it is what the user means."""
     if run.eval_only:
         return
     folder = Path(run.cfg.OUTPUT_DIR)
@@ -56,18 +55,21 @@ def check_output(run: PlannedRun) -> Iterator[Finding]:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that exists."""
+    """Return the path itself, or the nearest folder above it that exists."""
     path = path.absolute()
     return next((p for p in (path, *path.parents) if p.exists()), path)
 
 
 def resumed_iteration(run: PlannedRun) -> int:
-    """The iteration that training starts with: 0 unless a run is taken up."""
+    """Return the iteration that training starts with: 0 unless a run is resumed."""
     last = Path(run.cfg.OUTPUT_DIR) / "last_checkpoint"
     if run.eval_only or not run.resume or not last.is_file():
         return 0
-    iteration = _content(last.parent / last.read_text().strip()).get("iteration")
-    return iteration + 1 if isinstance(iteration, int) else 0
+    try:
+        iteration = peek(last.parent / last.read_text().strip()).iteration
+    except UserError:  # the check of the weights will say what is wrong with it
+        return 0
+    return 0 if iteration is None else iteration + 1
 
 
 def _resumed(run: PlannedRun, last: Path) -> Iterator[Finding]:
@@ -85,16 +87,8 @@ def _resumed(run: PlannedRun, last: Path) -> Iterator[Finding]:
         yield ok(_SUBJECT, f"resuming from {file} at iteration {start:,} of {end:,}")
 
 
-def _content(file: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # the check of the weights will say what is wrong with it
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _why_not_writable(folder: Path) -> str:
-    """What the system says when a file is written where the folder is, or would be made."""
+    """Return what the system says when a file is written where the folder is or would be made."""
     try:
         # Trying is the only test that knows of read-only disks and quotas.
         with tempfile.TemporaryFile(dir=nearest_folder(folder)):

@@ -17,8 +17,8 @@ from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..engine.evaluate import as_checkpoint_is
 from ..errors import UserError
+from ..four_step.checkpoints import as_checkpoint_is
 
 # A data set in a JSON file is loaded if it is no larger than this: about a second.
 _MOST_JSON_BYTES = 30 * 2**20
@@ -31,7 +31,7 @@ class PlannedRun:
     Attributes:
         cfg: from :func:`~frcnn_plugin.engine.setup.setup_cfg`.
         eval_only: nothing will be trained.
-        resume: a run in ``OUTPUT_DIR`` will be taken up.
+        resume: a run in ``OUTPUT_DIR`` will be resumed.
         overwrite: a run in ``OUTPUT_DIR`` may be lost.
         num_processes: on all machines together.
         num_machines: machines.
@@ -64,7 +64,7 @@ class PlannedRun:
 
     @property
     def processes_here(self) -> int:
-        """On this machine."""
+        """Processes on this machine."""
         return self.num_processes // self.num_machines
 
     @property
@@ -83,7 +83,7 @@ class PlannedRun:
         return tuple(self.cfg.DATASETS.TEST)
 
     def load(self, name: str) -> Any:
-        """A registered data set, read once.
+        """Load a registered data set, once.
 
         Raises:
             UserError: it cannot be loaded.
@@ -93,22 +93,22 @@ class PlannedRun:
         return self._loaded[name]
 
     def is_quick(self, name: str) -> bool:
-        """Whether a data set is loaded, or may be: all but those in large JSON files."""
+        """Return whether a data set is loaded, or may be: all but those in large JSON files."""
         file = MetadataCatalog.get(name).get("json_file")
         if name in self._loaded or self.every_image or not file:
             return True
         return Path(file).is_file() and Path(file).stat().st_size <= _MOST_JSON_BYTES
 
     def dicts(self, name: str) -> list[dict[str, Any]]:
-        """The images of a data set; empty if they are not quick to have, or not at all."""
+        """Return the images of a data set; none if they are not quick to have, or cannot be."""
         try:
             loaded = self.load(name) if name in DatasetCatalog and self.is_quick(name) else []
-        except Exception:  # the check of data sets tells
+        except Exception:  # check_data says what is wrong
             loaded = self._loaded[name] = []
         return loaded if isinstance(loaded, list) else []
 
     def size(self, name: str) -> int:
-        """Number of images that a run takes from a data set; 0 if unknown."""
+        """Return the number of images that a run takes from a data set; 0 if unknown."""
         dicts = self.dicts(name)
         if name in self.train and self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             return sum(
@@ -152,7 +152,7 @@ def muted(name: str) -> Iterator[None]:
     """Let a logger, and those below it, say nothing for a while."""
     logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)  # those below it take it over
+    logger.setLevel(logging.CRITICAL + 1)  # which counts for those below it as well
     try:
         yield
     finally:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..config import add_frcnn_config, get_config_file
+from ..config import base_chain, get_config_file, plugin_cfg
 from ..four_step.checkpoints import check_start
 from ..four_step.stages import build_stages
 from .finding import Finding, error, ok, plural, warning
@@ -17,15 +17,15 @@ _SUBJECT = "schedule"
 _MUCH_HIGHER = 3.0  # a learning rate so many times that of the preset is likely to diverge
 
 
-def check_start_of_steps(run: PlannedRun) -> Iterator[Finding]:
-    """Four-step training that leaves out steps needs what they would have made."""
+def check_start_of_stages(run: PlannedRun) -> Iterator[Finding]:
+    """Check that what the stages left out would have made is there."""
     if run.cfg.FOUR_STEP.ENABLED and not run.eval_only:
         check_start(run.cfg)
     yield from ()
 
 
-def check_schedule(run: PlannedRun) -> Iterator[Finding]:
-    """Everything that can be said without the model and the images."""
+def check_solver(run: PlannedRun) -> Iterator[Finding]:
+    """Check iterations, batch and learning rate, which needs neither the model nor images."""
     if run.eval_only:
         return
     findings = [*_numbers(run), *_batch(run)]
@@ -43,7 +43,7 @@ def _numbers(run: PlannedRun) -> Iterator[Finding]:
         yield error(_SUBJECT, f"SOLVER.BASE_LR is {solver.BASE_LR}: it must be positive")
     steps = list(solver.STEPS)
     if any(s >= solver.MAX_ITER for s in steps):
-        # The host ignores later steps with a warning and fails on an equal one.
+        # Detectron2 ignores later ones with a warning, and fails on an equal one.
         yield error(
             _SUBJECT,
             f"SOLVER.STEPS {tuple(steps)} must lie below SOLVER.MAX_ITER {solver.MAX_ITER}: the "
@@ -102,7 +102,7 @@ def _epochs(run: PlannedRun) -> Iterator[Finding]:
 
 
 def _images_seen(run: PlannedRun) -> dict[int, int]:
-    """Images that training takes, by step; 0 is training without steps."""
+    """Return the images that training takes, by stage; 0 stands for training without stages."""
     cfg = run.scaled
     if not cfg.FOUR_STEP.ENABLED:
         return {0: cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH}
@@ -169,7 +169,7 @@ def _rate(run: PlannedRun) -> Iterator[Finding]:
 
 
 def find_preset(config_file: str) -> tuple[str, CfgNode] | None:
-    """The config that a user's choices are compared with.
+    """Find the config that a user's choices are compared with.
 
     Args:
         config_file: what the run was started with.
@@ -179,18 +179,12 @@ def find_preset(config_file: str) -> tuple[str, CfgNode] | None:
         included; None if there is none.
     """
     ours = Path(get_config_file("Base-PyEnd2End.yaml")).resolve().parent
-    path = Path(config_file).resolve()
-    while config_file and path.is_file():
+    for path in base_chain(config_file) if config_file else ():
         if ours in path.parents:
-            cfg = get_cfg()
-            add_frcnn_config(cfg)
+            cfg = plugin_cfg()
             with muted("fvcore"):
                 cfg.merge_from_file(str(path))
             return str(path), cfg
-        base = CfgNode.load_cfg(path.read_text(encoding="utf-8")).get("_BASE_", "")
-        if not isinstance(base, str) or not base:
-            return None
-        path = (path.parent / Path(base).expanduser()).resolve()
     return None
 
 
@@ -203,8 +197,8 @@ def _rate_of_one_process() -> float:
 def _describe(run: PlannedRun) -> str:
     cfg = run.scaled
     if cfg.FOUR_STEP.ENABLED:
-        steps = ", ".join(f"{s.number}: {s.iters:,} x {s.images}" for s in build_stages(cfg))
-        what = f"four steps (iterations x images: {steps})"
+        stages = ", ".join(f"{s.number}: {s.iters:,} x {s.images}" for s in build_stages(cfg))
+        what = f"four stages (iterations x images: {stages})"
     else:
         what = f"{cfg.SOLVER.MAX_ITER:,} iterations of {cfg.SOLVER.IMS_PER_BATCH} images"
     return f"{what} in {plural(run.num_processes, 'process')}, learning rate {cfg.SOLVER.BASE_LR:g}"

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
@@ -15,9 +14,9 @@ from torch import nn
 from ..checkpoint.catalog.cache import cached_path
 from ..checkpoint.catalog.known_files import find
 from ..checkpoint.catalog.path_handler import PREFIX
+from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..checkpoint.metadata import KEY, Metadata
-from ..engine.checkpointer import AtomicCheckpointer
-from ..engine.weight_requirements import names_detector
+from ..checkpoint.read import peek
 from ..errors import UserError
 from .finding import Finding, error, ok, warning
 from .planned_run import PlannedRun, muted, warnings_of
@@ -39,7 +38,7 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
         return
     except UserError:
         raise
-    except Exception as e:  # somebody else's component needs numbers
+    except Exception as e:  # a component that cannot be built without numbers
         yield warning(_SUBJECT, f"not compared with the model, which {type(e).__name__} prevents")
         return
     total = sum(p.numel() for p in model.parameters())
@@ -65,12 +64,12 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
 
 
 def _may_download(run: PlannedRun) -> bool:
-    """Whether the file is about to be used; it is large."""
+    """Return whether the file, which is large, is about to be used."""
     return not (run.alone or run.failed)
 
 
 def start_file(run: PlannedRun) -> str:
-    """The file that the run loads first; "" if there is none."""
+    """Return the file that the run loads first; "" if there is none."""
     last = Path(run.cfg.OUTPUT_DIR) / "last_checkpoint"
     if run.resume and not run.eval_only and last.is_file():
         return str(last.parent / last.read_text().strip())
@@ -78,7 +77,7 @@ def start_file(run: PlannedRun) -> str:
 
 
 def _missing(run: PlannedRun) -> str:
-    """What is wrong with the names of files."""
+    """Return what is wrong with the names of files."""
     cfg, file = run.cfg, start_file(run)
     initial = cfg.FOUR_STEP.INITIAL_WEIGHTS if cfg.FOUR_STEP.ENABLED else ""
     if initial and not run.eval_only and not Path(initial).is_file():
@@ -118,7 +117,7 @@ def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
             _SUBJECT,
             f"{file} does not say which images it was trained on; INPUT.FORMAT "
             f"{run.cfg.INPUT.FORMAT} and MODEL.PIXEL_MEAN are taken on trust",
-            "tools/convert_weights.py writes files that say so",
+            "frcnn weights convert writes files that say so",
         )
     facts = [f"{peek.found} of {peek.wanted} weights of the model"]
     if metadata is not None:
@@ -141,8 +140,8 @@ class _Peek(AtomicCheckpointer):
 
     def _torch_load(self, f: str) -> Any:
         try:
-            return torch.load(f, map_location="cpu", mmap=True, weights_only=True)
-        except Exception:  # an older format, or damaged: as the run itself will read it
+            return peek(f).content
+        except UserError:  # damaged, or more than weights: as the run itself will read it
             return super()._torch_load(f)
 
     def _load_model(self, checkpoint: Any) -> Any:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..config import add_frcnn_config, get_config_file, list_config_files
+from ..config import base_chain, get_config_file, list_config_files, plugin_cfg
 
 _ABSENT = "–"
 _PRESET = "Base-"
@@ -81,7 +81,7 @@ def diff_config(run: Flat, config_file: str | None) -> ConfigDiff:
     recorded = config_file is not None
     if config_file:
         try:
-            chain = _chain(Path(config_file))
+            chain = _chain(config_file)
             file, preset = _load(chain[0]), _load(chain[-1])
         except Exception as error:  # deleted, moved or edited since
             problem = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -130,29 +130,21 @@ def _nearest(run: Flat) -> tuple[list[Path], Flat, Flat]:
     return chain, best[2], _load(chain[-1])
 
 
-def _chain(path: Path) -> list[Path]:
+def _chain(path: str | Path) -> list[Path]:
     """A config file and those it is based on, itself first, down to its preset."""
-    chain = [path]
-    while base := CfgNode.load_cfg(chain[-1].read_text(encoding="utf-8")).get("_BASE_"):
-        if chain[-1].name.startswith(_PRESET):
-            break
-        chain.append((chain[-1].parent / Path(base).expanduser()).resolve())
-        if len(chain) > 20:
-            raise ValueError(f"{path} is based on itself")
-    return chain
+    chain = base_chain(path)
+    presets = [i for i, file in enumerate(chain) if file.name.startswith(_PRESET)]
+    return chain[: presets[0] + 1] if presets else chain
 
 
 def _load(path: Path) -> Flat:
-    cfg = get_cfg()
-    add_frcnn_config(cfg)
+    cfg = plugin_cfg()
     cfg.merge_from_file(str(path), allow_unsafe=False)
     return flatten(cfg)
 
 
 def _defaults() -> Flat:
-    cfg = get_cfg()
-    add_frcnn_config(cfg)
-    return flatten(cfg)
+    return flatten(plugin_cfg())
 
 
 def _text(flat: Flat, key: str) -> str:

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-import detectron2
-import numpy
 import torch
-import torchvision
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.utils import comm
-
-import frcnn_plugin
 
 from ..errors import UserError
 from ..four_step.hook import FourStepHook
+from ..host import registered_hooks
+from ..process import environment
 from .run_record import RunRecord, Session, Span
 
 logger = logging.getLogger(__name__)
@@ -54,7 +48,7 @@ class RunRecorder(HookBase):
 
     def before_train(self) -> None:
         """Begin a record, or go on with that of the run that is resumed."""
-        hooks = self.trainer._hooks
+        hooks = registered_hooks(self.trainer)
         self._four_step = next((h for h in hooks if isinstance(h, FourStepHook)), None)
         self._stages = self._four_step.stages if self._four_step else []
         folder = Path(self._cfg.OUTPUT_DIR)
@@ -81,7 +75,7 @@ class RunRecorder(HookBase):
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=self._command,
             first=self.trainer.start_iter,
-            environment=describe_environment(self._cfg.MODEL.DEVICE),
+            environment={**environment(), "device": self._cfg.MODEL.DEVICE},
         )
         record.sessions.append(self._session)
         self._save()
@@ -119,51 +113,6 @@ class RunRecorder(HookBase):
 
     def _seconds(self) -> float:
         return round(time.perf_counter() - self._begun, 3)
-
-
-def describe_environment(device: str) -> dict[str, str]:
-    """What this process runs on, name -> value.
-
-    Args:
-        device: ``MODEL.DEVICE``.
-    """
-    package = Path(frcnn_plugin.__file__).resolve().parent
-    commit = _git_commit(package.parent)
-    values = {
-        "frcnn_plugin": frcnn_plugin.__version__ + (f", commit {commit}" if commit else ""),
-        "detectron2": f"{detectron2.__version__}, {Path(detectron2.__file__).parent}",
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": numpy.__version__,
-        "Python": platform.python_version(),
-        "system": platform.platform(),
-        "device": device,
-        "CPU": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads per process",
-        "processes": str(comm.get_world_size()),
-    }
-    if device.startswith("cuda"):
-        values["device"] = f"{device}, {torch.cuda.get_device_name()}"
-        values["CUDA"] = f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-    return values
-
-
-def _git_commit(root: Path) -> str:
-    """The commit of a checkout, and whether files differ from it; "" if it is none."""
-    if not (root / ".git").exists():  # a wheel; git would look further up
-        return ""
-    try:
-        answers = [
-            subprocess.run(
-                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10
-            )
-            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
-        ]
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    if any(answer.returncode for answer in answers):
-        return ""
-    commit, changes = (answer.stdout.strip() for answer in answers)
-    return commit + (" with changes" if changes else "")
 
 
 def _wait_for_device(device: str) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from detectron2.data.detection_utils import SizeMismatchError, read_image
+from detectron2.data.detection_utils import SizeMismatchError
 
+from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
 from .drawings.comparison import ImageArray
 
@@ -32,10 +33,7 @@ class InspectedImage:
             UserError: the file is missing, no image, or of another size than the data set says.
         """
         path = record["file_name"]
-        try:
-            self.bgr: ImageArray = read_image(path, "BGR")
-        except (OSError, ValueError) as e:  # Pillow's errors are OSErrors
-            raise UserError(f"{path} cannot be read as an image: {e}") from e
+        self.bgr: ImageArray = read_bgr(path)
         try:
             self.item: dict[str, Any] = mapper(record)
         except SizeMismatchError as e:

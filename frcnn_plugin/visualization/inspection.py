@@ -20,8 +20,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..engine.checkpointer import AtomicCheckpointer
-from ..engine.weight_requirements import names_detector
+from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..errors import UserError
 from ..modeling import PaperRCNN
 from ..modeling.backbone.caffe_backbone import backbone_feature_sizes

@@ -18,10 +18,10 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
+from ..checkpoint.checkpointer import names_detector
 from ..data.loading.resize import build_mapper
 from ..data.loading.train_loader import MirroringMapper
 from ..data.proposals.checks import Proposals
-from ..engine.weight_requirements import names_detector
 from ..errors import UserError
 from ..evaluation.ground_truth import GroundTruth, from_dicts
 from ..evaluation.proposals.recall import measure_recall

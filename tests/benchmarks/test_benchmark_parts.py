@@ -259,13 +259,13 @@ def test_frozen_convolutions_get_no_gradient() -> None:
     steps = stages.Stages(contender)
     trained: dict[str, set[str]] = {}
     contender.optimizer.zero_grad = lambda set_to_none: None  # keep them, to look at
-    for name, phase, trains in stages.STEPS:
+    for name, phase, trains in stages.KINDS:
         for parameter in contender.model.parameters():
             parameter.grad = None
         steps.sample(name, phase, trains)
         named = contender.model.named_parameters()
         trained[name] = {n.split(".")[0] for n, p in named if p.grad is not None}
-    assert trained == {name: set(trains) for name, _, trains in stages.STEPS}
+    assert trained == {name: set(trains) for name, _, trains in stages.KINDS}
 
 
 def test_the_best_peer_is_the_faster_one() -> None:

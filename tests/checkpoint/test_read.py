@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from frcnn_plugin.checkpoint import KEY, read_weights, save_weights, write_caffemodel
+from frcnn_plugin.checkpoint import KEY, peek, read_weights, save_weights, write_caffemodel
 from frcnn_plugin.checkpoint.from_torchvision import KNOWN
 from frcnn_plugin.checkpoint.metadata import CAFFE, TORCHVISION, Metadata
 from frcnn_plugin.errors import UserError
@@ -95,6 +96,47 @@ def test_checkpoint_of_this_plugin_without_metadata(tmp_path: Path) -> None:
     weights = read_weights(tmp_path / "old.pth")
     assert weights.metadata == Metadata("detector")
     assert list(weights.state_dict) == ["backbone.conv1.conv1_1.weight"]
+
+
+def test_peek_tells_what_a_checkpoint_of_a_run_holds(tmp_path: Path) -> None:
+    content = {
+        "model": {"a": torch.arange(3.0), "b": 1},
+        KEY: Metadata("detector", CAFFE).to_dict(),
+        "trainer": {"hooks": {"FourStepHook": {"step": 3}}},
+        "iteration": 41,
+    }
+    torch.save(content, tmp_path / "run.pth")
+    found = peek(tmp_path / "run.pth")
+    assert list(found.weights) == ["a"]
+    assert found.weights["a"].tolist() == [0.0, 1.0, 2.0]
+    assert found.metadata == Metadata("detector", CAFFE)
+    assert (found.iteration, found.stage) == (41, 3)
+    found.weights["a"].zero_()
+    assert peek(tmp_path / "run.pth").weights["a"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_peek_into_a_file_of_others(tmp_path: Path) -> None:
+    """In the format before torch 1.6, which cannot be mapped; without anything but weights."""
+    weights = {"a": torch.ones(2)}
+    torch.save(weights, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    found = peek(tmp_path / "old.pth")
+    assert found.weights["a"].tolist() == [1.0, 1.0]
+    assert (found.metadata, found.iteration, found.stage) == (None, None, 0)
+    torch.save({"model": weights, "trainer": {"hooks": {}}, "iteration": "x"}, tmp_path / "b.pth")
+    assert (peek(tmp_path / "b.pth").iteration, peek(tmp_path / "b.pth").stage) == (None, 0)
+
+
+def test_peek_executes_nothing(tmp_path: Path) -> None:
+    """A pickle may name any function; a folder would appear here."""
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"evil\.pth is damaged, or holds more than weights"):
+        peek(tmp_path / "evil.pth")
+    assert not (tmp_path / "evil").exists()
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04 cut off", b"\x80\x02 nonsense"])

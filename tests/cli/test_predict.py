@@ -21,9 +21,9 @@ from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.checkpoint.metadata import KEY
 from frcnn_plugin.engine import setup_cfg
-from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
 from frcnn_plugin.predict import FasterRCNNPredictor
 from frcnn_plugin.predict.video import VideoFile, VideoFrames
 from tests.cli.conftest import frcnn
@@ -188,7 +188,7 @@ def test_unreadable_files_are_left_out(predict: Callable, photos: Path, tmp_path
     (photos / "a" / "9.jpg").write_bytes(b"")
     out = tmp_path / "out"
     printed = predict(photos / "a", "--output", out, status=1)
-    assert f"left out: {photos}/a/0.jpg cannot be read as a picture (cannot identify" in printed
+    assert f"left out: {photos}/a/0.jpg cannot be read as an image (cannot identify" in printed
     assert printed.rstrip().endswith(
         f"error: 2 of 4 files could not be read: {photos}/a/0.jpg, {photos}/a/9.jpg"
     )

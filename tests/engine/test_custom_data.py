@@ -14,9 +14,8 @@ from detectron2.data import MetadataCatalog
 from frcnn_plugin import get_config_file
 from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
-from frcnn_plugin.engine import PaperTrainer, setup_cfg
-from frcnn_plugin.engine.evaluate import evaluate_checkpoint
-from frcnn_plugin.preflight import check_cfg
+from frcnn_plugin.engine import PaperTrainer, evaluate_checkpoint, setup_cfg
+from frcnn_plugin.preflight import PlannedRun, stop_on_errors
 
 pytestmark = pytest.mark.usefixtures("restore_catalogs")
 
@@ -112,7 +111,7 @@ def test_from_a_folder_to_a_detector(
     path.write_text(text.format(base=get_config_file(config), root=folder, more=more))
     opts = [*SMALL, "OUTPUT_DIR", str(tmp_path / "run")]
     cfg = setup_cfg(str(path), opts)
-    check_cfg(cfg)
+    stop_on_errors(PlannedRun(cfg))
     trainer = PaperTrainer(cfg)
     trainer.resume_or_load(resume=False)
     # So that something is found: an untrained predictor may call all of it background.
@@ -123,7 +122,7 @@ def test_from_a_folder_to_a_detector(
 
     weights = str(tmp_path / "run" / "model_final.pth")
     cfg = setup_cfg(str(path), [*opts, "MODEL.WEIGHTS", weights])
-    check_cfg(cfg, eval_only=True)
+    stop_on_errors(PlannedRun(cfg, eval_only=True))
     again = evaluate_checkpoint(cfg)
     assert again["bbox"]["AP50"] == pytest.approx(results["bbox"]["AP50"], abs=1e-6)
 
@@ -140,7 +139,7 @@ def test_in_four_steps(folder: Path, tmp_path: Path, text: str) -> None:
         *("FOUR_STEP.POST_NMS_TOPK", "20", "OUTPUT_DIR", str(tmp_path / "run")),
     ]
     cfg = setup_cfg(str(path), opts)
-    check_cfg(cfg)
+    stop_on_errors(PlannedRun(cfg))
     trainer = PaperTrainer(cfg)
     trainer.resume_or_load(resume=False)
     results = trainer.train()

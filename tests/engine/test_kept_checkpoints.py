@@ -35,7 +35,7 @@ def quick_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 class Stop(HookBase):
-    """Ends a run behind an iteration."""
+    """Ends a run after an iteration."""
 
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration

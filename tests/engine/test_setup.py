@@ -18,7 +18,7 @@ from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.engine.setup import merge_overrides
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.preflight import check_cfg
+from frcnn_plugin.preflight import PlannedRun, stop_on_errors
 from tests.conftest import CONFIGS
 
 DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
@@ -32,12 +32,12 @@ def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def problem(*opts: str, config: str = DEMO, eval_only: bool = False) -> str:
     with pytest.raises(UserError) as caught:
-        check_cfg(setup_cfg(config, opts), eval_only=eval_only)
+        stop_on_errors(PlannedRun(setup_cfg(config, opts), eval_only=eval_only))
     return str(caught.value)
 
 
 def test_demo_config_passes(shapes: Path) -> None:
-    check_cfg(setup_cfg(DEMO))
+    stop_on_errors(PlannedRun(setup_cfg(DEMO)))
 
 
 def test_cpu_is_chosen_without_cuda(caplog: pytest.LogCaptureFixture) -> None:

@@ -230,6 +230,16 @@ def test_submission_files(tmp_path):
     assert (tmp_path / "out" / "comp4_det_val_cow.txt").read_text() == ""
 
 
+def test_files_that_cannot_be_written_do_not_end_a_run(tmp_path, caplog):
+    register("small", IMAGES, split="val")
+    blocked = tmp_path / "out"
+    blocked.write_text("a file where the folder should be")
+    results = evaluate("small", PREDICTIONS, output_dir=str(blocked))
+    assert results == evaluate("small", PREDICTIONS)
+    assert f"{blocked}/comp4_det_val_*.txt is not written: [Errno" in caplog.text
+    assert f"{blocked}/evaluation.json is not written: [Errno" in caplog.text
+
+
 def random_folder(root, rng):
     """40 images with objects as the host's loader needs them: all tags, whole numbers."""
     tags = "<pose>Frontal</pose><truncated>0</truncated><difficult>{}</difficult>"

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.engine import PaperTrainer
-from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
 from frcnn_plugin.engine.setup import setup_cfg
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalCollector
 from frcnn_plugin.four_step import weights as stage_weights
-from frcnn_plugin.preflight import check_cfg
+from frcnn_plugin.preflight import PlannedRun, stop_on_errors
 
 CLASSES = ["circle", "square", "triangle"]
 # On top of Base-PyEnd2End.yaml; nothing here depends on the demo's configs.
@@ -110,7 +111,7 @@ def arm(point: str, trainer: PaperTrainer) -> None:
 
         ProposalCollector.process = process_and_die  # type: ignore[method-assign]
     elif kind == "surgery":  # between two steps, with the weights changed
-        name = {"2": "restore_initial", "3": "redraw_rpn_head"}[number]
+        name = {"2": "restore_initial", "3": "redraw"}[number]
         function = getattr(stage_weights, name)
 
         def change_and_die(*args: Any) -> None:
@@ -169,7 +170,7 @@ def tiny_cfg(folder: Path, opts: Sequence[str] = ()) -> CfgNode:
 def make_trainer(folder: Path, opts: Sequence[str] = (), *, resume: bool = False) -> PaperTrainer:
     """A trainer as tools/train_net.py has it in front of ``train()``."""
     cfg = tiny_cfg(folder, opts)
-    check_cfg(cfg, resume=resume)
+    stop_on_errors(PlannedRun(cfg, resume=resume))
     torch.manual_seed(max(cfg.SEED, 0))
     trainer = PaperTrainer(cfg)
     trainer.resume_or_load(resume=resume)
@@ -216,17 +217,23 @@ def digest_of(weights: dict[str, torch.Tensor]) -> str:
     return stage_weights.digest(module)
 
 
+def play(root: Path, scenario: dict[str, Any]) -> dict[str, Any]:
+    """Run a scenario to its end."""
+    folder = root / scenario["name"]
+    opts = scenario.get("opts", [])
+    killed = train(folder, scenario["kill"], opts, resume=False)
+    if killed:
+        train(folder, None, opts, resume=True)
+    return {"killed": killed, "weights": final_weights(folder)}
+
+
 def main() -> None:
     root = Path(sys.argv[1])
     torch.set_num_threads(1)
-    results = {}
-    for scenario in json.load(sys.stdin):
-        folder = root / scenario["name"]
-        opts = scenario.get("opts", [])
-        killed = train(folder, scenario["kill"], opts, resume=False)
-        if killed:
-            train(folder, None, opts, resume=True)
-        results[scenario["name"]] = {"killed": killed, "weights": final_weights(folder)}
+    scenarios = json.load(sys.stdin)
+    with get_context("fork").Pool(2) as pool:  # as they train in one thread
+        played = pool.starmap(play, [(root, s) for s in scenarios], chunksize=1)
+    results = {s["name"]: result for s, result in zip(scenarios, played, strict=True)}
     print("RESULTS " + json.dumps(results))
 
 

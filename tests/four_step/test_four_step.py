@@ -196,15 +196,15 @@ def test_metrics_name_the_step(finished: Run) -> None:
 
 def test_every_line_names_the_step(finished: Run) -> None:
     lines = finished.recorder.lines
-    first = next(i for i, line in enumerate(lines) if "step 1 of 4 begins" in line)
+    first = next(i for i, line in enumerate(lines) if "stage 1 of 4 begins" in line)
     last = next(i for i, line in enumerate(lines) if "share their convolutions" in line)
     during = lines[first : last + 1]
     assert len(during) > 30
-    assert [line for line in during if not line.startswith("[step ")] == []
-    numbers = [int(line[len("[step ")]) for line in during]
+    assert [line for line in during if not line.startswith("[stage ")] == []
+    numbers = [int(line[len("[stage ")]) for line in during]
     assert numbers == sorted(numbers) and set(numbers) == {1, 2, 3, 4}
-    assert not lines[0].startswith("[step ") and not lines[-1].startswith("[step ")
-    assert not any(line.count("[step ") > 1 for line in lines)
+    assert not lines[0].startswith("[stage ") and not lines[-1].startswith("[stage ")
+    assert not any(line.count("[stage ") > 1 for line in lines)
 
 
 def test_losses_of_another_step_are_not_printed(finished: Run) -> None:
@@ -214,8 +214,8 @@ def test_losses_of_another_step_are_not_printed(finished: Run) -> None:
     printed = [x for x in finished.recorder.lines if "total_loss:" in x]
     assert len(printed) >= 14
     for line in printed:
-        assert ("loss_rpn_cls:" in line) == line.startswith(("[step 1/4]", "[step 3/4]")), line
-        assert ("loss_box_reg:" in line) == line.startswith(("[step 2/4]", "[step 4/4]")), line
+        assert ("loss_rpn_cls:" in line) == line.startswith(("[stage 1/4]", "[stage 3/4]")), line
+        assert ("loss_box_reg:" in line) == line.startswith(("[stage 2/4]", "[stage 4/4]")), line
 
 
 def test_proposal_files(finished: Run) -> None:
@@ -241,7 +241,7 @@ def test_shared_convolutions_are_confirmed(finished: Run) -> None:
 def test_convolutions_that_change_in_step_4_are_noticed(finished: Run, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, finished.opts)
     trainer._hooks[0]._shared_convolutions = "another"
-    with pytest.raises(RuntimeError, match="the convolutions changed in step 4"):
+    with pytest.raises(RuntimeError, match="the convolutions changed in stage 3 or 4"):
         trainer._hooks[0]._check_shared(trainer.model)
 
 

@@ -13,7 +13,7 @@ from detectron2.engine import HookBase
 from frcnn_plugin.engine import forget_run
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step.checkpoints import check_schedule, schedule_state
-from frcnn_plugin.preflight import check_cfg
+from frcnn_plugin.preflight import PlannedRun, stop_on_errors
 from tests.four_step.fixtures import Run
 from tests.four_step.four_step_runs import final_weights, make_trainer, tiny_cfg
 from tests.four_step.test_four_step_parts import later
@@ -100,7 +100,7 @@ def proposals(folder: Path) -> Path:
 
 def test_lost_proposals(copy: Callable[..., str]) -> None:
     message = copy(change=lambda folder: proposals(folder).unlink())
-    assert "stage3/tiny_trainval.pkl is missing, but step 4 began to train on it" in message
+    assert "stage3/tiny_trainval.pkl is missing, but stage 4 began to train on it" in message
     assert "FOUR_STEP.START_AT 4 MODEL.WEIGHTS " in message and "stage3_final.pth" in message
     assert "INITIAL_WEIGHTS" not in message
 
@@ -109,7 +109,7 @@ def test_damaged_proposals(copy: Callable[..., str]) -> None:
     def damage(folder: Path) -> None:
         proposals(folder).write_bytes(proposals(folder).read_bytes()[:-10])
 
-    assert "tiny_trainval.pkl has changed since step 4 began" in copy(change=damage)
+    assert "tiny_trainval.pkl has changed since stage 4 began" in copy(change=damage)
 
 
 def test_other_proposals(copy: Callable[..., str]) -> None:
@@ -118,7 +118,7 @@ def test_other_proposals(copy: Callable[..., str]) -> None:
     def exchange(folder: Path) -> None:
         shutil.copy(folder / "proposals" / "stage1" / "tiny_trainval.pkl", proposals(folder))
 
-    assert "tiny_trainval.pkl has changed since step 4 began" in copy(change=exchange)
+    assert "tiny_trainval.pkl has changed since stage 4 began" in copy(change=exchange)
 
 
 def test_what_to_type_after_losing_proposals_of_step_1(finished: Run, tmp_path: Path) -> None:
@@ -169,9 +169,9 @@ def test_empty_last_checkpoint(copy: Callable[..., str]) -> None:
 def test_a_fresh_run_in_a_used_folder(finished: Run) -> None:
     cfg = tiny_cfg(finished.folder, finished.opts)
     with pytest.raises(UserError, match=r"holds a run already: .*--resume.*--overwrite"):
-        check_cfg(cfg)
-    check_cfg(cfg, resume=True)
-    check_cfg(cfg, overwrite=True)
+        stop_on_errors(PlannedRun(cfg))
+    stop_on_errors(PlannedRun(cfg, resume=True))
+    stop_on_errors(PlannedRun(cfg, overwrite=True))
 
 
 def test_overwriting_forgets_the_old_run(stopped: Path, finished: Run, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_initial_weights_of_another_network(finished: Run, tmp_path: Path) -> No
 def test_damaged_initial_weights(finished: Run, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.pth").write_bytes(content)
     opts = later(finished, 2, "FOUR_STEP.INITIAL_WEIGHTS", str(tmp_path / "bad.pth"))
-    with pytest.raises(UserError, match=r"bad.pth is damaged, or no file of initial weights"):
+    with pytest.raises(UserError, match=r"bad.pth is damaged, or .*FOUR_STEP.INITIAL_WEIGHTS"):
         make_trainer(tmp_path / "run", opts).train()
 
 
@@ -232,7 +232,7 @@ def test_a_later_start_without_weights(
 
 def test_a_later_start_with_the_weights_of_another_step(finished: Run, tmp_path: Path) -> None:
     opts = [*finished.opts, "MODEL.WEIGHTS", str(finished.folder / "stage1_final.pth")]
-    with pytest.raises(UserError, match=r"from the end of step 1: give stage2_final.pth"):
+    with pytest.raises(UserError, match=r"from the end of stage 1: give stage2_final.pth"):
         make_trainer(tmp_path, [*opts, "FOUR_STEP.START_AT", "3"])
 
 

@@ -11,7 +11,7 @@ import torch
 from detectron2.engine import DefaultTrainer, HookBase
 
 from frcnn_plugin import get_config_file
-from frcnn_plugin.engine import SeedEveryStep
+from frcnn_plugin.engine import SeedEveryIteration
 from frcnn_plugin.four_step.hook import FourStepHook
 from tests.four_step.four_step_runs import TINY, final_weights, tiny_cfg
 
@@ -64,7 +64,7 @@ def test_example_resumes_exactly_with_seeds(example: dict[str, Any], tmp_path: P
     for name, fails in (("whole", False), ("resumed", True), ("resumed", False)):
         torch.manual_seed(0)
         trainer = make(example, tmp_path / name)
-        seeds = SeedEveryStep(3)
+        seeds = SeedEveryIteration(3)
         trainer.register_hooks([seeds])
         trainer._hooks.insert(1, trainer._hooks.pop())
         if fails:

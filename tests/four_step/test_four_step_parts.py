@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from frcnn_plugin.engine.evaluate import evaluate_checkpoint
+from frcnn_plugin.engine import evaluate_checkpoint
 from frcnn_plugin.errors import UserError
 from tests.four_step.fixtures import Run
 from tests.four_step.four_step_runs import digest_of, final_weights, make_trainer, tiny_cfg
@@ -130,7 +130,7 @@ def test_evaluation_without_its_proposals(finished: Run, tmp_path: Path) -> None
     path = tmp_path / "stage2_final.pth"
     path.symlink_to(finished.folder / "stage2_final.pth")
     cfg = tiny_cfg(tmp_path, [*finished.opts, "MODEL.WEIGHTS", str(path)])
-    with pytest.raises(UserError, match=r"proposals of step 1, but .*tiny_test.pkl is missing"):
+    with pytest.raises(UserError, match=r"proposals of stage 1, but .*tiny_test.pkl is missing"):
         evaluate_checkpoint(cfg)
 
 

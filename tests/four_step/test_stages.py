@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from frcnn_plugin import add_frcnn_config, get_config_file
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.four_step.stages import apply_four_step, build_four_step_scheduler, build_stages
+from frcnn_plugin.four_step import apply_four_step, build_four_step_scheduler, build_stages
 
 
 def load(name: str = "faster_rcnn_vgg16_voc.yaml", *opts: Any) -> CfgNode:
@@ -86,9 +86,9 @@ def test_first_and_last_step() -> None:
     ("opts", "message"),
     [
         (["FOUR_STEP.ITERS", [1, 2, 3]], r"FOUR_STEP.ITERS is \[1, 2, 3\]: it needs four entries"),
-        (["FOUR_STEP.DROPS", [[80000], [1], [1], [1]]], r"step 1: FOUR_STEP.DROPS \[80000\]"),
+        (["FOUR_STEP.DROPS", [[80000], [1], [1], [1]]], r"stage 1: FOUR_STEP.DROPS \[80000\]"),
         (["FOUR_STEP.DROPS", [[9, 5], [1], [1], [1]]], r"must be growing"),
-        (["FOUR_STEP.ITERS", [0, 9, 9, 9]], r"step 1: .*leave steps out with FOUR_STEP.START_AT"),
+        (["FOUR_STEP.ITERS", [0, 9, 9, 9]], r"stage 1: .*leave stages out with FOUR_STEP.START_AT"),
         (["FOUR_STEP.START_AT", 3, "FOUR_STEP.STOP_AFTER", 2], r"growing numbers from 1 to 4"),
         (["FOUR_STEP.STOP_AFTER", 5], r"growing numbers from 1 to 4"),
         (["FOUR_STEP.PREDICTOR_START", "new"], r"'new': use one of continue, restart"),

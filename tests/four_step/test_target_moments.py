@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from frcnn_plugin.four_step.target_moments import TargetMoments
+from frcnn_plugin.four_step.statistics import TargetMoments
 from tests.four_step.statistics_records import close
 
 E30 = torch.tensor([[0.2, 0, 0.1, 0], [0, 0, 0, 0], [-0.2, 0.1, 0.3, 0.2]], dtype=torch.float64)

@@ -15,10 +15,8 @@ from detectron2.utils.logger import _LOG_COUNTER
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.data import SHAPE_CLASSES, VOC_CLASSES, register_voc
-from frcnn_plugin.preflight import preflight_without_config
-from frcnn_plugin.preflight.data_folders import suggest_folder
-from frcnn_plugin.preflight.data_sets import check_data
-from frcnn_plugin.preflight.images import SAMPLE, evenly
+from frcnn_plugin.preflight import data_sets, preflight_without_config
+from frcnn_plugin.preflight.data_sets import check_data, evenly, suggest_folder
 from tests.data.datasets.voc_folder import add_image, obj
 from tests.preflight.conftest import only
 
@@ -165,16 +163,14 @@ def test_truncated_image(find, shapes: Path) -> None:
     image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
     message = only(find(), "data")
     assert "shapes_test: 1 of 3 images looked at are bad" in message
-    assert f"{image}: image file is truncated" in message
-    assert "download them again" in message and "doctor.py --all" in message
+    assert f"{image} cannot be read as an image (image file is truncated" in message
+    assert "download them again" in message and "frcnn doctor --all" in message
 
 
 def test_all_images_are_read(find, plan, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from frcnn_plugin.preflight import images
-
     names = (shapes / "ImageSets" / "Main" / "trainval.txt").read_text().split()
     (shapes / "JPEGImages" / f"{names[3]}.jpg").write_bytes(b"")
-    monkeypatch.setattr(images, "SAMPLE", 2)
+    monkeypatch.setattr(data_sets, "_SAMPLE", 2)
     assert find() == []
     message = only(find(every_image=True), "data")
     assert "1 of 6 images" in message and names[3] in message and "--all" not in message
@@ -328,5 +324,5 @@ def test_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_sample_is_even() -> None:
     assert evenly(range(10), 4) == [0, 3, 6, 9]
     assert evenly(range(3), 4) == [0, 1, 2]
-    assert evenly([], SAMPLE) == []
+    assert evenly([], 4) == []
     assert len(VOC_CLASSES) == 20

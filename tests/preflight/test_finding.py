@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frcnn_plugin.preflight.finding import Finding, count, error, ok, plural, warning, worst
+from frcnn_plugin.preflight.finding import Finding, count, error, ok, plural, warning
 
 
 def test_a_finding_is_one_line_with_the_fix() -> None:
@@ -26,9 +26,6 @@ def test_further_lines_are_below_the_text() -> None:
 def test_counts() -> None:
     findings: list[Finding] = [ok("a", ""), warning("a", ""), ok("a", "")]
     assert count(findings) == {"ok": 2, "warning": 1, "error": 0}
-    assert worst([]) == "ok"
-    assert worst(findings) == "warning"
-    assert worst([*findings, error("a", "")]) == "error"
 
 
 def test_plural() -> None:

@@ -1,89 +1,79 @@
-"""The estimate of memory."""
+"""Memory: measured peaks beside what is free."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.preflight import memory
-from frcnn_plugin.preflight.memory import (
-    _activations,
-    estimate,
-    free_ram,
-    images_at_once,
-    largest_image,
-)
+from frcnn_plugin.preflight.memory import check_memory, free_ram
+from tests.conftest import CONFIGS
 from tests.preflight.conftest import only
 
-
-class Backbone(nn.Sequential):
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"last": super().forward(x)}
-
-
-def test_activations_by_hand() -> None:
-    """Two images of 8x4: frozen 2 channels, 3 channels in place, pooled to 4x2, 5 channels."""
-    layers = [nn.Conv2d(3, 2, 1), nn.Conv2d(2, 3, 1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-    backbone = Backbone(*layers, nn.Conv2d(3, 5, 1)).to("meta")
-    backbone[0].requires_grad_(False)
-    kept, largest, channels = _activations(SimpleNamespace(backbone=backbone), (8, 4), 2)
-    assert kept == 2 * (3 * 32 * 4 + 3 * 8 * 12 + 5 * 8 * 4)
-    assert largest == 2 * 3 * 32 * 4
-    assert channels == 5
+FULL = [
+    *("MODEL.VGG.CHANNELS", "[64,128,256,512,512]"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "4096"),
+    *("MODEL.WEIGHTS", ""),
+]
 
 
-def test_training_takes_more_than_testing(plan) -> None:
-    run = plan()
-    need = [
-        estimate(run.model, run.model_cfg, (320, 224), 1, training=training)
-        for training in (False, True)
-    ]
-    parameters = sum(p.numel() for p in run.model.parameters())
-    assert need[1] - need[0] > 8 * parameters
-    assert need[0] > 4 * parameters
+@pytest.fixture
+def check(plan):
+    """A function that gives the findings of a run of VGG16 at full width."""
+
+    def build(*opts: Any, config: str = "faster_rcnn_vgg16_voc_joint.yaml", **how: Any):
+        return list(check_memory(plan(*FULL, *opts, config=get_config_file(config), **how)))
+
+    return build
 
 
-def test_frozen_layers_take_less(plan) -> None:
-    run, frozen = plan(), plan("MODEL.BACKBONE.FREEZE_AT", "2")
-    need = [estimate(r.model, r.model_cfg, (320, 224), 1, training=True) for r in (run, frozen)]
-    assert need[1] < need[0]
+@pytest.mark.parametrize(
+    ("config", "eval_only", "words"),
+    [
+        ("faster_rcnn_vgg16_voc_joint.yaml", True, "inference of VGG16 took 1.7 GiB"),
+        ("faster_rcnn_vgg16_voc_joint.yaml", False, "joint training of VGG16 took 3.0 GiB"),
+        ("faster_rcnn_vgg16_voc.yaml", False, "four-step training of VGG16 took 4.2 GiB"),
+    ],
+)
+def test_measured_runs(
+    check, monkeypatch: pytest.MonkeyPatch, config: str, eval_only: bool, words: str
+) -> None:
+    monkeypatch.setattr(memory, "free_ram", lambda: 2**34)
+    (finding,) = check(config=config, eval_only=eval_only)
+    assert finding.level == "ok" and finding.text.startswith(words)
+    assert "600x1000 pixels; 16.0 GiB of RAM are free" in finding.text
 
 
-def test_largest_image(plan) -> None:
-    """100x80 and 50x100 to a shorter side of 60: 75x60 and 60x120, which 100 limits to 50x100."""
-    run = plan(
-        *("INPUT.MIN_SIZE_TRAIN", "(60,)"), *("INPUT.MAX_SIZE_TRAIN", "100"),
-        *("INPUT.MIN_SIZE_TEST", "30"), *("INPUT.MAX_SIZE_TEST", "90"),
-    )  # fmt: skip
-    run._loaded["shapes_trainval"] = [{"width": 100, "height": 80}, {"width": 50, "height": 100}]
-    assert largest_image(run) == (50, 100)
-    run._loaded["shapes_trainval"] = []
-    assert largest_image(run) == (100, 60)
-    run.eval_only = True
-    run._loaded["shapes_test"] = [{"width": 100, "height": 80}]
-    assert largest_image(run) == (38, 30)
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ["MODEL.ROI_BOX_HEAD.FC_DIM", "16"],
+        ["MODEL.VGG.CHANNELS", "[4,4,8,8,8]"],
+        ["INPUT.MIN_SIZE_TRAIN", "(300,)"],
+        ["MODEL.PAPER_RCNN.PHASE", "rpn"],
+    ],
+)
+def test_nothing_is_said_of_what_was_not_measured(check, opts: list[str]) -> None:
+    assert check(*opts) == []
 
 
-def test_images_at_once(plan) -> None:
-    """One by one or together, their activations wait for the same backward pass."""
-    for one_by_one in ("True", "False"):
-        opts = ["MODEL.PAPER_RCNN.ONE_BY_ONE", one_by_one, "SOLVER.IMS_PER_BATCH", "4"]
-        assert images_at_once(plan(*opts)) == 4
-        assert images_at_once(plan(*opts, num_processes=2)) == 4  # the batch is scaled to 8
-    assert images_at_once(plan(config=get_config_file("demo/vgg16_shapes.yaml"))) == 2
+def test_peaks_are_those_of_the_documentation() -> None:
+    text = (CONFIGS.parent / "docs" / "benchmarks.md").read_text()
+    for _, peak in memory._MEASURED.values():
+        assert f" {peak} " in text
 
 
-def test_too_little_memory(find, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_ram", lambda: 2**28)
-    message = only(find(), "memory", "warning")
-    assert "but only 0.2 GiB of RAM are free" in message
-    assert "lower INPUT.MIN_SIZE_TRAIN (now (224,)) or SOLVER.IMS_PER_BATCH" in message
-    message = only([f for f in find(num_processes=2) if f.subject == "memory"], "memory", "warning")
-    assert "(2 processes)" in message and "or --num-gpus" in message
+def test_too_little_memory(check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_ram", lambda: 2**31)
+    message = only(check(), "memory", "warning")
+    assert "but only 2.0 GiB of RAM are free for 1 process. If memory runs out" in message
+    assert "lower INPUT.MIN_SIZE_TRAIN (now (600,)) or SOLVER.IMS_PER_BATCH" in message
+    assert check(eval_only=True)[0].level == "ok"
+    message = only(check(eval_only=True, num_processes=2), "memory", "warning")
+    assert "for 2 processes" in message and "INPUT.MIN_SIZE_TEST (now 600)" in message
+    assert message.endswith("or --num-gpus")
 
 
 def test_free_memory_is_plausible() -> None:

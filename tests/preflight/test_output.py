@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from frcnn_plugin.preflight.disk import checkpoint_bytes, periodic_checkpoints, stage_files
+from frcnn_plugin.preflight.disk import checkpoint_bytes, checkpoints, stage_files
 from frcnn_plugin.preflight.output import check_output, resumed_iteration
 from tests.preflight.conftest import only
 
@@ -97,7 +97,7 @@ def test_full_disk(
 ) -> None:
     """1200 iterations, every tenth and the final one: 121; 0.8 / 0.9 of them are 107."""
     opts = ["SOLVER.CHECKPOINT_PERIOD", "10", "SOLVER.CHECKPOINTS_KEPT", "0"]
-    free = int(part * sum(periodic_checkpoints(plan(*opts))))
+    free = int(part * sum(checkpoints(plan(*opts))))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 2**40 - free, free))
     sentence = only(find(*opts), "disk", level)
     assert "(121 checkpoints of up to" in sentence and "are free in" in sentence
@@ -107,21 +107,21 @@ def test_full_disk(
 def test_kept_checkpoints(plan) -> None:
     """Three, the best and the final one."""
     opts = ["SOLVER.CHECKPOINT_PERIOD", "10"]
-    assert len(periodic_checkpoints(plan(*opts))) == 4
-    assert len(periodic_checkpoints(plan(*opts, "TEST.EVAL_PERIOD", "100"))) == 5
+    assert len(checkpoints(plan(*opts))) == 4
+    assert len(checkpoints(plan(*opts, "TEST.EVAL_PERIOD", "100"))) == 5
 
 
 def test_sizes_of_checkpoints(plan) -> None:
     """Weights and momentum of all parameters, 4 bytes each; every 600 of 1200 and at the end."""
     run = plan()
     parameters = sum(p.numel() for p in run.model.parameters())
-    assert periodic_checkpoints(run) == [parameters * 8] * 3
+    assert checkpoints(run) == [parameters * 8] * 3
     assert stage_files(run) == 0
 
 
 def test_a_resumed_run_writes_less(plan, tmp_path: Path) -> None:
     folder = leave_run(tmp_path / "run", 599)
-    assert len(periodic_checkpoints(plan("OUTPUT_DIR", folder, resume=True))) == 2
+    assert len(checkpoints(plan("OUTPUT_DIR", folder, resume=True))) == 2
 
 
 def test_sizes_of_four_steps(plan, shapes: Path) -> None:

@@ -10,7 +10,7 @@ from frcnn_plugin import get_config_file
 from frcnn_plugin.engine.setup import setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.preflight import PlannedRun
-from frcnn_plugin.preflight.schedule import check_schedule, find_preset
+from frcnn_plugin.preflight.schedule import check_solver, find_preset
 from tests.conftest import CONFIGS
 from tests.preflight.conftest import only
 
@@ -21,12 +21,12 @@ SHIPPED = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Ba
 @pytest.mark.parametrize("config", SHIPPED, ids=lambda p: p.name)
 def test_shipped_schedules_are_fine(config: Path, restore_catalogs: None) -> None:
     run = PlannedRun(setup_cfg(str(config), ["MODEL.DEVICE", "cpu"]), config_file=str(config))
-    (finding,) = check_schedule(run)
+    (finding,) = check_solver(run)
     assert finding.level == "ok"
     assert "in 1 process, learning rate" in finding.text
 
 
-def test_steps_behind_the_end(find) -> None:
+def test_steps_after_the_end(find) -> None:
     message = only(find("SOLVER.STEPS", "(800,)", "SOLVER.MAX_ITER", "700"), "schedule")
     assert 'SOLVER.STEPS "(500,)"' in message
 
@@ -81,7 +81,7 @@ def test_larger_batch_at_a_scaled_rate(find) -> None:
 
 def test_processes_scale_the_rate_themselves(plan) -> None:
     """SOLVER.REFERENCE_WORLD_SIZE 1 in Base-PyEnd2End.yaml."""
-    (finding,) = check_schedule(plan(num_processes=2))
+    (finding,) = check_solver(plan(num_processes=2))
     assert finding.level == "ok"
     assert "600 iterations of 4 images in 2 processes, learning rate 0.02" in finding.text
 
@@ -96,7 +96,7 @@ def test_four_steps_in_several_processes(plan) -> None:
     """Their batches grow with the processes, rate and iterations do not."""
     opts = ["SOLVER.BASE_LR", "0.001", "MODEL.DEVICE", "cpu"]
     run = plan(*opts, config=FOUR_STEPS, num_processes=4)
-    (finding,) = check_schedule(run)
+    (finding,) = check_solver(run)
     assert finding.level == "warning"
     assert "batches 4 times as large" in finding.text
     assert "SOLVER.BASE_LR 0.004" in finding.fix and "divided by 4" in finding.fix
@@ -110,7 +110,7 @@ def test_less_than_one_epoch(find) -> None:
 
 def test_less_than_one_epoch_in_four_steps(plan) -> None:
     opts = ["FOUR_STEP.ITERS", "[2,2,2,2]", "FOUR_STEP.DROPS", "[[],[],[],[]]"]
-    (finding,) = check_schedule(plan(*opts, config=FOUR_STEPS))
+    (finding,) = check_solver(plan(*opts, config=FOUR_STEPS))
     assert "sees 4 images" in finding.text and "Raise FOUR_STEP.ITERS" in finding.fix
 
 

@@ -13,9 +13,9 @@ from detectron2.utils.file_io import PathManager
 from frcnn_plugin import get_config_file
 from frcnn_plugin.checkpoint.catalog.cache import cached_path
 from frcnn_plugin.checkpoint.catalog.known_files import find as find_known
+from frcnn_plugin.checkpoint.checkpointer import preprocessing
 from frcnn_plugin.checkpoint.metadata import KEY, Metadata, Preprocessing
 from frcnn_plugin.data import SHAPE_CLASSES
-from frcnn_plugin.engine.weight_requirements import preprocessing
 from frcnn_plugin.preflight import preflight
 from frcnn_plugin.preflight.weights import check_weights
 from tests.preflight.conftest import only
@@ -113,7 +113,7 @@ def test_rgb_weights_with_a_bgr_config(find, save, plan) -> None:
 def test_weights_that_say_nothing(find, save) -> None:
     message = only(find(*save()), "weights", "warning")
     assert "does not say which images" in message and "INPUT.FORMAT BGR" in message
-    assert "tools/convert_weights.py" in message
+    assert "frcnn weights convert" in message
 
 
 def test_weights_of_another_network(find, tmp_path: Path) -> None:
@@ -185,9 +185,9 @@ def test_unknown_component(find) -> None:
     assert "the model cannot be built: No object named 'VGG17' found in 'BACKBONE'" in message
 
 
-def test_stages_that_do_not_exist(find, save, plan) -> None:
+def test_blocks_that_do_not_exist(find, save, plan) -> None:
     message = only(find(*save(right(plan)), "MODEL.BACKBONE.FREEZE_AT", "6"), "weights")
-    assert "FREEZE_AT is 6, but VGG16 has 5 stages" in message
+    assert "FREEZE_AT is 6, but VGG16 has 5 blocks" in message
 
 
 def test_missing_initial_weights(find) -> None:
@@ -196,6 +196,6 @@ def test_missing_initial_weights(find) -> None:
     assert "FOUR_STEP.INITIAL_WEIGHTS: there is no file 'initial.pth'" in only(findings, "weights")
 
 
-def test_start_behind_step_one_needs_its_checkpoint(find) -> None:
+def test_start_after_stage_one_needs_its_checkpoint(find) -> None:
     findings = find("FOUR_STEP.START_AT", "3", config=get_config_file("demo/vgg16_shapes.yaml"))
     assert "add MODEL.WEIGHTS path/to/stage2_final.pth" in only(findings, "schedule")

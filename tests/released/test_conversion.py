@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 
 from frcnn_plugin.checkpoint import convert_caffe, write_caffemodel
-from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
+from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 
 from .caffe_net import VGG16_ALT_OPT, VGG16_COCO, ZF_ALT_OPT, Net
 from .harness import load_config, model_input

@@ -15,7 +15,7 @@ from PIL import Image
 from frcnn_plugin import add_frcnn_config, get_config_file
 from frcnn_plugin.evaluation.proposals.recall import CURVE_IOUS, RecallCurves
 from frcnn_plugin.evaluation.record import BoxRecord, ClassRecord, EvaluationRecord, ImageRecord
-from frcnn_plugin.four_step.stages import apply_four_step
+from frcnn_plugin.four_step import apply_four_step
 from frcnn_plugin.report.run_record import RunRecord, Session, Span
 
 DEMO = get_config_file("demo/vgg16_shapes.yaml")

@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from detectron2.engine import HookBase
 
 from frcnn_plugin.config import get_config_file
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.report import RunRecorder, write_report
-from frcnn_plugin.report.recorder import describe_environment
 from frcnn_plugin.report.run_record import RunRecord
 from tests.four_step.four_step_runs import make_trainer
 
@@ -50,6 +48,8 @@ def test_stopped_and_resumed(four_step_root: Path) -> None:
     assert [row["step"] for row in first.plan] == ["1 RPN", "2 detector", "3 RPN", "4 detector"]
     assert first.config_file == CONFIG and first.metrics_start == 0
     (session,) = first.sessions
+    assert session.environment["device"] == "cpu"
+    assert {"frcnn_plugin", "PyTorch", "torchvision", "processes"} <= session.environment.keys()
     assert [(s.step, s.first, s.ends is None) for s in session.spans] == [
         (1, 0, False), (2, 4, True),
     ]  # fmt: skip
@@ -134,17 +134,3 @@ def test_notes_that_cannot_be_written_do_not_stop_a_training(
 
 def test_no_record(tmp_path: Path) -> None:
     assert RunRecord.load(tmp_path) is None
-
-
-def test_environment() -> None:
-    values = describe_environment("cpu")
-    assert {"frcnn_plugin", "detectron2", "torch", "torchvision", "device"} <= values.keys()
-    assert values["device"] == "cpu" and "CUDA" not in values
-    assert all(isinstance(value, str) and value for value in values.values())
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_environment_of_a_gpu() -> None:
-    values = describe_environment("cuda")
-    assert torch.cuda.get_device_name() in values["device"] and "cuDNN" in values["CUDA"]

@@ -20,7 +20,7 @@ OFFICIAL_IMAGE_COUNTS: dict[str, int] = {
 
 
 def register_builtin() -> None:
-    """Registers PASCAL VOC 2007 and 2012; a second call changes nothing."""
+    """Register PASCAL VOC 2007 and 2012; a second call changes nothing."""
     for name in OFFICIAL_IMAGE_COUNTS:
         short_year, split = name.removeprefix("voc").split("_")
         year = 2000 + int(short_year)

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from ...errors import UserError
 from .builtin import OFFICIAL_IMAGE_COUNTS
 from .class_names import is_background
-from .coco_file import check_coco_file
+from .coco import check_coco_file
 from .roots import datasets_root
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def check_datasets(
     train: Collection[str] = (),
     load: Callable[[str], Any] = DatasetCatalog.get,
 ) -> None:
-    """Checks every data set of a run; returns if all is well.
+    """Check every data set of a run; returns if all is well.
 
     Sets of this plugin and of the user's own code are loaded (seconds), so that their files, class
     names and boxes are looked at too. Detectron2's own COCO-like sets are not: only their files and
@@ -36,7 +36,7 @@ def check_datasets(
     Args:
         names: registered names, training and test sets together.
         num_classes: ``MODEL.ROI_HEADS.NUM_CLASSES``; None leaves the count unchecked.
-        train: those of `names` that are trained on: they must hold objects.
+        train: those of ``names`` that are trained on: they must hold objects.
         load: gives the data set of a name.
 
     Raises:

@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ...errors import UserError
-from .voc_annotation import read_annotation
+from ...host import replace_metadata
+from .voc_instances import read_annotation
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +20,12 @@ _PROGRESS_BAR_FROM = 2000  # files; fewer are read in about a second
 
 
 def is_background(class_name: str) -> bool:
-    """Whether a class name stands for the background, which Detectron2 does not list."""
+    """Say whether a class name stands for the background, which Detectron2 does not list."""
     return class_name.strip().lower().strip("_") == "background"
 
 
 def xml_files(folder: Path) -> list[Path]:
-    """All XML files in and below `folder`, sorted; hidden ones, which systems leave, are not."""
+    """List all XML files in and below ``folder``, sorted; not hidden ones, which systems leave."""
     return sorted(
         file
         for file in folder.rglob("*.xml")
@@ -35,7 +35,7 @@ def xml_files(folder: Path) -> list[Path]:
 
 @lru_cache(maxsize=16)
 def classes_in_folder(folder: Path) -> tuple[str, ...]:
-    """The class names of all XML files in and below a folder, sorted; read once per process.
+    """Collect the class names of all XML files in and below a folder, sorted, once per process.
 
     Raises:
         UserError: there are none, a file is not readable, or background is among them.
@@ -60,26 +60,26 @@ def classes_in_folder(folder: Path) -> tuple[str, ...]:
 
 
 def note_classes(source: Any, annotations: Path) -> tuple[str, ...]:
-    """The class names of a set; those that were looked up go into the metadata, and the log.
+    """Return the class names of a set; note those that are looked up in the metadata and the log.
 
     Args:
-        source: as for `register_source`.
+        source: as for ``register_source``.
         annotations: folder of its XML files.
 
     Raises:
-        UserError: see `classes_in_folder`.
+        UserError: see ``classes_in_folder``.
     """
     if source.classes:
         return tuple(source.classes)
     classes = classes_in_folder(annotations)
-    # Metadata refuses a changed value; files may well change while a notebook is open.
-    vars(MetadataCatalog.get(source.name))["thing_classes"] = list(classes)
+    # The files may change while a notebook is open.
+    replace_metadata(source.name, thing_classes=list(classes))
     logger.info("%s: %d classes: %s", source.name, len(classes), ", ".join(classes))
     return classes
 
 
 def check_classes(name: str, classes: object) -> tuple[str, ...]:
-    """Checks a class list.
+    """Check a class list.
 
     Args:
         name: data-set name, for messages.
@@ -89,7 +89,8 @@ def check_classes(name: str, classes: object) -> tuple[str, ...]:
         The class names.
 
     Raises:
-        UserError: unless `classes` is a non-empty sequence of distinct strings without background.
+        UserError: unless ``classes`` is a non-empty sequence of distinct strings, background not
+            among them.
     """
     given = f"data set '{name}': classes"
     if isinstance(classes, str) or not isinstance(classes, Sequence):

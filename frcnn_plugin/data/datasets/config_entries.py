@@ -64,12 +64,12 @@ _FORMS = {
 
 
 def register_from_config_entries(entries: Sequence[Any]) -> None:
-    """Registers the data sets of ``DATASETS.REGISTER``.
+    """Register the data sets of ``DATASETS.REGISTER``.
 
     Args:
         entries: one mapping per data set. With ``json`` its keys are the arguments of
-            `register_coco`, with ``xml`` those of `register_xml_folder`, else of `register_voc`.
-            ``classes`` may be "auto" in the latter two.
+            ``register_coco``, with ``xml`` those of ``register_xml_folder``, else those of
+            ``register_voc``. ``classes`` may be "auto" in the latter two.
 
     Raises:
         UserError: for an unknown or missing key, a value of the wrong type, a bad class list, or
@@ -106,7 +106,7 @@ _ARGUMENTS = {"list": "image_list", "json": "json_file"}
 
 
 def _checked(where: str, key: str, value: object) -> Any:
-    """Returns `value` if it has the type that `key` asks for; "auto" classes become None."""
+    """Return ``value`` if it has the type that ``key`` asks for; "auto" classes become None."""
     wanted = _TYPES[key]
     if wanted is list:
         if value == "auto":

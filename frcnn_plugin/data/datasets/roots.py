@@ -5,12 +5,12 @@ from pathlib import Path
 
 
 def datasets_root() -> Path:
-    """``$DETECTRON2_DATASETS`` as it is now; "datasets" under the current folder if unset."""
+    """Return ``$DETECTRON2_DATASETS`` as it is now; "datasets" in the current folder if unset."""
     return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
 
 
 def resolve_root(root: str) -> Path:
-    """Resolves a data-set folder.
+    """Resolve a data-set folder.
 
     Args:
         root: absolute, "~/...", "./..." or "../..." (from the current folder), or any other
@@ -26,7 +26,7 @@ def resolve_root(root: str) -> Path:
 
 
 def root_in_words() -> str:
-    """The value of ``$DETECTRON2_DATASETS`` for messages, or what is used in its place."""
+    """Return the value of ``$DETECTRON2_DATASETS`` for messages, or what is used in its place."""
     if os.environ.get("DETECTRON2_DATASETS"):
         return os.environ["DETECTRON2_DATASETS"]
     return f"not set, so {datasets_root().absolute()} is used"

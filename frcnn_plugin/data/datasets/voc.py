@@ -1,4 +1,4 @@
-"""Registering VOC-format data sets: `register_voc` is the one line a user's own set needs.
+"""Registering VOC-format data sets: ``register_voc`` is the one line a user's own set needs.
 
     register_voc("my_train", root="/data/my", split="train", classes=["cat", "dog"])
 
@@ -15,22 +15,72 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import UserError
+from ...host import replace_metadata
 from .class_names import check_classes, note_classes
-from .voc_instances import VOC_CLASSES, load_voc_instances
 from .roots import resolve_root, root_in_words
+from .voc_image_set import index_images, read_image_ids
+from .voc_instances import load_voc_files
 
-__all__ = [
-    "EVALUATOR_TYPE",
-    "VOC_CLASSES",
-    "VOCSource",
-    "load_voc_instances",
-    "register_voc",
-]
+# fmt: off
+VOC_CLASSES: tuple[str, ...] = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)
+# fmt: on
 
 EVALUATOR_TYPE = "voc"  # metadata.evaluator_type of every set registered here
 
 _ARCHIVES = "VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012.tar"
 _LAYOUT = "a folder holding Annotations/, ImageSets/Main/ and JPEGImages/"
+
+
+def load_voc_instances(
+    dirname: str | os.PathLike[str],
+    split: str,
+    classes: Sequence[str] = VOC_CLASSES,
+    *,
+    use_difficult: bool = False,
+    strict: bool = False,
+    name: str | None = None,
+    numbered: bool = False,
+) -> list[dict[str, Any]]:
+    """Load one image set of a VOC-format folder.
+
+    Args:
+        dirname: folder that holds ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
+        split: name of the file in ``ImageSets/Main``, without ``.txt``.
+        classes: class names, background not counted; position = ``category_id``.
+        use_difficult: let difficult objects take part in training (``iscrowd`` 0).
+        strict: raise on the first bad box. Otherwise bad boxes are dropped, boxes that leave the
+            image by at most one pixel are clipped, and one warning counts both.
+        name: data-set name for messages; the folder and split if None.
+        numbered: ``image_id`` is the position in the split file, from 1, as COCO's metric needs.
+
+    Returns:
+        One dict per image, in the order of the split file, in Detectron2's format: ``file_name``,
+        ``image_id`` (str), ``height``, ``width``, ``annotations`` with ``bbox`` (continuous
+        XYXY_ABS), ``bbox_mode``, ``category_id``, ``difficult`` and ``iscrowd``. A split of which
+        no image has an annotation file (a test set whose answers are not public) gives empty
+        ``annotations`` and a warning.
+
+    Raises:
+        UserError: for missing files, unreadable files, unknown class names, and, if ``strict``, bad
+            boxes. An image set in which only some images lack the XML file is an error too: write
+            an XML without ``<object>`` for an image without objects.
+    """
+    root = Path(dirname)
+    return load_voc_files(
+        read_image_ids(root / "ImageSets" / "Main" / f"{split}.txt"),
+        root / "Annotations",
+        root / "JPEGImages",
+        index_images(root / "JPEGImages"),
+        classes,
+        use_difficult=use_difficult,
+        strict=strict,
+        title=name or f"{root.name}/{split}",
+        numbered=numbered,
+    )
 
 
 @dataclass(frozen=True)
@@ -60,7 +110,7 @@ class VOCSource:
     evaluator: str = EVALUATOR_TYPE
 
     def __call__(self) -> list[dict[str, Any]]:
-        """Loads the set, in Detectron2's format."""
+        """Load the set, in Detectron2's format."""
         directory = self.directory()
         return load_voc_instances(
             directory,
@@ -73,12 +123,12 @@ class VOCSource:
         )
 
     def annotation_folder(self) -> Path:
-        """Folder of the XML files, which need not exist."""
+        """Return the folder of the XML files, which need not exist."""
         folders = [candidate / "Annotations" for candidate in self.candidates()]
         return next((folder for folder in folders if folder.is_dir()), folders[0])
 
     def metadata(self) -> dict[str, Any]:
-        """What the catalog knows of the set."""
+        """Return what the catalog is to know of the set."""
         return {
             "dirname": str(self.candidates()[0]),
             "split": self.split,
@@ -87,11 +137,11 @@ class VOCSource:
         }
 
     def candidates(self) -> list[Path]:
-        """The folders that are tried, in order."""
+        """List the folders that are tried, in order."""
         return [resolve_root(root) for root in self.roots]
 
     def directory(self) -> Path:
-        """Finds the folder of the set and notes it in the metadata as `dirname`.
+        """Find the folder of the set and notes it in the metadata as ``dirname``.
 
         Returns:
             The first candidate that has the split file.
@@ -120,11 +170,11 @@ class VOCSource:
         return root / "ImageSets" / "Main" / f"{self.split}.txt"
 
     def _note_dirname(self, directory: Path) -> None:
-        # Metadata refuses a changed value; the folder may well change with the environment.
-        vars(MetadataCatalog.get(self.name))["dirname"] = str(directory)
+        # The folder may change with the environment.
+        replace_metadata(self.name, dirname=str(directory))
 
     def _missing(self, path: Path) -> str:
-        """Message for a missing `path`."""
+        """Describe a missing ``path``: layouts that are accepted, and where the data come from."""
         lines = [f"{self.name}: missing {path}", f"DETECTRON2_DATASETS is {root_in_words()}"]
         main = path.parent if path.parent.name == "Main" else None
         if main is not None:
@@ -162,10 +212,10 @@ def register_voc(
     strict: bool = False,
     evaluator: str = EVALUATOR_TYPE,
 ) -> None:
-    """Registers a VOC-format data set under `name`.
+    """Register a VOC-format data set under ``name``.
 
-    Registering the same again changes nothing. Sets the metadata `thing_classes`, `dirname`,
-    `split`, `year` and `evaluator_type` ("voc").
+    Registering the same again changes nothing. Sets the metadata ``thing_classes``, ``dirname``,
+    ``split``, ``year`` and ``evaluator_type`` ("voc").
 
     Args:
         name: the name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
@@ -182,7 +232,7 @@ def register_voc(
         evaluator: "voc", or "coco" for COCO's metric.
 
     Raises:
-        UserError: if `name` is taken, or `classes` is not a list of distinct names.
+        UserError: if ``name`` is taken, or ``classes`` is not a list of distinct names.
     """
     register_source(
         VOCSource(
@@ -199,10 +249,10 @@ def register_voc(
 
 
 def register_source(source: Any) -> None:
-    """Registers `source` under its own name; a no-op if it already is.
+    """Register ``source`` under its own name; a no-op if it already is.
 
     Args:
-        source: a dataclass such as `VOCSource`: called, it loads the set.
+        source: a dataclass such as ``VOCSource``: called, it loads the set.
 
     Raises:
         UserError: if the name belongs to something else.

@@ -10,15 +10,14 @@ from pathlib import Path
 from detectron2.utils.logger import log_first_n
 
 from ...errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+from ..loading.image_reader import IMAGE_SUFFIXES
 
 _EXAMPLES = 3  # how many a message gives
 _ID_AND_FLAG = re.compile(r"(.*\S)\s+(-1|0|1)")
 
 
 def read_image_ids(path: Path) -> list[str]:
-    """Reads an ``ImageSets/Main`` file.
+    """Read an ``ImageSets/Main`` file.
 
     Args:
         path: the text file: one image id per line; blank lines are skipped, and so is the second
@@ -49,14 +48,14 @@ def read_image_ids(path: Path) -> list[str]:
 
 
 def index_images(folder: Path) -> dict[str, str]:
-    """Maps image id to file name, reading the folder once (quicker than a look per image).
+    """Map image id to file name, reading the folder once (quicker than a look per image).
 
     Args:
         folder: the ``JPEGImages`` folder.
 
     Returns:
-        ``{"000005": "000005.jpg"}``; where an id has several images, .jpg comes before .jpeg
-        before .png before .bmp.
+        ``{"000005": "000005.jpg"}``; where an id has several images, the suffix that comes first
+        in ``IMAGE_SUFFIXES`` counts.
 
     Raises:
         UserError: if the folder does not exist.
@@ -65,14 +64,14 @@ def index_images(folder: Path) -> dict[str, str]:
         raise UserError(f"missing {folder}: the folder of the images")
     names = os.listdir(folder)
     found: dict[str, str] = {}
-    for suffix in reversed(IMAGE_SUFFIXES):  # so that .jpg wins
+    for suffix in reversed(IMAGE_SUFFIXES):  # so that the first one wins
         matching = (entry for entry in names if entry.lower().endswith(suffix))
         found.update({os.path.splitext(entry)[0]: entry for entry in matching})
     return found
 
 
 def index_images_below(folder: Path) -> dict[str, str]:
-    """As `index_images`, sub-folders too: ``{"night/000005": "night/000005.jpg"}``."""
+    """Do what ``index_images`` does, sub-folders too: ``{"night/000005": "night/000005.jpg"}``."""
     found: dict[str, str] = {}
     for parent, folders, _ in os.walk(folder):
         folders[:] = [entry for entry in folders if not entry.startswith(".")]
@@ -85,13 +84,13 @@ def index_images_below(folder: Path) -> dict[str, str]:
 def find_image(
     folder: Path, image_id: str, filename: str, image_names: dict[str, str]
 ) -> Path | None:
-    """Finds the image of an id.
+    """Find the image of an id.
 
     Args:
         folder: the ``JPEGImages`` folder.
         image_id: the id; may name a sub-folder ("night/000005").
         filename: the XML's ``<filename>``, used where no image is named after the id; may be "".
-        image_names: what `index_images` returned.
+        image_names: what ``index_images`` returned.
 
     Returns:
         Path of the image, None if there is none.
@@ -108,7 +107,7 @@ def find_image(
 
 
 def has_annotation_files(folder: Path, ids: Sequence[str], title: str) -> bool:
-    """Whether the images of a split have annotation files.
+    """Say whether the images of a split have annotation files.
 
     Args:
         folder: the ``Annotations`` folder.
@@ -136,7 +135,7 @@ def has_annotation_files(folder: Path, ids: Sequence[str], title: str) -> bool:
 
 
 def raise_missing_images(missing: Sequence[str], folder: Path, total: int) -> None:
-    """Raises a `UserError` that names the missing images, if there are any.
+    """Raise a ``UserError`` that names the missing images, if there are any.
 
     Args:
         missing: ids without an image.
@@ -154,10 +153,10 @@ def raise_missing_images(missing: Sequence[str], folder: Path, total: int) -> No
 
 
 def examples(items: Sequence[str]) -> str:
-    """The first few of `items` as text, with dots if there are more."""
+    """Join the first few of ``items``, with dots if there are more."""
     return ", ".join(items[:_EXAMPLES]) + (", ..." if len(items) > _EXAMPLES else "")
 
 
 def warn_once(message: str) -> None:
-    """Warns once per process: the same set is read for checking, for training, for evaluation."""
+    """Warn once per process: the same set is read for checking, for training, for evaluation."""
     log_first_n(logging.WARNING, message, n=1, name=__name__, key="message")

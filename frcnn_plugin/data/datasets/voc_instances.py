@@ -1,4 +1,8 @@
-"""A VOC-format folder as Detectron2 dataset dicts.
+"""VOC-format annotation files, read, checked and made into Detectron2's dataset dicts.
+
+Coordinate frame: the XML holds 1-based inclusive pixel indices; everything that leaves this file
+is Detectron2's continuous XYXY_ABS, ``(xmin - 1, ymin - 1, xmax, ymax)`` (point 16 of
+docs/faithfulness.md).
 
 Differs from Detectron2's own VOC loader where the original Faster R-CNN differs: difficult objects
 do not take part in training (point 15 of docs/faithfulness.md). They stay in the dicts, because the
@@ -7,7 +11,8 @@ evaluation needs them: each object carries ``"difficult": 0/1``, and difficult o
 """
 
 import logging
-import os
+import math
+import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,20 +23,142 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from ...errors import UserError
-from .voc_annotation import (VOCAnnotation, VOCObject, box_problem, clip_slight_overhang, read_annotation, read_image_size,)
-from .voc_image_set import (examples, find_image, has_annotation_files, index_images, raise_missing_images, read_image_ids, warn_once,)
+from ..loading.image_reader import read_image_size
+from .voc_image_set import (
+    examples,
+    find_image,
+    has_annotation_files,
+    raise_missing_images,
+    warn_once,
+)
 
 logger = logging.getLogger(__name__)
 
-# fmt: off
-VOC_CLASSES: tuple[str, ...] = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
-    "tvmonitor",
-)
-# fmt: on
+Box = tuple[float, float, float, float]
 
+# A box that leaves the image by at most this many pixels comes from a writer that counts from 0
+# or rounds; it is clipped. One that leaves it further is wrong.
+SLIGHT_OVERHANG = 1.0
+
+_TAGS = ("xmin", "ymin", "xmax", "ymax")
 _PROGRESS_BAR_FROM = 2000  # images; fewer are read in about a second
+
+
+@dataclass(frozen=True)
+class VOCObject:
+    """One ``<object>`` of an annotation file.
+
+    Attributes:
+        number: position in the file, counted from 1, as error messages give it.
+        name: class name as written (surrounding blanks removed).
+        box: continuous XYXY_ABS; nan where the file holds no number.
+        difficult: whether the ``<difficult>`` tag is set; an absent tag means False.
+        values: the coordinates as written, for messages.
+    """
+
+    number: int
+    name: str
+    box: Box
+    difficult: bool
+    values: str
+
+
+@dataclass(frozen=True)
+class VOCAnnotation:
+    """One annotation file; ``width`` and ``height`` (pixels) are 0 where the file does not say."""
+
+    filename: str
+    width: int
+    height: int
+    objects: tuple[VOCObject, ...]
+
+
+def read_annotation(path: Path) -> VOCAnnotation:
+    """Read one VOC XML file, asking only for what detection needs.
+
+    ``pose``, ``truncated``, ``difficult``, ``size`` and ``filename`` may be absent, coordinates
+    may be floats, and the boxes of nested ``<part>`` elements are left alone.
+
+    Args:
+        path: the XML file.
+
+    Returns:
+        What the file says, boxes unchecked.
+
+    Raises:
+        UserError: if the file is not XML, or an object has no class name.
+    """
+    try:
+        root = ET.parse(path).getroot()
+    except (ET.ParseError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{path}: not readable as XML ({error})") from error
+    objects = []
+    # findall/find with a bare tag look at direct children only: <part> has <name> and <bndbox> too.
+    for number, element in enumerate(root.findall("object"), start=1):
+        name = (element.findtext("name") or "").strip()
+        if not name:
+            raise UserError(f"{path.name}: object {number} has no <name> (its class); in {path}")
+        bndbox = element.find("bndbox")
+        texts = ["" if bndbox is None else (bndbox.findtext(tag) or "").strip() for tag in _TAGS]
+        x1, y1, x2, y2 = (_to_float(text) for text in texts)
+        if bndbox is None:
+            values = "no <bndbox>"
+        else:
+            values = ", ".join(
+                f"{tag} {text or 'missing'}" for tag, text in zip(_TAGS, texts, strict=True)
+            )
+        difficult = _to_flag(element.findtext("difficult"))
+        objects.append(VOCObject(number, name, (x1 - 1.0, y1 - 1.0, x2, y2), difficult, values))
+    return VOCAnnotation(
+        filename=(root.findtext("filename") or "").strip(),
+        width=_to_size(root.findtext("size/width")),
+        height=_to_size(root.findtext("size/height")),
+        objects=tuple(objects),
+    )
+
+
+def box_problem(box: Box, width: int, height: int) -> str | None:
+    """Say what is wrong with a box.
+
+    Args:
+        box: continuous XYXY_ABS.
+        width: image width in pixels.
+        height: image height in pixels.
+
+    Returns:
+        None for a box that is finite, has x2 > x1 and y2 > y1, and lies inside the image
+        (touching the border is inside); else a few words in the XML's terms.
+    """
+    x1, y1, x2, y2 = box
+    if not all(math.isfinite(value) for value in box):
+        return "a coordinate is missing or not a finite number"
+    if x2 <= x1:
+        return "xmax is left of xmin"
+    if y2 <= y1:
+        return "ymax is above ymin"
+    if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+        return "not inside the image"
+    return None
+
+
+def clip_slight_overhang(box: Box, width: int, height: int) -> Box | None:
+    """Clip a box that leaves the image by at most ``SLIGHT_OVERHANG`` pixels.
+
+    Args:
+        box: continuous XYXY_ABS.
+        width: image width in pixels.
+        height: image height in pixels.
+
+    Returns:
+        The clipped box, or None if the box leaves the image further, is not finite, or is empty
+        afterwards.
+    """
+    x1, y1, x2, y2 = box
+    overhang = max(-x1, -y1, x2 - width, y2 - height)
+    if not overhang <= SLIGHT_OVERHANG:  # `not <=` so that nan lands here
+        return None
+    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    return clipped if box_problem(clipped, width, height) is None else None
 
 
 @dataclass
@@ -42,54 +169,6 @@ class _Findings:
     clipped: list[str] = field(default_factory=list)
     unknown: Counter[str] = field(default_factory=Counter)
     first_unknown: str = ""
-
-
-def load_voc_instances(
-    dirname: str | os.PathLike[str],
-    split: str,
-    classes: Sequence[str] = VOC_CLASSES,
-    *,
-    use_difficult: bool = False,
-    strict: bool = False,
-    name: str | None = None,
-    numbered: bool = False,
-) -> list[dict[str, Any]]:
-    """Loads one image set of a VOC-format folder.
-
-    Args:
-        dirname: folder that holds ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``.
-        split: name of the file in ``ImageSets/Main``, without ``.txt``.
-        classes: class names, background not counted; position = ``category_id``.
-        use_difficult: let difficult objects take part in training (``iscrowd`` 0).
-        strict: raise on the first bad box. Otherwise bad boxes are dropped, boxes that leave the
-            image by at most one pixel are clipped, and one warning counts both.
-        name: data-set name for messages; the folder and split if None.
-        numbered: ``image_id`` is the position in the split file, from 1, as COCO's metric needs.
-
-    Returns:
-        One dict per image, in the order of the split file, in Detectron2's format: ``file_name``,
-        ``image_id`` (str), ``height``, ``width``, ``annotations`` with ``bbox`` (continuous
-        XYXY_ABS), ``bbox_mode``, ``category_id``, ``difficult`` and ``iscrowd``. A split of which
-        no image has an annotation file (a test set whose answers are not public) gives empty
-        ``annotations`` and a warning.
-
-    Raises:
-        UserError: for missing files, unreadable files, unknown class names, and, if `strict`, bad
-            boxes. An image set in which only some images lack the XML file is an error too: write
-            an XML without ``<object>`` for an image without objects.
-    """
-    root = Path(dirname)
-    return load_voc_files(
-        read_image_ids(root / "ImageSets" / "Main" / f"{split}.txt"),
-        root / "Annotations",
-        root / "JPEGImages",
-        index_images(root / "JPEGImages"),
-        classes,
-        use_difficult=use_difficult,
-        strict=strict,
-        title=name or f"{root.name}/{split}",
-        numbered=numbered,
-    )
 
 
 def load_voc_files(
@@ -104,14 +183,14 @@ def load_voc_files(
     title: str = "",
     numbered: bool = False,
 ) -> list[dict[str, Any]]:
-    """Loads annotation files and what they annotate, wherever they lie.
+    """Load annotation files and what they annotate, wherever they lie.
 
     Args:
         ids: image ids; the annotation of one is ``<id>.xml``.
         annotations: folder of the XML files.
         images: folder of the images.
-        image_names: file names by id, as `index_images` returns them.
-        classes: see `load_voc_instances`; so are the others, and the result.
+        image_names: file names by id, as ``index_images`` returns them.
+        classes: see ``load_voc_instances``; so are the others, and the result.
         use_difficult: see there.
         strict: see there.
         title: data-set name for messages.
@@ -182,7 +261,7 @@ def _boxes_fit(annotation: VOCAnnotation, width: int, height: int) -> bool:
 def _checked_box(
     obj: VOCObject, width: int, height: int, xml: Path, strict: bool, findings: _Findings
 ) -> tuple[float, float, float, float] | None:
-    """The object's box if it is good or nearly so, else None; raises if `strict`."""
+    """Return the object's box if it is good or nearly so, else None; raise if ``strict``."""
     problem = box_problem(obj.box, width, height)
     if problem is None:
         return obj.box
@@ -228,3 +307,26 @@ def _log_counts(dicts: Sequence[dict[str, Any]], title: str) -> None:
         "%s: %d images (%d without objects), %d objects, %d of them difficult",
         title, len(dicts), empty, len(objects), difficult,
     )  # fmt: skip
+
+
+def _to_float(text: str) -> float:
+    """Return the number in ``text``, nan if there is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _to_size(text: str | None) -> int:
+    """Return the whole positive number in ``text``, else 0 (which means: look at the image)."""
+    value = _to_float(text or "")
+    return int(value) if math.isfinite(value) and value > 0 else 0
+
+
+def _to_flag(text: str | None) -> bool:
+    """Read 0/1, and the words some writers put there instead; an absent tag is False."""
+    word = (text or "").strip().lower()
+    if word in ("true", "yes"):
+        return True
+    value = _to_float(word)
+    return math.isfinite(value) and value != 0

@@ -14,20 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ..loading.image_reader import IMAGE_SUFFIXES
 from .class_names import check_classes, note_classes, xml_files
-from .voc_image_set import IMAGE_SUFFIXES, index_images_below, read_image_ids, warn_once
-from .voc_instances import load_voc_files
 from .roots import resolve_root, root_in_words
 from .voc import EVALUATOR_TYPE, register_source
+from .voc_image_set import index_images_below, read_image_ids, warn_once
+from .voc_instances import load_voc_files
 
 _SIDES = ("train", "test")
 
 
 @dataclass(frozen=True)
 class XMLFolderSource:
-    """Where a set comes from; calling it loads the set. For the fields see `register_xml_folder`.
+    """Where a set comes from; calling it loads the set. For the fields see ``register_xml_folder``.
 
-    An empty `classes` stands for those that occur in the files.
+    An empty ``classes`` stands for those that occur in the files.
     """
 
     name: str
@@ -43,10 +44,10 @@ class XMLFolderSource:
     evaluator: str = EVALUATOR_TYPE
 
     def __call__(self) -> list[dict[str, Any]]:
-        """Loads the set, in Detectron2's format.
+        """Load the set, in Detectron2's format.
 
         Raises:
-            UserError: a folder or file is missing or unreadable; see `load_voc_files`.
+            UserError: a folder or file is missing or unreadable; see ``load_voc_files``.
         """
         annotations, images = (self._folder(key) for key in ("xml", "images"))
         ids = self._ids(annotations)
@@ -63,11 +64,11 @@ class XMLFolderSource:
         )
 
     def annotation_folder(self) -> Path:
-        """Folder of the XML files, which need not exist."""
+        """Return the folder of the XML files, which need not exist."""
         return resolve_root(self.xml)
 
     def metadata(self) -> dict[str, Any]:
-        """What the catalog knows of the set."""
+        """Return what the catalog is to know of the set."""
         return {
             "dirname": str(self.annotation_folder()),
             "split": " ".join(filter(None, (self.image_list, self.split))) or self.name,
@@ -121,28 +122,28 @@ def register_xml_folder(
     strict: bool = False,
     evaluator: str = EVALUATOR_TYPE,
 ) -> None:
-    """Registers a folder of VOC XML files under `name`; registering the same again does nothing.
+    """Register a folder of VOC XML files under ``name``; registering the same again does nothing.
 
     Args:
         name: the name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         xml: folder of the XML files; sub-folders are searched, too. A relative path is treated as
-            by `register_voc`.
+            by ``register_voc``.
         classes: class names without background; None: those that occur in any XML file of the
             folder, sorted.
-        images: folder of the images, named as the XML files or as their ``<filename>`` says (.jpg,
-            .jpeg, .png, .bmp); None: the same folder.
+        images: folder of the images, named as the XML files or as their ``<filename>`` says, with
+            any suffix of ``IMAGE_SUFFIXES``; None: the same folder.
         image_list: text file that lists the images of the set, one per line, with or without
             suffix; "": all XML files.
-        split: with `train_fraction`, "train" or "test": which side this set is.
+        split: with ``train_fraction``, "train" or "test": which side this set is.
         train_fraction: share of the XML files, in (0, 1), that is for training. Chosen by a hash
             of the names, so that it does not depend on order, machine or run.
-        year: as for `register_voc`, and so are `use_difficult` and `strict`.
+        year: as for ``register_voc``, and so are ``use_difficult`` and ``strict``.
         use_difficult: see there.
         strict: see there.
         evaluator: "voc" or "coco": whose metric.
 
     Raises:
-        UserError: if `name` is taken, `classes` is no list of distinct names, or the set is not
+        UserError: if ``name`` is taken, ``classes`` is no list of distinct names, or the set is not
             clearly described.
     """
     where = f"data set '{name}'"
@@ -178,13 +179,13 @@ def register_xml_folder(
 
 
 def choose(ids: Sequence[str], fraction: float) -> set[str]:
-    """A fixed share of `ids`: those whose SHA-256 comes first, rounded to whole ones."""
+    """Choose a fixed share of ``ids``: those whose SHA-256 comes first, rounded to whole ones."""
     ordered = sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode()).hexdigest())
     return set(ordered[: round(fraction * len(ids))])
 
 
 def warn_if_images_lack_xml(name: str, annotations: Path, images: Path, ids: Sequence[str]) -> None:
-    """Says how many images have no XML file and so are not used."""
+    """Say how many images have no XML file and so are not used."""
     lacking = set(index_images_below(images)) - set(ids)
     if lacking:
         warn_once(

@@ -1,6 +1,6 @@
 """Proposals of a data set: their files, and whether they fit the data set.
 
-The format, reading and writing are in `proposal_files`; here it is checked that a file is the one
+The format, reading and writing are in ``proposal_files``; here it is checked that a file is the one
 of this data set.
 """
 
@@ -34,7 +34,7 @@ _BORDER = 1.0  # pixels that a box may stick out: py-faster-rcnn's decoding grow
 def check_proposals(
     path: str | os.PathLike[str], dataset_dicts: Sequence[Mapping[str, Any]], dataset_name: str
 ) -> Proposals:
-    """Reads a proposal file and checks that it is one of this data set.
+    """Read a proposal file and checks that it is one of this data set.
 
     Args:
         path: the file.
@@ -45,7 +45,7 @@ def check_proposals(
         The entries, in the order of the data set.
 
     Raises:
-        UserError: if the file cannot be read, or as `validate_proposals`.
+        UserError: if the file cannot be read, or as ``validate_proposals``.
     """
     proposals = load_proposals(path)
     validate_proposals(proposals, dataset_dicts, dataset_name, f"proposal file {path}")
@@ -64,11 +64,11 @@ def validate_proposals(
     dataset_name: str,
     source: str,
 ) -> None:
-    """Checks that every image of the data set has an entry with possible boxes, and no other.
+    """Check that every image of the data set has an entry with possible boxes, and no other.
 
     Args:
         proposals: the entries.
-        dataset_dicts: the whole data set; images without `width` and `height` are not compared
+        dataset_dicts: the whole data set; images without ``width`` and ``height`` are not compared
             with their boxes.
         dataset_name: its name, for messages.
         source: what the entries come from, as messages begin.
@@ -97,7 +97,7 @@ def validate_proposals(
 def describe_missing(
     found: Collection[str], wanted: Sequence[str], dataset_name: str
 ) -> str | None:
-    """Says which images of a data set have no entry.
+    """Say which images of a data set have no entry.
 
     Args:
         found: image ids that there are entries of.
@@ -143,7 +143,7 @@ def _check_ids(found: list[str], wanted: list[str], dataset_name: str, source: s
 def _find_problem(
     boxes: npt.NDArray[np.float32], logits: npt.NDArray[np.float32], size: tuple[float, float]
 ) -> str | None:
-    """Says what is wrong with the boxes of one image of `size` (width, height)."""
+    """Say what is wrong with the boxes of one image of ``size`` (width, height)."""
     if len(boxes) == 0:
         return None
     for name, bad in (

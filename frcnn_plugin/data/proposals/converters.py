@@ -32,11 +32,12 @@ def convert_selective_search_mat(
     out: str | os.PathLike[str],
     dataset_name: str = "the data set",
 ) -> Proposals:
-    """Converts Fast R-CNN's selective search download, such as ``voc_2007_trainval.mat``.
+    """Convert Fast R-CNN's selective search download, such as ``voc_2007_trainval.mat``.
 
-    The file holds `boxes`, a cell array of one (M, 4) array per image with rows y1, x1, y2, x2
-    (1-based, inclusive), and `images`, a cell array of their ids. A file without `images` is taken
-    to be in the order of the data set, as py-faster-rcnn does; it must then have as many entries.
+    The file holds ``boxes``, a cell array of one (M, 4) array per image with rows y1, x1, y2, x2
+    (1-based, inclusive), and ``images``, a cell array of their ids. A file without ``images`` is
+    taken to be in the order of the data set, as in py-faster-rcnn; it must then have as many
+    entries.
 
     Like py-faster-rcnn, of equal boxes the first is kept, and of these the ones with x2 - x1 >= 2
     and y2 - y1 > 2 in inclusive coordinates (its ">=" and ">" differ: ds_utils.py). All that
@@ -89,7 +90,7 @@ def convert_npz(
     out: str | os.PathLike[str],
     dataset_name: str = "the data set",
 ) -> Proposals:
-    """Converts a plain .npz file, as ``np.savez(path, **{"000005": boxes, ...})`` writes it.
+    """Convert a plain .npz file, as ``np.savez(path, **{"000005": boxes, ...})`` writes it.
 
     Each key is an image id. Its value is (N, 4): x1, y1, x2, y2, continuous (x2 - x1 is the width),
     in pixels of the original image, best first; or (N, 5) with a score, higher is better, by which
@@ -134,7 +135,7 @@ def convert_npz(
 
 
 def _load_mat(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """The variables of a MATLAB file."""
+    """Read the variables of a MATLAB file."""
     if not Path(path).is_file():
         raise UserError(f"there is no file {path}")
     try:
@@ -156,7 +157,7 @@ def _load_mat(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 
 def _cell_text(cell: Any) -> str:
-    """The text in a cell, which scipy wraps in one array or two."""
+    """Return the text in a cell, which scipy wraps in one array or two."""
     while isinstance(cell, np.ndarray):
         if cell.size != 1:
             raise UserError(f"'images' of a selective search file holds {cell.tolist()!r}, no id")
@@ -165,7 +166,7 @@ def _cell_text(cell: Any) -> str:
 
 
 def _as_rows(value: Any, widths: tuple[int, ...], where: str) -> FloatArray:
-    """One image's rows as float64, of one of `widths` columns."""
+    """One image's rows as float64, of one of ``widths`` columns."""
     try:
         # Before any arithmetic: the originals store 16-bit unsigned numbers.
         rows = np.asarray(value, dtype=np.float64)
@@ -212,7 +213,7 @@ def _write(
     dataset_name: str,
     source: str | os.PathLike[str],
 ) -> Proposals:
-    """Checks and writes boxes that are sorted, best first."""
+    """Check and writes boxes that are sorted, best first."""
     ids = [str(item["image_id"]) for item in dataset_dicts]
     missing = describe_missing(covered, ids, dataset_name)
     if missing:

@@ -43,7 +43,7 @@ class Proposals:
     logits: list[npt.NDArray[np.float32]]
 
     def reordered(self, ids: Sequence[str]) -> "Proposals":
-        """The entries of `ids`, in that order.
+        """The entries of ``ids``, in that order.
 
         Args:
             ids: image ids, all of which must be here.
@@ -61,7 +61,7 @@ def save_proposals(
     boxes: Sequence[npt.ArrayLike],
     logits: Sequence[npt.ArrayLike],
 ) -> None:
-    """Writes a proposal file, whole or not at all.
+    """Write a proposal file, whole or not at all.
 
     Args:
         path: the file; its folder is created if need be. An existing file is replaced in one step.
@@ -94,7 +94,7 @@ def save_proposals(
 
 
 def load_proposals(path: str | os.PathLike[str]) -> Proposals:
-    """Reads a proposal file; nothing in it is executed.
+    """Read a proposal file; nothing in it is executed.
 
     Args:
         path: a file in Detectron2's format, local or an address that the host's PathManager knows.
@@ -126,7 +126,7 @@ def _in_words(error: Exception) -> str:
 
 
 def _parse(content: Any, path: str | os.PathLike[str]) -> Proposals:
-    """Turns what the file holds into entries of the right types."""
+    """Turn what the file holds into entries of the right types."""
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, no proposals; {MAKE_PROPOSALS}")
     content = {_OLD_KEYS.get(key, key): value for key, value in content.items()}

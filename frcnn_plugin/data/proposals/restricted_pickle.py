@@ -15,7 +15,7 @@ _PLAIN_TYPE = re.compile(r"[|<>=]?([biufSU]\d+|\?)")  # numbers, bytes and text 
 
 
 def load_restricted(file: IO[bytes]) -> Any:
-    """Unpickles plain Python values and numpy arrays.
+    """Unpickle plain Python values and numpy arrays.
 
     Files of Detectron (Python 2), of either numpy series and of all pickle protocols can be read.
 
@@ -23,7 +23,7 @@ def load_restricted(file: IO[bytes]) -> Any:
         file: open for binary reading.
 
     Returns:
-        The object. A `BoxMode` comes as its number, an array of objects as a list.
+        The object. A ``BoxMode`` comes as its number, an array of objects as a list.
 
     Raises:
         pickle.UnpicklingError: if the file asks for anything else.
@@ -33,7 +33,7 @@ def load_restricted(file: IO[bytes]) -> Any:
 
 
 class _DType:
-    """Stands in for a `numpy.dtype`."""
+    """Stands in for a ``numpy.dtype``."""
 
     def __init__(self, name: str, *_: Any) -> None:
         self.name = name
@@ -50,7 +50,7 @@ class _DType:
 
 
 class _NDArray:
-    """Stands in for the type `numpy.ndarray`, which is only ever named."""
+    """Stands in for the type ``numpy.ndarray``, which is only ever named."""
 
 
 class _Array:
@@ -97,7 +97,7 @@ def _no_bytes() -> bytes:
 
 
 def _convert(value: Any) -> Any:
-    """Replaces the stand-ins in nested lists, tuples and dicts."""
+    """Replace the stand-ins in nested lists, tuples and dicts."""
     if isinstance(value, _Array):
         return value.build()
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
 """A small VOC-format data set that is written, not downloaded.
 
-For `make demo` and for the tests: three classes of shapes that a narrow network learns in minutes,
-with what real sets have as well: images of several sizes in both orientations, images without
-objects, objects over the border, overlaps, and `difficult` objects.
+For ``make demo`` and for the tests: three classes of shapes that a narrow network learns in
+minutes, with what real sets have as well: images of several sizes in both orientations, images
+without objects, objects over the border, overlaps, and ``difficult`` objects.
 """
 
 import json
@@ -38,7 +38,7 @@ def write_synthetic_voc(
     seed: int = 0,
     short_side: tuple[int, int] = (160, 260),
 ) -> Path:
-    """Writes the set, unless it is already there.
+    """Write the set, unless it is already there.
 
     The same arguments give the same set; each image depends on the seed, its split and its number
     only. The folder appears at once and complete, also if the run is killed half-way.
@@ -46,16 +46,16 @@ def write_synthetic_voc(
     Args:
         root: folder to create; holds ``Annotations``, ``ImageSets/Main/{trainval,test}.txt``,
             ``JPEGImages`` and a marker file afterwards.
-        num_trainval: number of images of the split `trainval`.
-        num_test: number of images of the split `test`.
+        num_trainval: number of images of the split ``trainval``.
+        num_test: number of images of the split ``test``.
         seed: seed of everything.
         short_side: smallest and largest shorter side of an image, in pixels, both included.
 
     Returns:
-        `root` as a path.
+        ``root`` as a path.
 
     Raises:
-        UserError: if `root` holds something else, or an argument makes no sense.
+        UserError: if ``root`` holds something else, or an argument makes no sense.
     """
     root = Path(root).expanduser()
     if min(num_trainval, num_test) < 0 or num_trainval + num_test == 0:
@@ -91,14 +91,14 @@ def is_complete(
     seed: int = 0,
     short_side: tuple[int, int] = (160, 260),
 ) -> bool:
-    """Whether `root` holds the set that `write_synthetic_voc` writes for the same arguments.
+    """Whether ``root`` holds the set that ``write_synthetic_voc`` writes for the same arguments.
 
     Args:
         root: the folder.
-        num_trainval: see `write_synthetic_voc`.
-        num_test: see `write_synthetic_voc`.
-        seed: see `write_synthetic_voc`.
-        short_side: see `write_synthetic_voc`.
+        num_trainval: see ``write_synthetic_voc``.
+        num_test: see ``write_synthetic_voc``.
+        seed: see ``write_synthetic_voc``.
+        short_side: see ``write_synthetic_voc``.
 
     Returns:
         True if the marker file fits and no image or annotation is missing.
@@ -172,7 +172,7 @@ def _image_size(rng: np.random.Generator, short_side: tuple[int, int]) -> tuple[
 
 
 def _write_annotation(path: Path, width: int, height: int, shapes: list[Shape]) -> None:
-    """Writes the VOC XML: 1-based inclusive coordinates."""
+    """Write the VOC XML: 1-based inclusive coordinates."""
     root = ET.Element("annotation")
     _add(root, folder="synthetic", filename=f"{path.stem}.jpg")
     _add(ET.SubElement(root, "size"), width=width, height=height, depth=3)

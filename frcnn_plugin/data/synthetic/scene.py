@@ -37,7 +37,7 @@ class Shape:
     """One object of a picture.
 
     Attributes:
-        name: one of `SHAPE_CLASSES`.
+        name: one of ``SHAPE_CLASSES``.
         box: continuous XYXY_ABS, whole numbers, tight to the visible pixels.
         truncated: whether the shape leaves the image.
         difficult: too small, or too little of it visible, to be asked for.
@@ -62,7 +62,7 @@ class _Drawn:
 def draw_scene(
     rng: np.random.Generator, width: int, height: int, num_objects: int
 ) -> tuple[npt.NDArray[np.uint8], list[Shape]]:
-    """Draws one image.
+    """Draw one image.
 
     Args:
         rng: source of all randomness.
@@ -89,13 +89,13 @@ def draw_scene(
 
 
 def tight_box(mask: BoolArray) -> tuple[int, int, int, int]:
-    """Smallest box around the true pixels of `mask`, (H, W): continuous XYXY_ABS."""
+    """Smallest box around the true pixels of ``mask``, (H, W): continuous XYXY_ABS."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _try_to_add(rng: np.random.Generator, canvas: FloatArray, drawn: list[_Drawn]) -> bool:
-    """Draws one more shape over the others, unless it hides too much; says whether it did."""
+    """Draw one more shape over the others, unless it hides too much; says whether it did."""
     height, width = canvas.shape[:2]
     name = SHAPE_CLASSES[rng.integers(len(SHAPE_CLASSES))]
     low, high = _TINY_SCALES if rng.integers(_TINY_ONE_IN) == 0 else _SCALES
@@ -130,7 +130,7 @@ def _try_to_add(rng: np.random.Generator, canvas: FloatArray, drawn: list[_Drawn
 
 
 def _render_alpha(rng: np.random.Generator, name: str, size: float) -> FloatArray:
-    """Coverage of one shape in [0, 1], (h, w), tightly cropped; `size` is its side in pixels."""
+    """Coverage of one shape in [0, 1], (h, w), tightly cropped; ``size`` is its side in pixels."""
     stretch = math.exp(rng.uniform(-0.2, 0.2))
     half = np.array([size / 2 * stretch, size / 2 / stretch])
     if name == "circle":
@@ -201,7 +201,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> FloatArray
 def _texture(
     rng: np.random.Generator, name: str, behind: FloatArray, patch: tuple[int, int], size: float
 ) -> FloatArray:
-    """Paint for a shape: (h, w, 3) for a `patch` of (w, h), distinct from `behind`, (n, 3)."""
+    """Paint for a shape: (h, w, 3) for a ``patch`` of (w, h), distinct from ``behind``, (n, 3)."""
     first = _contrasting_colour(rng, name, behind)
     y, x = np.mgrid[0 : patch[1], 0 : patch[0]].astype(np.float32)
     paint = np.broadcast_to(first, (patch[1], patch[0], 3)).astype(np.float32)
@@ -221,7 +221,7 @@ def _texture(
 def _contrasting_colour(
     rng: np.random.Generator, name: str, behind: FloatArray
 ) -> npt.NDArray[np.float64]:
-    """The first of 24 vivid RGB colours that is far from nearly all of `behind`, else the best."""
+    """Return the first of 24 vivid RGB colours far from nearly all of ``behind``, else the best."""
     sample = behind[:: max(1, len(behind) // 400)]
     middle = SHAPE_CLASSES.index(name) / len(SHAPE_CLASSES)
     low, high = (middle - _HUE_SPREAD, 0.55, 0.8), (middle + _HUE_SPREAD, 1, 1)

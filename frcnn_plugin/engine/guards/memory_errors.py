@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ...errors import UserError
+from ...process import peak_memory
 
 # torch raises a RuntimeError of its own class on GPUs, a plain one on CPUs.
 _SIGNS = (
@@ -27,7 +27,7 @@ _GIB = 1024**3
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a GPU's memory, or the machine's, ran out."""
+    """Return whether an exception says that a GPU's memory, or the machine's, ran out."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
@@ -66,7 +66,7 @@ def explain_out_of_memory(
     Args:
         cfg: config of the run.
         error: what was raised.
-        batch: the images it happened with, as the model gets them; none if it was no training step.
+        batch: the images it happened with, as the model gets them; none if it was not in training.
         phase: phase of PaperRCNN: the RPN alone has no RoIs.
 
     Returns:
@@ -105,8 +105,8 @@ def _keys(cfg: CfgNode, phase: str, *, in_training: bool) -> list[str]:
     ]
     if cfg.FOUR_STEP.ENABLED:
         keys.append(
-            f"FOUR_STEP.IMS_PER_BATCH (now {list(cfg.FOUR_STEP.IMS_PER_BATCH)}, images per step "
-            "and process); the schedule then is another one, so start a new run"
+            f"FOUR_STEP.IMS_PER_BATCH (now {list(cfg.FOUR_STEP.IMS_PER_BATCH)}: per stage, images "
+            "per iteration and process); the schedule is another one then, so start a new run"
         )
     elif cfg.SOLVER.IMS_PER_BATCH > 1:
         keys.append(
@@ -124,20 +124,18 @@ def _keys(cfg: CfgNode, phase: str, *, in_training: bool) -> list[str]:
 
 
 def _peak(cfg: CfgNode) -> str:
-    if cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        return f"{torch.cuda.max_memory_allocated() / _GIB:.1f} of {total / _GIB:.1f} GiB"
-    try:
-        import resource
-    except ImportError:  # Windows
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    peak = peak_memory("cuda" if on_gpu else "cpu")
+    if peak is None:
         return "not known"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kilobytes on Linux, bytes on macOS.
-    return f"{peak * (1 if sys.platform == 'darwin' else 1024) / _GIB:.1f} GiB (this process)"
+    if not on_gpu:
+        return f"{peak / _GIB:.1f} GiB (this process)"
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return f"{peak / _GIB:.1f} of {total / _GIB:.1f} GiB"
 
 
 def _first_line(error: BaseException) -> str:
-    """What the allocator said, without the addresses of its source files and its advice."""
+    """Return what the allocator said, without the addresses of its sources and its advice."""
     line = str(error).strip().partition("\n")[0]
     line = line[max(0, line.find("DefaultCPUAllocator")) :]
     for end in (" GPU ", " Error code", " If reserved"):

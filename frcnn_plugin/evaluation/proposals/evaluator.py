@@ -1,9 +1,11 @@
 """Collecting the proposals of a data set in one or several processes, and measuring their recall.
 
-Both are evaluators for the host's ``inference_on_dataset``; the model gives, per image,
+Both are evaluators for Detectron2's ``inference_on_dataset``; the model gives, per image,
 ``{"proposals": Instances}`` with `proposal_boxes` in original-image pixels and
-`objectness_logits`, as PaperRCNN does in its phase "rpn" and the host's ProposalNetwork always.
+`objectness_logits`, as PaperRCNN does in its phase "rpn" and Detectron2's ProposalNetwork always.
 """
+
+from __future__ import annotations
 
 import logging
 import os
@@ -22,16 +24,7 @@ from detectron2.utils import comm
 from ...data.proposals.checks import Proposals, save_proposals
 from ...errors import UserError
 from ..ground_truth import load_ground_truth
-from .recall import COUNTS
-from .recall_report import plot_recall, report_recall
-
-__all__ = [
-    "COUNTS",
-    "ProposalCollector",
-    "ProposalEvaluator",
-    "plot_recall",
-    "report_recall",
-]
+from .recall import COUNTS, report_recall
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +40,7 @@ class ProposalCollector(DatasetEvaluator):
         output_path: str | os.PathLike[str] | None = None,
         distributed: bool = True,
     ) -> None:
-        """Creates the collector.
+        """Create the collector.
 
         Args:
             dataset_name: any name in the DatasetCatalog.
@@ -60,14 +53,14 @@ class ProposalCollector(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all proposals."""
+        """Forget all proposals."""
         self._entries: dict[str, _Entry] = {}
         self._num_bad = 0
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Takes in the proposals of some images.
+        """Take in the proposals of some images.
 
         Boxes that are not finite or have no area are left out, with a warning at the end. An image
         that comes a second time, as samplers do to fill a batch, is ignored.
@@ -96,8 +89,8 @@ class ProposalCollector(DatasetEvaluator):
             kept = kept[np.argsort(-logits[kept], kind="stable")]
             self._entries.setdefault(str(item["image_id"]), (boxes[kept], logits[kept]))
 
-    def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
-        """Writes the file; returns nothing but an empty dict.
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Write the file; return nothing but an empty dict.
 
         Raises:
             UserError: if an image of the data set was not processed, or another one was.
@@ -108,7 +101,7 @@ class ProposalCollector(DatasetEvaluator):
         return OrderedDict()
 
     def _gather(self) -> bool:
-        """Brings all entries to the main process; True there."""
+        """Bring all entries to the main process; return True there."""
         if not self._distributed:
             return True
         comm.synchronize()
@@ -124,11 +117,11 @@ class ProposalCollector(DatasetEvaluator):
 
     @property
     def num_images(self) -> int:
-        """Images collected in this process."""
+        """Number of images collected in this process."""
         return len(self._entries)
 
     def take(self) -> Proposals:
-        """What this process has collected, in the order it came; it is forgotten here."""
+        """Hand over what this process has collected, in the order it came, and forget it."""
         self._warn_of_bad()
         entries = self._entries
         self.reset()
@@ -144,7 +137,7 @@ class ProposalCollector(DatasetEvaluator):
             )  # fmt: skip
 
     def _finish(self, image_ids: list[str]) -> Proposals:
-        """Puts the entries in the order of the data set and writes them."""
+        """Put the entries in the order of the data set and write them."""
         name = self._dataset_name
         known = set(image_ids)
         unknown = [image_id for image_id in self._entries if image_id not in known]
@@ -183,7 +176,7 @@ class ProposalEvaluator(ProposalCollector):
         counts: Sequence[int] = COUNTS,
         output_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Creates the evaluator; the ground truth is loaded when it is needed.
+        """Create the evaluator; the ground truth is loaded when it is needed.
 
         Args:
             dataset_name: any name in the DatasetCatalog.
@@ -206,8 +199,8 @@ class ProposalEvaluator(ProposalCollector):
         elif self._output_path is not None:
             self._curves_stem = self._output_path.with_suffix(".recall")
 
-    def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
-        """Writes the file, prints recall and writes its curves.
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Write the file, print recall and write its curves.
 
         Returns:
             ``{"proposals": {"AR@300", "R@0.5@300", "R@0.7@300", ...}}`` in percent for each number

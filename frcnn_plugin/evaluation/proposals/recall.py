@@ -1,27 +1,39 @@
 """Recall of proposals: how much of the ground truth is covered, by IoU and number of proposals.
 
-No models or files of images here. Boxes are continuous XYXY.
+Measured, printed, drawn as in the paper's figure 4, and kept as JSON. Boxes are continuous XYXY.
 
 Shape shorthand: C numbers of proposals, G objects, P proposals of an image, T IoU thresholds.
 """
 
+from __future__ import annotations
+
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ...atomic_files import reading_json, write_json
+from ...atomic_files import optional_output, reading_json, write_json
 from ...data.proposals.checks import Proposals
 from ..average_precision import FloatArray, IntArray, paired_iou
 from ..ground_truth import GroundTruth
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 COUNTS = (50, 100, 300, 1000, 2000)  # proposals per image
 # Finer than the metric's .50:.05:.95, for plots; hundredths divided, so that 0.55 is 0.55.
 CURVE_IOUS = tuple(percent / 100.0 for percent in range(50, 101))
 _METRIC_IOUS = tuple(percent / 100.0 for percent in range(50, 100, 5))
 _TABLE_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
+_PAPER_COUNTS = (300, 1000, 2000)
+_MOST_PANELS = 4
 
 
 @dataclass(frozen=True)
@@ -45,15 +57,15 @@ class RecallCurves:
     recall: dict[int, list[float]]
 
     def at(self, count: int, iou: float) -> float:
-        """Recall in [0, 1] of the best `count` proposals at one of `ious`."""
+        """Return the recall in [0, 1] of the best `count` proposals at one of `ious`."""
         return self.recall[count][self.ious.index(iou)]
 
     def average_recall(self, count: int) -> float:
-        """Mean recall in [0, 1] over the IoU thresholds .50:.05:.95."""
+        """Return the mean recall in [0, 1] over the IoU thresholds .50:.05:.95."""
         return float(np.mean([self.at(count, iou) for iou in _METRIC_IOUS]))
 
     def metrics(self) -> dict[str, float]:
-        """``{"AR@300": ..., "R@0.5@300": ..., "R@0.7@300": ...}`` for every number; percent."""
+        """Return ``{"AR@300": ..., "R@0.5@300": ..., "R@0.7@300": ...}`` per number; percent."""
         results = {}
         for count in self.recall:
             results[f"AR@{count}"] = 100 * self.average_recall(count)
@@ -61,7 +73,7 @@ class RecallCurves:
         return results
 
     def table(self) -> str:
-        """One line per number of proposals."""
+        """Lay out a line per number of proposals."""
         lines = [
             f"{self.dataset}: proposal recall (%), one proposal per object, difficult and crowd "
             f"objects not counted; {self.num_images} images, {self.num_objects} objects, "
@@ -74,12 +86,12 @@ class RecallCurves:
         return "\n".join(lines)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a JSON file, whole or not at all."""
+        """Write a JSON file, whole or not at all."""
         write_json(path, asdict(self))
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> "RecallCurves":
-        """Reads what `save` wrote.
+    def load(path: str | os.PathLike[str]) -> RecallCurves:
+        """Read what `save` wrote.
 
         Raises:
             UserError: for a missing, damaged or foreign file.
@@ -92,7 +104,7 @@ class RecallCurves:
 def measure_recall(
     proposals: Proposals, truth: GroundTruth, counts: Sequence[int], dataset_name: str
 ) -> RecallCurves | None:
-    """Recall of the best proposals of every image.
+    """Measure the recall of the best proposals of every image.
 
     Args:
         proposals: of the images of `truth`, in the same order.
@@ -129,7 +141,7 @@ def measure_recall(
 
 
 def match_one_to_one(iou: FloatArray, gt: IntArray, box: IntArray) -> FloatArray:
-    """Matches objects and proposals greedily: the pair of highest IoU first, each used once.
+    """Match objects and proposals greedily: the pair of highest IoU first, each used once.
 
     The order among equal IoUs is that of py-faster-rcnn's ``evaluate_recall``: first object, then
     first proposal. Pairs that come first for both of their members are final whatever else there
@@ -168,7 +180,7 @@ def match_one_to_one(iou: FloatArray, gt: IntArray, box: IntArray) -> FloatArray
 def _overlapping_pairs(
     proposals: Proposals, truth: GroundTruth, objects: npt.NDArray[np.intp]
 ) -> tuple[FloatArray, IntArray, IntArray, IntArray]:
-    """Pairs of a proposal and one of the `objects` of its image whose IoU is on the curves.
+    """Find pairs of a proposal and one of the `objects` of its image whose IoU is on the curves.
 
     Returns:
         IoU, index of the object, rank of the proposal in its image (0 is best) and its number over
@@ -195,3 +207,87 @@ def _overlapping_pairs(
         return np.zeros(0), empty, empty, empty
     iou, index, rank, number = (np.concatenate(column) for column in zip(*parts, strict=True))
     return iou, index, rank, number
+
+
+def report_recall(
+    proposals: Proposals,
+    truth: GroundTruth,
+    dataset_name: str,
+    counts: Sequence[int] = COUNTS,
+    stem: Path | None = None,
+) -> RecallCurves | None:
+    """Measure recall and print it.
+
+    Args:
+        proposals: of the images of `truth`, in the same order.
+        truth: the objects of the data set.
+        dataset_name: its name.
+        counts: numbers of proposals per image to measure.
+        stem: if given, the curves are written to ``<stem>.json`` and drawn in ``<stem>.png``.
+
+    Returns:
+        The curves; None, with a warning, if the set has no objects that count.
+    """
+    curves = measure_recall(proposals, truth, counts, dataset_name)
+    if curves is None:
+        logger.warning(
+            "%s: no ground truth (difficult objects not counted) in %d images: recall is not "
+            "defined; nothing is reported",
+            dataset_name, len(truth.image_ids),
+        )  # fmt: skip
+        return None
+    logger.info("%s", curves.table())
+    if stem is not None:
+        with optional_output(f"{stem}.json"):
+            curves.save(f"{stem}.json")
+        with optional_output(f"{stem}.png"):
+            plot_recall({dataset_name: curves}, f"{stem}.png")
+        logger.info("%s: recall curves: %s.json and %s.png", dataset_name, stem, stem)
+    return curves
+
+
+def plot_recall(curves: Mapping[str, RecallCurves], path: str | os.PathLike[str]) -> Path:
+    """Draw recall over IoU .5 to 1 at 300, 1000 and 2000 proposals.
+
+    Numbers that no curve has are left out; if it has none of the three, its own are drawn.
+
+    Args:
+        curves: what the legend calls them (such as "RPN", "SS") -> the curves.
+        path: picture to write; its suffix says which format.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_recall(curves).savefig(path, dpi=150)
+    return path
+
+
+def draw_recall(curves: Mapping[str, RecallCurves], title: bool = True) -> Figure:
+    """Draw what `plot_recall` writes.
+
+    Args:
+        curves: what the legend calls them -> the curves.
+        title: name the data set above.
+    """
+    from matplotlib.figure import Figure  # here: training evaluates, but need not draw
+
+    datasets = list(dict.fromkeys(item.dataset for item in curves.values()))
+    available = sorted({count for item in curves.values() for count in item.recall})
+    counts = [count for count in _PAPER_COUNTS if count in available] or available[:_MOST_PANELS]
+    figure = Figure(figsize=(1 + 3.6 * max(len(counts), 1), 3.8), layout="constrained")
+    panels = figure.subplots(1, max(len(counts), 1), sharey=True, squeeze=False)[0]
+    for panel, count in zip(panels, counts, strict=False):
+        for index, (label, item) in enumerate(curves.items()):
+            if count in item.recall:
+                # By position: a label keeps its colour where another one is absent.
+                panel.plot(item.ious, item.recall[count], label=label, color=f"C{index}", lw=1.8)
+        panel.set(title=f"{count} proposals", xlabel="IoU", xlim=(0.5, 1.0), ylim=(0.0, 1.0))
+        panel.grid(alpha=0.35)
+        if list(curves) != datasets:  # the title says it already
+            panel.legend(loc="best", frameon=False)
+    panels[0].set_ylabel("recall")
+    if title:
+        figure.suptitle(", ".join(datasets))
+    return figure

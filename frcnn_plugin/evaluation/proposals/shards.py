@@ -1,6 +1,5 @@
 """Proposals in parts, so that making them for a large data set can be interrupted."""
 
-import json
 import logging
 import os
 import shutil
@@ -11,7 +10,7 @@ from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator
 
-from ...atomic_files import write_text
+from ...atomic_files import reading_json, write_json
 from ...data.proposals.checks import Proposals, load_proposals, save_proposals
 from ...errors import UserError
 from .evaluator import ProposalCollector
@@ -25,7 +24,7 @@ class ProposalShards:
     """A folder of proposal files that each cover some images, and a note of what made them."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Looks at nothing yet.
+        """Name the folder; nothing is looked at yet.
 
         Args:
             folder: where the shards are, or will be.
@@ -33,7 +32,7 @@ class ProposalShards:
         self.folder = Path(folder)
 
     def open(self, fingerprint: Mapping[str, str]) -> None:
-        """Makes the folder ready; shards that something else made are removed, with a warning.
+        """Make the folder ready; remove shards that something else made, with a warning.
 
         Args:
             fingerprint: what the proposals depend on -> a hash of it. Shards are kept only if all
@@ -41,7 +40,7 @@ class ProposalShards:
         """
         note = self.folder / _FINGERPRINT
         if self.folder.is_dir():
-            before = _read_json(note)
+            before = _read_note(note)
             changed = [name for name in fingerprint if before.get(name) != fingerprint[name]]
             if not changed:
                 return
@@ -52,15 +51,15 @@ class ProposalShards:
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
         # Last: a folder without it counts as made by something else.
-        write_text(note, json.dumps(dict(fingerprint)))
+        write_json(note, dict(fingerprint))
 
     def write(self, proposals: Proposals) -> None:
-        """Adds a shard; other processes may do so at the same time."""
+        """Add a shard; other processes may do so at the same time."""
         path = self.folder / f"{uuid.uuid4().hex}.pkl"
         save_proposals(path, proposals.ids, proposals.boxes, proposals.logits)
 
     def read(self) -> Proposals:
-        """All entries so far, each image once; damaged shards are removed, with a warning."""
+        """Return all entries, each image once; remove damaged shards, with a warning."""
         entries: dict[str, tuple[Any, Any]] = {}
         for path in sorted(self.folder.glob("*.pkl")):
             try:
@@ -75,7 +74,7 @@ class ProposalShards:
         return Proposals(list(entries), [pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
     def remove(self) -> None:
-        """Removes the folder."""
+        """Remove the folder."""
         shutil.rmtree(self.folder)
 
 
@@ -83,7 +82,7 @@ class ShardWriter(DatasetEvaluator):
     """Writes the proposals of one process as they come, a shard per `shard_size` images."""
 
     def __init__(self, shards: ProposalShards, shard_size: int, dataset_name: str) -> None:
-        """Creates the writer.
+        """Create the writer.
 
         Args:
             shards: where to.
@@ -95,19 +94,19 @@ class ShardWriter(DatasetEvaluator):
         self._collector = ProposalCollector(dataset_name, distributed=False)
 
     def reset(self) -> None:
-        """Forgets what is not written yet."""
+        """Forget what is not written yet."""
         self._collector.reset()
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Takes in the proposals of some images, as `ProposalCollector.process`."""
+        """Take in the proposals of some images, as `ProposalCollector.process`."""
         self._collector.process(inputs, outputs)
         if self._collector.num_images >= self._shard_size:
             self._write()
 
     def evaluate(self) -> dict[str, Any]:
-        """Writes the rest; returns an empty dict."""
+        """Write the rest; return an empty dict."""
         self._write()
         return {}
 
@@ -116,10 +115,10 @@ class ShardWriter(DatasetEvaluator):
             self._shards.write(self._collector.take())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; empty if it is not there or damaged."""
+def _read_note(path: Path) -> dict[str, Any]:
+    """Return the fingerprint; empty if the file is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with reading_json(path, "fingerprint of proposals") as content:
+            return dict(content)
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}

@@ -19,6 +19,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, Standar
 from detectron2.structures import Boxes, Instances
 
 from ...errors import UserError
+from ...host import transform_rois
 
 
 def box_features(
@@ -40,7 +41,7 @@ def box_features(
     """
     if isinstance(roi_heads, Res5ROIHeads):
         maps = [features[name] for name in roi_heads.in_features]
-        pooled: torch.Tensor = roi_heads._shared_roi_transform(maps, boxes)
+        pooled: torch.Tensor = transform_rois(roi_heads, maps, boxes)
         return pooled.mean(dim=[2, 3])
     if not isinstance(roi_heads, StandardROIHeads) or isinstance(roi_heads, CascadeROIHeads):
         raise UserError(

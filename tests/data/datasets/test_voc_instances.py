@@ -7,7 +7,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from frcnn_plugin.data import VOC_CLASSES, load_voc_instances
-from frcnn_plugin.data.datasets.voc_annotation import read_image_size
+from frcnn_plugin.data.loading.image_reader import read_image_size
 from frcnn_plugin.errors import UserError
 
 from .voc_folder import add_image, add_line, obj, write_image
@@ -248,7 +248,7 @@ def test_ids_with_extension(tmp_path):
 def test_broken_xml_and_broken_image(tmp_path):
     add_image(tmp_path, "a", size="")
     (tmp_path / "JPEGImages" / "a.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"a\.jpg: not readable as an image"):
+    with pytest.raises(UserError, match=r"a\.jpg cannot be read as an image"):
         load_voc_instances(tmp_path, "train", CLASSES)
     (tmp_path / "Annotations" / "a.xml").write_text("<annotation><object></annotation>")
     with pytest.raises(UserError, match=r"a\.xml: not readable as XML \(mismatched tag"):

@@ -23,7 +23,7 @@ def _forget_class_names():
 def add(
     xml: Path, images: Path, name: str, *objects: str, suffix: str = ".jpg", filename=""
 ) -> None:
-    """One image with its XML; sub-folders in `name` are made in both."""
+    """One image with its XML; sub-folders in ``name`` are made in both."""
     write_image(images / f"{name}{suffix}")
     path = xml / f"{name}.xml"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def add_image(
     split: str = "train",
     filename: str = "",
 ) -> None:
-    """Adds an image, its XML and its line in the image set."""
+    """Add an image, its XML and its line in the image set."""
     write_image(root / "JPEGImages" / f"{image_id}{suffix}")
     xml = root / "Annotations" / f"{image_id}.xml"
     xml.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def add_image(
 
 
 def add_line(root: Path, line: str, split: str = "train") -> None:
-    """Adds a line to an image set."""
+    """Add a line to an image set."""
     image_set = root / "ImageSets" / "Main" / f"{split}.txt"
     image_set.parent.mkdir(parents=True, exist_ok=True)
     with image_set.open("a") as file:

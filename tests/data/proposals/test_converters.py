@@ -70,7 +70,7 @@ def test_selective_search_without_names(tmp_path, caplog):
 
 @pytest.fixture
 def mat_error(tmp_path):
-    """Converts a made file and returns the message."""
+    """Convert a made file and returns the message."""
 
     def convert(*args, **kwargs):
         mat = save_mat(tmp_path / "a.mat", *args, **kwargs)

@@ -16,6 +16,7 @@ from detectron2.utils.events import EventStorage
 
 from frcnn_plugin.engine.guards.step_guard import StepGuard
 from frcnn_plugin.errors import UserError
+from frcnn_plugin.host import inner_trainer
 from frcnn_plugin.process import launch
 from tests.conftest import make_input
 from tests.engine.joint_runs import make_joint_trainer
@@ -54,7 +55,7 @@ def test_a_learning_rate_that_is_much_too_high(
     )
     assert "  2. MODEL.WEIGHTS is empty: a network that starts from random numbers" in message
     assert "The last checkpoint is model_0000000.pth. With corrected data go on" in message
-    # The host logs what ends a run with a traceback.
+    # Detectron2 logs what ends a run with a traceback.
     (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
     assert record.getMessage() == f"training stopped: {message}" and record.exc_info is None
 
@@ -79,27 +80,27 @@ def test_a_learning_rate_that_is_much_too_high(
     assert dump["non_finite_weights"] == []
 
 
-@pytest.mark.parametrize(("step", "phase"), [(0, "rpn"), (4, "fast_rcnn")])
-def test_within_four_steps(tmp_path: Path, step: int, phase: str) -> None:
-    """The rate is raised when the step begins, as the schedule would."""
+@pytest.mark.parametrize(("start", "phase"), [(0, "rpn"), (4, "fast_rcnn")])
+def test_within_four_steps(tmp_path: Path, start: int, phase: str) -> None:
+    """The rate is raised when the stage begins, as the schedule would."""
     trainer = make_trainer(tmp_path)
 
     class Raise(HookBase):
         def before_step(self) -> None:
-            if self.trainer.iter == step:
+            if self.trainer.iter == start:
                 for group in self.trainer.optimizer.param_groups:
                     group["lr"] = 1e8
 
     trainer.register_hooks([Raise()])
     message = stop(trainer.train)
-    dump = torch.load(tmp_path / f"nan_dump_{step + 1}.pth", weights_only=True)
-    assert dump["phase"] == phase and f"at iteration {step + 1} (" in message
+    dump = torch.load(tmp_path / f"nan_dump_{start + 1}.pth", weights_only=True)
+    assert dump["phase"] == phase and f"at iteration {start + 1} (" in message
     assert ("loss_rpn_cls" in dump["losses"]) == (phase == "rpn")
 
 
 def test_a_finite_loss_with_gradients_that_are_not(tmp_path: Path) -> None:
     trainer = make_joint_trainer(tmp_path, ["SOLVER.BASE_LR", "1e-4"])
-    trainer._trainer.register_hooks([Poison(1, gradient=True)])
+    inner_trainer(trainer).register_hooks([Poison(1, gradient=True)])
     message = stop(trainer.train)
     assert message.startswith("the loss became nan at iteration 2")
     assert (
@@ -116,12 +117,15 @@ def test_weights_that_are_bad_from_the_start(tmp_path: Path) -> None:
     trainer = make_joint_trainer(tmp_path)
     torch.nn.init.constant_(trainer.model.roi_heads.box_head.fc6.weight, math.inf)
     message = stop(trainer.train)
-    assert "roi_heads were nan or infinite before the first step: look at MODEL.WEIGHTS" in message
+    assert (
+        "roi_heads were nan or infinite before the first iteration: look at MODEL.WEIGHTS"
+        in message
+    )
     assert "No checkpoint was written before" in message
 
 
-def test_numbers_that_the_host_refuses_before_there_is_a_loss(tmp_path: Path) -> None:
-    """Its own RPN raises; the gradients left are those of the step before."""
+def test_numbers_that_detectron2_refuses_before_there_is_a_loss(tmp_path: Path) -> None:
+    """Its own RPN raises; the gradients left are those of the iteration before."""
     trainer = make_joint_trainer(tmp_path)
     forward = trainer.model.backbone.forward
 

@@ -13,12 +13,14 @@ from frcnn_plugin.data.proposals.checks import Proposals, load_proposals
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.average_precision import paired_iou
 from frcnn_plugin.evaluation.ground_truth import GroundTruth, from_dicts
-from frcnn_plugin.evaluation.proposals.evaluator import (
+from frcnn_plugin.evaluation.proposals import (
     ProposalCollector,
     ProposalEvaluator,
+    RecallCurves,
+    measure_recall,
     plot_recall,
 )
-from frcnn_plugin.evaluation.proposals.recall import RecallCurves, match_one_to_one, measure_recall
+from frcnn_plugin.evaluation.proposals.recall import match_one_to_one
 from frcnn_plugin.process import launch
 
 # Image "a" has objects P and Q, "b" has R and a difficult one, "c" has none.
@@ -164,6 +166,21 @@ def test_curves_without_a_file(name, tmp_path):
     process(evaluator)
     evaluator.evaluate()
     assert {f.name for f in tmp_path.iterdir()} == {"recall.json", "recall.png"}
+
+
+def test_curves_that_cannot_be_written_or_drawn_do_not_end_a_run(
+    name, tmp_path, caplog, monkeypatch
+):
+    def fail(*_, **__):
+        raise RuntimeError("out of ink")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    (tmp_path / "recall.json").mkdir()
+    evaluator = ProposalEvaluator(name, output_dir=tmp_path)
+    process(evaluator)
+    assert evaluator.evaluate()["proposals"]["R@0.5@300"] == pytest.approx(100)
+    assert "recall.json is not written: [Errno" in caplog.text
+    assert "recall.png is not written: RuntimeError: out of ink" in caplog.text
 
 
 def test_collector_writes_and_measures_nothing(name, tmp_path):

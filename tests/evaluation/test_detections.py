@@ -1,4 +1,4 @@
-"""Why there is nothing to count, in one warning."""
+"""Why detections cannot be those of a trained detector, in one warning."""
 
 import json
 import logging
@@ -11,33 +11,33 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 
 from frcnn_plugin.evaluation.coco import RecordingCOCOEvaluator
-from frcnn_plugin.evaluation.diagnosis import diagnose_misses, diagnose_scores
+from frcnn_plugin.evaluation.detections import diagnose
 
 
 def test_no_detections():
-    text = diagnose_scores([], 20) or ""
+    text = diagnose([], 20) or ""
     for part in ("no detections at all", "MODEL.WEIGHTS", "MODEL.ROI_HEADS.SCORE_THRESH_TEST"):
         assert part in text
 
 
 def test_chance_level():
     """1 / 21 = 0.0476, the number that people report."""
-    text = diagnose_scores([0.0476, 0.0475, 0.0480], 20) or ""
+    text = diagnose([0.0476, 0.0475, 0.0480], 20) or ""
     assert "all 3 scores lie within 0.001 of 0.0480 (chance is 0.0476)" in text
     assert "is MODEL.WEIGHTS the trained detector, with the same number of classes" in text
 
 
 @pytest.mark.parametrize("scores", [[0.04, 0.05], [0.3], np.array([0.9, 0.1])])
 def test_nothing_wrong(scores):
-    assert diagnose_scores(scores, 20) is None
+    assert diagnose(scores, 20) is None
 
 
 def test_confident_but_never_right():
-    text = diagnose_misses([0.2, 0.98], 0.0) or ""
+    text = diagnose([0.2, 0.98], 20, 0.0) or ""
     assert "AP50 is 0 although there are 2 detections, the best with score 0.980" in text
     assert "Is the class list of the test set, in this order, the one that MODEL.WEIGHTS" in text
-    for scores, ap50 in (([0.2, 0.98], 0.1), ([0.2, 0.4], 0.0), ([], 0.0), ([0.9], float("nan"))):
-        assert diagnose_misses(scores, ap50) is None
+    for scores, ap50 in (([0.2, 0.98], 0.1), ([0.2, 0.4], 0.0), ([0.9], float("nan"))):
+        assert diagnose(scores, 20, ap50) is None
 
 
 @pytest.fixture

@@ -1,4 +1,8 @@
-"""Checkpoints that a killed process cannot spoil, and whose weights are checked when loaded."""
+"""Checkpoints that a killed process cannot spoil, and whose weights are checked when loaded.
+
+Below the checkpointer stands what a config says about weights: what a file must hold before
+training may start, and what a checkpoint says about itself.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +14,47 @@ from typing import IO, Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..atomic_files import replacing
-from ..checkpoint.conversion import Conversion
-from ..checkpoint.from_torchvision import looks_like_torchvision
-from ..checkpoint.matching import (
+from ..errors import UserError
+from ..modeling.backbone.caffe_backbone import CaffeBackbone
+from ..modeling.roi_heads.box_head import FC6FC7Head
+from .catalog.known_files import find
+from .catalog.path_handler import PREFIX
+from .conversion import Conversion
+from .from_torchvision import looks_like_torchvision
+from .matching import (
     Loaded,
+    Requirement,
     check_classes,
     check_complete,
     check_preprocessing,
     check_requirements,
     check_shapes,
 )
-from ..checkpoint.metadata import KEY, Metadata
-from ..checkpoint.read import convert_caffemodel, convert_torchvision_file
-from ..errors import UserError
-from .weight_requirements import checkpoint_metadata, class_names, preprocessing, requirements
+from .metadata import KEY, Metadata, Preprocessing
+from .read import convert_caffemodel, convert_torchvision_file
 
 logger = logging.getLogger(__name__)
 
+_CONVERT = (
+    "Choose another file, or see with 'frcnn weights convert' what this one is; for training from "
+    "scratch leave MODEL.WEIGHTS empty and set MODEL.BACKBONE.FREEZE_AT 0"
+)
+_FROM_RANDOM = (
+    "To start them at random, add MODEL.WEIGHTS_MAY_LACK \"['roi_heads.box_head']\"; "
+    "docs/weights.md lists files that have them"
+)
+
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """The host's checkpointer; a file appears, or replaces another, only when it is complete.
+    """Detectron2's checkpointer; a file appears, or replaces another, only when it is complete.
 
-    The host writes into the final file, so a run killed in that moment leaves half a checkpoint, or
-    an empty ``last_checkpoint``, and can no longer be resumed.
+    Detectron2 writes into the final file, so a run killed in that moment leaves half a checkpoint,
+    or an empty ``last_checkpoint``, and can no longer be resumed.
     """
 
     def __init__(
@@ -49,17 +67,17 @@ class AtomicCheckpointer(DetectionCheckpointer):
         unused: str = "",
         **kwargs: Any,
     ) -> None:
-        """Build.
+        """Build the checkpointer of a model.
 
         Args:
-            model: as for the host's class.
-            save_dir: as for the host's class.
+            model: as for Detectron2's class.
+            save_dir: as for Detectron2's class.
             cfg: of the model: what is loaded is checked against it, and checkpoints carry it with
                 class names and preprocessing. None: nothing is checked or added.
             evaluating: nothing will be trained, so that everything has to be in the file.
             unused: sub-module that is not needed then, "" for none; in the phases "rpn" and
                 "fast_rcnn" it is the other half.
-            kwargs: other arguments of the host's class.
+            kwargs: other arguments of Detectron2's class.
         """
         super().__init__(model, save_dir, **kwargs)
         self.path_manager: Any = _AtomicPaths(PathManager)
@@ -67,15 +85,18 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._evaluating = evaluating
         self._unused = unused
         self._file = ""
+        self._metadata: dict[str, Any] | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As the host's, with :class:`.checkpoint.metadata.Metadata`."""
+        """Save as Detectron2 does, with :class:`.metadata.Metadata`."""
         if self._cfg is not None:
-            kwargs.setdefault(KEY, checkpoint_metadata(self._cfg).to_dict())
+            if self._metadata is None:  # once: a config as YAML takes as long as a small file
+                self._metadata = checkpoint_metadata(self._cfg).to_dict()
+            kwargs.setdefault(KEY, self._metadata)
         super().save(name, **kwargs)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As the host's.
+        """Load as Detectron2 does.
 
         Raises:
             UserError: the file is missing or damaged; names it.
@@ -86,12 +107,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
         try:
             loaded: dict[str, Any] = super().load(path, *args, **kwargs)
         finally:
-            # The host asserts that it is None, and leaves it behind when loading fails.
+            # Detectron2 asserts that it is None, and does not reset it when loading fails.
             self._parsed_url_during_load = None
         return loaded
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """As the host's; also Caffe's files and those in torchvision's names, converted."""
+        """Read as Detectron2 does; convert Caffe's files and those in torchvision's names."""
         self._file = filename
         if filename.endswith(".caffemodel"):
             return _converted(convert_caffemodel(filename))
@@ -108,7 +129,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint: Any) -> Any:
-        """As the host's, which only logs what does not fit and goes on with random weights.
+        """Load as Detectron2 does, which only logs what does not fit and leaves it random.
 
         Raises:
             UserError: the weights are not those that the config needs; see
@@ -143,7 +164,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         )
 
     def _advice(self) -> str:
-        """How to go on without the file that a run would be resumed from."""
+        """Say how to go on without the file that a run would be resumed from."""
         if not (self.save_dir and self.has_checkpoint()):
             return ""
         last = os.path.join(self.save_dir, "last_checkpoint")
@@ -172,13 +193,78 @@ class _AtomicPaths:
     def open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
         if "w" not in mode:
             return self._inner.open(path, mode, **kwargs)
-        return _open_temporary(self._inner, path, mode, kwargs)
+        return self._open_temporary(path, mode, kwargs)
+
+    @contextmanager
+    def _open_temporary(self, path: str, mode: str, kwargs: dict[str, Any]) -> Iterator[IO[Any]]:
+        with (
+            replacing(path, temporary=f"{path}.partial") as temporary,
+            self._inner.open(str(temporary), mode, **kwargs) as file,
+        ):
+            yield file
 
 
-@contextmanager
-def _open_temporary(inner: Any, path: str, mode: str, kwargs: dict[str, Any]) -> Iterator[IO[Any]]:
-    with (
-        replacing(path, temporary=f"{path}.partial") as temporary,
-        inner.open(str(temporary), mode, **kwargs) as file,
-    ):
-        yield file
+def names_detector(cfg: CfgNode) -> bool:
+    """Return whether ``MODEL.WEIGHTS`` may be a trained model: set, and no known ImageNet file."""
+    weights = cfg.MODEL.WEIGHTS
+    if weights.startswith(PREFIX):
+        return find(weights.removeprefix(PREFIX)).is_detector
+    return bool(weights)
+
+
+def preprocessing(cfg: CfgNode) -> Preprocessing:
+    """Return how the config makes network inputs of images."""
+    return Preprocessing(
+        cfg.INPUT.FORMAT,
+        tuple(float(v) for v in cfg.MODEL.PIXEL_MEAN),
+        tuple(float(v) for v in cfg.MODEL.PIXEL_STD),
+    )
+
+
+def class_names(cfg: CfgNode, *, test: bool = False) -> tuple[str, ...] | None:
+    """Return the class names of the first training (or test) set.
+
+    Args:
+        cfg: config whose data sets are registered.
+        test: take the first test set.
+
+    Returns:
+        None if the set has no names, or more or fewer than the model has classes.
+    """
+    for name in (cfg.DATASETS.TEST if test else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))[:1]:
+        names = MetadataCatalog.get(name).get("thing_classes")
+        if names and len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            return tuple(str(n) for n in names)
+    return None
+
+
+def checkpoint_metadata(cfg: CfgNode) -> Metadata:
+    """Return what makes the checkpoints of a run usable without its data and config file."""
+    return Metadata("detector", preprocessing(cfg), class_names(cfg), cfg.dump())
+
+
+def requirements(model: nn.Module, cfg: CfgNode) -> list[Requirement]:
+    """Return the layers that training must not start without.
+
+    They are all convolutions of this plugin's backbones, and fc6 and fc7 if the head is trained.
+
+    Args:
+        model: unwrapped.
+        cfg: its config; ``MODEL.WEIGHTS_MAY_LACK`` excepts parts.
+    """
+    result = []
+    for prefix, module in model.named_modules():
+        if any(f"{prefix}.".startswith(f"{part}.") for part in cfg.MODEL.WEIGHTS_MAY_LACK):
+            continue
+        if isinstance(module, CaffeBackbone):
+            layers = [
+                f"{prefix}.{name}" for name, m in module.named_modules() if isinstance(m, nn.Conv2d)
+            ]
+            what = type(module).__name__
+            result.append(Requirement(what, "conv layers", tuple(layers), _CONVERT))
+        elif isinstance(module, FC6FC7Head) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
+            layers = [f"{prefix}.fc6", f"{prefix}.fc7"]
+            result.append(
+                Requirement("FC6FC7Head", "fully connected layers", tuple(layers), _FROM_RANDOM)
+            )
+    return result

@@ -11,16 +11,16 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from frcnn_plugin.checkpoint import KEY, Metadata, write_caffemodel
+from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer, preprocessing
 from frcnn_plugin.checkpoint.from_torchvision import KNOWN
 from frcnn_plugin.checkpoint.metadata import TORCHVISION
-from frcnn_plugin.engine.checkpointer import AtomicCheckpointer
-from frcnn_plugin.engine.evaluate import evaluate_checkpoint
+from frcnn_plugin.engine import evaluate_checkpoint
 from frcnn_plugin.engine.trainer import PaperTrainer
-from frcnn_plugin.engine.weight_requirements import preprocessing
 from frcnn_plugin.errors import UserError
-from tests.checkpoint import networks
 
-# The networks of tests.checkpoint.networks as a config.
+from . import networks
+
+# The networks of .networks as a config.
 NARROW = [*("MODEL.VGG.CHANNELS", [4] * 5), *("MODEL.ROI_BOX_HEAD.FC_DIM", 6)]
 
 
@@ -50,7 +50,7 @@ def test_weights_of_another_network(tiny_cfg, tmp_path: Path) -> None:
     path = tmp_path / "resnet.pth"
     torch.save({"stem.conv1.weight": torch.ones(4, 3, 3, 3)}, path)
     message = r"VGG16: 0 of 13 conv layers found in .*resnet\.pth; its first keys: stem\.conv1\.we"
-    with pytest.raises(UserError, match=message + r".*tools/convert_weights\.py"):
+    with pytest.raises(UserError, match=message + r".*frcnn weights convert"):
         load(tiny_cfg(), path)
 
 

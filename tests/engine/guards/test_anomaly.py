@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from frcnn_plugin.engine.guards.anomaly import StepRecord, build_dump
-from frcnn_plugin.engine.guards.anomaly_causes import likely_causes
+from frcnn_plugin.engine.guards.anomaly import StepRecord, build_dump, likely_causes
 from tests.conftest import make_input
 
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.evaluation.examples import pick_examples
+from frcnn_plugin.evaluation.detections import Detections
 from frcnn_plugin.evaluation.ground_truth import GroundTruth
-from frcnn_plugin.evaluation.record import ClassRecord, EvaluationRecord
-from frcnn_plugin.evaluation.voc_results import Detections
+from frcnn_plugin.evaluation.record import ClassRecord, EvaluationRecord, pick_examples
 
 CLASSES = ["cat", "dog"]
 A, B, C = [0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]
@@ -29,13 +28,12 @@ def truth(*objects: tuple[int, int, list[int], bool], size: int) -> GroundTruth:
 
 def detections(*rows: tuple[int, int, list[int], float]) -> Detections:
     """Rows as (image, class, box, score)."""
-    rows = tuple(sorted(rows, key=lambda row: -row[3]))
     return Detections(
         np.array([r[2] for r in rows], dtype=float).reshape(-1, 4),
         np.array([r[3] for r in rows], dtype=float),
         np.array([r[1] for r in rows], dtype=np.int64),
         np.array([r[0] for r in rows], dtype=np.int64),
-    )
+    ).best_first()
 
 
 def test_order_and_f1() -> None:
