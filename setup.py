@@ -67,6 +67,8 @@ setup(
         "Pillow>=9.1",  # image files
         "fvcore>=0.1.5",  # Detectron2's config, registry and checkpointer
         "iopath>=0.1.7",  # Detectron2's paths to files
+        "pooch>=1.7",  # downloads the published weights; brings requests, which is used, too
+        "protobuf>=4.22",  # Caffe's files; 4.22 makes classes of messages that are described here
         "portalocker>=3.0",  # one process downloads, the others wait; 3.0 tells locked from broken
         "PyYAML>=5.1",  # Detectron2's config files; their errors are told in one line
         "pycocotools>=2.0.2",  # COCO's annotations and metric
@@ -80,7 +82,6 @@ setup(
         "dev": [
             "pytest>=8",  # the test suite
             "pytest-xdist>=3.6",  # runs it in two processes (make test)
-            "protobuf>=4",  # a second opinion on Caffe's files, in tests
             "hypothesis>=6",  # generated boxes and annotations in tests
             "ruff>=0.6",  # format and lint
             "mypy>=1.11",  # types

@@ -67,7 +67,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         size = source.stat().st_size / 1e6
         _, imports = measure("--help")
         seconds, peak = measure(str(source), str(target))
-    results = {"file_mb": size, "seconds": seconds, "peak_mb": peak, "imports_mb": imports}
     rows = [
         ("file, MB", f"{size:.0f}", ""),
         ("whole process, s", f"{seconds:.1f}", ""),
@@ -76,4 +75,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ("conversion, MB", f"{peak - imports:.0f}", f"{(peak - imports) / size:.2f} x the file"),
     ]
     print(tabulate(rows, tablefmt="plain"))
+    results = {"file_mb": size, "seconds": seconds, "peak_mb": peak, "imports_mb": imports}
     return write_results(args.output, {"what": "caffemodel", **results})

@@ -20,7 +20,7 @@ from benchmarks.contenders import Contender, Sample, calibrated_weights
 from benchmarks.measuring import Ratio, by_section, in_turn, ratio, spread, tune
 from benchmarks.output import headline, line_chart, write_results
 from benchmarks.work import Spec, Work, generated_set, specs_from, work_from
-from frcnn_plugin.data.loading.train_loader import MirroringMapper
+from frcnn_plugin.data.loading.mappers import MirroringMapper
 from frcnn_plugin.engine import PaperTrainer
 
 logger = logging.getLogger(__name__)

@@ -258,7 +258,7 @@ class HookClock(HookBase):
         return run
 
     def before_step(self) -> None:
-        self._start = time.perf_counter()
+        self._start = time.perf_counter() - self._in_hooks  # those that ran before this one
 
     def after_step(self) -> None:
         stage, number = divmod(self.trainer.iter, self.per_stage)

@@ -155,5 +155,5 @@ def test_engine_offers_what_it_names() -> None:
     assert sorted(engine._MODULES) == sorted(engine.__all__)
     for name in engine.__all__:
         assert getattr(engine, name).__name__ == name
-    with pytest.raises(ImportError, match="cannot import name 'Nothing' from 'frcnn_plugin.engine"):
+    with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
         exec("from frcnn_plugin.engine import Nothing")

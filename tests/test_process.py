@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessRaisedException
 
 from frcnn_plugin import process
 from frcnn_plugin.errors import UserError
@@ -29,10 +30,6 @@ def make_a_mistake() -> None:
     raise UserError("MODEL.X is 1: set MODEL.X 2")
 
 
-def fail() -> None:
-    raise ZeroDivisionError("not the user's")
-
-
 def test_single_process_returns_its_result() -> None:
     assert launch(add, 1, args=(2, 3)) == 5
 
@@ -48,9 +45,13 @@ def test_a_mistake_found_by_a_worker_is_one_line() -> None:
         launch(make_a_mistake, 2)
 
 
-def test_other_errors_keep_their_traceback() -> None:
-    with pytest.raises(Exception, match="ZeroDivisionError: not the user's"):
-        launch(fail, 2)
+def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ProcessRaisedException("Traceback ...\nZeroDivisionError: not the user's", 0, 1)
+
+    monkeypatch.setattr(process, "detectron2_launch", fail)
+    with pytest.raises(ProcessRaisedException, match="ZeroDivisionError: not the user's"):
+        launch(add, 2)
 
 
 def test_importing_changed_nothing() -> None:

@@ -21,21 +21,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.cli.__main__ import parse
+from frcnn_plugin.data.loading.image_reader import read_bgr
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
+from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step import STAGES
 from frcnn_plugin.report import write_report
-from frcnn_plugin.visualization.drawings.comparison import contact_sheet, draw_comparison
+from frcnn_plugin.visualization import contact_sheet, draw_comparison, save_picture
 
 CONFIG = "demo/vgg16_shapes.yaml"
 # AP50 (11-point) that a full run has to reach on images it was not trained on.
@@ -64,20 +64,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def draw_detections(cfg: CfgNode, folder: Path, number: int, min_score: float = 0.5) -> Path:
-    """Draw the first test images; returns the path of a sheet with all of them."""
-    folder.mkdir(parents=True, exist_ok=True)
+def draw_test_images(cfg: CfgNode, folder: Path, number: int, min_score: float = 0.5) -> Path:
+    """Draw the first test images; return the path of a sheet with all of them."""
     dataset = cfg.DATASETS.TEST[0]
     names = MetadataCatalog.get(dataset).thing_classes
     predictor = DefaultPredictor(cfg)
     pictures = []
     for record in tqdm(DatasetCatalog.get(dataset)[:number], desc="drawing", unit="image"):
-        image = read_image(record["file_name"], "BGR")
+        image = read_bgr(record["file_name"])
         instances = predictor(image)["instances"].to("cpu")
         instances = instances[instances.scores >= min_score]
         objects = record["annotations"]
         assert all(o["bbox_mode"] == BoxMode.XYXY_ABS for o in objects)
-        picture = draw_comparison(
+        canvas = draw_comparison(
             image,
             [o["bbox"] for o in objects],
             [o["category_id"] for o in objects],
@@ -87,11 +86,9 @@ def draw_detections(cfg: CfgNode, folder: Path, number: int, min_score: float = 
             names,
             [bool(o["difficult"]) for o in objects],
         )
-        cv2.imwrite(str(folder / f"{record['image_id']}.png"), picture)
-        pictures.append(picture)
-    sheet = folder / "all.png"
-    cv2.imwrite(str(sheet), contact_sheet(pictures, columns=3))
-    return sheet
+        pictures.append(canvas.pixels())
+        save_picture(folder / f"{record['image_id']}.png", pictures[-1])
+    return save_picture(folder / "all.png", contact_sheet(pictures, columns=3))
 
 
 def last_values(metrics: Path) -> dict[str, float]:
@@ -120,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     metrics = last_values(run / "metrics.json")
 
     cfg = setup_cfg(config, [*opts, "MODEL.WEIGHTS", str(run / "model_final.pth")])
-    sheet = draw_detections(cfg, args.output / "pictures", args.pictures)
+    sheet = draw_test_images(cfg, args.output / "pictures", args.pictures)
 
     print("\nafter stage")
     for stage in STAGES:
@@ -143,4 +140,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

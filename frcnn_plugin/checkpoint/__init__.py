@@ -8,18 +8,21 @@ from .caffe.from_caffe import convert_caffe
 from .caffe.to_caffe import convert_to_caffe
 from .catalog.known_files import CATALOG, KnownFile
 from .catalog.path_handler import register
+from .checkpointer import AtomicCheckpointer
 from .conversion import Conversion
 from .from_torchvision import convert_torchvision
 from .metadata import KEY, Metadata, Preprocessing
-from .read import peek, read_metadata, read_weights, save_weights
+from .read import Peek, peek, read_metadata, read_weights, save_weights
 
 __all__ = [
     "CATALOG",
     "KEY",
+    "AtomicCheckpointer",
     "CaffeModel",
     "Conversion",
     "KnownFile",
     "Metadata",
+    "Peek",
     "Preprocessing",
     "convert_caffe",
     "convert_to_caffe",

@@ -40,9 +40,9 @@ from .read import convert_caffemodel, convert_torchvision_file
 
 logger = logging.getLogger(__name__)
 
-_CONVERT = (
-    "Choose another file, or see with 'frcnn weights convert' what this one is; for training from "
-    "scratch leave MODEL.WEIGHTS empty and set MODEL.BACKBONE.FREEZE_AT 0"
+_OTHER_FILE = (
+    "'frcnn weights check FILE' says what a file holds: choose another one; or, to train from "
+    "scratch, leave MODEL.WEIGHTS empty and set MODEL.BACKBONE.FREEZE_AT 0"
 )
 _FROM_RANDOM = (
     "To start them at random, add MODEL.WEIGHTS_MAY_LACK \"['roi_heads.box_head']\"; "
@@ -261,7 +261,7 @@ def requirements(model: nn.Module, cfg: CfgNode) -> list[Requirement]:
                 f"{prefix}.{name}" for name, m in module.named_modules() if isinstance(m, nn.Conv2d)
             ]
             what = type(module).__name__
-            result.append(Requirement(what, "conv layers", tuple(layers), _CONVERT))
+            result.append(Requirement(what, "conv layers", tuple(layers), _OTHER_FILE))
         elif isinstance(module, FC6FC7Head) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
             layers = [f"{prefix}.fc6", f"{prefix}.fc7"]
             result.append(

@@ -14,7 +14,7 @@ RPN_HEAD = f"{RPN}.rpn_head"
 PREDICTOR = "roi_heads.box_predictor"
 
 VGG16_LAYERS = tuple(
-    f"conv{stage}_{i}" for stage, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)
+    f"conv{block}_{i}" for block, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)
 )
 ZF_LAYERS = tuple(f"conv{i}" for i in range(1, 6))
 
@@ -22,12 +22,13 @@ ZF_LAYERS = tuple(f"conv{i}" for i in range(1, 6))
 # docs/faithfulness.md). The first is that of its VGG16, the second that of its alternating ZF.
 CAFFE_RPN_CONV = ("rpn_conv/3x3", "rpn_conv1")
 
-# Files hold raw deltas; the host's are multiplied by MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS.
+# Caffe's files predict raw deltas; Detectron2's deltas are multiplied by this config key,
+# MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS, whose default these are.
 BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 def conv_target(layer: str) -> str:
-    """The plugin's name of a backbone's layer: conv1_2 -> backbone.conv1.conv1_2."""
+    """Return the plugin's name of a backbone's layer: conv1_2 -> backbone.conv1.conv1_2."""
     return f"backbone.{layer.split('_')[0]}.{layer}"
 
 
@@ -50,7 +51,7 @@ class Conversion:
         self.rows.append((source, target, describe(tensor) + (f", {note}" if note else "")))
 
     def not_finite(self) -> list[str]:
-        """Names of the tensors that hold infinity or NaN."""
+        """Return the names of the tensors that hold infinity or NaN."""
         # In pieces, as the test takes several times the memory of what is tested.
         return [
             name
@@ -60,5 +61,5 @@ class Conversion:
 
 
 def describe(tensor: torch.Tensor) -> str:
-    """Its shape: "64 x 3 x 3 x 3"."""
+    """Return a tensor's shape in words: "64 x 3 x 3 x 3"."""
     return " x ".join(map(str, tensor.shape))

@@ -35,7 +35,7 @@ LAYOUTS = {
 
 
 def looks_like_torchvision(state: Mapping[str, object]) -> bool:
-    """Whether the names are torchvision's."""
+    """Return whether the names are torchvision's."""
     return "features.0.weight" in state
 
 

@@ -48,7 +48,7 @@ class Loaded:
     """Those of them that it has in another shape: the file's and the model's."""
 
     def without(self, part: str) -> Loaded:
-        """The same, as if the model did not have the sub-module."""
+        """Return the same, as if the model did not have the sub-module."""
         missing = [name for name in self.missing if not is_in(name, [part])]
         shapes = {k: v for k, v in self.wrong_shapes.items() if not is_in(k, [part])}
         return Loaded(self.file, self.keys, missing, shapes)
@@ -198,7 +198,7 @@ def check_classes(
 
 
 def is_in(name: str, parts: Sequence[str]) -> bool:
-    """Whether a weight belongs to one of the sub-modules."""
+    """Return whether a weight belongs to one of the sub-modules."""
     return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 

@@ -28,11 +28,11 @@ class Preprocessing:
     """Grey levels divided by afterwards (``MODEL.PIXEL_STD``)."""
 
     def contradiction(self, other: Preprocessing, *, tolerance: float = 1e-3) -> list[str]:
-        """Config keys whose values differ.
+        """Return the config keys whose values differ.
 
         Args:
             other: to compare with.
-            tolerance: grey levels the means may differ by.
+            tolerance: grey levels that the means may differ by.
         """
         keys = []
         if self.format != other.format:
@@ -69,7 +69,7 @@ class Metadata:
     this plugin has no place for but a conversion back needs."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``torch.save``; ``torch.load(weights_only=True)`` reads it."""
+        """Convert to what ``torch.save`` writes and ``torch.load(weights_only=True)`` reads."""
         content = {k: v for k, v in asdict(self).items() if v not in (None, {})}
         if self.preprocessing is not None:
             p = self.preprocessing
@@ -84,7 +84,7 @@ class Metadata:
 
     @classmethod
     def from_dict(cls, content: object) -> Metadata | None:
-        """The inverse; None if ``content`` is not what :meth:`to_dict` gives."""
+        """Invert :meth:`to_dict`; return None if ``content`` is not what that gives."""
         if not isinstance(content, Mapping) or not isinstance(content.get("kind"), str):
             return None
         classes = content.get("classes")

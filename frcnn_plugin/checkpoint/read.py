@@ -1,4 +1,4 @@
-"""Files of weights, whatever program they are from, to this plugin's names."""
+"""Read files of weights, whatever program they are from, and look into checkpoints."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversio
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    if not is_torch_file(path):
+    if not _is_torch_file(path):
         return convert_caffemodel(path)
     found = peek(path)
     state = found.weights
@@ -130,7 +130,7 @@ def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversio
 
 
 def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
-    """What a file of weights says about itself, without reading the weights where possible.
+    """Return what a file of weights says about itself, without reading weights where possible.
 
     Args:
         path: as for :func:`read_weights`; also a ``.pkl`` of Detectron2, which says nothing.
@@ -151,7 +151,7 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
 
 
 def convert_caffemodel(path: str | os.PathLike[str]) -> Conversion:
-    """A caffemodel; see :func:`read_weights`."""
+    """Read and convert a caffemodel; see :func:`read_weights`."""
     layers = read_caffemodel(path).layers
     try:
         result = convert_caffe(layers)
@@ -163,7 +163,7 @@ def convert_caffemodel(path: str | os.PathLike[str]) -> Conversion:
 def convert_torchvision_file(
     path: str | os.PathLike[str], state: Mapping[str, torch.Tensor], *, layout: str = ""
 ) -> Conversion:
-    """A file in torchvision's names, whose content is ``state``; see :func:`read_weights`."""
+    """Convert a file in torchvision's names that holds ``state``; see :func:`read_weights`."""
     digest = sha256(path)
     if layout and layout not in LAYOUTS:
         raise UserError(f"there is no layout '{layout}'; there are {', '.join(LAYOUTS)}")
@@ -172,8 +172,8 @@ def convert_torchvision_file(
         raise UserError(
             f"{path} has torchvision's names, which both torchvision's own weights (RGB images) "
             "and Caffe's saved in its names, such as vgg16_caffe.pth (BGR), have, and it is none "
-            f"of the known files (SHA-256 {digest}). Say what it is: python "
-            f"tools/convert_weights.py {path} OUTPUT.pth --layout {' | '.join(LAYOUTS)}"
+            f"of the known files (SHA-256 {digest}). Say what it is: frcnn weights convert "
+            f"{path} OUTPUT.pth --layout {' | '.join(LAYOUTS)}"
         )
     preprocessing = LAYOUTS[layout] if layout else known[1]  # type: ignore[index]
     try:
@@ -191,8 +191,8 @@ def save_weights(path: str | os.PathLike[str], conversion: Conversion) -> None:
         torch.save(content, file)
 
 
-def is_torch_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file starts as ``torch.save``'s do: a zip archive, or a pickle."""
+def _is_torch_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file starts as ``torch.save``'s do: a zip archive, or a pickle."""
     with open(path, "rb") as file:
         return file.read(2) in (b"PK", b"\x80\x02")
 

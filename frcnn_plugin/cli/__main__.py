@@ -26,7 +26,7 @@ from types import ModuleType
 # Command: its module, and what it does.
 COMMANDS = {
     "train": ("train", "train a detector, or evaluate one (--eval-only)"),
-    "predict": ("predict", "run a detector on pictures or a video"),
+    "predict": ("predict", "run a detector on images"),
     "visualize": ("visualize", "draw anchors, matches, samples, proposals, RoIs, detections"),
     "doctor": ("doctor", "find what is wrong before it costs a day"),
     "report": ("report", "write an HTML page about a training run"),

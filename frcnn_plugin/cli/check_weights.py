@@ -5,10 +5,10 @@
     frcnn weights check output/model_final.pth detector.caffemodel
     frcnn weights check vgg16_caffe.pth --layout caffe-pth
 
-Without arguments: every published file in the cache. Of a published file, named as
-`frcnn weights download --list` names it, the SHA-256 is compared. Any other word is a file, or
-frcnn:// and a name: it is read as a training would read it, what it was recognised as and the
-mapping of its layers are printed, and its values must be finite. Nothing is written.
+Without arguments, every published file in the cache is checked. A published file is given by its
+name in `frcnn weights download --list`; its SHA-256 is compared. Any other file (or frcnn:// and a
+name) is read as a training would read it: the command prints what it was recognised as and the
+mapping of its layers, and fails if a value is not finite. Nothing is written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 
 from ..checkpoint.catalog import known_files as catalog
-from ..checkpoint.catalog.cache import cached_path, check_cached
+from ..checkpoint.catalog.download import cached_path, check_cached
 from ..checkpoint.catalog.known_files import KnownFile
 from ..checkpoint.from_torchvision import LAYOUTS
 from ..errors import UserError
@@ -37,7 +37,7 @@ def check_published(known: KnownFile) -> None:
     path = cached_path(known)
     if not path.is_file():
         raise UserError(f"{known.name} is not at {path}")
-    digest = check_cached(known, thorough=True)
+    digest = check_cached(known)
     print(f"{known.name}: SHA-256 {digest}, checked by: {known.checked_by}")
 
 

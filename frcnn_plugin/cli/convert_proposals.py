@@ -3,12 +3,12 @@ r"""Convert proposals of other programs for a data set, check them and measure t
     frcnn proposals convert --dataset voc07_trainval \
         --input selective_search_data/voc_2007_trainval.mat --output ss_voc07_trainval.pkl
 
-Takes Fast R-CNN's selective search downloads (.mat; needs scipy: pip install
+The command reads Fast R-CNN's selective search downloads (.mat; they need scipy: pip install
 'frcnn-plugin[proposals]') and NumPy archives (.npz) that hold, under each image id, an (N, 4) array
 x1, y1, x2, y2 in pixels of the original image, best first; or (N, 5) with a score. Coordinates are
 continuous: x2 - x1 is the width.
 
-A file that is in Detectron2's format already (.pkl) is only checked; it needs no --output.
+A file that is already in Detectron2's format (.pkl) is only checked and needs no --output.
 """
 
 from __future__ import annotations
@@ -31,11 +31,18 @@ CONVERTERS = {".mat": convert_selective_search_mat, ".npz": convert_npz}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, help="registered name, such as voc07_trainval")
-    parser.add_argument("--input", required=True, type=Path, help=".mat, .npz or .pkl file")
-    parser.add_argument("--output", type=Path, help="proposal file to write (.pkl)")
     parser.add_argument(
-        "--config-file", default="", help="config whose DATASETS.REGISTER names the data set"
+        "--dataset", required=True, metavar="NAME", help="registered name, such as voc07_trainval"
+    )
+    parser.add_argument(
+        "--input", required=True, type=Path, metavar="FILE", help=".mat, .npz or .pkl file"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="proposal file to write (.pkl)")
+    parser.add_argument(
+        "--config-file",
+        default="",
+        metavar="FILE",
+        help="config whose DATASETS.REGISTER names the data set",
     )
 
 

@@ -3,12 +3,12 @@
     frcnn weights convert VGG_ILSVRC_16_layers.caffemodel vgg16.pth
     frcnn weights convert VGG16_faster_rcnn_final.caffemodel detector.pth
     frcnn weights convert vgg16-397923af.pth vgg16_torchvision.pth
-    frcnn weights convert output/model_final.pth detector.caffemodel
     frcnn weights convert vgg16_caffe.pth vgg16.pth --layout caffe-pth
+    frcnn weights convert output/model_final.pth detector.caffemodel
 
-Says what it recognised and prints the mapping. The checkpoint carries the preprocessing that the
-weights need, class names, and the SHA-256 of the file they are from. Converting first is not
-necessary: MODEL.WEIGHTS takes all these files as they are.
+The command says what it recognised and prints which layer became which. The checkpoint that it
+writes carries the preprocessing that the weights need, the class names, and the SHA-256 of the
+original file. Nothing has to be converted before a training: MODEL.WEIGHTS takes all these files.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Say what is wrong before it costs a day: software, data sets, weights, schedule, disk, memory.
+"""Find what is wrong before it costs a day: software, data sets, weights, schedule.
 
     frcnn doctor
     frcnn doctor --config-file configs/faster_rcnn_vgg16_voc.yaml MODEL.WEIGHTS vgg16.pth
-    frcnn doctor --all --json report.json --config-file ...
+    frcnn doctor --config-file my.yaml --all --json findings.json
 
-Without a config it looks at the environment and at the data sets at hand. With one it makes the
-checks that `frcnn train` makes before it starts; give it the same options and overrides.
+Without a config the doctor looks at the environment and at the data sets at hand. With one it makes
+the checks that `frcnn train` makes before it starts; give it the same options and overrides.
 
 Exit status: 0 if there are no errors, 1 if there are; with --strict, warnings count as errors.
 """
@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="check for going on with a run")
     parser.add_argument("--overwrite", action="store_true", help="check for starting a run anew")
     parser.add_argument(
-        "--num-gpus", type=int, default=1, help="processes on this machine; default: %(default)s"
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on this machine; default: %(default)s",
     )
     parser.add_argument(
         "--all", action="store_true", help="load every data set and decode every image"

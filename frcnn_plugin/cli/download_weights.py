@@ -3,9 +3,10 @@
     frcnn weights download --list
     frcnn weights download vgg16_caffe_imagenet
 
-A named file is downloaded into the cache ($FVCORE_CACHE or ~/.torch/iopath_cache) and its path is
-printed; MODEL.WEIGHTS frcnn://vgg16_caffe_imagenet does the same when a run starts. For a machine
-without network: download elsewhere, then copy the file to the path that --list gives.
+A named file is downloaded into the cache ($FVCORE_CACHE or ~/.torch/iopath_cache), and its path is
+printed. MODEL.WEIGHTS frcnn://vgg16_caffe_imagenet does the same when a run starts. For a machine
+without network, download the file elsewhere and copy it to the path that --list shows.
+`frcnn weights check` compares what is in the cache with what was published.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from ..checkpoint.catalog import known_files as catalog
-from ..checkpoint.catalog.cache import cached_path, local_path
+from ..checkpoint.catalog.download import cached_path, local_path, megabytes
 from ..checkpoint.catalog.known_files import find
-from ..checkpoint.catalog.progress import megabytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

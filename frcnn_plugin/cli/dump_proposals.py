@@ -4,13 +4,14 @@ r"""Write the proposals of a trained network for a data set, and measure their r
         --dataset voc07_trainval MODEL.WEIGHTS output/model_final.pth
 
 The file is in Detectron2's proposal format, for DATASETS.PROPOSAL_FILES_TRAIN and _TEST. Beside it
-go the recall curves (.recall.json) and their picture (.recall.png). By default there are, per
-image, the best 2000 after non-maximum suppression of all anchors, which is what the paper trains
-its detector on; MODEL.RPN.PRE_NMS_TOPK_TEST 6000 MODEL.RPN.POST_NMS_TOPK_TEST 300 gives what it
-tests with.
+go the recall curves (.recall.json) and their picture (.recall.png). By default it holds, per image,
+the best 2000 boxes after non-maximum suppression of all anchors, on which the paper trains its
+detector; MODEL.RPN.PRE_NMS_TOPK_TEST 6000 MODEL.RPN.POST_NMS_TOPK_TEST 300 gives those with which
+it tests.
 
-Interrupted, the same command goes on where it stopped. ``KEY VALUE`` pairs at the end override the
-config. Without CUDA everything runs on the CPU, and ``--num-gpus`` is the number of processes.
+After an interruption the same command goes on where it stopped. Pairs of KEY VALUE at the end
+override the config. Without CUDA everything runs on the CPU, and --num-gpus is the number of
+processes.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from detectron2.utils.logger import setup_logger
 from ..atomic_files import sha256
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..data import check_datasets
-from ..data.loading.resize import build_mapper
-from ..data.proposals.checks import check_proposals, save_proposals
+from ..data.loading.mappers import build_mapper
+from ..data.proposals.checks import check_proposals
+from ..data.proposals.files import save_proposals
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth
@@ -45,7 +47,7 @@ from ..process import launch, tune_process
 logger = logging.getLogger("frcnn_plugin.cli.dump_proposals")
 
 BEFORE_OVERRIDES = [
-    # More than there are. PaperRPN also takes -1 for "all", the host's RPN does not.
+    # More than there are. PaperRPN also takes -1 for "all", Detectron2's RPN does not.
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", str(10**9)),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "2000"),
 ]
@@ -57,15 +59,21 @@ AFTER_OVERRIDES = [
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-file", required=True, help="config the network was trained with")
-    parser.add_argument("--dataset", required=True, help="registered name, such as voc07_trainval")
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="config the network was trained with"
+    )
+    parser.add_argument(
+        "--dataset", required=True, metavar="NAME", help="registered name, such as voc07_trainval"
+    )
     parser.add_argument(
         "--output",
         type=Path,
         help="file to write; default: OUTPUT_DIR/inference/<dataset>/proposals.pkl",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes; default: %(default)s")
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="processes; default: %(default)s"
+    )
     parser.add_argument(
         "--shard-size",
         type=int,
@@ -97,7 +105,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, output: Path, shards: Proposal
 
 
 def fingerprint(cfg: CfgNode, dicts: list[dict[str, Any]]) -> dict[str, str]:
-    """Hashes of all that the proposals depend on."""
+    """Hash all that the proposals depend on."""
     used = CfgNode({"MODEL": cfg.MODEL.clone(), "INPUT": cfg.INPUT.clone()})
     used.MODEL.WEIGHTS = ""  # the contents count
     images = "\n".join(f"{item['image_id']} {item['file_name']}" for item in dicts)
@@ -137,7 +145,7 @@ def finish(
     output: Path,
     shards: ProposalShards,
 ) -> dict[str, float]:
-    """Put the shards together; returns recall in percent, empty without ground truth."""
+    """Put the shards together; return recall in percent, empty without ground truth."""
     proposals = shards.read().reordered([str(item["image_id"]) for item in dicts])
     save_proposals(output, proposals.ids, proposals.boxes, proposals.logits)
     proposals = check_proposals(output, dicts, dataset)

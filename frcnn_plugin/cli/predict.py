@@ -1,13 +1,12 @@
-"""Run a detector on pictures or a video: pictures with boxes, JSON, features.
+"""Run a detector on images: pictures with boxes, JSON, features.
 
     frcnn predict --weights output/model_final.pth photos/ more/*.jpg --output found
     frcnn predict --weights model_final.pth photo.jpg --json found.json --no-pictures
     frcnn predict --weights model_final.pth photos/ --features found.npz
     frcnn predict --weights model_final.pth photos/ --boxes boxes.json --features own.npz
-    frcnn predict --weights model_final.pth --video street.mp4 --output found
 
 The weights are enough: config, preprocessing and class names are in the checkpoint. Files without
-them need --config-file. ``KEY VALUE`` pairs behind the pictures override the config. A file that
+them need --config-file. ``KEY VALUE`` pairs after the images override the config. A file that
 cannot be read is named and left out, and the exit status is then 1. docs/predict.md describes the
 files that are written.
 """
@@ -33,7 +32,6 @@ from ..errors import UserError
 from ..predict import FasterRCNNPredictor
 from ..predict.given_boxes import BoxList, load_boxes
 from ..predict.image_files import check_overwrites, find_images, output_names
-from ..predict.video import VideoFrames
 from ..predict.writer import DetectionWriter
 from ..process import tune_process
 
@@ -46,19 +44,18 @@ class Item:
     """One image of the run."""
 
     name: str
-    """What the files that are written call it: the file, or "street.mp4#12"."""
+    """What the files that are written call it."""
     picture: str
-    """Name of its picture, without extension; "" for a frame."""
+    """Name of its picture, without extension."""
     index: int
     image: npt.NDArray[np.uint8]
+    """(H, W, 3) uint8 BGR."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, help="checkpoint of a trained detector")
     parser.add_argument("--config-file", default="", help="config, instead of the checkpoint's own")
-    parser.add_argument("--video", help="video file, or number of a webcam (0), instead of images")
-    parser.add_argument("--frames", type=int, help="frames of the video at most; default: all")
-    parser.add_argument("--output", type=Path, help="folder for pictures (of a video: an .mp4)")
+    parser.add_argument("--output", type=Path, help="folder for pictures with detections, and JSON")
     parser.add_argument("--json", type=Path, help="file for detections in COCO's format")
     parser.add_argument("--features", type=Path, help=".npz file for fc7 and all class scores")
     parser.add_argument("--boxes", help="JSON of boxes by image: their features, no detection")
@@ -67,15 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topk", type=int, help="detections per image; default: the config's")
     parser.add_argument("--batch-size", type=int, default=1, help="images; default: %(default)s")
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the config's")
-    parser.add_argument("inputs", nargs="*", help="pictures, folders, patterns; then KEY VALUE ...")
+    parser.add_argument("inputs", nargs="*", help="images, folders, patterns; then KEY VALUE ...")
 
 
-# Options may stand between the pictures.
+# Options may stand between the images.
 parse = argparse.ArgumentParser.parse_intermixed_args
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Pictures, and the ``KEY VALUE`` pairs behind them."""
+    """Split the images from the ``KEY VALUE`` pairs after them."""
     cfg = plugin_cfg()
     for i, word in enumerate(words):
         if word.partition(".")[0] in cfg and not os.path.exists(word):
@@ -85,12 +82,8 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def check(args: argparse.Namespace, images: Sequence[str]) -> None:
     """Stop before the work on what would stop it or come to nothing."""
-    if bool(images) == bool(args.video):
-        raise UserError("give pictures, folders or patterns, or else --video")
-    if args.frames and not args.video:
-        raise UserError("--frames limits a --video, and there is none")
-    if args.boxes and args.video:
-        raise UserError("--boxes gives boxes of pictures: --video cannot have any")
+    if not images:
+        raise UserError("give images, folders or patterns")
     if args.boxes and (args.output or args.json or not args.features):
         raise UserError(
             "--boxes detects nothing: it goes with --features FILE.npz, without --output and --json"
@@ -99,10 +92,10 @@ def check(args: argparse.Namespace, images: Sequence[str]) -> None:
         raise UserError("say what to write: --output FOLDER, --json FILE, --features FILE.npz")
     if args.features and args.features.suffix != ".npz":
         raise UserError(f"--features {args.features} must end in .npz")
-    for name, least in (("batch_size", 1), ("topk", 1), ("frames", 1)):
+    for name in ("batch_size", "topk"):
         value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} is {value}: it must be {least} or more")
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: it must be 1 or more")
     if not 0 <= args.score <= 1:
         raise UserError(f"--score is {args.score:g}: it must be from 0 to 1")
     for path in (args.json, args.features):
@@ -113,7 +106,7 @@ def check(args: argparse.Namespace, images: Sequence[str]) -> None:
 
 
 def read_items(paths: Sequence[Path], unreadable: list[str]) -> Iterator[Item]:
-    """The pictures that can be read; the others' names go into ``unreadable``."""
+    """Read the images that can be read; the others' names go into ``unreadable``."""
     pictures = output_names(paths)
     for i, path in enumerate(tqdm(paths, unit="image")):
         try:
@@ -125,29 +118,20 @@ def read_items(paths: Sequence[Path], unreadable: list[str]) -> Iterator[Item]:
         yield Item(str(path), pictures[i], i, image)
 
 
-def read_frames(video: VideoFrames, source: str) -> Iterator[Item]:
-    for i, frame in enumerate(tqdm(video, total=video.number, unit="frame")):
-        yield Item(f"{os.path.basename(source)}#{i}", "", i, frame)
-
-
 def batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
     while batch := list(islice(items, size)):
         yield batch
 
 
-def make_writer(
-    args: argparse.Namespace, class_names: Sequence[str], video: VideoFrames | None
-) -> DetectionWriter:
-    draw = args.output is not None and not args.no_pictures
+def make_writer(args: argparse.Namespace, class_names: Sequence[str]) -> DetectionWriter:
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
     return DetectionWriter(
         class_names,
         score=args.score,
-        pictures=args.output if draw and not video else None,
+        pictures=None if args.no_pictures else args.output,
         json=args.json or (args.output / "detections.json" if args.output else None),
         features=args.features,
-        video=(args.output / f"{video.name}.mp4", video.rate) if draw and video else None,
         info={"weights": args.weights, "score": str(args.score)},
     )
 
@@ -176,18 +160,15 @@ def extract(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it; return the exit status."""
+    """Detect, or compute features, and write; return the exit status."""
     setup_logger(name="frcnn_plugin")
     tune_process()
     images, opts = split_overrides(args.inputs)
     check(args, images)
     paths = find_images(images)
     boxes = load_boxes(args.boxes, paths) if args.boxes else []
-    video = VideoFrames(args.video, args.frames) if args.video else None
     if args.output:
         check_overwrites(args.output, [f"{name}.jpg" for name in output_names(paths)], paths)
-        if video:
-            check_overwrites(args.output, [f"{video.name}.mp4"], [Path(args.video)])
     if args.topk:
         opts += ["TEST.DETECTIONS_PER_IMAGE", str(args.topk)]
     predictor = FasterRCNNPredictor(
@@ -200,18 +181,12 @@ def run(args: argparse.Namespace) -> int:
     if not args.boxes:
         predictor.check_detects()
     unreadable: list[str] = []
-    items = read_frames(video, args.video) if video else read_items(paths, unreadable)
-    with make_writer(args, predictor.class_names, video) as writer:
-        try:
-            for batch in batches(items, args.batch_size):
-                if args.boxes:
-                    extract(predictor, batch, boxes, args.boxes, writer)
-                else:
-                    detect(predictor, batch, writer, bool(args.features))
-        except KeyboardInterrupt:
-            if not video:
-                raise
-            print("stopped: what was seen so far is written", file=sys.stderr)
+    with make_writer(args, predictor.class_names) as writer:
+        for batch in batches(read_items(paths, unreadable), args.batch_size):
+            if args.boxes:
+                extract(predictor, batch, boxes, args.boxes, writer)
+            else:
+                detect(predictor, batch, writer, bool(args.features))
     if args.boxes:
         print(f"features of {writer.kept} boxes in {writer.images} images")
     else:

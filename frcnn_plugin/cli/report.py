@@ -3,7 +3,7 @@
     frcnn report output/faster_rcnn_vgg16_voc
     frcnn report output/faster_rcnn_vgg16_voc --output report.html
 
-Finished or not: what is missing is said in the page. docs/report.md describes it.
+The training need not be finished: the page says what is missing.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Train or evaluate a detector.
 
-    frcnn train --config-file configs/faster_rcnn_vgg16_voc_joint.yaml
-    frcnn train --config-file ... --resume
-    frcnn train --config-file ... --eval-only MODEL.WEIGHTS model_final.pth
-    frcnn train --config-file ... --num-gpus 2
+    frcnn train --config-file configs/faster_rcnn_vgg16_voc.yaml
+    frcnn train --config-file my.yaml SOLVER.BASE_LR 0.0005 OUTPUT_DIR output/slow
+    frcnn train --config-file my.yaml --resume
+    frcnn train --config-file my.yaml --num-gpus 2
+    frcnn train --config-file my.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
 
-``KEY VALUE`` pairs at the end override the config. Without CUDA everything runs on the CPU, and
-``--num-gpus`` is the number of processes. What `frcnn doctor` checks is checked first.
+Pairs of KEY VALUE at the end override the config. Before anything starts, the checks of `frcnn
+doctor` are made. Without CUDA everything runs on the CPU, and --num-gpus is the number of
+processes.
 """
 
 from __future__ import annotations
@@ -36,11 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train"
     )
     parser.add_argument(
-        "--num-gpus", type=int, default=1, help="processes on this machine; default: %(default)s"
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on this machine; default: %(default)s",
     )
-    parser.add_argument("--num-machines", type=int, default=1, help="default: %(default)s")
     parser.add_argument(
-        "--machine-rank", type=int, default=0, help="which of them this is; default: %(default)s"
+        "--num-machines", type=int, default=1, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, metavar="K", help="number of this one, from 0"
     )
     parser.add_argument(
         "--dist-url",

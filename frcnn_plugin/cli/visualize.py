@@ -36,10 +36,10 @@ from tqdm import tqdm
 
 from ..config import plugin_cfg
 from ..data import check_datasets
-from ..data.loading.image_reader import IMAGE_SUFFIXES
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
+from ..predict.image_files import find_images
 from ..visualization.pictures import MODES, NEEDS_TRUTH, Options, Pictures, is_of_training
 
 FIRST = 4  # images drawn where nothing says how many
@@ -47,7 +47,9 @@ FIRST = 4  # images drawn where nothing says how many
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", required=True, help=f"one of {', '.join(MODES)}")
-    parser.add_argument("--config-file", required=True, help="config of the network")
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="config of the network"
+    )
     parser.add_argument(
         "--dataset",
         help="registered name; default: the first of DATASETS.TEST for proposals and detections, "
@@ -59,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", nargs="+", action="extend", metavar="PATH", help="image files and folders"
     )
-    parser.add_argument("--limit", type=int, help=f"images at most; of a data set: {FIRST}")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help=f"images at most; of a data set: {FIRST}"
+    )
     parser.add_argument(
         "--seed",
         type=int,
@@ -95,7 +99,7 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
 
 
 def is_key(word: str) -> bool:
-    """Whether a word begins as the keys of the config do."""
+    """Return whether a word begins as the keys of the config do."""
     section = word.partition(".")[0]
     return section.isupper() and section in plugin_cfg()
 
@@ -132,8 +136,8 @@ def dataset_name(cfg: CfgNode, args: argparse.Namespace) -> str:
 
 
 def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
-    """The images asked for, in the order asked for."""
-    # Testing counts difficult objects apart, which the host's own VOC names do not know.
+    """Return the images asked for, in the order asked for."""
+    # Testing counts difficult objects apart, which Detectron2's own VOC names do not know.
     training = is_of_training(args.mode) and args.mode != "data"
     records = DatasetCatalog.get(name) if training else load_dicts(name)
     if args.image:
@@ -154,23 +158,8 @@ def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, An
     return list(records[:limit])
 
 
-def records_of_files(paths: Sequence[str], limit: int | None) -> list[dict[str, Any]]:
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise UserError(f"--input {path}: no images in this folder")
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise UserError(f"--input {path}: there is no such file or folder")
-    return [{"file_name": str(file), "image_id": file.stem} for file in files[:limit]]
-
-
 def class_names(cfg: CfgNode, name: str | None) -> list[str]:
-    """Of the data set, or, for files, of the config's."""
+    """Return those of the data set, or, for files, of the config's."""
     for candidate in [name] if name else [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
         names = MetadataCatalog.get(candidate).get("thing_classes")
         if names is not None:
@@ -179,7 +168,7 @@ def class_names(cfg: CfgNode, name: str | None) -> list[str]:
 
 
 def free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
-    """A file of this run; images of several folders may share a name."""
+    """Name a file of this run; images of several folders may share a name."""
     stem = re.sub(r"[^\w.-]+", "_", stem)
     path, number = folder / f"{stem}.png", 2
     while path in taken:
@@ -195,7 +184,8 @@ def run(args: argparse.Namespace) -> list[Path]:
     cfg = setup_cfg(args.config_file, args.opts)
     name = None
     if args.input:
-        records = records_of_files(args.input, args.limit)
+        files = find_images(args.input)[: args.limit]
+        records = [{"file_name": str(file), "image_id": file.stem} for file in files]
     else:
         name = dataset_name(cfg, args)
         # Classes of the data set have to be those of the network where the network is asked.

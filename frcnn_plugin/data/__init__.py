@@ -1,4 +1,4 @@
-"""Data sets: VOC-format loading and registration, checks before training, a synthetic set.
+"""Data sets and their loading: VOC and COCO format, training loader, proposal files, checks.
 
 Importing this package registers the built-in names (``voc07_trainval``, ``voc07_test``, ...).
 """
@@ -9,19 +9,46 @@ from .datasets.coco import register_coco
 from .datasets.config_entries import register_from_config_entries
 from .datasets.voc import VOC_CLASSES, load_voc_instances, register_voc
 from .datasets.voc_xml_folder import register_xml_folder
-from .synthetic.generator import SHAPE_CLASSES, write_synthetic_voc
+from .loading.image_reader import IMAGE_SUFFIXES, read_bgr
+from .loading.mappers import MirroringMapper, build_mapper
+from .loading.resize import FloatResizeShortestEdge, FloatResizeTransform, with_resize
+from .loading.samplers import MirroredDataset, OrientationBatchSampler
+from .loading.train_loader import build_train_loader, training_dicts
+from .proposals.checks import check_proposals, validate_proposals
+from .proposals.converters import convert_npz, convert_selective_search_mat
+from .proposals.files import Proposals, load_proposals, save_proposals
+from .synthetic.generator import write_synthetic_voc
+from .synthetic.scene import SHAPE_CLASSES
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "OFFICIAL_IMAGE_COUNTS",
     "SHAPE_CLASSES",
     "VOC_CLASSES",
+    "FloatResizeShortestEdge",
+    "FloatResizeTransform",
+    "MirroredDataset",
+    "MirroringMapper",
+    "OrientationBatchSampler",
+    "Proposals",
+    "build_mapper",
+    "build_train_loader",
     "check_datasets",
+    "check_proposals",
+    "convert_npz",
+    "convert_selective_search_mat",
+    "load_proposals",
     "load_voc_instances",
+    "read_bgr",
     "register_builtin",
     "register_coco",
     "register_from_config_entries",
     "register_voc",
     "register_xml_folder",
+    "save_proposals",
+    "training_dicts",
+    "validate_proposals",
+    "with_resize",
     "write_synthetic_voc",
 ]
 

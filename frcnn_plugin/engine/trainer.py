@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint.checkpointer import AtomicCheckpointer
-from ..data.loading.resize import build_mapper
+from ..data.loading.mappers import build_mapper
 from ..data.loading.train_loader import build_train_loader
 from ..errors import UserError
 from ..evaluation.coco import RecordingCOCOEvaluator
@@ -88,7 +88,7 @@ class PaperTrainer(DefaultTrainer):
         DefaultTrainer returns them only if ``TEST.EXPECTED_RESULTS`` is set.
         """
         super().train()
-        return last_results(self)  # type: ignore[no-any-return]
+        return last_results(self)
 
     def before_step(self) -> None:
         """Call the hooks, in which four-step training makes its proposals.

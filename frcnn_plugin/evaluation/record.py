@@ -84,6 +84,12 @@ class ImageRecord:
     f1: float
     boxes: list[BoxRecord]
 
+    @property
+    def summary(self) -> str:
+        """How the detector did on it, in a few words."""
+        outcomes = [box.outcome for box in self.boxes]
+        return ", ".join(f"{outcomes.count(word)} {word}" for word in ("right", "wrong", "missed"))
+
 
 @dataclass(frozen=True)
 class EvaluationRecord:

@@ -5,6 +5,7 @@ from .evaluation import StageEvalHook
 from .hook import FourStepHook
 from .schedule import apply_four_step, build_four_step_scheduler
 from .stages import STAGES, ScheduledStage, Stage, build_stages
+from .statistics import head_target_statistics, rpn_target_statistics
 
 __all__ = [
     "STAGES",
@@ -16,4 +17,6 @@ __all__ = [
     "apply_four_step",
     "build_four_step_scheduler",
     "build_stages",
+    "head_target_statistics",
+    "rpn_target_statistics",
 ]

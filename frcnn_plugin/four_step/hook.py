@@ -60,8 +60,10 @@ class FourStepHook(HookBase):
         self._seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self._active: ScheduledStage | None = None
         self._log = StageLog()
-        # Of the RPN stages, by number; also of one that this run leaves out.
-        self._proposals = {s.number: StageProposals(cfg, s) for s in STAGES if s.phase == "rpn"}
+        # Of the RPN stages, by number; also of a stage that this run leaves out.
+        self._proposals = {
+            s.number: StageProposals(self.cfg, s) for s in STAGES if s.phase == "rpn"
+        }
         # What a resumed run has to find again: digests of proposal files, and of the backbone.
         self._proposal_digests: dict[str, str] = {}
         self._shared_convolutions = ""
@@ -71,7 +73,7 @@ class FourStepHook(HookBase):
     def before_train(self) -> None:
         """Print the plan, keep the initial weights, take up an interrupted stage."""
         model: Any = unwrap_model(self.trainer.model)
-        # As the config froze it, conv1 and conv2 say. No stage trains more than this.
+        # What the config froze (for VGG16 conv1 and conv2) stays frozen in every stage.
         self._trainable = [n for n, p in model.named_parameters() if p.requires_grad]
         self._log.start()
         self.plan = plan_rows(self.cfg, self.stages, model)
@@ -126,12 +128,10 @@ class FourStepHook(HookBase):
         model: Any = unwrap_model(self.trainer.model)
         model.eval()
         # A run that starts with a detector stage has the RPN's checkpoint, but not its proposals.
-        # They go to files, and not from memory to the loader: those of 2000 boxes per image are
-        # read by every loading process, and a resumed run needs the very same ones.
         if stage.previous is not None and (stage.proposals_of or stage is not self.stages[0]):
             self.evaluate(stage.previous, model)
         stage_weights.begin_stage(model, stage, self._initial_weights, self._seed + stage.number)
-        # As given: the stages that do not train the convolutions must not change them either.
+        # From here on they must not change: noted now, compared at the end of the run.
         if "backbone" not in stage.trains and not self._shared_convolutions:
             self._shared_convolutions = stage_weights.digest(model.backbone)
         proposals = self._proposals.get(stage.proposals_of)

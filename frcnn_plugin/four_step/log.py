@@ -26,7 +26,7 @@ class StageLog(logging.Filter):
         self._handlers: list[logging.Handler] = []
 
     def start(self) -> None:
-        """Hook into the handlers that exist now, each once."""
+        """Enter the handlers that exist now, each once."""
         self._handlers = []
         for name in _LOGGERS:
             for handler in logging.getLogger(name).handlers:

@@ -1,8 +1,8 @@
 """Proposals handed from one stage to the next, as files.
 
-Files, and not lists in memory: a run that is resumed in a detector stage needs the very proposals
-that the stage began with, and the RPN that made them is not in its checkpoint any more (stage 2
-trains the convolutions). Besides, they can be looked at, and Detectron2 reads them itself.
+Files, and not lists in memory: a run that is resumed in stage 2 needs the very proposals that the
+stage began with, and the RPN that made them is gone, as its convolutions have been trained on.
+Besides, they can be looked at, and Detectron2 reads them by itself.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..atomic_files import sha256
-from ..data.loading.resize import build_mapper
-from ..data.loading.train_loader import MirroringMapper, training_dicts
+from ..data.loading.mappers import MirroringMapper, build_mapper
+from ..data.loading.train_loader import training_dicts
 from ..data.proposals.checks import check_proposals
 from ..errors import UserError
 from ..evaluation.proposals.evaluator import ProposalCollector, ProposalEvaluator

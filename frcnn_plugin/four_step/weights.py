@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,6 @@ from ..atomic_files import replacing
 from ..checkpoint.read import peek
 from ..errors import UserError
 from .stages import Stage
-
-logger = logging.getLogger(__name__)
 
 
 def begin_stage(

@@ -30,18 +30,17 @@ class CocoResults:
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
-    def add(self, file_name: str, instances: Instances, **more: int | float) -> None:
+    def add(self, file_name: str, instances: Instances) -> None:
         """Add an image and its detections.
 
         Args:
             file_name: as it is to stand in the file.
             instances: on the CPU, in pixels of the image; may be empty.
-            more: other facts of the image, such as the number of a frame.
         """
         height, width = instances.image_size
         image_id = len(self._images) + 1
         self._images.append(
-            {"id": image_id, "file_name": file_name, "width": width, "height": height, **more}
+            {"id": image_id, "file_name": file_name, "width": width, "height": height}
         )
         boxes = instances.pred_boxes.tensor.tolist()
         classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()

@@ -29,7 +29,7 @@ def predictor_cfg(
     device: str | None = None,
     score_threshold: float | None = None,
 ) -> tuple[CfgNode, tuple[str, ...]]:
-    """Config of a model that is to be run, and the names of its classes.
+    """Make the config of a model that is to be run, and find the names of its classes.
 
     Args:
         weights: file; its own config is used unless ``config_file`` is given.
@@ -65,7 +65,7 @@ def predictor_cfg(
             raise UserError(f"the score threshold is {score_threshold}: it must be from 0 to 1")
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: pictures are BGR or RGB")
+        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: images are BGR or RGB")
     stage = stage_of(path)
     if stage is not None and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
         logger.info(
@@ -82,7 +82,7 @@ def predictor_cfg(
 
 
 def _own_cfg(weights: str, metadata: Metadata | None) -> CfgNode:
-    """The config inside a checkpoint, not frozen."""
+    """Read the config inside a checkpoint; it is not frozen."""
     if metadata is None or metadata.config is None:
         raise UserError(
             f"{weights} carries no config: give the one that it was trained with (--config-file, "
@@ -112,14 +112,14 @@ def _checked_device(device: str) -> str:
 
 
 def _names(cfg: CfgNode, metadata: Metadata | None, weights: str) -> tuple[str, ...]:
-    """Names of all classes: the checkpoint's, else those of the config's data sets."""
+    """Name all classes by the checkpoint, else by the config's data sets."""
     number: int = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     names = metadata.classes if metadata is not None else None
     if names is None or len(names) != number:
         names = class_names(cfg)
     if names is None:
         logger.warning(
-            "%s does not name its %d classes; tools/convert_weights.py --classes adds names",
+            "%s does not name its %d classes; `frcnn weights convert --classes` adds names",
             weights,
             number,
         )

@@ -18,7 +18,7 @@ BoxList = list[list[float]]
 
 
 def load_boxes(path: str | os.PathLike[str], images: Sequence[Path]) -> list[BoxList]:
-    """Boxes of images, matched by file name.
+    """Load boxes of images, matched by file name.
 
     Args:
         path: JSON of XYXY boxes by file name, or a COCO file, whose boxes are XYWH; both in

@@ -15,17 +15,17 @@ _VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mp
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
-    """Files that are meant by names of files, folders and patterns.
+    """Find the files that are meant by names of files, folders and patterns.
 
     Args:
-        inputs: a file; a folder, whose pictures are taken but not those of its subfolders; or a
+        inputs: a file; a folder, whose images are taken but not those of its subfolders; or a
             pattern such as ``"photos/**/*.jpg"``.
 
     Returns:
         each file once, in the order of the inputs, those of one input sorted.
 
     Raises:
-        UserError: an input means no picture, or a video.
+        UserError: an input means no image, or a video.
     """
     found: dict[Path, None] = {}
     for name in inputs:
@@ -34,11 +34,13 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
             files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
             if not files:
                 raise UserError(
-                    f"the folder {name} holds no pictures ({', '.join(IMAGE_SUFFIXES)}); those of "
+                    f"the folder {name} holds no images ({', '.join(IMAGE_SUFFIXES)}); those of "
                     f"subfolders are found with '{path}/**/*.jpg'"
                 )
         elif path.suffix.lower() in _VIDEO_SUFFIXES:
-            raise UserError(f"{name} is a video: give it with --video")
+            raise UserError(
+                f"{name} is a video: make images of it first: ffmpeg -i {name} frames/%06d.jpg"
+            )
         elif path.is_file():
             files = [path]
         elif glob.has_magic(name):
@@ -52,7 +54,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
-    """A name for what is made of each file, no two the same on any file system.
+    """Name what is made of each file, no two the same on any file system.
 
     Args:
         paths: different files.

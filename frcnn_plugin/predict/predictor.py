@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,14 @@ import numpy.typing as npt
 import torch
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
 
 from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..data.loading.image_reader import read_bgr
 from ..data.loading.resize import with_resize
 from ..errors import UserError
 from ..modeling import PaperRCNN
-from .arrays import check_boxes, check_image, full, postprocess, to_image
 from .config import predictor_cfg
 
 # A path, or (H, W, 3) uint8.
@@ -29,7 +29,7 @@ Batch = list[dict[str, Any]]
 class FasterRCNNPredictor:
     """A detector that is ready to use: weights in, detections in original-image pixels out.
 
-    The host's DefaultPredictor for batches, which needs no data set and, for checkpoints of this
+    Detectron2's DefaultPredictor for batches, which needs no data set and, for checkpoints of this
     plugin, no config: preprocessing, class names and config are in the checkpoint.
 
     Images may have any sizes. Those of the same network size share a forward pass; others are not
@@ -68,7 +68,7 @@ class FasterRCNNPredictor:
         self.model = build_model(self.cfg).eval()
         AtomicCheckpointer(self.model, cfg=self.cfg, evaluating=True).load(self.cfg.MODEL.WEIGHTS)
         sizes = self.cfg.INPUT
-        # As the host's DefaultPredictor has it.
+        # As in Detectron2's DefaultPredictor.
         edge = T.ResizeShortestEdge([sizes.MIN_SIZE_TEST, sizes.MIN_SIZE_TEST], sizes.MAX_SIZE_TEST)
         (self._resize,) = with_resize(self.cfg, [edge])
         phase = getattr(self.model, "phase", "joint")
@@ -83,7 +83,7 @@ class FasterRCNNPredictor:
             )
 
     def __call__(self, image: ImageLike, **kwargs: Any) -> Instances:
-        """Detections of one image; arguments and result as of :meth:`predict`."""
+        """Detect in one image; arguments and result as of :meth:`predict`."""
         return self.predict([image], **kwargs)[0]
 
     @torch.no_grad()
@@ -107,20 +107,18 @@ class FasterRCNNPredictor:
             UserError: an image cannot be used; the checkpoint is no whole detector.
         """
         self.check_detects()
-        results: dict[int, Instances] = {}
-        for indices, batch in self._batches(images, image_format):
+
+        def run(batch: Batch) -> list[Instances]:
             if not features:
-                outputs = [output["instances"] for output in self.model(batch)]
-            else:
-                inputs, maps = PaperRCNN.features(self.model, batch)
-                proposals = PaperRCNN.propose(self.model, inputs, maps)
-                outputs = PaperRCNN.detect(self.model, inputs, maps, proposals, with_features=True)
-                outputs = [
-                    postprocess(output, size, x)
-                    for output, size, x in zip(outputs, inputs.image_sizes, batch, strict=True)
-                ]
-            results.update(zip(indices, [output.to("cpu") for output in outputs], strict=True))
-        return [results[i] for i in range(len(results))]
+                return [output["instances"] for output in self.model(batch)]
+            inputs, maps, proposals = self._propose(batch)
+            found = PaperRCNN.detect(self.model, inputs, maps, proposals, with_features=True)
+            return [
+                _postprocess(instances, size, x)
+                for instances, size, x in zip(found, inputs.image_sizes, batch, strict=True)
+            ]
+
+        return self._run(images, image_format, run)
 
     @torch.no_grad()
     def propose(self, images: Sequence[ImageLike], *, image_format: str = "BGR") -> list[Instances]:
@@ -141,23 +139,25 @@ class FasterRCNNPredictor:
             raise UserError(
                 f"{self._weights} detects on proposals that it is given and makes none itself"
             )
-        results: dict[int, Instances] = {}
-        for indices, batch in self._batches(images, image_format):
-            inputs, maps = PaperRCNN.features(self.model, batch)
-            proposals = PaperRCNN.propose(self.model, inputs, maps)
-            for i, p, size, x in zip(indices, proposals, inputs.image_sizes, batch, strict=True):
-                boxes = to_image(p.proposal_boxes, size, x)
-                objectness = p.objectness_logits.float().sigmoid()
-                result = Instances((x["height"], x["width"]), proposal_boxes=boxes)
-                result.objectness = objectness
-                results[i] = result.to("cpu")
-        return [results[i] for i in range(len(results))]
+
+        def run(batch: Batch) -> list[Instances]:
+            inputs, _, proposals = self._propose(batch)
+            return [
+                Instances(
+                    (x["height"], x["width"]),
+                    proposal_boxes=_to_image(p.proposal_boxes, size, x),
+                    objectness=p.objectness_logits.float().sigmoid(),
+                )
+                for p, size, x in zip(proposals, inputs.image_sizes, batch, strict=True)
+            ]
+
+        return self._run(images, image_format, run)
 
     @torch.no_grad()
     def extract(
         self, image: ImageLike, boxes: npt.ArrayLike | torch.Tensor, *, image_format: str = "BGR"
     ) -> Instances:
-        """Features and class scores of given boxes: none is dropped or moved, order is kept.
+        """Compute features and class scores of given boxes; keep them all, in their order.
 
         Args:
             image: see :meth:`predict`.
@@ -176,19 +176,22 @@ class FasterRCNNPredictor:
                 f"{self._weights} is a region proposal network: it has no trained fc7. Give the "
                 "checkpoint of a whole detector, such as model_final.pth"
             )
-        [(_, batch)] = self._batches([image], image_format)
-        height, width = batch[0]["height"], batch[0]["width"]
-        given = check_boxes(boxes, height, width)
-        inputs, maps = PaperRCNN.features(self.model, batch)
-        size = inputs.image_sizes[0]
-        to_network = given.new_tensor([size[1] / width, size[0] / height] * 2)
-        scaled = Instances(
-            size, proposal_boxes=Boxes((given * to_network).float().to(self.model.device))
-        )
-        [result] = PaperRCNN.detect(self.model, inputs, maps, [scaled], keep_all=True)
-        result = result.to("cpu")
-        fields = {**result.get_fields(), "proposal_boxes": Boxes(given.float())}
-        return Instances((height, width), **{k: full(v) for k, v in fields.items()})
+
+        def run(batch: Batch) -> list[Instances]:
+            height, width = batch[0]["height"], batch[0]["width"]
+            given = _check_boxes(boxes, height, width)
+            inputs, maps = PaperRCNN.features(self.model, batch)
+            size = inputs.image_sizes[0]
+            to_network = given.new_tensor([size[1] / width, size[0] / height] * 2)
+            scaled = Boxes((given * to_network).float().to(self.model.device))
+            [result] = PaperRCNN.detect(
+                self.model, inputs, maps, [Instances(size, proposal_boxes=scaled)], keep_all=True
+            )
+            # The boxes as they were given: scaled there and back they would not be quite the same.
+            fields = {**result.get_fields(), "proposal_boxes": Boxes(given.float())}
+            return [Instances((height, width), **{k: _full(v) for k, v in fields.items()})]
+
+        return self._run([image], image_format, run)[0]
 
     def check_detects(self) -> None:
         """Make sure that the checkpoint is a whole detector.
@@ -198,24 +201,32 @@ class FasterRCNNPredictor:
         """
         if self._proposes and self._classifies:
             return
-        step = "steps 1 to 3 of a four-step run leave half of a detector; the last one's is "
+        stage = "stages 1 to 3 of a four-step run leave half of a detector; the last one's is "
         if not self._classifies:
             raise UserError(
                 f"{self._weights} is a region proposal network and detects nothing: give the "
-                f"checkpoint of a whole detector ({step}model_final.pth). Its proposals: "
-                "FasterRCNNPredictor.propose, or tools/dump_proposals.py"
+                f"checkpoint of a whole detector ({stage}model_final.pth). Its proposals: "
+                "FasterRCNNPredictor.propose, or `frcnn proposals dump`"
             )
         raise UserError(
             f"{self._weights} is a detector that is given its proposals: give the checkpoint of a "
-            f"whole one ({step}model_final.pth). Features of given boxes: "
-            "FasterRCNNPredictor.extract, or --boxes of tools/predict.py; its average precision: "
-            "tools/train_net.py --eval-only"
+            f"whole one ({stage}model_final.pth). Features of given boxes: "
+            "FasterRCNNPredictor.extract, or `frcnn predict --boxes`; its average precision: "
+            "`frcnn train --eval-only`"
         )
 
-    def _batches(
-        self, images: Sequence[ImageLike], image_format: str
-    ) -> Iterator[tuple[list[int], Batch]]:
-        """Positions and model inputs of the images that have the same network size."""
+    def _propose(self, batch: Batch) -> tuple[ImageList, dict[str, torch.Tensor], list[Instances]]:
+        # By the class, because self.model may be one of Detectron2's own.
+        inputs, maps = PaperRCNN.features(self.model, batch)
+        return inputs, maps, PaperRCNN.propose(self.model, inputs, maps)
+
+    def _run(
+        self,
+        images: Sequence[ImageLike],
+        image_format: str,
+        run: Callable[[Batch], list[Instances]],
+    ) -> list[Instances]:
+        """Run on the images that share a network size at once; results in the images' order."""
         if image_format not in ("BGR", "RGB"):
             raise UserError(f"image_format is '{image_format}': use BGR or RGB")
         groups: dict[tuple[int, ...], tuple[list[int], Batch]] = {}
@@ -224,15 +235,89 @@ class FasterRCNNPredictor:
             indices, batch = groups.setdefault(tuple(entry["image"].shape), ([], []))
             indices.append(i)
             batch.append(entry)
-        yield from groups.values()
+        results: dict[int, Instances] = {}
+        for indices, batch in groups.values():
+            results.update(zip(indices, [found.to("cpu") for found in run(batch)], strict=True))
+        return [results[i] for i in range(len(images))]
 
     def _input(self, image: ImageLike, image_format: str, number: int) -> dict[str, Any]:
         if isinstance(image, str | os.PathLike):
             array, image_format = read_bgr(image), "BGR"
         else:
-            array = check_image(image, number)
+            array = _check_image(image, number)
         if image_format != self.cfg.INPUT.FORMAT:
             array = array[:, :, ::-1]
         resized = self._resize.get_transform(array).apply_image(array)
         tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
         return {"image": tensor, "height": array.shape[0], "width": array.shape[1]}
+
+
+def _check_image(image: Any, number: int) -> npt.NDArray[np.uint8]:
+    """Make sure that an image is (H, W, 3) uint8; ``number`` is its place, for the message."""
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise UserError(
+            f"image {number} is an array of {array.dtype} {array.shape}: needed is uint8 "
+            "(height, width, 3), or the path of a file"
+        )
+    return array
+
+
+def _check_boxes(boxes: Any, height: int, width: int) -> torch.Tensor:
+    """Make sure that boxes have area and lie, in part at least, in the image.
+
+    Args:
+        boxes: (R, 4), XYXY in pixels of the image.
+        height: of the image.
+        width: of the image.
+
+    Returns:
+        (R, 4) float64: float32 would move corners, and so now and then the cells that are pooled.
+
+    Raises:
+        UserError: names the first box that is wrong.
+    """
+    try:
+        array = np.asarray(boxes, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.zeros(1)
+    if array.size and (array.ndim != 2 or array.shape[1] != 4):
+        raise UserError("boxes must be rows of four numbers, x1 y1 x2 y2")
+    tensor = torch.as_tensor(array).reshape(-1, 4)
+    x1, y1, x2, y2 = tensor.unbind(1)
+    sound = tensor.isfinite().all(dim=1) & (x2 > x1) & (y2 > y1)
+    inside = (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0)
+    for ok, problem in (
+        (sound, "has no area: boxes are x1 y1 x2 y2 in pixels"),
+        (inside, f"lies outside the image, which is {width} x {height} pixels"),
+    ):
+        if not ok.all():
+            i = int((~ok).nonzero()[0])
+            raise UserError(f"box {i}, {tensor[i].tolist()}, {problem}")
+    return tensor
+
+
+def _to_image(boxes: Boxes, size: tuple[int, int], entry: dict[str, Any]) -> Boxes:
+    """Scale from network-input to original-image pixels, in float64: borders stay borders."""
+    tensor = boxes.tensor.double()
+    factors = [entry["width"] / size[1], entry["height"] / size[0]] * 2
+    return Boxes((tensor * tensor.new_tensor(factors)).float())
+
+
+def _postprocess(instances: Instances, size: tuple[int, int], entry: dict[str, Any]) -> Instances:
+    """Run Detectron2's postprocessing of detections that have ``proposal_boxes``.
+
+    Args:
+        instances: in network-input pixels; changed.
+        size: (height, width) of the network input.
+        entry: with "height" and "width" of the original image.
+    """
+    instances.proposal_boxes = _to_image(instances.proposal_boxes, size, entry)
+    result = detector_postprocess(instances, entry["height"], entry["width"])
+    return Instances(result.image_size, **{k: _full(v) for k, v in result.get_fields().items()})
+
+
+def _full(value: Any) -> Any:
+    """Return in float32 what autocast computed with less."""
+    half = isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value

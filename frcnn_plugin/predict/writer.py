@@ -1,4 +1,4 @@
-"""Sends detections, image by image, to the files that a user asked for."""
+"""Sending detections, image by image, to the files that a user asked for."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.structures import Instances
 
-from .annotate import draw_detections, save_picture
+from ..visualization.drawings.canvas import save_picture
+from .annotate import annotate_image
 from .coco_json import CocoResults
 from .feature_npz import FeatureFile
-from .video import VideoFile
 
 
 class DetectionWriter(AbstractContextManager["DetectionWriter"]):
     """Pictures, JSON and features of the detections that score enough.
 
-    JSON, features and video appear when the ``with`` block ends without an error, each picture as
-    soon as it is complete.
+    JSON and features appear when the ``with`` block ends without an error, each picture as soon as
+    it is complete.
 
     Attributes:
         images: number of images so far.
@@ -37,7 +37,6 @@ class DetectionWriter(AbstractContextManager["DetectionWriter"]):
         pictures: Path | None = None,
         json: Path | None = None,
         features: Path | None = None,
-        video: tuple[Path, float] | None = None,
         info: dict[str, str] | None = None,
     ) -> None:
         """Start.
@@ -48,7 +47,6 @@ class DetectionWriter(AbstractContextManager["DetectionWriter"]):
             pictures: folder of one .jpg per image.
             json: file in COCO's format.
             features: .npz file.
-            video: .mp4 file of all pictures, and its frames per second.
             info: what the JSON says about itself.
         """
         self._names, self._score = class_names, score
@@ -56,7 +54,6 @@ class DetectionWriter(AbstractContextManager["DetectionWriter"]):
         self._stack = ExitStack()
         self._json = CocoResults(class_names, **(info or {}))
         self._features = features and self._stack.enter_context(FeatureFile(features, class_names))
-        self._video = video and self._stack.enter_context(VideoFile(*video))
         self.images = self.kept = self.below = 0
 
     def add(
@@ -74,12 +71,9 @@ class DetectionWriter(AbstractContextManager["DetectionWriter"]):
         self.below += len(found) - len(kept)
         self._json.add(name, kept)
         self._count(name, kept)
-        if self._pictures or self._video:
-            drawn = draw_detections(image, kept, self._names)
-            if self._video:
-                self._video.add(drawn)
-            if self._pictures:
-                save_picture(self._pictures / f"{picture}.jpg", drawn)
+        if self._pictures:
+            drawn = annotate_image(image, kept, self._names).pixels()
+            save_picture(self._pictures / f"{picture}.jpg", drawn)
 
     def add_boxes(self, name: str, boxes: Instances) -> None:
         """Write the features of boxes that were given for an image; no picture, no JSON."""

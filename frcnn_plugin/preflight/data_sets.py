@@ -253,7 +253,7 @@ def _read(item: dict[str, Any]) -> tuple[tuple[int, int], str]:
         height, width = read_bgr(file).shape[:2]
     except UserError as e:
         return (0, 0), str(e)
-    said = (item.get("width", width), item.get("height", height))
+    said: Any = (item.get("width", width), item.get("height", height))
     if said != (width, height):
         return (0, 0), f"{file}: {_text((width, height))}, but its annotation says {_text(said)}"
     return (width, height), ""

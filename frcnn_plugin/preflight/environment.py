@@ -137,8 +137,10 @@ def _gpus(num_processes: int, touch: bool) -> Iterator[Finding]:
         )
         return
     for number in range(num_processes):
-        free, total = gpu_memory(number, touch=touch)
         name = torch.cuda.get_device_name(number)
+        total = torch.cuda.get_device_properties(number).total_memory
+        # Untouched, what other programs take counts as free.
+        free = torch.cuda.mem_get_info(number)[0] if touch else total
         yield ok(
             _SUBJECT,
             f"GPU {number}: {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, CUDA "
@@ -146,14 +148,6 @@ def _gpus(num_processes: int, touch: bool) -> Iterator[Finding]:
         )
         if touch:
             yield _operators(f"cuda:{number}")
-
-
-def gpu_memory(number: int, *, touch: bool) -> tuple[int, int]:
-    """Return free and total bytes of a GPU; untouched, what others take counts as free."""
-    if touch:
-        return torch.cuda.mem_get_info(number)
-    total = torch.cuda.get_device_properties(number).total_memory
-    return total, total
 
 
 def _no_gpu(num_processes: int) -> Iterator[Finding]:

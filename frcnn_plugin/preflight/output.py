@@ -75,7 +75,7 @@ def resumed_iteration(run: PlannedRun) -> int:
 def _resumed(run: PlannedRun, last: Path) -> Iterator[Finding]:
     file = last.parent / last.read_text().strip()
     if not file.is_file():
-        return  # the check of the weights tells
+        return  # check_weights says what is missing
     start, end = resumed_iteration(run), run.scaled.SOLVER.MAX_ITER
     if start >= end:
         yield warning(

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..checkpoint.catalog.cache import cached_path
+from ..checkpoint.catalog.download import cached_path
 from ..checkpoint.catalog.known_files import find
 from ..checkpoint.catalog.path_handler import PREFIX
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
@@ -107,11 +107,11 @@ def _missing(run: PlannedRun) -> str:
 
 def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
     folder = "" if run.eval_only else run.cfg.OUTPUT_DIR
-    peek = _Peek(run.model, folder, run.model_cfg, evaluating=run.eval_only)
+    loader = _ShapesOnly(run.model, folder, run.model_cfg, evaluating=run.eval_only)
     with warnings_of("frcnn_plugin") as messages, muted("detectron2"), muted("fvcore"):
-        peek.load(file)
+        loader.load(file)
     yield from (warning(_SUBJECT, message) for message in messages)
-    metadata = peek.metadata
+    metadata = loader.metadata
     if metadata is None or metadata.preprocessing is None:
         yield warning(
             _SUBJECT,
@@ -119,7 +119,7 @@ def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
             f"{run.cfg.INPUT.FORMAT} and MODEL.PIXEL_MEAN are taken on trust",
             "frcnn weights convert writes files that say so",
         )
-    facts = [f"{peek.found} of {peek.wanted} weights of the model"]
+    facts = [f"{loader.found} of {loader.wanted} weights of the model"]
     if metadata is not None:
         facts.append({"imagenet": "ImageNet"}.get(metadata.kind, metadata.kind))
         if metadata.preprocessing is not None:
@@ -129,7 +129,7 @@ def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
     yield ok(_SUBJECT, f"{file}: {', '.join(facts)}")
 
 
-class _Peek(AtomicCheckpointer):
+class _ShapesOnly(AtomicCheckpointer):
     """Loads a file without reading the numbers in it, where the format allows that."""
 
     def __init__(self, model: nn.Module, save_dir: str, cfg: CfgNode, *, evaluating: bool) -> None:

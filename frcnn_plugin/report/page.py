@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import os
 import shlex
-from datetime import datetime
+import warnings
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import yaml
+from detectron2.config import CfgNode
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..atomic_files import write_text
+from ..config import plugin_cfg
 from ..errors import UserError
-from ..evaluation.proposals.recall import RecallCurves
 from ..evaluation.record import EvaluationRecord
-from .config_diff import diff_config
-from .figures import (
-    MOST_PANELS,
-    draw_precision_recall,
-    draw_recalls,
-    draw_training,
-    without_repeats,
-)
-from .folder import RunFolder, read_run
-from .pictures import LINE, make_picture
-from .steps import time_steps
-from .summary import data_of, duration, duration_of, eta_of, headlines, status_of, title_of
+from ..four_step.stages import ScheduledStage
+from .folder import RunFolder, name_of, read_run
 
 _METRICS = {"11point": "11-point", "area": "area", "coco": "101-point"}
-_STEP_RESULTS = ("bbox/AP50", "bbox/AP", "proposals/R@0.5@300", "proposals/AR@300")
+_RESULTS = ("bbox/AP50", "bbox/AP", "proposals/R@0.5@300", "proposals/AR@300")
+_HEADLINES = {"bbox/AP50": "AP50", "proposals/R@0.5@300": "recall of 300 proposals at IoU .5"}
 
 
 def write_report(
     output_dir: str | os.PathLike[str], path: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Writes the report of a run, whole or not at all.
+    """Write the report of a run, whole or not at all.
 
     Args:
         output_dir: ``OUTPUT_DIR`` of the run, finished or not.
@@ -58,7 +53,12 @@ def write_report(
 
 
 def render(run: RunFolder) -> str:
-    """The page as text; it refers to nothing outside itself."""
+    """Return the page as text; it refers to nothing outside itself."""
+    # Here, because training imports this folder for its recorder, and draws nothing.
+    import matplotlib
+
+    from . import figures
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names of classes, files and data sets are anybody's
@@ -66,133 +66,152 @@ def render(run: RunFolder) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["duration"] = duration
-    return environment.get_template("page.html").render(**_content(run))
+    sessions = run.record.sessions if run.record else []
+    total = sum(session.seconds for session in sessions)
+    eta = run.metrics.series("eta_seconds")
+    with matplotlib.rc_context(figures.STYLE), warnings.catch_warnings():
+        # Letters that Matplotlib's own font lacks: the browser draws the text.
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
+        return environment.get_template("page.html").render(
+            run=run,
+            figures=figures,
+            title=_title(run),
+            status=_status(run),
+            headlines=_headlines(run),
+            total=duration(total) if total else "",
+            eta="" if run.finished or not eta else duration(eta[-1][1]),
+            plan=_plan(run),
+            config=_differences(run.cfg) if run.cfg is not None else None,
+            evaluations=[_evaluation(run, item) for item in run.evaluations],
+            sessions=sessions,
+            duration=duration,
+            moment=lambda iso: f"{datetime.fromisoformat(iso):%d %B %Y, %H:%M} UTC",
+            join=shlex.join,
+        )
 
 
-def _content(run: RunFolder) -> dict[str, Any]:
-    record, metrics = run.record, run.metrics
-    timings = time_steps(run.steps, metrics, record)
-    not_finite = metrics.not_finite()
-    problems = list(run.problems)
-    if not_finite:
-        problems.append(f"{not_finite[0]} is not finite at iteration {not_finite[1]:,}: diverged.")
-    config_file = record.config_file if record else None
-    return {
-        "title": title_of(run),
-        "folder": str(run.path.resolve()),
-        "status": status_of(run),
-        "headlines": headlines(run),
-        "data": data_of(run),
-        "started": _time(record.sessions[0].started) if record and record.sessions else "",
-        "duration_text": duration_of(run, timings),
-        "eta": eta_of(run),
-        "problems": problems,
-        "plan": _plan(run),
-        "diff": diff_config(run.config, config_file) if run.config else None,
-        "training": draw_training(metrics, run.steps) if metrics.training else None,
-        "recalls": [
-            {"dataset": name, "plot": draw_recalls(curves), "rows": _recall_rows(curves)}
-            for name, curves in ((n, without_repeats(c)) for n, c in run.recalls.items())
-        ],
-        "evaluations": [_evaluation(run, item) for item in run.evaluations],
-        "most_panels": MOST_PANELS,
-        "line": LINE,
-        "timings": timings,
-        "environment": record.sessions[-1].environment if record and record.sessions else {},
-        "sessions": [
-            {
-                "started": _time(session.started),
-                "first": session.first,
-                "command": shlex.join(session.command),
-                "ended": session.ended,
-                "complete": session.complete,
-            }
-            for session in (record.sessions if record else ())
-        ],
-        "host_environment": run.host_environment,
-        "last": {name: metrics.series(name)[-1][1] for name in metrics.losses()},
-    }
+def _title(run: RunFolder) -> str:
+    """Return words such as "Faster R-CNN, VGG16, stages 1 to 4"."""
+    if run.cfg is None:
+        return f"Training in {run.path.name or run.path}"
+    first, last = run.stages[0], run.stages[-1]
+    how = name_of(first) if first is last else f"stages {first.number} to {last.number}"
+    return f"Faster R-CNN, {run.cfg.MODEL.BACKBONE.NAME}, {how}"
 
 
-def _plan(run: RunFolder) -> dict[str, Any] | None:
-    """The plan, how far each step came, and what was measured behind it."""
-    if not run.record or not run.record.plan:
-        return None
+def _status(run: RunFolder) -> str:
+    """Say how far the run came."""
+    done = run.metrics.done
+    if run.finished:
+        return "finished"
+    if not done:
+        return "nothing logged yet"
+    end = f" of {run.stages[-1].end:,}" if run.stages else ""
+    stage = next((s for s in run.stages if s.start < done <= s.end), None)
+    where = f"{done:,}{end} iterations" + (f", in {name_of(stage)}" if stage else "")
+    last = run.record.sessions[-1] if run.record and run.record.sessions else None
+    if last is not None and last.ended is not None:
+        return f"stopped by an error after {where}"
+    return f"interrupted, or still running: {where}"
+
+
+def _results(run: RunFolder, stage: ScheduledStage, dataset: str) -> dict[str, float]:
+    """Return what was measured after a stage, in percent, by name in metrics.json."""
+    # Results at the end of the run have no prefix, and those of a single set have none either.
+    prefix = f"stage{stage.number}/" if stage.number and not stage.completes else ""
+    if run.cfg is not None and len(run.cfg.DATASETS.TEST) > 1:
+        prefix += f"{dataset}/"
+    found = {key: run.metrics.results.get(prefix + key) for key in _RESULTS}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _headlines(run: RunFolder) -> list[tuple[float, str, str]]:
+    """Return value, name and what it is of: per test set the newest AP50, else recall."""
     rows = []
-    for row in run.record.plan:
-        number = int(row["step"].split()[0])
-        step = next((s for s in run.steps if s.number == number), None)
-        if step is None:
-            continue
-        done = max(0, min(run.metrics.done, step.end) - step.first)
-        # The end of a step need not be logged.
-        last = any(
-            span.step == number and span.ends is not None
-            for session in run.record.sessions
-            for span in session.spans
-        )
-        state = (
-            "done" if last else f"{done:,} of {step.end - step.first:,}" if done else "not begun"
-        )
-        rows.append({**row, "state": state, "result": _step_result(run, number)})
-    columns = [name for name in run.record.plan[0] if name != "checkpoint"]
-    return {"columns": [*columns, "state", "result"], "rows": rows}
+    for dataset in run.cfg.DATASETS.TEST if run.cfg is not None else ():
+        for key, name in _HEADLINES.items():
+            values = [(_results(run, stage, dataset).get(key), stage) for stage in run.stages]
+            known = [(value, stage) for value, stage in values if value is not None]
+            if known:
+                value, stage = known[-1]
+                of = dataset if stage is run.stages[-1] else f"{dataset}, after {name_of(stage)}"
+                rows.append((value, name, of))
+                break
+    return rows
 
 
-def _step_result(run: RunFolder, number: int) -> str:
-    """AP or recall behind a step, on the first test set."""
-    names = run.config.get("DATASETS.TEST") or [""]
-    prefix = f"{names[0]}/" if len(names) > 1 else ""
-    words = []
-    for key in _STEP_RESULTS:
-        keys = [f"stage{number}/{prefix}{key}"]
-        if number == 4:  # the host's evaluation at the end
-            keys.append(prefix + key)
-        value = next((run.metrics.results[k] for k in keys if k in run.metrics.results), None)
-        if value is not None:
-            words.append(f"{key.partition('/')[2]} {value:.1f}")
-    return "\n".join(words) or "–"
+def _plan(run: RunFolder) -> list[list[str]]:
+    """Return the plan that training noted, with what became of each stage: headings and rows."""
+    noted = run.record.plan if run.record and run.record.plan else [{} for _ in run.stages]
+    rows = [
+        {"stage": name_of(stage), **row, "outcome": "\n".join(_outcome(run, stage))}
+        for row, stage in zip(noted, run.stages, strict=False)
+    ]
+    for row in rows:
+        row.pop("checkpoint", None)  # its name says nothing new
+    return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
 
 
-def _recall_rows(curves: dict[str, RecallCurves]) -> list[dict[str, Any]]:
+def _outcome(run: RunFolder, stage: ScheduledStage) -> Iterator[str]:
+    """Yield how far a stage came, how long it took and what was measured after it."""
+    seconds, key = 0.0, str(stage.number)
+    for session in run.record.sessions if run.record else ():
+        if key in session.ends:
+            before = [end for end in session.ends.values() if end < session.ends[key]]
+            seconds += session.ends[key] - max(before, default=0.0)
+    done = stage.iters if seconds else max(0, min(run.metrics.done, stage.end) - stage.start)
+    yield f"{done:,} of {stage.iters:,} iterations"
+    for name, what in (("time", "each"), ("data_time", "of it for data")):
+        values = [value for _, value in run.metrics.series(name, stage)]
+        if values:
+            yield f"{sum(values) / len(values):.4f} s {what}"
+    if seconds:
+        yield f"{duration(seconds)} in all"
+    dataset = next(iter(run.cfg.DATASETS.TEST if run.cfg is not None else ()), "")
+    for key, value in _results(run, stage, dataset).items():
+        yield f"{key.partition('/')[2]} {value:.1f}"
+
+
+def _differences(cfg: CfgNode) -> list[list[str]]:
+    """Return key, default and value in the config where these two differ."""
+    # By way of YAML, in which a tuple is a list, and dicts and infinities have one form.
+    before, after = (_flat(yaml.safe_load(node.dump())) for node in (plugin_cfg(), cfg))
     return [
-        {
-            "label": label,
-            "count": count,
-            "values": [100 * item.average_recall(count)]
-            + [100 * item.at(count, iou) for iou in (0.5, 0.6, 0.7, 0.8, 0.9)],
-            "mean_proposals": item.mean_proposals,
-            "num_objects": item.num_objects,
-        }
-        for label, item in curves.items()
-        for count in item.recall
+        [key, *(repr(flat[key]) if key in flat else "–" for flat in (before, after))]
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
     ]
 
 
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{"A.B": value}`` of nested mappings."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        part = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat.update(part)
+    return flat
+
+
 def _evaluation(run: RunFolder, item: EvaluationRecord) -> dict[str, Any]:
+    """Return an evaluation with its table, and which one of the run it is."""
     metrics = list(dict.fromkeys(name for entry in item.classes for name in entry.ap50))
-    return {
-        "record": item,
-        "after": _after(run, item),
-        "metric": _METRICS.get(item.metric, item.metric),
-        "metrics": [(name, _METRICS.get(name, name)) for name in metrics],
-        "plot": draw_precision_recall(item.classes) if item.classes else "",
-        "num_with_objects": sum(entry.num_objects > 0 for entry in item.classes),
-        "best": [make_picture(image) for image in item.best],
-        "worst": [make_picture(image) for image in item.worst],
-    }
+    columns = ["class", "objects", "detections", *(f"AP50, {_METRICS.get(n, n)}" for n in metrics)]
+    rows = [
+        [entry.name, f"{entry.num_objects:,}", f"{entry.num_detections:,}"]
+        + [f"{entry.ap50[name]:.2f}" if name in entry.ap50 else "–" for name in metrics]
+        for entry in item.classes
+    ]
+    # That of stage 2 lies where the final one will.
+    after = "of a later evaluation, not of the run itself" if run.metrics.results else ""
+    for stage in run.stages:
+        if _results(run, stage, item.dataset).get("bbox/AP50") == item.results.get("AP50"):
+            after = (
+                "at the end of the run" if stage is run.stages[-1] else f"after {name_of(stage)}"
+            )
+    metric = _METRICS.get(item.metric, item.metric)
+    return {"record": item, "after": after, "metric": metric, "columns": columns, "rows": rows}
 
 
-def _after(run: RunFolder, item: EvaluationRecord) -> str:
-    """Which evaluation of the run this is: step 2's lies where the final one will."""
-    names = run.config.get("DATASETS.TEST") or []
-    prefix = f"{item.dataset}/" if len(names) > 1 else ""
-    for stage, words in (("", "at the end of the run"), ("stage2/", "after step 2 of 4")):
-        if run.metrics.results.get(f"{stage}{prefix}bbox/AP50") == item.results.get("AP50"):
-            return words
-    return "of a later evaluation, not of the run itself" if run.metrics.results else ""
-
-
-def _time(iso: str) -> str:
-    return f"{datetime.fromisoformat(iso):%d %B %Y, %H:%M} UTC"
+def duration(seconds: float) -> str:
+    """Return hours, minutes and seconds: "1:02:03"."""
+    return str(timedelta(seconds=round(seconds)))

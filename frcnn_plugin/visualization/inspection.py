@@ -1,4 +1,4 @@
-"""What a model does with one image, step by step, for looking at it.
+"""What a model does with one image, part by part, for looking at it.
 
 `BoxRules` is the part of a config that has no weights: anchors, their labels, the cells that are
 pooled. It holds no network, so it is there in a second whatever the backbone. What needs weights
@@ -11,8 +11,11 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.modeling import build_backbone, build_model, build_roi_heads
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator import build_proposal_generator
@@ -21,13 +24,59 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
+from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
 from ..modeling import PaperRCNN
 from ..modeling.backbone.caffe_backbone import backbone_feature_sizes
 from ..modeling.box_ops import inside_image
 from ..modeling.proposal_generator.rpn import PaperRPN
+from .drawings.palette import ImageArray
 
 Size = tuple[int, int]
+FloatArray = npt.NDArray[np.float64]
+
+
+class InspectedImage:
+    """An image as it is and as the network sees it, and the way back.
+
+    Attributes:
+        bgr: (H, W, 3) uint8.
+        item: what the mapper made of it.
+        size: (height, width) of the network input.
+        name: its id.
+    """
+
+    def __init__(self, record: dict[str, Any], mapper: Any) -> None:
+        """Read it.
+
+        Raises:
+            UserError: the file is missing, no image, or of another size than the data set says.
+        """
+        path = record["file_name"]
+        self.bgr: ImageArray = read_bgr(path)
+        try:
+            self.item: dict[str, Any] = mapper(record)
+        except SizeMismatchError as e:
+            raise UserError(f"{' '.join(str(e).split())}. Correct its annotation") from e
+        height, width = self.item["image"].shape[-2:]
+        self.size: tuple[int, int] = (int(height), int(width))
+        self.name = str(record["image_id"])
+        self.record = record
+        self.scale = np.array([self.bgr.shape[1] / width, self.bgr.shape[0] / height] * 2)
+
+    def to_image(self, boxes: torch.Tensor) -> FloatArray:
+        """Scale boxes, (N, 4), from network pixels to pixels of the original image."""
+        scaled: FloatArray = boxes.detach().double().numpy() * self.scale
+        return scaled
+
+    @property
+    def resized(self) -> str:
+        """One line on the size of the network input."""
+        height, width = self.size
+        return (
+            f"network input {width} x {height} pixels, {1 / self.scale[0]:.3g} times the "
+            f"image's {self.bgr.shape[1]} x {self.bgr.shape[0]}"
+        )
 
 
 class BoxRules:
@@ -71,28 +120,32 @@ class BoxRules:
         return int(self.rpn.anchor_generator.strides[0])
 
     def grid(self, image_size: Size) -> tuple[int, int, int]:
-        """Rows and columns of cells, and anchors per cell, for a network-input (height, width)."""
+        """Return rows and columns of cells, and anchors per cell.
+
+        Args:
+            image_size: (height, width) of the network input.
+        """
         sizes = backbone_feature_sizes(self._backbone, self.rpn.in_features)
         ((rows, columns),) = sizes(*image_size)
         return rows, columns, self.rpn.anchor_generator.num_anchors[0]
 
     def anchors(self, image_size: Size) -> Boxes:
-        """All anchors of an image in network pixels, (R, 4), by row, column, shape."""
+        """Return all anchors of an image in network pixels, (R, 4), by row, column, shape."""
         rows, columns, _ = self.grid(image_size)
         (anchors,) = self.rpn.anchor_generator([torch.empty(1, 1, rows, columns)])
         return anchors
 
     def inside(self, anchors: Boxes, image_size: Size) -> torch.Tensor:
-        """(R,) bool: the anchors that are trained on."""
+        """Return which anchors are trained on, (R,) bool."""
         return inside_image(anchors.tensor, image_size, self.rpn.anchor_boundary_thresh)
 
     def labels(self, anchors: Boxes, instances: Instances) -> torch.Tensor:
-        """Labels before sampling: (R,) int8, 1 positive, 0 negative, -1 ignored."""
+        """Label anchors before sampling: (R,) int8, 1 positive, 0 negative, -1 ignored."""
         labels, _ = self.rpn.label_anchors(anchors, instances)
         return labels
 
     def sampled_labels(self, anchors: Boxes, instances: Instances, seed: int) -> torch.Tensor:
-        """Labels of one mini-batch: as :meth:`labels`, -1 also where an anchor is not drawn."""
+        """Label one mini-batch: as :meth:`labels`, -1 also where an anchor is not drawn."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             (labels,), _ = self.rpn.label_and_sample_anchors([anchors], [instances])
@@ -128,7 +181,7 @@ class BoxRules:
         return name, self._shapes[name].stride
 
     def feature_size(self, name: str, image_size: Size) -> Size:
-        """Height and width in cells of a feature map, for a network-input (height, width)."""
+        """Return height and width in cells of a feature map, for a network input's size."""
         return backbone_feature_sizes(self._backbone, [name])(*image_size)[0]
 
 
@@ -153,9 +206,9 @@ def load_model(cfg: CfgNode, advice: str, *, unused: str = "") -> nn.Module:
 
 
 def with_training_proposals(cfg: CfgNode) -> CfgNode:
-    """The config of a joint model that selects, in training, the proposals the detector learns on.
+    """Return the config of a joint model that selects the proposals the detector learns on.
 
-    In four-step training those are the cached ones of step 1 or 3, so their numbers count.
+    In four-step training those are the cached ones of stage 1 or 3, so their numbers count.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -168,11 +221,11 @@ def with_training_proposals(cfg: CfgNode) -> CfgNode:
 
 @torch.no_grad()
 def propose(model: Any, item: dict[str, Any]) -> Instances:
-    """Proposals at test time, best first.
+    """Propose as at test time, best first.
 
     Args:
         model: of `load_model`.
-        item: one image as the host's mapper makes it.
+        item: one image as Detectron2's mapper makes it.
 
     Returns:
         ``proposal_boxes`` in original-image pixels, ``objectness_logits``; on the CPU.
@@ -184,14 +237,14 @@ def propose(model: Any, item: dict[str, Any]) -> Instances:
 
 @torch.no_grad()
 def detect(model: Any, item: dict[str, Any]) -> Instances:
-    """Detections, best first: ``pred_boxes`` in original-image pixels, ``scores``, classes; CPU."""
+    """Detect, best first: ``pred_boxes`` in original-image pixels, ``scores``, classes; CPU."""
     instances: Instances = model([item])[0]["instances"].to("cpu")
     return instances[instances.scores.argsort(descending=True, stable=True)]
 
 
 @torch.no_grad()
 def sample_rois(model: Any, item: dict[str, Any], seed: int) -> Instances:
-    """RoIs that the head would be trained on, chosen among training-time proposals.
+    """Sample the RoIs that the head would be trained on among training-time proposals.
 
     Args:
         model: of `load_model`, joint.

@@ -1,47 +1,54 @@
-"""From a config and an image to a picture of one step of the method.
+"""From a config and an image to a picture of one part of the method.
 
     pictures = Pictures(cfg, class_names)
     for suffix, canvas in pictures.draw("matches", record):
         canvas.save(f"matches{suffix}.png")
 
 A record is an entry of a data set in Detectron2's format; ``{"file_name": ..., "image_id": ...}``
-is enough for what needs no ground truth. `tools/visualize.py` is the command line.
+is enough for what needs no ground truth. ``frcnn visualize`` is the command line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 
 from ..checkpoint.checkpointer import names_detector
-from ..data.loading.resize import build_mapper
-from ..data.loading.train_loader import MirroringMapper
-from ..data.proposals.checks import Proposals
+from ..data.loading.mappers import MirroringMapper, build_mapper
+from ..data.proposals.files import Proposals
 from ..errors import UserError
+from ..evaluation.detections import Detections, judge_detections
 from ..evaluation.ground_truth import GroundTruth, from_dicts
 from ..evaluation.proposals.recall import measure_recall
-from . import Canvas, Objects, count_of, draw_data, draw_detections, draw_proposals
-from .inspected_image import InspectedImage
-from .inspection import BoxRules, detect, load_model, propose, with_training_proposals
-from .training_pictures import (
-    Options,
-    anchors_picture,
-    matches_picture,
-    roi_cells_pictures,
-    sampled_picture,
+from ..modeling.anchor_generator import CaffeAnchorGenerator
+from .drawings.anchors import draw_anchors
+from .drawings.canvas import Canvas
+from .drawings.detections import draw_detections
+from .drawings.matches import draw_matches, explain_matches
+from .drawings.objects import Objects, count_of, draw_data
+from .drawings.proposals import draw_proposals
+from .drawings.roi_cells import draw_roi_cells, pooled_cells
+from .drawings.samples import Sample, draw_samples
+from .inspection import (
+    BoxRules,
+    InspectedImage,
+    detect,
+    load_model,
+    propose,
+    sample_rois,
+    with_training_proposals,
 )
 
 __all__ = ["MODES", "NEEDS_TRUTH", "Options", "Pictures", "is_of_training"]
 
-Drawn = list[tuple[str, Canvas]]
-
-# Of each mode: whether it needs ground truth, and whether it looks at training (its image size and
-# its data set) or at testing.
+# Of each mode: whether it needs ground truth.
 NEEDS_TRUTH = {
     "data": True, "anchors": False, "matches": True, "sampled": True, "proposals": False,
     "roi-cells": False, "detections": False,
@@ -50,13 +57,33 @@ MODES = tuple(NEEDS_TRUTH)
 _TESTING = ("proposals", "detections")
 _ADVICE = "Add MODEL.WEIGHTS path/to/model_final.pth, the weights of a trained detector"
 
-
+# What is drawn where nothing says how many, or which.
+_MOST_ROIS = 3  # pictures of pooled cells per image
 _MOST_PROPOSALS = 20
 _LOWEST_SCORE = 0.5  # of detections
 
 
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen.
+
+    Attributes:
+        topk: boxes drawn at most, best first; None: as the mode likes.
+        score: lowest score drawn; None: as the mode likes.
+        seed: of sampling.
+        box: for "roi-cells": XYXY in original-image pixels; None: the objects.
+        cell: for "anchors": row and column; None: the middle one.
+    """
+
+    topk: int | None = None
+    score: float | None = None
+    seed: int = 0
+    box: Sequence[float] | None = None
+    cell: Sequence[int] | None = None
+
+
 def is_of_training(mode: str) -> bool:
-    """Whether a mode shows training rather than testing."""
+    """Return whether a mode shows training (its image size and data set) rather than testing."""
     return mode not in _TESTING
 
 
@@ -66,7 +93,7 @@ class Pictures:
     def __init__(
         self, cfg: CfgNode, class_names: Sequence[str] = (), options: Options | None = None
     ) -> None:
-        """Nothing is read yet.
+        """Read nothing yet.
 
         Args:
             cfg: config of `setup_cfg`.
@@ -78,7 +105,7 @@ class Pictures:
         self.class_names = [*class_names, *(f"class {index}" for index in missing)]
         self.options = options or Options()
 
-    def draw(self, mode: str, record: dict[str, Any]) -> Drawn:
+    def draw(self, mode: str, record: dict[str, Any]) -> list[tuple[str, Canvas]]:
         """Draw one image.
 
         Args:
@@ -97,7 +124,8 @@ class Pictures:
                 f"{record['file_name']} has no annotations, which mode {mode} draws: name a data "
                 f"set that has them (--dataset)"
             )
-        if self.cfg.MODEL.LOAD_PROPOSALS and (mode in _TESTING or self._samples_rois(mode)):
+        proposes = mode in _TESTING or (mode == "sampled" and names_detector(self.cfg))
+        if self.cfg.MODEL.LOAD_PROPOSALS and proposes:
             raise UserError(
                 f"mode {mode} draws what the RPN proposes, but this config has proposals from "
                 f"files: add MODEL.LOAD_PROPOSALS False MODEL.PAPER_RCNN.PHASE joint, with weights "
@@ -105,21 +133,13 @@ class Pictures:
             )
         mapper = self._training_mapper if is_of_training(mode) else self._test_mapper
         image = InspectedImage(record, mapper)
-        if mode == "data":
-            return [("", self._data(image))]
-        if mode == "anchors":
-            return [("", anchors_picture(self._rules, image, self.options))]
-        if mode == "matches":
-            return [("", matches_picture(self._rules, image, self._trained_objects(image)))]
-        if mode == "sampled":
-            return [("", self._sampled(image))]
         if mode == "roi-cells":
-            drawn = roi_cells_pictures(self._rules, image, self.class_names, self.options)
-            return [(f"_{number}", canvas) for number, canvas in enumerate(drawn, start=1)]
-        return [("", self._proposals(image) if mode == "proposals" else self._detections(image))]
-
-    def _samples_rois(self, mode: str) -> bool:
-        return mode == "sampled" and names_detector(self.cfg)
+            return [(f"_{n}", canvas) for n, canvas in enumerate(self._roi_cells(image), start=1)]
+        draw_one = {
+            "data": self._data, "anchors": self._anchors, "matches": self._matches,
+            "sampled": self._sampled, "proposals": self._proposals, "detections": self._detections,
+        }[mode]  # fmt: skip
+        return [("", draw_one(image))]
 
     @cached_property
     def _training_mapper(self) -> MirroringMapper:
@@ -139,6 +159,7 @@ class Pictures:
 
     @cached_property
     def _sampling_model(self) -> Any:
+        """None without weights: anchors are sampled without a model."""
         if not names_detector(self.cfg):
             return None
         advice = f"{_ADVICE}, or MODEL.WEIGHTS '' to see the anchors alone"
@@ -148,15 +169,15 @@ class Pictures:
     def _detecting_model(self) -> Any:
         return load_model(self.cfg, _ADVICE)
 
-    def _truth(self, record: dict[str, Any]) -> tuple[GroundTruth, Objects]:
-        truth = from_dicts([record])
+    def _truth(self, image: InspectedImage) -> tuple[GroundTruth, Objects]:
+        truth = from_dicts([image.record])
         names = [self.class_names[index] for index in truth.classes]
         return truth, Objects(truth.boxes, names, truth.ignored)
 
     def _trained_objects(self, image: InspectedImage) -> Objects:
-        """Those that training sees, then those that it leaves out."""
+        """Return those that training sees, in its order, then those that it leaves out."""
         instances = image.item["instances"]
-        _, everything = self._truth(image.record)
+        _, everything = self._truth(image)
         out = [bool(obj.get("iscrowd", 0)) for obj in image.record["annotations"]]
         names = [self.class_names[index] for index in instances.gt_classes.tolist()]
         return Objects(
@@ -165,16 +186,139 @@ class Pictures:
             np.array([False] * len(names) + [True] * sum(out), dtype=bool),
         )
 
+    def _left_out(self, image: InspectedImage) -> list[str]:
+        """Note if the image is no training image."""
+        if len(image.item["instances"]) or not self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            return []
+        return ["no objects to learn: DATALOADER.FILTER_EMPTY_ANNOTATIONS keeps it out of training"]
+
     def _data(self, image: InspectedImage) -> Canvas:
-        _, objects = self._truth(image.record)
+        _, objects = self._truth(image)
         notes = ["labels: number, class, width x height in pixels"] if objects.names else []
         return draw_data(image.bgr, objects, image.name, notes)
 
-    def _sampled(self, image: InspectedImage) -> Canvas:
-        objects, seed = self._trained_objects(image), self.options.seed
-        return sampled_picture(
-            self._rules, image, objects, self.class_names, seed, self._sampling_model
+    def _anchors(self, image: InspectedImage) -> Canvas:
+        """Draw the anchors of one cell."""
+        rules = self._rules
+        rows, columns, per_cell = rules.grid(image.size)
+        row, column = self.options.cell or (rows // 2, columns // 2)
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise UserError(
+                f"--cell {row} {column}: the feature map of {image.name} has rows 0 to {rows - 1} "
+                f"and columns 0 to {columns - 1}"
+            )
+        anchors = rules.anchors(image.size)
+        inside = rules.inside(anchors, image.size)
+        first = (row * columns + column) * per_cell
+        cell = slice(first, first + per_cell)
+        chosen = anchors.tensor[cell]
+        sizes = (chosen[:, 2:] - chosen[:, :2]).double().numpy()
+        nominal = np.array(self.cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS[0], dtype=float)
+        ratios = sizes[:, 1:] / sizes[:, :1]  # rounding moved them a little
+        nearest = nominal[np.abs(np.log(ratios / nominal)).argmin(axis=1)]
+        cell_box = torch.tensor([[column, row, column + 1, row + 1]]) * rules.stride
+        return draw_anchors(
+            image.bgr, image.to_image(chosen), sizes, inside[cell].numpy(), nearest.tolist(),
+            image.to_image(cell_box)[0], f"cell at row {row}, column {column} of {image.name}",
+            [
+                image.resized,
+                f"all cells: {rows} x {columns} x {per_cell} = {len(anchors)} anchors, "
+                f"{int(inside.sum())} of them inside the image",
+                "labels: width x height in network pixels",
+            ],
+        )  # fmt: skip
+
+    def _matches(self, image: InspectedImage) -> Canvas:
+        """Draw the labels of all anchors before sampling."""
+        rules = self._rules
+        anchors = rules.anchors(image.size)
+        instances = image.item["instances"]
+        lower, upper = rules.rpn.anchor_matcher.thresholds[1:3]
+        reasons = explain_matches(
+            anchors,
+            rules.labels(anchors, instances),
+            rules.inside(anchors, image.size),
+            instances.gt_boxes,
+            (lower, upper),
         )
+        rows, columns, _ = rules.grid(image.size)
+        generator = self.cfg.MODEL.ANCHOR_GENERATOR
+        table = [("ratios", generator.ASPECT_RATIOS[0]), ("sizes", generator.SIZES[0])]
+        if not isinstance(rules.rpn.anchor_generator, CaffeAnchorGenerator):
+            table.reverse()  # Detectron2's has the size outside, the ratio inside
+        words = [f"{what} {', '.join(f'{v:g}' for v in values)}" for what, values in table]
+        high, wide = (len(values) for _, values in table)
+        width, height = (float(side) for side in rules.stride * image.scale[:2])
+        return draw_matches(
+            image.bgr, image.to_image(anchors.tensor), reasons, (rows, columns, high, wide),
+            (width, height), self._trained_objects(image), image.name,
+            [
+                f"{image.resized}; labels: IoU",
+                f"spots of a cell on the right: rows {words[0]}; columns {words[1]}",
+                *self._left_out(image),
+            ],
+        )  # fmt: skip
+
+    def _sampled(self, image: InspectedImage) -> Canvas:
+        """Draw the mini-batch of anchors and, with a model, that of RoIs."""
+        rules, seed, model = self._rules, self.options.seed, self._sampling_model
+        anchors = rules.anchors(image.size)
+        labels = rules.sampled_labels(anchors, image.item["instances"], seed)
+        positive, negative = (image.to_image(anchors.tensor[labels == value]) for value in (1, 0))
+        samples = [Sample("RPN anchors", positive, negative)]
+        notes = [f"{image.resized}; seed {seed}", *self._left_out(image)]
+        if model is None:
+            notes.append("RoIs of the head need proposals, so weights: none given")
+        else:
+            rois = sample_rois(model, image.item, seed)
+            boxes, classes = image.to_image(rois.proposal_boxes.tensor), rois.gt_classes.numpy()
+            background = classes == model.roi_heads.num_classes
+            words = ("foreground", "background")
+            samples.append(Sample("head RoIs", boxes[~background], boxes[background], words))
+            found, counts = np.unique(classes[~background], return_counts=True)
+            if len(found):
+                each = zip(counts, found, strict=True)
+                listed = ", ".join(f"{count} {self.class_names[index]}" for count, index in each)
+                notes.append(f"foreground RoIs: {listed}")
+        return draw_samples(image.bgr, samples, self._trained_objects(image), image.name, notes)
+
+    def _roi_cells(self, image: InspectedImage) -> list[Canvas]:
+        """Draw what is pooled for a box of the user's, or for each of the objects."""
+        boxes, names = self._rois(image)
+        rules = self._rules
+        feature, stride = rules.pooled_feature
+        size = rules.feature_size(feature, image.size)
+        width, height = (float(side) for side in stride * image.scale[:2])
+        drawn = []
+        for box, name in list(zip(boxes, names, strict=True))[: self.options.topk or _MOST_ROIS]:
+            cells = pooled_cells(rules.pooler, box, size)
+            empty = f"; {count_of(cells.empty_bins, 'empty bin')}" if cells.empty_bins else ""
+            canvas = draw_roi_cells(
+                image.bgr, image.to_image(box[None])[0], cells, size, (width, height),
+                f"{name} of {image.name}",
+                [image.resized, f"a cell of {feature} is {stride} network pixels{empty}"],
+            )  # fmt: skip
+            drawn.append(canvas)
+        return drawn
+
+    def _rois(self, image: InspectedImage) -> tuple[torch.Tensor, list[str]]:
+        """Return boxes in network pixels, (N, 4), and what the titles call them."""
+        height, width = image.bgr.shape[:2]
+        box = self.options.box
+        if box is not None:
+            given = np.clip(box, 0, [width, height, width, height])
+            if given[2] <= given[0] or given[3] <= given[1]:
+                words = " ".join(f"{value:g}" for value in box)
+                raise UserError(
+                    f"--box {words}: no part of it lies in {image.name}, which is {width} x "
+                    f"{height} pixels; give x1 y1 x2 y2"
+                )
+            return torch.tensor(given / image.scale)[None], ["box"]
+        instances = image.item.get("instances")
+        if instances is None:
+            raise UserError(f"{image.name}: which RoI? Add --box X1 Y1 X2 Y2 in image pixels")
+        classes = enumerate(instances.gt_classes.tolist(), start=1)
+        return instances.gt_boxes.tensor, [f"{n} {self.class_names[i]}" for n, i in classes]
 
     def _proposals(self, image: InspectedImage) -> Canvas:
         proposals = propose(self._proposing_model, image.item)
@@ -185,7 +329,7 @@ class Pictures:
         count = min(int((scores >= lowest).sum()), self.options.topk or _MOST_PROPOSALS)
         objects, recall = None, {}
         if "annotations" in image.record:
-            truth, objects = self._truth(image.record)
+            truth, objects = self._truth(image)
             found = Proposals([image.name], [boxes], [logits.numpy()])
             recall = _recall_in_words(found, truth, count)
         return draw_proposals(
@@ -197,18 +341,22 @@ class Pictures:
         instances = detect(self._detecting_model, image.item)
         lowest = _LOWEST_SCORE if self.options.score is None else self.options.score
         instances = instances[instances.scores >= lowest][: self.options.topk]
-        objects = self._truth(image.record)[1] if "annotations" in image.record else None
-        rule = "" if objects is None else f"; right: IoU {self.cfg.TEST.VOC_MATCH} 0.5, same class"
-        return draw_detections(
-            image.bgr,
+        found = Detections(
             instances.pred_boxes.tensor.double().numpy(),
-            [self.class_names[index] for index in instances.pred_classes.tolist()],
             instances.scores.double().numpy(),
-            objects,
-            f"detections: {image.name}",
-            [f"scores from {lowest:g} on{rule}"],
-            match=self.cfg.TEST.VOC_MATCH,
+            instances.pred_classes.numpy(),
+            np.zeros(len(instances), dtype=np.int64),
         )
+        objects, verdicts, rule = None, None, ""
+        if "annotations" in image.record:
+            truth, objects = self._truth(image)
+            verdicts = judge_detections(found, truth, self.cfg.TEST.VOC_MATCH)
+            rule = f"; right: IoU {self.cfg.TEST.VOC_MATCH} 0.5, same class"
+        names = [self.class_names[index] for index in found.classes]
+        return draw_detections(
+            image.bgr, found.boxes, names, found.scores, objects, verdicts,
+            f"detections: {image.name}", [f"scores from {lowest:g} on{rule}"],
+        )  # fmt: skip
 
 
 def _recall_in_words(proposals: Proposals, truth: GroundTruth, count: int) -> dict[str, str]:

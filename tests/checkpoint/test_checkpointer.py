@@ -50,7 +50,7 @@ def test_weights_of_another_network(tiny_cfg, tmp_path: Path) -> None:
     path = tmp_path / "resnet.pth"
     torch.save({"stem.conv1.weight": torch.ones(4, 3, 3, 3)}, path)
     message = r"VGG16: 0 of 13 conv layers found in .*resnet\.pth; its first keys: stem\.conv1\.we"
-    with pytest.raises(UserError, match=message + r".*frcnn weights convert"):
+    with pytest.raises(UserError, match=message + r".*frcnn weights check"):
         load(tiny_cfg(), path)
 
 
@@ -164,7 +164,7 @@ def test_checkpoints_say_what_they_are(tiny_cfg, tmp_path: Path, restore_catalog
 
 
 def test_without_a_config_nothing_is_checked(tiny_cfg, tmp_path: Path) -> None:
-    """For other code that uses the class as the host's."""
+    """For other code that uses the class as it uses Detectron2's."""
     model = build_model(tiny_cfg())
     AtomicCheckpointer(model, str(tmp_path)).save("a")
     assert KEY not in torch.load(tmp_path / "a.pth", weights_only=True)

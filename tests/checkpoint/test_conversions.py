@@ -73,7 +73,7 @@ def test_detector(rpn_conv: str) -> None:
     assert equal(state[f"{PREDICTOR}.cls_score.bias"], bias[[1, 2, 3, 0]])
     assert equal(state[f"{PREDICTOR}.bbox_pred.weight"], layers["bbox_pred"][0][4:])
     assert equal(state[f"{PREDICTOR}.bbox_pred.bias"], layers["bbox_pred"][1][4:])
-    # Caffe's deltas are raw, the host's ten and five times as large.
+    # Caffe's deltas are raw, Detectron2's ten and five times as large.
     assert state[f"{PREDICTOR}.target_statistics.mean"].tolist() == [[0.0] * 4] * 3
     assert state[f"{PREDICTOR}.target_statistics.std"].tolist() == [[10.0, 10.0, 5.0, 5.0]] * 3
     assert equal(result.metadata.background["weight"], layers["bbox_pred"][0][:4])

@@ -19,7 +19,8 @@ from detectron2.data.build import load_proposals_into_dataset
 from detectron2.modeling import build_model
 
 from frcnn_plugin import get_config_file
-from frcnn_plugin.data.proposals.checks import check_proposals, load_proposals
+from frcnn_plugin.data.proposals.checks import check_proposals
+from frcnn_plugin.data.proposals.files import load_proposals
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.evaluation.proposals.shards import ProposalShards
@@ -82,18 +83,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def execute(*command: str, status: int = 0) -> str:
-    """Runs a process of its own; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=300, check=False
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == status, output[-3000:]
-    return output
-
-
 def killed(images: int, args: list[str]) -> None:
-    execute("-c", KILLED, str(images), *args, status=-signal.SIGKILL)
+    command = [sys.executable, "-c", KILLED, str(images), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
 
 
 def arguments(output: Path, weights: Path, *options: str, opts: tuple[str, ...] = ()) -> list[str]:
@@ -183,12 +176,14 @@ def test_shards_of_something_else_are_not_used(
     assert path.read_bytes() == dumped.read_bytes()
 
 
-def test_two_processes_give_what_one_gives(weights: Path, dumped: Path, tmp_path: Path) -> None:
+def test_two_processes_give_what_one_gives(
+    weights: Path, dumped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "p.pkl"
-    command = ("-m", "frcnn_plugin", "proposals", "dump")
-    output = execute(*command, *arguments(path, weights, "--num-gpus", "2"))
+    recall = frcnn("proposals", "dump", *arguments(path, weights, "--num-gpus", "2"))
+    output = "".join(capfd.readouterr())
     assert "terminate called" not in output
-    assert "proposal recall" in output and "Start inference on 3 batches" in output
+    assert recall and "Start inference on 3 batches" in output
     assert path.read_bytes() == dumped.read_bytes()
 
 

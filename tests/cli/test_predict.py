@@ -25,7 +25,6 @@ from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.checkpoint.metadata import KEY
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.predict import FasterRCNNPredictor
-from frcnn_plugin.predict.video import VideoFile, VideoFrames
 from tests.cli.conftest import frcnn
 from tests.random_detector import random_detector, squares
 
@@ -95,7 +94,7 @@ def test_pictures_and_json(predict: Callable, weights: Path, photos: Path, tmp_p
     out = tmp_path / "new" / "found"
     printed = predict(photos / "a", photos / "b", "--output", out, "--batch-size", 3)
     assert files(out) == ["2.jpg", "3.jpg", "a__1.jpg", "b__1.jpg", "detections.json"]
-    assert cv2.imread(str(out / "2.jpg")).shape == (480, 301, 3)  # small ones are enlarged
+    assert cv2.imread(str(out / "2.jpg")).shape == (480, 302, 3)  # small ones are enlarged
     content = json.loads((out / "detections.json").read_text())
     names = [f"{photos}/a/1.png", f"{photos}/a/2.png", f"{photos}/b/1.png", f"{photos}/b/3.jpg"]
     assert [image["file_name"] for image in content["images"]] == names
@@ -195,39 +194,6 @@ def test_unreadable_files_are_left_out(predict: Callable, photos: Path, tmp_path
     assert files(out) == ["1.jpg", "2.jpg", "detections.json"]
 
 
-def test_video(predict: Callable, tmp_path: Path) -> None:
-    video = tmp_path / "street.mp4"
-    with VideoFile(video, 5.0) as file:
-        for seed in range(3):
-            file.add(squares(240, 480, seed))
-    out, features = tmp_path / "out", tmp_path / "f.npz"
-    predict("--video", video, "--output", out, "--frames", 2, "--features", features)
-    assert files(out) == ["detections.json", "street.mp4"]
-    content = json.loads((out / "detections.json").read_text())
-    assert [i["file_name"] for i in content["images"]] == ["street.mp4#0", "street.mp4#1"]
-    assert np.load(features)["file_names"].tolist() == ["street.mp4#0", "street.mp4#1"]
-    drawn = VideoFrames(str(out / "street.mp4"))
-    assert drawn.rate == 5.0 and [f.shape for f in drawn] == [(240, 480, 3)] * 2
-
-
-def test_interrupted_video_keeps_what_was_seen(
-    predict: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Control-C is how a webcam is ended."""
-
-    def frames(self: VideoFrames) -> object:
-        yield squares(100, 150)
-        raise KeyboardInterrupt
-
-    video = tmp_path / "street.mp4"
-    with VideoFile(video, 5.0) as file:
-        file.add(squares(96, 96))
-    monkeypatch.setattr(VideoFrames, "__iter__", frames)
-    printed = predict("--video", video, "--json", tmp_path / "found.json")
-    assert "stopped: what was seen so far is written" in printed
-    assert len(json.loads((tmp_path / "found.json").read_text())["images"]) == 1
-
-
 def test_one_class_has_a_name(
     predict: Callable, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,22 +229,17 @@ def mistakes(folder: Path) -> list[tuple[list[str], str]]:
     json_file = ["--json", f"{folder}/f.json"]
     boxes = ["--boxes", f"{folder}/boxes.json", "--features", f"{folder}/f.npz"]
     return [
-        ([], "give pictures, folders or patterns, or else --video"),
-        ([photo, "--video", "0"], "give pictures, folders or patterns, or else --video"),
+        ([], "give images, folders or patterns"),
         ([photo], "say what to write: --output FOLDER, --json FILE, --features FILE.npz"),
         ([photo, "--features", "f.pt"], "--features f.pt must end in .npz"),
         ([photo, "--json", "no/f.json"], f"there is no folder {Path('no').resolve()}"),
         ([photo, *json_file, "--score", "50"], "--score is 50: it must be from 0 to 1"),
         ([photo, *json_file, "--topk", "0"], "--topk is 0: it must be 1 or more"),
         ([photo, *json_file, "--batch-size", "0"], "--batch-size is 0: it must be 1 or more"),
-        ([photo, *json_file, "--frames", "3"], "--frames limits a --video, and there is none"),
-        (["--video", "0", "--frames", "-1"], "say what to write"),
-        (["--video", "no.mp4", *json_file], "there is no video no.mp4; a webcam is given by its"),
-        (["--video", "0", *boxes], "--boxes gives boxes of pictures: --video cannot have any"),
         ([photo, *boxes, *json_file], "--boxes detects nothing: it goes with --features FILE.npz"),
         ([photo, *boxes], f"{folder}/boxes.json: {photo}: box 0, [5.0, 5.0, 5.0, 9.0], has no are"),
         ([photo, "--output", photo], f"--output {photo} is a file: give a folder"),
-        ([f"{folder}/empty", *json_file], f"the folder {folder}/empty holds no pictures ("),
+        ([f"{folder}/empty", *json_file], f"the folder {folder}/empty holds no images ("),
         ([f"{folder}/A.JPG", *json_file], f"there is no file or folder {folder}/A.JPG"),
         ([photo, *json_file, "MODEL.DEVICE"], "overrides come as KEY VALUE pairs, but there are 1"),
         (

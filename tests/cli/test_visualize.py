@@ -150,7 +150,7 @@ MISTAKES = [
     (["--mode", "data", "--limit", "0"], "--limit 0: must be at least 1"),
     (["--mode", "proposals", "--topk", "0"], "--topk 0: must be at least 1"),
     (["--mode", "detections", "--score", "50"], "--score 50: must be between 0 and 1"),
-    (["--mode", "anchors", "--input", "no.jpg"], "--input no.jpg: there is no such file or folder"),
+    (["--mode", "anchors", "--input", "no.jpg"], "there is no file or folder no.jpg"),
     (["--mode", "matches", "--input", "no.jpg"], "mode matches needs ground truth, which files"),
     (
         ["--mode", "anchors", "--input", "no.jpg", "--image", "000001"],
@@ -174,7 +174,7 @@ def test_more_mistakes(fails: Callable[..., str], tmp_path: Path, weights: str) 
         return fails("visualize", "--mode", mode, "--config-file", DEMO, *words)
 
     assert "no config file" in said("data", "--config-file", tmp_path / "no.yaml")
-    assert "no images in this folder" in said("anchors", "--input", tmp_path, *SMALL)
+    assert "holds no images" in said("anchors", "--input", tmp_path, *SMALL)
     empty = said("anchors", *SMALL, "DATASETS.TRAIN", "()")
     assert empty == "DATASETS.TRAIN is empty: name a data set with --dataset"
     classes = ["MODEL.ROI_HEADS.NUM_CLASSES", "7", "MODEL.WEIGHTS", weights]

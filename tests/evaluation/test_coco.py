@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from frcnn_plugin.evaluation.record import EvaluationRecord
 
 
 def make_set(folder: Path) -> None:
-    """Categories 7 and 3, so that the host has to renumber them: cat is 0, dog 1, cow 2."""
+    """Categories 7 and 3, so that Detectron2 has to renumber them: cat is 0, dog 1, cow 2."""
     boxes = {1: [(7, [0, 0, 10, 10]), (7, [20, 20, 10, 10])], 2: [(9, [5, 5, 20, 20])]}
     annotations = [
         {
@@ -37,7 +38,9 @@ def make_set(folder: Path) -> None:
     register_coco_instances("coco_small", {}, str(folder / "set.json"), str(folder))
 
 
-def predict(evaluator: COCOEvaluator, image: int, rows: list[tuple[int, list[int], float]]) -> None:
+def predict(
+    evaluator: COCOEvaluator, image: int, rows: Sequence[tuple[int, list[int], float]]
+) -> None:
     instances = Instances((60, 60))
     instances.pred_boxes = Boxes(torch.tensor([r[1] for r in rows]).float().reshape(-1, 4))
     instances.scores = torch.tensor([r[2] for r in rows])
@@ -45,26 +48,32 @@ def predict(evaluator: COCOEvaluator, image: int, rows: list[tuple[int, list[int
     evaluator.process([{"image_id": image}], [{"instances": instances}])
 
 
-def evaluate(kind: type[COCOEvaluator], folder: Path, empty: bool = False) -> dict[str, float]:
+def evaluate(
+    kind: type[COCOEvaluator], folder: Path, rows: Sequence[tuple[int, list[int], float]]
+) -> dict[str, float]:
+    """Evaluate these detections of image 1 and, if there are any, a dog in image 2."""
     evaluator = kind("coco_small", output_dir=str(folder), use_fast_impl=False)
     evaluator.reset()
-    # cat: a hit, then a false one, then nothing on the second cat. dog: hit at once.
-    predict(evaluator, 1, [] if empty else [(0, [0, 0, 10, 10], 0.9), (0, [40, 40, 50, 50], 0.8)])
-    predict(evaluator, 2, [] if empty else [(1, [5, 5, 25, 25], 0.7)])
+    predict(evaluator, 1, rows)
+    predict(evaluator, 2, [(1, [5, 5, 25, 25], 0.7)] if len(rows) > 2 else [])
     results: dict[str, float] = evaluator.evaluate()["bbox"]
     return results
 
 
-def test_same_results_as_the_host_and_a_record(tmp_path: Path) -> None:
+# A hit, then two false ones, then nothing on the second cat.
+ROWS = [(0, [0, 0, 10, 10], 0.9), (0, [40, 40, 50, 50], 0.8), (0, [40, 0, 50, 9], 0.75)]
+
+
+def test_same_results_as_detectron2_and_a_record(tmp_path: Path) -> None:
     make_set(tmp_path)
-    results = evaluate(RecordingCOCOEvaluator, tmp_path / "ours")
-    host = evaluate(COCOEvaluator, tmp_path / "host")
+    results = evaluate(RecordingCOCOEvaluator, tmp_path / "ours", ROWS)
+    host = evaluate(COCOEvaluator, tmp_path / "host", ROWS)
     assert results == pytest.approx(host, nan_ok=True)
 
     record = EvaluationRecord.load(tmp_path / "ours" / "evaluation.json")
     assert record.results == pytest.approx(results, nan_ok=True)
     cat, dog, cow = record.classes
-    assert (cat.name, cat.num_objects, cat.num_detections) == ("cat", 2, 2)
+    assert (cat.name, cat.num_objects, cat.num_detections) == ("cat", 2, 3)
     # COCO's 101 recalls: those up to 0.5 have precision 1, the others 0.
     assert cat.ap50["coco"] == pytest.approx(100 * 51 / 101)
     assert len(cat.recall) == 51 and set(cat.precision) == {1.0}
@@ -74,11 +83,33 @@ def test_same_results_as_the_host_and_a_record(tmp_path: Path) -> None:
     assert [image.image_id for image in record.best] == ["2"]
     assert record.best[0].file_name == str(tmp_path / "2.jpg")
     outcomes = [(b.label, b.outcome) for b in record.worst[0].boxes]
-    assert outcomes == [("cat", "found"), ("cat", "missed"), ("cat", "right"), ("cat", "wrong")]
+    assert outcomes == [("cat", o) for o in ("found", "missed", "right", "wrong", "wrong")]
 
 
-def test_no_detections_leave_no_record(tmp_path: Path) -> None:
-    """The host gives nan for everything then."""
+@pytest.mark.parametrize(
+    ("rows", "warning"),
+    [
+        ([], "coco_small: no detections at all"),
+        (
+            [(0, [0, 0, 10, 10], 0.334), (1, [0, 0, 10, 10], 0.3335)],
+            "all 2 scores lie within 0.001 of 0.3340 (chance is 0.2500)",
+        ),
+        ([(1, [0, 0, 10, 10], 0.99)], "AP50 is 0 although there are 1 detections"),
+        ([(0, [0, 0, 10, 10], 0.99)], None),
+    ],
+)
+def test_warning_of_odd_results(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    rows: list[tuple[int, list[int], float]],
+    warning: str | None,
+) -> None:
     make_set(tmp_path)
-    evaluate(RecordingCOCOEvaluator, tmp_path / "ours", empty=True)
-    assert not (tmp_path / "ours" / "evaluation.json").exists()
+    results = evaluate(RecordingCOCOEvaluator, tmp_path, rows)
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith("frcnn_plugin.evaluation")]
+    if warning is None:
+        assert ours == [] and results["AP50"] == pytest.approx(100 * 51 / 101 / 2)
+    else:
+        assert len(ours) == 1 and warning in ours[0]
+    # Without detections Detectron2 gives nan for everything.
+    assert (tmp_path / "evaluation.json").exists() == bool(rows)

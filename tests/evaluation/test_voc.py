@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 
@@ -8,11 +9,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
 from detectron2.evaluation import PascalVOCDetectionEvaluator, print_csv_format
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
 
 from frcnn_plugin.data import register_voc
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation import VOCEvaluator
 from frcnn_plugin.evaluation.record import EvaluationRecord
+from frcnn_plugin.process import launch
 
 from ..data.datasets.voc_folder import add_image, obj
 
@@ -241,7 +244,7 @@ def test_files_that_cannot_be_written_do_not_end_a_run(tmp_path, caplog):
 
 
 def random_folder(root, rng):
-    """40 images with objects as the host's loader needs them: all tags, whole numbers."""
+    """40 images with objects as Detectron2's loader needs them: all tags, whole numbers."""
     tags = "<pose>Frontal</pose><truncated>0</truncated><difficult>{}</difficult>"
     for number in range(40):
         objects = []
@@ -274,7 +277,7 @@ def random_predictions(root, rng):
 
 
 @pytest.mark.parametrize(("year", "metric"), [(2007, "11point"), (2012, "area")])
-def test_agrees_with_the_hosts_evaluator(tmp_path, year, metric):
+def test_agrees_with_detectron2s_evaluator(tmp_path, year, metric):
     rng = np.random.default_rng(year)
     random_folder(tmp_path, rng)
     predictions = random_predictions(tmp_path, rng)
@@ -292,8 +295,8 @@ def test_agrees_with_the_hosts_evaluator(tmp_path, year, metric):
     assert ours["AP50"] == ours[f"AP50-{metric}"]
 
 
-def test_difficult_is_respected_for_the_hosts_names(tmp_path):
-    # The host's dicts do not say what is difficult; ours for the same folder do.
+def test_difficult_is_respected_for_detectron2s_names(tmp_path):
+    # Detectron2's dicts do not say what is difficult; ours for the same folder do.
     rng = np.random.default_rng(3)
     random_folder(tmp_path, rng)
     predictions = random_predictions(tmp_path, rng)
@@ -318,3 +321,45 @@ def test_record_for_the_report(tmp_path):
     # The image without objects has a false one.
     assert [image.image_id for image in record.best] == ["a", "b"]
     assert [image.image_id for image in record.worst] == ["c"]
+
+
+NUM_IMAGES = 7
+
+
+def moving_box(index):
+    return [float(index), 0.0, float(index + 10), 10.0]
+
+
+def load():
+    return [
+        {"image_id": str(index), "annotations": [annotation(0, moving_box(index))]}
+        for index in range(NUM_IMAGES)
+    ]
+
+
+def evaluate_my_share(output_file):
+    """Every process takes every second image; the last comes twice, as a padding sampler does."""
+    if "two_processes" not in DatasetCatalog:
+        DatasetCatalog.register("two_processes", load)
+    MetadataCatalog.get("two_processes").thing_classes = ["cat"]
+    evaluator = VOCEvaluator("two_processes")
+    mine = [*range(comm.get_rank(), NUM_IMAGES, comm.get_world_size()), NUM_IMAGES - 1]
+    for index in mine:
+        # Image 0 is missed, and the best score of all is a false one.
+        found = output([moving_box(index + 50 * (index == 0))], [0.9 - 0.1 * index], [0])
+        evaluator.process([{"image_id": str(index)}], [found])
+    results = evaluator.evaluate()
+    assert bool(results) == comm.is_main_process()
+    if comm.is_main_process():
+        output_file.write_text(json.dumps([comm.get_world_size(), results["bbox"]]))
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    launch(evaluate_my_share, 2, args=(tmp_path / "two.json",))
+    evaluate_my_share(tmp_path / "one.json")
+    two, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one"))
+    assert (two[0], one[0]) == (2, 1)
+    assert two[1] == one[1]
+    # By hand: FP, then 6 TP of 7 gt; precision 6/7 up to recall 6/7 = .857.
+    assert abs(two[1]["AP50-11point"] - 100 * 9 / 11 * 6 / 7) < 1e-6
+    assert abs(two[1]["AP50-area"] - 100 * 6 / 7 * 6 / 7) < 1e-6

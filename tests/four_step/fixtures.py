@@ -37,6 +37,17 @@ class Run:
     opts: list[str]
     recorder: Recorder
 
+    def later(self, stage: int, *opts: str) -> list[str]:
+        """Overrides of a run that starts with ``stage`` from the files of this one."""
+        result = [
+            *self.opts,
+            *("FOUR_STEP.START_AT", str(stage)),
+            *("MODEL.WEIGHTS", str(self.folder / f"stage{stage - 1}_final.pth")),
+        ]
+        if stage == 2:
+            result += ["FOUR_STEP.INITIAL_WEIGHTS", str(self.folder / "initial_weights.pth")]
+        return [*result, *opts]
+
     def weights(self, name: str) -> dict[str, torch.Tensor]:
         """Weights in one of its files."""
         return torch.load(self.folder / name, weights_only=True)["model"]
@@ -60,7 +71,7 @@ def with_data(four_step_root: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished(four_step_root: Path) -> Run:
-    """All four steps as in the paper's code: from given weights, conv1 and conv2 frozen."""
+    """All four stages as in the paper's code: from given weights, conv1 and conv2 frozen."""
     root = four_step_root
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(root / "data"))

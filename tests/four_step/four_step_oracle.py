@@ -1,4 +1,4 @@
-"""The four steps as four plain trainings, one after the other.
+"""The four stages as four plain trainings, one after the other.
 
 They hand weights and proposals over by files and do the surgery by hand. They share
 with the package the model, the optimizer, the order of images and the measuring of target
@@ -47,9 +47,9 @@ def plain_cfg(folder: Path, phase: str, proposals: Path | None = None) -> CfgNod
 
 
 def train(
-    cfg: CfgNode, model: nn.Module, step: int, images: int, parts: tuple[str, ...], world: int
+    cfg: CfgNode, model: nn.Module, stage: int, images: int, parts: tuple[str, ...], world: int
 ) -> None:
-    """One step: SGD with one drop of the rate, momentum as in Caffe.
+    """One stage: SGD with one drop of the rate, momentum as in Caffe.
 
     An iteration takes ``world`` batches and the mean of their gradients.
     """
@@ -60,7 +60,7 @@ def train(
     loader = build_train_loader(
         cfg,
         images_per_process=images,
-        seed=SEED + step,
+        seed=SEED + stage,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN,
     )
     batches = iter(loader)
@@ -74,15 +74,15 @@ def train(
                 state["momentum_buffer"] *= RATE / rate
         optimizer.zero_grad()
         for rank in range(world):
-            seed_all_rng(SEED + 1009 * ((step - 1) * ITERS + i) + rank)
-            with EventStorage():  # the host's RPN and RoI heads write into it
+            seed_all_rng(SEED + 1009 * ((stage - 1) * ITERS + i) + rank)
+            with EventStorage():  # Detectron2's RPN and RoI heads write into it
                 losses = model(next(batches))
             (sum(losses.values()) / world).backward()
         optimizer.step()
 
 
 def propose(cfg: CfgNode, model: nn.Module, path: Path) -> None:
-    """A proposal file in the host's format."""
+    """A proposal file in Detectron2's format."""
     mapper = DatasetMapper(cfg, is_train=False)
     content: dict[str, list[object]] = {"ids": [], "boxes": [], "objectness_logits": []}
     model.eval()
@@ -114,14 +114,14 @@ def affine(layer: nn.Module, factor: torch.Tensor, offset: torch.Tensor) -> None
         layer.bias.copy_(layer.bias.double() * factor + offset)
 
 
-def rpn_step(folder: Path, step: int, whiten: bool, world: int) -> None:
-    """Step 1 or 3; leaves a checkpoint and proposals."""
+def rpn_stage(folder: Path, stage: int, whiten: bool, world: int) -> None:
+    """Stage 1 or 3; leaves a checkpoint and proposals."""
     cfg = plain_cfg(folder, "rpn")
     model = PaperTrainer.build_model(cfg)
-    start = "start.pth" if step == 1 else "2.pth"
+    start = "start.pth" if stage == 1 else "2.pth"
     model.load_state_dict(torch.load(folder / start, weights_only=True))
     rpn = model.proposal_generator
-    if step == 3:
+    if stage == 3:
         generator = torch.Generator().manual_seed(SEED + 3)
         for layer in ("rpn_conv", "rpn_cls_score", "rpn_bbox_pred"):
             draw(getattr(rpn.rpn_head, layer), 0.01, generator)
@@ -131,21 +131,21 @@ def rpn_step(folder: Path, step: int, whiten: bool, world: int) -> None:
             training_dicts(cfg), rpn, sizes, min_size=96, max_size=160
         )
         rpn.target_statistics.set(mean, std)
-    parts = ("backbone.", "proposal_generator.") if step == 1 else ("proposal_generator.",)
-    train(cfg, model, step, 1, parts, world)
+    parts = ("backbone.", "proposal_generator.") if stage == 1 else ("proposal_generator.",)
+    train(cfg, model, stage, 1, parts, world)
     if whiten:
         affine(rpn.rpn_head.rpn_bbox_pred, std, mean)
         rpn.target_statistics.clear()
-    torch.save(model.state_dict(), folder / f"{step}.pth")
-    propose(cfg, model, folder / f"{step}.pkl")
+    torch.save(model.state_dict(), folder / f"{stage}.pth")
+    propose(cfg, model, folder / f"{stage}.pkl")
 
 
-def detector_step(folder: Path, step: int, restart: bool, world: int) -> None:
-    """Step 2 or 4; leaves a checkpoint."""
-    cfg = plain_cfg(folder, "fast_rcnn", folder / f"{step - 1}.pkl")
+def detector_stage(folder: Path, stage: int, restart: bool, world: int) -> None:
+    """Stage 2 or 4; leaves a checkpoint."""
+    cfg = plain_cfg(folder, "fast_rcnn", folder / f"{stage - 1}.pkl")
     model = PaperTrainer.build_model(cfg)
-    weights: Weights = torch.load(folder / f"{step - 1}.pth", weights_only=True)
-    if step == 2:
+    weights: Weights = torch.load(folder / f"{stage - 1}.pth", weights_only=True)
+    if stage == 2:
         start: Weights = torch.load(folder / "start.pth", weights_only=True)
         weights |= {k: v for k, v in start.items() if not k.startswith("proposal_generator.")}
     model.load_state_dict(weights)
@@ -153,18 +153,18 @@ def detector_step(folder: Path, step: int, restart: bool, world: int) -> None:
     mean, std, _ = head_target_statistics(
         training_dicts(cfg, cfg.DATASETS.PROPOSAL_FILES_TRAIN), 3, predictor.box2box_transform
     )
-    if step == 4 and restart:
+    if stage == 4 and restart:
         generator = torch.Generator().manual_seed(SEED + 4)
         draw(predictor.cls_score, 0.01, generator)
         draw(predictor.bbox_pred, 0.001, generator)
-    elif step == 4:
+    elif stage == 4:
         affine(predictor.bbox_pred, 1 / std.double(), -mean.double() / std.double())
     predictor.target_statistics.set(mean, std)
-    parts = ("backbone.", "roi_heads.") if step == 2 else ("roi_heads.",)
-    train(cfg, model, step, 2, parts, world)
+    parts = ("backbone.", "roi_heads.") if stage == 2 else ("roi_heads.",)
+    train(cfg, model, stage, 2, parts, world)
     affine(predictor.bbox_pred, std, mean)
     predictor.target_statistics.clear()
-    torch.save(model.state_dict(), folder / f"{step}.pth")
+    torch.save(model.state_dict(), folder / f"{stage}.pth")
 
 
 def four_trainings(folder: Path, *, whiten: bool, restart: bool, world: int = 1) -> Weights:
@@ -173,7 +173,7 @@ def four_trainings(folder: Path, *, whiten: bool, restart: bool, world: int = 1)
     Args:
         folder: exists; "start.pth" is written.
         whiten: normalise the RPN's targets.
-        restart: the predictor starts again in step 4.
+        restart: the predictor starts again in stage 4.
         world: batches per iteration.
 
     Returns:
@@ -182,22 +182,22 @@ def four_trainings(folder: Path, *, whiten: bool, restart: bool, world: int = 1)
     torch.manual_seed(0)
     start: Weights = PaperTrainer.build_model(plain_cfg(folder, "joint")).state_dict()
     torch.save(start, folder / "start.pth")
-    rpn_step(folder, 1, whiten, world)
-    detector_step(folder, 2, restart, world)
-    rpn_step(folder, 3, whiten, world)
-    detector_step(folder, 4, restart, world)
+    rpn_stage(folder, 1, whiten, world)
+    detector_stage(folder, 2, restart, world)
+    rpn_stage(folder, 3, whiten, world)
+    detector_stage(folder, 4, restart, world)
     return start
 
 
 def check_same(oracle: Path, run: Path) -> None:
-    """Compare all weights behind every step."""
-    for step in (1, 2, 3, 4):
-        expected: Weights = torch.load(oracle / f"{step}.pth", weights_only=True)
-        ours: Weights = torch.load(run / f"stage{step}_final.pth", weights_only=True)["model"]
+    """Compare all weights after every stage."""
+    for stage in (1, 2, 3, 4):
+        expected: Weights = torch.load(oracle / f"{stage}.pth", weights_only=True)
+        ours: Weights = torch.load(run / f"stage{stage}_final.pth", weights_only=True)["model"]
         assert ours.keys() == expected.keys()
         different = {
             k: (ours[k] - expected[k]).abs().max().item()
             for k in ours
             if not torch.equal(ours[k], expected[k])
         }
-        assert not different, f"step {step}: {different}"
+        assert not different, f"stage {stage}: {different}"

@@ -15,18 +15,18 @@ LOGGERS = ("detectron2", "fvcore", "frcnn_plugin")
 
 
 class Recorder(HookBase):
-    """The last hook of a trainer: sees an iteration behind all that other hooks do.
+    """The last hook of a trainer: sees an iteration after all that other hooks do.
 
-    Attributes, per iteration or, where said, per number of the step:
+    Attributes, per iteration or, where said, per number of the stage:
         rates: the smallest learning rate.
-        entered: by step, all weights at its first iteration, in front of the update.
-        momentum: by step, number of parameters with momentum at that time.
-        moved: by step, names of parameters that some iteration changed.
-        trainable: by step, names of parameters with ``requires_grad``.
-        batches: by step, the set of (phase, images, with proposals?) of training batches.
-        conv_gradient: by step, whether some feature map had a ``grad_fn``.
-        selected: by step, calls of ``select_proposals`` in training.
-        losses: by step, names of the losses in the storage.
+        entered: by stage, all weights at its first iteration, before the update.
+        momentum: by stage, number of parameters with momentum at that time.
+        moved: by stage, names of parameters that some iteration changed.
+        trainable: by stage, names of parameters with ``requires_grad``.
+        batches: by stage, the set of (phase, images, with proposals?) of training batches.
+        conv_gradient: by stage, whether some feature map had a ``grad_fn``.
+        selected: by stage, calls of ``select_proposals`` in training.
+        losses: by stage, names of the losses in the storage.
         lines: what was logged, in order, as a handler sees it.
     """
 
@@ -51,7 +51,7 @@ class Recorder(HookBase):
                 hook._period = 1
         trainer.register_hooks([self])
         before = self._model.register_forward_pre_hook(self._see_batch)
-        behind = self._model.backbone.register_forward_hook(self._see_features)
+        after = self._model.backbone.register_forward_hook(self._see_features)
         handler = _Lines(self.lines)
         levels = {name: logging.getLogger(name).level for name in LOGGERS}
         for name in LOGGERS:
@@ -67,7 +67,7 @@ class Recorder(HookBase):
                 logging.getLogger(name).removeHandler(handler)
                 logging.getLogger(name).setLevel(level)
             before.remove()
-            behind.remove()
+            after.remove()
 
     def before_step(self) -> None:
         self._stage = int(self.trainer.storage.latest()["stage"][0])

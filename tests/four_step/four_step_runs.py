@@ -14,7 +14,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -75,15 +75,17 @@ TINY = [
 ]
 
 
-class Killer(HookBase):
-    """Ends the process without notice behind a given iteration."""
+class Stop(HookBase):
+    """Ends a run after an iteration: by an error, or however it is told to."""
 
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
+    def __init__(self, iteration: int, end: Callable[[], None] | None = None) -> None:
+        self._iteration, self._end = iteration, end
 
     def after_step(self) -> None:
-        if self.trainer.iter == self.iteration:
-            kill()
+        if self.trainer.iter == self._iteration:
+            if self._end is None:
+                raise InterruptedError
+            self._end()
 
 
 def kill() -> None:
@@ -95,13 +97,13 @@ def arm(point: str, trainer: PaperTrainer) -> None:
     """Prepare to be killed at ``kind:number``."""
     kind, number = point.split(":")
     if kind == "iteration":
-        # Last: behind the checkpoint of that iteration; "before" comes in front of it.
-        trainer.register_hooks([Killer(int(number))])
+        # Last: after the checkpoint of that iteration; "before" comes before it.
+        trainer.register_hooks([Stop(int(number), kill)])
     elif kind == "before_checkpoint":
-        killer = Killer(int(number))
+        killer = Stop(int(number), kill)
         trainer._hooks.insert(1, killer)
         killer.trainer = trainer._hooks[0].trainer
-    elif kind == "proposals":  # while the proposals of that step are collected
+    elif kind == "proposals":  # while the proposals of that stage are collected
         process = ProposalCollector.process
 
         def process_and_die(self: ProposalCollector, inputs: Any, outputs: Any) -> None:
@@ -110,7 +112,7 @@ def arm(point: str, trainer: PaperTrainer) -> None:
                 kill()
 
         ProposalCollector.process = process_and_die  # type: ignore[method-assign]
-    elif kind == "surgery":  # between two steps, with the weights changed
+    elif kind == "surgery":  # between two stages, with the weights changed
         name = {"2": "restore_initial", "3": "redraw"}[number]
         function = getattr(stage_weights, name)
 
@@ -168,7 +170,7 @@ def tiny_cfg(folder: Path, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def make_trainer(folder: Path, opts: Sequence[str] = (), *, resume: bool = False) -> PaperTrainer:
-    """A trainer as tools/train_net.py has it in front of ``train()``."""
+    """A trainer as the command has it before ``train()``."""
     cfg = tiny_cfg(folder, opts)
     stop_on_errors(PlannedRun(cfg, resume=resume))
     torch.manual_seed(max(cfg.SEED, 0))

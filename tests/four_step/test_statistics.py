@@ -1,22 +1,91 @@
-"""Statistics of the head's box targets; several processes. Check E5 (docs/checks.md)."""
+"""Statistics of box targets. Checks E5 and E30 (docs/checks.md)."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import transform_instance_annotations
+from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
-from detectron2.utils import comm
 
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.four_step.statistics import broadcast_statistics, head_target_statistics
-from frcnn_plugin.modeling import CaffeBox2BoxTransform
-from frcnn_plugin.process import launch
-from tests.four_step.statistics_records import close, record
+from frcnn_plugin.four_step.statistics import (
+    TargetMoments,
+    broadcast_statistics,
+    head_target_statistics,
+    rpn_target_statistics,
+)
+from frcnn_plugin.modeling import CaffeBox2BoxTransform, backbone_feature_sizes
 
 RAW = CaffeBox2BoxTransform()
+
+
+def record(
+    objects: list[tuple[list[float], int]],
+    proposals: list[list[float]] | None = None,
+    size: tuple[int, int] = (100, 200),
+    **more: Any,
+) -> dict[str, Any]:
+    """One image of ``size`` (height, width) with (box, class) objects."""
+    ret: dict[str, Any] = {
+        "file_name": "a.jpg",
+        "image_id": "a",
+        "height": size[0],
+        "width": size[1],
+        "annotations": [
+            {
+                "bbox": [float(x) for x in b],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": c,
+                "iscrowd": 0,
+            }
+            for b, c in objects
+        ],
+    }
+    if proposals is not None:
+        ret["proposal_boxes"] = np.array(proposals, dtype=np.float32).reshape(-1, 4)
+        ret["proposal_bbox_mode"] = BoxMode.XYXY_ABS
+    return {**ret, **more}
+
+
+def close(tensor: torch.Tensor, expected: Any, atol: float = 1e-5) -> bool:
+    return torch.allclose(tensor, torch.tensor(expected, dtype=tensor.dtype), atol=atol)
+
+
+# ---- sums ----------------------------------------------------------------------------------------
+
+E30 = torch.tensor([[0.2, 0, 0.1, 0], [0, 0, 0, 0], [-0.2, 0.1, 0.3, 0.2]], dtype=torch.float64)
+
+
+def test_moments_e30() -> None:
+    moments = TargetMoments(2)
+    moments.add(E30[:1], torch.tensor([1]))
+    moments.add(E30[1:], torch.tensor([1, 1]))
+    mean, std = moments.result(["cat", "dog"])
+    assert moments.count.tolist() == [0, 3]
+    assert close(mean[1], [0, 0.033333, 0.133333, 0.066667])
+    assert close(std[1], [0.163299, 0.04714, 0.124722, 0.094281])
+    assert mean[0].tolist() == [0] * 4 and std[0].tolist() == [1] * 4
+
+
+def test_mirrored_moments_are_those_of_both_copies() -> None:
+    mirror = E30 * torch.tensor([-1, 1, 1, 1])
+    both, closed = TargetMoments(1), TargetMoments(1)
+    rows = torch.zeros(3, dtype=torch.int64)
+    both.add(E30, rows)
+    both.add(mirror, rows)
+    closed.add(E30, rows)
+    closed.add_mirrored()
+    for a, b in zip(both.result(["x"]), closed.result(["x"]), strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
+    assert both.count == closed.count == 6
 
 
 # ---- head ---------------------------------------------------------------------------------------
@@ -122,35 +191,144 @@ def test_class_out_of_range() -> None:
         head_target_statistics([record([(E5_OBJECT, 5)], [])], 3, RAW)
 
 
-# ---- several processes --------------------------------------------------------------------------
+# ---- RPN: against a loop, and the mapper of Detectron2 -------------------------------------------
 
 
-def broadcast(folder: Path) -> None:
-    """Each process would draw other numbers; only those of the main process may come out."""
-    torch.manual_seed(comm.get_rank())
-    mean, std = broadcast_statistics(lambda: (torch.rand(20, 4), torch.rand(20, 4)))
-
-    def fail() -> None:
-        raise UserError("no such thing")
-
-    try:
-        broadcast_statistics(fail)
-        failure = ""
-    except (UserError, RuntimeError) as e:
-        failure = f"{type(e).__name__}: {e}"
-    torch.save((mean, std, failure), folder / f"{comm.get_rank()}.pth")
+def random_images() -> list[dict[str, Any]]:
+    """Objects of all sizes, images that share a size, an empty one, a crowd region."""
+    rng = np.random.default_rng(0)
+    images = []
+    for height, width in ((100, 200), (120, 90), (100, 200), (77, 200), (131, 107)):
+        corner = rng.uniform(0, 0.5, (4, 2))
+        boxes = np.concatenate([corner, corner + rng.uniform(0.1, 0.5, (4, 2))], axis=1)
+        boxes *= [width, height, width, height]
+        images.append(record([(box, 0) for box in boxes], size=(height, width)))
+    images[0]["annotations"][2]["iscrowd"] = 1
+    return [*images, record([], size=(77, 200))]
 
 
-def test_two_processes_get_the_same(tmp_path: Path) -> None:
-    launch(broadcast, 2, args=(tmp_path,))
-    (mean0, std0, failure0), (mean1, std1, failure1) = (
-        torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)
+RPN_DATA = random_images()
+MIN_SIZE, MAX_SIZE = 150, 260
+
+
+def brute_force(
+    data: list[dict[str, Any]], cell: list[list[float]], ceil16: Callable[[float], int], flip: bool
+) -> np.ndarray:
+    """Raw targets of all positive anchors, one anchor and one object at a time, (P, 4)."""
+    targets = []
+    for image in data:
+        h, w = image["height"], image["width"]
+        ratio = MIN_SIZE / min(h, w)
+        if ratio * max(h, w) > MAX_SIZE:
+            ratio = MAX_SIZE / max(h, w)
+        height, width = int(h * ratio + 0.5), int(w * ratio + 0.5)
+        for mirrored in (False, True) if flip else (False,):
+            objects = []
+            for a in image["annotations"]:
+                if a["iscrowd"]:
+                    continue
+                x1, y1, x2, y2 = np.array(a["bbox"]) * np.array([width / w, height / h] * 2)
+                objects.append([width - x2, y1, width - x1, y2] if mirrored else [x1, y1, x2, y2])
+            anchors = []
+            for y in range(ceil16(height)):
+                for x in range(ceil16(width)):
+                    for c in cell:
+                        b = [c[0] + 16 * x, c[1] + 16 * y, c[2] + 16 * x, c[3] + 16 * y]
+                        if b[0] >= 0 and b[1] >= 0 and b[2] <= width and b[3] <= height:
+                            anchors.append(b)
+            table = np.array([[iou(a, o) for o in objects] for a in anchors])
+            for i, row in enumerate(table):
+                best = [j for j in range(len(row)) if row[j] >= table[:, j].max() - 1e-7 > 0]
+                if len(row) and (row.max() >= 0.7 or best):
+                    targets.append(encode(anchors[i], objects[int(row.argmax())]))
+    return np.array(targets)
+
+
+def iou(a: list[float], b: list[float]) -> float:
+    w = min(a[2], b[2]) - max(a[0], b[0])
+    h = min(a[3], b[3]) - max(a[1], b[1])
+    if w <= 0 or h <= 0:
+        return 0.0
+    return w * h / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h)
+
+
+def encode(a: list[float], b: list[float]) -> list[float]:
+    wa, ha, wb, hb = a[2] - a[0], a[3] - a[1], b[2] - b[0], b[3] - b[1]
+    dx = (b[0] + b[2] - a[0] - a[2]) / 2 / wa
+    dy = (b[1] + b[3] - a[1] - a[3]) / 2 / ha
+    return [dx, dy, math.log(wb / wa), math.log(hb / ha)]
+
+
+def test_rpn_statistics_against_a_loop(tiny_cfg: Callable[..., CfgNode]) -> None:
+    model = build_model(tiny_cfg())
+    rpn = model.proposal_generator
+    sizes = backbone_feature_sizes(model.backbone, rpn.in_features)
+    (cell,) = (c.tolist() for c in rpn.anchor_generator.cell_anchors)
+    results = []
+    for flip in (False, True):
+        targets = brute_force(RPN_DATA, cell, lambda side: math.ceil(side / 16), flip)
+        assert len(targets) > 20
+        mean, std = rpn_target_statistics(
+            RPN_DATA, rpn, sizes, min_size=MIN_SIZE, max_size=MAX_SIZE, mirror=flip
+        )
+        assert mean.shape == std.shape == (1, 4)
+        assert close(mean[0], targets.mean(axis=0)) and close(std[0], targets.std(axis=0))
+        results.append(mean)
+    assert not torch.allclose(*results)
+    # What has been set does not change what is measured.
+    rpn.target_statistics.set(mean, std)
+    again = rpn_target_statistics(RPN_DATA, rpn, sizes, min_size=MIN_SIZE, max_size=MAX_SIZE)
+    assert torch.equal(again[0], mean) and torch.equal(again[1], std)
+
+
+def test_rpn_sees_the_boxes_of_the_mapper(tiny_cfg: Callable[..., CfgNode]) -> None:
+    """Detectron2's own resize and flip put the ground truth where the statistics assume it."""
+    model = build_model(tiny_cfg())
+    rpn = model.proposal_generator
+    image = RPN_DATA[1]
+    seen: list[torch.Tensor] = []
+    match = rpn.match_anchors
+    rpn.match_anchors = lambda anchors, gt: (seen.append(gt.tensor), match(anchors, gt))[1]
+    rpn_target_statistics(
+        [image],
+        rpn,
+        backbone_feature_sizes(model.backbone, rpn.in_features),
+        min_size=MIN_SIZE,
+        max_size=MAX_SIZE,
     )
-    torch.manual_seed(0)
-    assert torch.equal(mean0, torch.rand(20, 4)) and torch.equal(mean0, mean1)
-    assert torch.equal(std0, std1)
-    assert failure0 == "UserError: no such thing"
-    assert failure1.startswith("RuntimeError: the main process could not") and "such" in failure1
+    pixels = np.zeros((image["height"], image["width"], 3), dtype=np.uint8)
+    resize = T.ResizeShortestEdge((MIN_SIZE, MIN_SIZE), MAX_SIZE)
+    for boxes, flip in zip(seen, (0.0, 1.0), strict=True):
+        augmented = T.AugInput(pixels)
+        transforms = T.AugmentationList([resize, T.RandomFlip(prob=flip)])(augmented)
+        expected = [
+            transform_instance_annotations(dict(a), transforms, augmented.image.shape[:2])["bbox"]
+            for a in image["annotations"]
+        ]
+        assert boxes.numpy() == pytest.approx(np.array(expected), abs=1e-4)
+
+
+def test_rpn_with_nothing_to_count(tiny_cfg: Callable[..., CfgNode], caplog) -> None:
+    """No objects; and an image that no anchor fits into."""
+    model = build_model(tiny_cfg())
+    data = [record([]), record([([0, 0, 5, 5], 0)], size=(8, 8))]
+    mean, std = rpn_target_statistics(
+        data,
+        model.proposal_generator,
+        backbone_feature_sizes(model.backbone, ["conv5"]),
+        min_size=0,
+        max_size=1000,
+    )
+    assert mean.tolist() == [[0] * 4] and std.tolist() == [[1] * 4]
+    assert "positive anchors (0)" in caplog.text
+
+
+def test_rpn_needs_the_size_of_the_image(tiny_cfg: Callable[..., CfgNode]) -> None:
+    image = record([])
+    del image["height"]
+    rpn = build_model(tiny_cfg()).proposal_generator
+    with pytest.raises(UserError, match=r"image a.jpg has no 'height' and 'width'"):
+        rpn_target_statistics([image], rpn, lambda h, w: [(1, 1)], min_size=600, max_size=1000)
 
 
 def test_one_process() -> None:

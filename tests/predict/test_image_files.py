@@ -36,10 +36,13 @@ def test_find_nothing(folder: Path) -> None:
     empty.mkdir()
     (folder / "v.mp4").write_text("")
     for name, message in (
-        (str(empty), f"the folder {empty} holds no pictures (.jpg, .jpeg, "),
+        (str(empty), f"the folder {empty} holds no images (.jpg, .jpeg, "),
         (f"{folder}/*.bmp", f"no file fits the pattern {folder}/*.bmp"),
         (f"{folder}/x.jpg", f"there is no file or folder {folder}/x.jpg"),
-        (f"{folder}/v.mp4", f"{folder}/v.mp4 is a video: give it with --video"),
+        (
+            f"{folder}/v.mp4",
+            f"{folder}/v.mp4 is a video: make images of it first: ffmpeg -i {folder}/v.mp4 frames/",
+        ),
     ):
         with pytest.raises(UserError) as caught:
             find_images([name])

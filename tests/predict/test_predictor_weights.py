@@ -40,7 +40,7 @@ def test_class_names(save_detector: Callable, caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.WARNING):
         assert FasterRCNNPredictor(path).class_names == ("class 1", "class 2", "class 3")
     assert (
-        f"{path} does not name its 3 classes; tools/convert_weights.py --classes adds names"
+        f"{path} does not name its 3 classes; `frcnn weights convert --classes` adds names"
         in caplog.text
     )
     path = save_detector("MODEL.ROI_HEADS.NUM_CLASSES", 20, "DATASETS.TRAIN", "('voc07_test',)")
@@ -121,8 +121,8 @@ def test_region_proposal_network(save_detector: Callable, step: int) -> None:
         predictor(squares(100, 150))
     assert str(caught.value) == (
         f"{path} is a region proposal network and detects nothing: give the checkpoint of a whole "
-        "detector (steps 1 to 3 of a four-step run leave half of a detector; the last one's is "
-        "model_final.pth). Its proposals: FasterRCNNPredictor.propose, or tools/dump_proposals.py"
+        "detector (stages 1 to 3 of a four-step run leave half of a detector; the last one's is "
+        "model_final.pth). Its proposals: FasterRCNNPredictor.propose, or `frcnn proposals dump`"
     )
     with pytest.raises(UserError, match=r"is a region proposal network: it has no trained fc7"):
         predictor.extract(squares(100, 150), BOXES)
@@ -142,9 +142,9 @@ def test_detector_that_is_given_proposals(save_detector: Callable, step: int) ->
         predictor(squares(100, 150))
     assert str(caught.value) == (
         f"{path} is a detector that is given its proposals: give the checkpoint of a whole one "
-        "(steps 1 to 3 of a four-step run leave half of a detector; the last one's is "
-        "model_final.pth). Features of given boxes: FasterRCNNPredictor.extract, or --boxes of "
-        "tools/predict.py; its average precision: tools/train_net.py --eval-only"
+        "(stages 1 to 3 of a four-step run leave half of a detector; the last one's is "
+        "model_final.pth). Features of given boxes: FasterRCNNPredictor.extract, or "
+        "`frcnn predict --boxes`; its average precision: `frcnn train --eval-only`"
     )
     with pytest.raises(UserError, match=r"detects on proposals that it is given and makes none"):
         predictor.propose([squares(100, 150)])

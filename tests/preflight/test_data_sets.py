@@ -61,17 +61,33 @@ def test_a_set_is_read_once(plan, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names == ["shapes_trainval", "shapes_test"]
 
 
-def test_nothing_to_train_on(find) -> None:
-    assert "DATASETS.TRAIN is empty" in only(find("DATASETS.TRAIN", "()"), "data")
-
-
-def test_nothing_to_test_on(find) -> None:
-    assert "DATASETS.TEST is empty" in only(find("DATASETS.TEST", "()"), "data", "warning")
+@pytest.mark.parametrize(
+    ("opts", "level", "message"),
+    [
+        (["DATASETS.TRAIN", "()"], "error", "DATASETS.TRAIN is empty"),
+        (["DATASETS.TRAIN", "('voc07_trainvla',)"], "error", "voc07_trainval"),
+        (["DATASETS.TEST", "()"], "warning", "DATASETS.TEST is empty: nothing is evaluated"),
+        (
+            ["DATASETS.TEST", "('shapes_trainval',)"],
+            "warning",
+            "shapes_trainval is trained on and tested on: its scores say nothing about new "
+            "images. Name another set in DATASETS.TEST",
+        ),
+        (
+            ["DATASETS.TRAIN", "('shapes_trainval','shapes_trainval')"],
+            "warning",
+            "DATASETS.TRAIN names shapes_trainval more than once",
+        ),
+    ],
+)
+def test_names_of_sets(find, opts: list[str], level: str, message: str) -> None:
+    assert message in only(find(*opts), "data", level)
 
 
 def test_background_counted_as_a_class(find) -> None:
     """Four where there are three and background, in both sets."""
     first, second = find("MODEL.ROI_HEADS.NUM_CLASSES", "4")
+    assert "has 3 classes (circle, square, triangle)" in first.sentence
     assert "Type: MODEL.ROI_HEADS.NUM_CLASSES 3 (background is not counted)" in first.sentence
     assert "'shapes_test' has 3 classes" in second.sentence
 
@@ -94,18 +110,6 @@ def test_empty_data(find, shapes: Path) -> None:
     (shapes / "ImageSets" / "Main" / "trainval.txt").write_text("")
     message = only(find(), "data")
     assert "shapes_trainval: no images" in message and "ImageSets/Main/<split>.txt" in message
-
-
-def test_test_set_is_the_training_set(find) -> None:
-    message = only(find("DATASETS.TEST", "('shapes_trainval',)"), "data", "warning")
-    assert "shapes_trainval is trained on and tested on" in message
-    assert "Name another set in DATASETS.TEST" in message
-
-
-def test_a_set_twice(find) -> None:
-    opts = ["DATASETS.TRAIN", "('shapes_trainval','shapes_trainval')"]
-    message = only(find(*opts), "data", "warning")
-    assert "DATASETS.TRAIN names shapes_trainval more than once" in message
 
 
 def test_shared_images(find, shapes: Path) -> None:
@@ -304,6 +308,7 @@ def test_two_sets_missing_for_one_reason(find) -> None:
     findings = [
         f for f in find("MODEL.ROI_HEADS.NUM_CLASSES", "20", config=VOC) if f.subject == "data"
     ]
+    assert "VOCtrainval_06-Nov-2007.tar" in findings[0].text and "make demo" in findings[0].text
     assert "VOCtest_06-Nov-2007.tar" in findings[0].text
     assert findings[1].text.endswith("VOC2007 (as above)")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances
-from frcnn_plugin.data.proposals.checks import save_proposals
+from frcnn_plugin.data.proposals.files import save_proposals
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.preflight import preflight, run, stop_on_errors
 from tests.preflight.conftest import only
@@ -94,7 +94,7 @@ def test_bad_proposal_files_are_all_told(find, shapes: Path, tmp_path: Path) -> 
     first, second = find(*FAST_RCNN, *opts)
     assert first.subject == second.subject == "proposals"
     assert "no entry for image" in first.text
-    assert "there is no proposal file" in second.text and "tools/dump_proposals.py" in second.text
+    assert "there is no proposal file" in second.text and "frcnn proposals dump" in second.text
 
 
 def test_too_few_proposal_files(find) -> None:

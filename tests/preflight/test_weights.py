@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 from frcnn_plugin import get_config_file
-from frcnn_plugin.checkpoint.catalog.cache import cached_path
+from frcnn_plugin.checkpoint.catalog.download import cached_path
 from frcnn_plugin.checkpoint.catalog.known_files import find as find_known
 from frcnn_plugin.checkpoint.checkpointer import preprocessing
 from frcnn_plugin.checkpoint.metadata import KEY, Metadata, Preprocessing
@@ -69,14 +69,28 @@ def test_the_model_takes_no_memory(plan, save) -> None:
     assert {p.device.type for p in run.model.parameters()} == {"meta"}
 
 
-def test_missing_file(find) -> None:
-    message = only(find("MODEL.WEIGHTS", "nothing.pth"), "weights")
-    assert "MODEL.WEIGHTS: there is no file 'nothing.pth'" in message
-
-
-def test_frozen_random_layers(find) -> None:
-    message = only(find("MODEL.BACKBONE.FREEZE_AT", "2"), "weights")
-    assert "FREEZE_AT is 2" in message and "MODEL.BACKBONE.FREEZE_AT 0" in message
+@pytest.mark.parametrize(
+    ("opts", "eval_only", "message"),
+    [
+        (["MODEL.WEIGHTS", "nothing.pth"], False, "MODEL.WEIGHTS: there is no file 'nothing.pth'"),
+        (["MODEL.BACKBONE.FREEZE_AT", "2"], False, "FREEZE_AT is 2: the frozen layers would stay"),
+        (["MODEL.BACKBONE.FREEZE_AT", "2"], False, "from scratch with MODEL.BACKBONE.FREEZE_AT 0"),
+        (["MODEL.BACKBONE.NAME", "VGG17"], False, "the model cannot be built: No object named"),
+        (
+            ["MODEL.WEIGHTS", "frcnn://vgg16_cafe_imagenet"],
+            False,
+            "Did you mean vgg16_caffe_imagenet",
+        ),
+        ([], True, "--eval-only needs trained weights: add MODEL.WEIGHTS"),
+        (
+            ["MODEL.WEIGHTS", "frcnn://vgg16_caffe_imagenet"],
+            True,
+            "--eval-only needs trained weights, which frcnn://vgg16_caffe_imagenet are not",
+        ),
+    ],
+)
+def test_names_of_files(find, opts: list[str], eval_only: bool, message: str) -> None:
+    assert message in only(find(*opts, eval_only=eval_only), "weights")
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 cut off"])
@@ -86,21 +100,11 @@ def test_damaged_file(find, tmp_path: Path, content: bytes) -> None:
     assert f"{tmp_path}/weights.pth is damaged, or no checkpoint" in message
 
 
-def test_evaluation_without_weights(find) -> None:
-    message = only(find(eval_only=True), "weights")
-    assert "--eval-only needs trained weights" in message
-
-
 def test_evaluation_of_imagenet_weights(find, save, plan) -> None:
     weights = save(right(plan, kind="imagenet", classes=None), "backbone.")
     message = only(find(*weights, eval_only=True), "weights")
     assert "cannot be evaluated: it lacks" in message
     assert "those of ImageNet are where training starts" in message
-
-
-def test_evaluation_of_known_imagenet_weights(find) -> None:
-    message = only(find("MODEL.WEIGHTS", "frcnn://vgg16_caffe_imagenet", eval_only=True), "weights")
-    assert "--eval-only needs trained weights, which frcnn://vgg16_caffe_imagenet" in message
 
 
 def test_rgb_weights_with_a_bgr_config(find, save, plan) -> None:
@@ -173,16 +177,6 @@ def test_known_files(plan, save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     cached.parent.mkdir(parents=True)
     cached.touch()
     assert f"{local}: " in list(check_weights(plan(*opts, alone=True)))[-1].text
-
-
-def test_unknown_name(find) -> None:
-    message = only(find("MODEL.WEIGHTS", "frcnn://vgg16_cafe_imagenet"), "weights")
-    assert "Did you mean vgg16_caffe_imagenet" in message
-
-
-def test_unknown_component(find) -> None:
-    message = only(find("MODEL.BACKBONE.NAME", "VGG17"), "weights")
-    assert "the model cannot be built: No object named 'VGG17' found in 'BACKBONE'" in message
 
 
 def test_blocks_that_do_not_exist(find, save, plan) -> None:

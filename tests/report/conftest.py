@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detectron2.config import get_cfg
 from PIL import Image
 
-from frcnn_plugin import add_frcnn_config, get_config_file
+from frcnn_plugin import get_config_file
+from frcnn_plugin.config import plugin_cfg
 from frcnn_plugin.evaluation.proposals.recall import CURVE_IOUS, RecallCurves
 from frcnn_plugin.evaluation.record import BoxRecord, ClassRecord, EvaluationRecord, ImageRecord
 from frcnn_plugin.four_step import apply_four_step
-from frcnn_plugin.report.run_record import RunRecord, Session, Span
+from frcnn_plugin.report.recorder import RunRecord, Session
 
 DEMO = get_config_file("demo/vgg16_shapes.yaml")
 JOINT = get_config_file("demo/vgg16_shapes_joint.yaml")
@@ -27,8 +27,7 @@ RESULTS = {"AP": 41.25, "AP50": 71.5, "AP75": 43.0, "AP50-11point": 71.5, "AP50-
 
 
 def config_text(file: str, *opts: Any) -> str:
-    cfg = get_cfg()
-    add_frcnn_config(cfg)
+    cfg = plugin_cfg()
     cfg.merge_from_file(file)
     cfg.merge_from_list(list(opts))
     apply_four_step(cfg)
@@ -92,14 +91,11 @@ def write_four_step(folder: Path, done: int = 600) -> Path:
     text = config_text(DEMO, *FOUR_STEP, "SOLVER.BASE_LR", 0.005, "OUTPUT_DIR", str(folder))
     (folder / "config.yaml").write_text(text)
     lines = training_lines(done, lambda i: 100 <= i < 300 or i >= 400)
-    spans = []
-    ends = ((1, 0, 100), (2, 100, 300), (3, 300, 400), (4, 400, 600))
-    for number, first, end in ends:
-        if done > first:
-            spans.append(Span(number, first, first * 0.3 + 5, end * 0.3 if done >= end else None))
+    ends = {"1": 30.0, "2": 90.0, "3": 120.0, "4": 180.0}
+    number = sum(done >= end for end in (100, 300, 400, 600))
     plan = [
         {
-            "step": f"{n} {'RPN' if n % 2 else 'detector'}", "trains": "backbone",
+            "stage": f"{n} {'RPN' if n % 2 else 'detector'}", "trains": "backbone",
             "parameters": "1,000", "frozen": "0", "starts from": "random weights",
             "iterations x images": "100 x 1", "learning rate": "0.01 to 100",
             "proposals": "writes proposals/stage1", "checkpoint": f"stage{n}_final.pth",
@@ -111,17 +107,17 @@ def write_four_step(folder: Path, done: int = 600) -> Path:
         started="2026-03-01T10:20:00+00:00",
         command=["tools/train_net.py", "--config-file", DEMO, "SOLVER.BASE_LR", "0.005"],
         first=0,
-        environment={"torch": "2.9.0", "device": "cpu"},
-        spans=spans,
+        environment={"PyTorch": "2.9.0", "device": "cpu"},
+        ends=dict(list(ends.items())[:number]),
         ended=200.0 if finished else None,
         complete=finished,
     )
     RunRecord(DEMO, text, plan, 0, [session]).save(folder)
-    for step, iteration in ((1, 100), (3, 400)):
+    for stage, iteration in ((1, 100), (3, 400)):
         if done > iteration:
-            curves = recall_curves("shapes_test", 0.9 + step / 100)
-            curves.save(folder / f"proposals/stage{step}/shapes_test.recall.json")
-            values = {f"stage{step}/proposals/{k}": v for k, v in curves.metrics().items()}
+            curves = recall_curves("shapes_test", 0.9 + stage / 100)
+            curves.save(folder / f"proposals/stage{stage}/shapes_test.recall.json")
+            values = {f"stage{stage}/proposals/{k}": v for k, v in curves.metrics().items()}
             lines.append(json.dumps({**values, "iteration": iteration}))
     if done > 300:
         values = {f"stage2/bbox/{k}": v - 10 for k, v in RESULTS.items()}

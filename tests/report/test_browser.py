@@ -74,7 +74,7 @@ def test_complete_and_without_requests(
     assert not [a for a in page.addresses() if not a.startswith(("data:", "#"))]
     assert outside(proxy[1]) == []
     images = [values for tag, values in page.tags if tag == "img"]
-    assert len(images) == 4  # curves, recall, precision, one photograph
+    assert len(images) == 3  # curves, recall, precision
     assert all(int(values["data-width"]) > 0 for values in images)
     assert body["data-scroll"] == body["data-window"], "wider than the window"
     assert "71.5 %" in page.words("head")

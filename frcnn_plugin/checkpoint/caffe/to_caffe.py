@@ -85,7 +85,7 @@ def convert_to_caffe(
 
 
 def _statistics(state: Mapping[str, torch.Tensor], owner: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and std of a layer's targets, (C, 4); 0 and 1 if there are none."""
+    """Return mean and std of a layer's targets, (C, 4); 0 and 1 if there are none."""
     mean = state.get(f"{owner}.target_statistics.mean", torch.zeros(1, 4))
     std = state.get(f"{owner}.target_statistics.std", torch.ones(1, 4))
     return mean.cpu().double(), std.cpu().double()
@@ -94,7 +94,7 @@ def _statistics(state: Mapping[str, torch.Tensor], owner: str) -> tuple[torch.Te
 def _fold(
     layer: _Layer, statistics: tuple[torch.Tensor, torch.Tensor], weights: Sequence[float]
 ) -> _Layer:
-    """The layer that predicts raw deltas, (output * std + mean) / weights."""
+    """Return the layer that predicts raw deltas, (output * std + mean) / weights."""
     scale = torch.tensor(weights, dtype=torch.float64)
     offset, factor = statistics[0] / scale, statistics[1] / scale
     if (factor == 1).all() and (offset == 0).all():

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from ...errors import UserError
 
-# hashlib's names as people write them.
-WORDS = {"sha256": "SHA-256", "sha1": "SHA-1", "md5": "MD5"}
+# hashlib's names as people write them, and the number of hexadecimal digits.
+ALGORITHMS = {"sha256": ("SHA-256", 64), "sha1": ("SHA-1", 40), "md5": ("MD5", 32)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,27 +23,32 @@ class RemoteFile:
         file_name: name in the cache folder.
         urls: where it is, tried in order; none for a member of an archive.
         size: in bytes; 0 if not published.
-        sha256: hexadecimal, empty if not published; `sha1` and `md5` likewise.
-        sha256_prefix: first digits of the SHA-256, which PyTorch puts into a file's name.
+        sha256: hexadecimal, empty if not published. It may be the first digits only, which PyTorch
+            puts into a file's name.
+        sha1: all digits, empty if not published; so is `md5`.
     """
 
     file_name: str
     urls: tuple[str, ...] = ()
     size: int = 0
     sha256: str = ""
-    sha256_prefix: str = ""
     sha1: str = ""
     md5: str = ""
 
     @property
     def checksums(self) -> dict[str, str]:
         """All that are published: hashlib's name of the algorithm -> first or all digits."""
-        known = {
-            "sha256": self.sha256 or self.sha256_prefix,
-            "sha1": self.sha1,
-            "md5": self.md5,
-        }
+        known = {algorithm: getattr(self, algorithm) for algorithm in ALGORITHMS}
         return {algorithm: digits for algorithm, digits in known.items() if digits}
+
+    @property
+    def checked_by(self) -> str:
+        """Which published checksums tell whether a file is this one, in words."""
+        words = []
+        for algorithm, digits in self.checksums.items():
+            word, length = ALGORITHMS[algorithm]
+            words.append(word if len(digits) == length else f"{word} ({len(digits)} digits)")
+        return ", ".join(words) or "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,7 @@ class KnownFile(RemoteFile):
 
     Attributes:
         name: what the user writes.
-        description: one line for `tools/download_weights.py`.
+        description: one line for ``frcnn weights download --list``.
         licence: as far as its publisher states one.
         archive: the .tgz that holds it, if it is not published by itself.
         member: its path in that archive.
@@ -68,18 +73,14 @@ class KnownFile(RemoteFile):
 
     @property
     def checked_by(self) -> str:
-        """Which published checksums tell whether a file is this one, in words."""
-        if self.checksums:
-            return ", ".join(WORDS[name] for name in self.checksums) + (
-                f" ({len(self.sha256_prefix)} digits)" if self.sha256_prefix else ""
-            )
-        if self.archive and self.archive.checksums:
-            return f"{', '.join(WORDS[name] for name in self.archive.checksums)} of the .tgz"
-        return "nothing"
+        """Which checksums tell whether a file is this one; those of its archive if it has none."""
+        if self.archive and not self.checksums:
+            return f"{self.archive.checked_by} of the .tgz"
+        return super().checked_by
 
 
 # Both archives: URL and MD5 from data/scripts/fetch_*.sh of py-faster-rcnn. Its older addresses at
-# Berkeley answer 404 since 2017.
+# Berkeley have answered 404 since 2017.
 IMAGENET_MODELS = RemoteFile(
     file_name="imagenet_models.tgz",
     urls=(
@@ -134,7 +135,7 @@ CATALOG: tuple[KnownFile, ...] = (
         urls=("https://download.pytorch.org/models/vgg16_features-amdegroot-88682ab5.pth",),
         # The name; torchvision checks it when it downloads. There it is
         # VGG16_Weights.IMAGENET1K_FEATURES. fc6 and fc7 are in the file, full of nan.
-        sha256_prefix="88682ab5",
+        sha256="88682ab5",
         description="VGG16 on ImageNet, convolutions only (RGB, Caffe's scale)",
         licence="BSD-3-Clause (ssd.pytorch: MIT)",
     ),
@@ -148,7 +149,7 @@ CATALOG: tuple[KnownFile, ...] = (
         ),
         # The name, made for torch.utils.model_zoo, which checked it. Files of this name that were
         # saved again with other layer names are about; they have another SHA-256.
-        sha256_prefix="00b39a1b",
+        sha256="00b39a1b",
         description="vgg16_caffe_imagenet as .pth (jcjohnson/pytorch-vgg)",
         licence="not stated (original: CC BY 4.0)",
     ),
@@ -166,7 +167,7 @@ CATALOG: tuple[KnownFile, ...] = (
         archive=FASTER_RCNN_MODELS,
         member="faster_rcnn_models/VGG16_faster_rcnn_final.caffemodel",
         sha1="dd099979468aafba21f3952718a9ceffc7e57699",
-        description="VGG16 detector on VOC07 trainval, four steps (alt_opt)",
+        description="VGG16 detector on VOC07 trainval, four stages (alt_opt)",
         licence=_PY_FASTER_RCNN,
         is_detector=True,
     ),
@@ -176,7 +177,7 @@ CATALOG: tuple[KnownFile, ...] = (
         archive=FASTER_RCNN_MODELS,
         member="faster_rcnn_models/ZF_faster_rcnn_final.caffemodel",
         sha1="7af886686f149622ed7a41c08b96743c9f4130f5",
-        description="ZF detector on VOC07 trainval, four steps (alt_opt)",
+        description="ZF detector on VOC07 trainval, four stages (alt_opt)",
         licence=_PY_FASTER_RCNN,
         is_detector=True,
     ),
@@ -195,7 +196,7 @@ CATALOG: tuple[KnownFile, ...] = (
 
 
 def find(name: str) -> KnownFile:
-    """The entry called `name`.
+    """Return the entry called `name`.
 
     Raises:
         UserError: there is none; names those that are alike, and all.
@@ -210,5 +211,5 @@ def find(name: str) -> KnownFile:
 
 
 def members_of(archive: RemoteFile) -> list[KnownFile]:
-    """The entries that an archive holds."""
+    """Return the entries that an archive holds."""
     return [known for known in CATALOG if known.archive == archive]

@@ -7,25 +7,25 @@ from typing import IO, Any
 from detectron2.utils.file_io import PathHandler, PathManager
 
 from ...errors import UserError
-from .cache import local_path
+from .download import local_path
 from .known_files import find
 
 PREFIX = "frcnn://"
 
 
 class CatalogHandler(PathHandler):
-    """Gives the published file as it is; converting it is the loader's business."""
+    """Gives the published file as it is; the loader converts it."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [PREFIX]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        """The cached file, downloaded first if need be.
+        """Return the cached file, downloaded first if need be.
 
         Args:
             path: ``frcnn://<name>``.
             force: without effect: a name stands for fixed bytes.
-            kwargs: the host's; none is known here.
+            kwargs: of Detectron2; none is known here.
 
         Raises:
             UserError: unknown name, or the file cannot be had.

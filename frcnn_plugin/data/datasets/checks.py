@@ -1,4 +1,4 @@
-"""Looking at the data sets before anything else starts, so that mistakes cost seconds."""
+"""Checks of the data sets before anything else starts, so that mistakes cost seconds."""
 
 import difflib
 import logging
@@ -27,7 +27,7 @@ def check_datasets(
     train: Collection[str] = (),
     load: Callable[[str], Any] = DatasetCatalog.get,
 ) -> None:
-    """Check every data set of a run; returns if all is well.
+    """Check every data set of a run; return if all is well.
 
     Sets of this plugin and of the user's own code are loaded (seconds), so that their files, class
     names and boxes are looked at too. Detectron2's own COCO-like sets are not: only their files and
@@ -79,7 +79,7 @@ def _check_known(name: str) -> None:
 
 
 def _check_files(name: str, metadata: Metadata) -> None:
-    """Files of Detectron2's own sets; ours are looked at by loading them."""
+    """Look for the files of Detectron2's own sets; ours are looked at by loading them."""
     root = f"DETECTRON2_DATASETS was {datasets_root()} when Detectron2 was imported"
     if metadata.get("evaluator_type") == HOST_VOC_EVALUATOR and metadata.get("dirname"):
         split_file = Path(metadata.dirname) / "ImageSets" / "Main" / f"{metadata.split}.txt"
@@ -102,7 +102,7 @@ def _check_files(name: str, metadata: Metadata) -> None:
 
 
 def _is_checked_by_loading(metadata: Metadata) -> bool:
-    """COCO and its kin take long to load, and Detectron2 checks what it registers."""
+    """Say whether to load a set; COCO takes long, and Detectron2 checks what it registers."""
     if metadata.get("thing_classes") is None or metadata.get("from_config"):
         return True
     kinds = (None, "voc", "coco")
@@ -152,7 +152,7 @@ def _check_class_count(name: str, classes: Sequence[str], num_classes: int | Non
 
 
 def check_same_classes(classes: dict[str, list[str]]) -> None:
-    """Class numbers must mean the same in every set.
+    """Make sure that class numbers mean the same in every set.
 
     Args:
         classes: class names by data set.

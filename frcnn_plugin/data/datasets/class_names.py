@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from ...errors import UserError
-from ...host import replace_metadata
 from .voc_instances import read_annotation
-
-logger = logging.getLogger(__name__)
 
 _PROGRESS_BAR_FROM = 2000  # files; fewer are read in about a second
 
@@ -57,25 +52,6 @@ def classes_in_folder(folder: Path) -> tuple[str, ...]:
             f"not annotated; remove them, or list the classes"
         )
     return tuple(sorted(names))
-
-
-def note_classes(source: Any, annotations: Path) -> tuple[str, ...]:
-    """Return the class names of a set; note those that are looked up in the metadata and the log.
-
-    Args:
-        source: as for ``register_source``.
-        annotations: folder of its XML files.
-
-    Raises:
-        UserError: see ``classes_in_folder``.
-    """
-    if source.classes:
-        return tuple(source.classes)
-    classes = classes_in_folder(annotations)
-    # The files may change while a notebook is open.
-    replace_metadata(source.name, thing_classes=list(classes))
-    logger.info("%s: %d classes: %s", source.name, len(classes), ", ".join(classes))
-    return classes
 
 
 def check_classes(name: str, classes: object) -> tuple[str, ...]:

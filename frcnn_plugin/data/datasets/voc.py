@@ -6,6 +6,7 @@ Nothing is read or looked for at import or registration: the folder is found whe
 so ``$DETECTRON2_DATASETS`` and the files may come later.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -16,10 +17,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import UserError
 from ...host import replace_metadata
-from .class_names import check_classes, note_classes
+from .class_names import check_classes, classes_in_folder
 from .roots import resolve_root, root_in_words
 from .voc_image_set import index_images, read_image_ids
 from .voc_instances import load_voc_files
+
+logger = logging.getLogger(__name__)
 
 # fmt: off
 VOC_CLASSES: tuple[str, ...] = (
@@ -83,43 +86,81 @@ def load_voc_instances(
     )
 
 
-@dataclass(frozen=True)
-class VOCSource:
-    """Where a registered VOC-format set comes from; calling it loads the set.
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a registered set of VOC annotation files comes from; calling it loads the set.
 
     Attributes:
         name: the registered name.
-        roots: folders to try in this order, relative ones under ``$DETECTRON2_DATASETS``.
-        split: name of the file in ``ImageSets/Main``, without ``.txt``.
         classes: class names, background not counted; empty: those that occur in the files.
         year: 2007 or 2012, etc.: decides the headline metric (11-point before 2010).
         use_difficult: difficult objects take part in training.
         strict: a bad box raises instead of being dropped.
-        official: the set is PASCAL's own; messages then name its archives.
         evaluator: "voc" or "coco": whose metric.
     """
 
     name: str
-    roots: tuple[str, ...]
-    split: str
     classes: tuple[str, ...]
-    year: int
+    year: int = 2007
     use_difficult: bool = False
     strict: bool = False
-    official: bool = False
     evaluator: str = EVALUATOR_TYPE
 
     def __call__(self) -> list[dict[str, Any]]:
-        """Load the set, in Detectron2's format."""
-        directory = self.directory()
+        """Load the set, in Detectron2's format.
+
+        Raises:
+            UserError: a folder or file is missing or unreadable; see ``load_voc_instances``.
+        """
+        raise NotImplementedError
+
+    def annotation_folder(self) -> Path:
+        """Return the folder of the XML files, which need not exist."""
+        raise NotImplementedError
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the catalog is to know of the set."""
+        return {"year": self.year, "evaluator_type": self.evaluator}
+
+    def options(self, annotations: Path) -> dict[str, Any]:
+        """Return the arguments of ``load_voc_files`` that all sources have in common."""
+        return {
+            "classes": self.class_names(annotations),
+            "use_difficult": self.use_difficult,
+            "strict": self.strict,
+            "numbered": self.evaluator == "coco",
+        }
+
+    def class_names(self, annotations: Path) -> tuple[str, ...]:
+        """Return the class names; note those that are looked up in the metadata and the log."""
+        if self.classes:
+            return self.classes
+        classes = classes_in_folder(annotations)
+        # The files may change while a notebook is open.
+        replace_metadata(self.name, thing_classes=list(classes))
+        logger.info("%s: %d classes: %s", self.name, len(classes), ", ".join(classes))
+        return classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class VOCSource(Source):
+    """A set in VOC's three folders. For the other fields see :class:`Source`.
+
+    Attributes:
+        roots: folders to try in this order, relative ones under ``$DETECTRON2_DATASETS``.
+        split: name of the file in ``ImageSets/Main``, without ``.txt``.
+        official: the set is PASCAL's own; messages then name its archives.
+    """
+
+    roots: tuple[str, ...]
+    split: str
+    official: bool = False
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """Load the set; see :class:`Source`."""
+        root = self.directory()
         return load_voc_instances(
-            directory,
-            self.split,
-            note_classes(self, directory / "Annotations"),
-            use_difficult=self.use_difficult,
-            strict=self.strict,
-            name=self.name,
-            numbered=self.evaluator == "coco",
+            root, self.split, name=self.name, **self.options(root / "Annotations")
         )
 
     def annotation_folder(self) -> Path:
@@ -129,19 +170,14 @@ class VOCSource:
 
     def metadata(self) -> dict[str, Any]:
         """Return what the catalog is to know of the set."""
-        return {
-            "dirname": str(self.candidates()[0]),
-            "split": self.split,
-            "year": self.year,
-            "evaluator_type": self.evaluator,
-        }
+        return {"dirname": str(self.candidates()[0]), "split": self.split, **super().metadata()}
 
     def candidates(self) -> list[Path]:
         """List the folders that are tried, in order."""
         return [resolve_root(root) for root in self.roots]
 
     def directory(self) -> Path:
-        """Find the folder of the set and notes it in the metadata as ``dirname``.
+        """Find the folder of the set and note it in the metadata as ``dirname``.
 
         Returns:
             The first candidate that has the split file.
@@ -156,7 +192,8 @@ class VOCSource:
                 # Annotations may be missing: a test set whose answers are not public.
                 if not (candidate / "JPEGImages").is_dir():
                     raise UserError(self._missing(candidate / "JPEGImages"))
-                self._note_dirname(candidate)
+                # The folder may change with the environment.
+                replace_metadata(self.name, dirname=str(candidate))
                 return candidate
         existing = [candidate for candidate in candidates if candidate.is_dir()]
         if not existing:
@@ -168,10 +205,6 @@ class VOCSource:
 
     def _split_file(self, root: Path) -> Path:
         return root / "ImageSets" / "Main" / f"{self.split}.txt"
-
-    def _note_dirname(self, directory: Path) -> None:
-        # The folder may change with the environment.
-        replace_metadata(self.name, dirname=str(directory))
 
     def _missing(self, path: Path) -> str:
         """Describe a missing ``path``: layouts that are accepted, and where the data come from."""
@@ -248,11 +281,8 @@ def register_voc(
     )
 
 
-def register_source(source: Any) -> None:
+def register_source(source: Source) -> None:
     """Register ``source`` under its own name; a no-op if it already is.
-
-    Args:
-        source: a dataclass such as ``VOCSource``: called, it loads the set.
 
     Raises:
         UserError: if the name belongs to something else.
@@ -272,4 +302,4 @@ def register_source(source: Any) -> None:
     if source.classes:
         metadata.set(thing_classes=list(source.classes))
     elif source.annotation_folder().is_dir():  # else when the set is loaded
-        note_classes(source, source.annotation_folder())
+        source.class_names(source.annotation_folder())

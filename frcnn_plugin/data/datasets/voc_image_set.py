@@ -47,11 +47,12 @@ def read_image_ids(path: Path) -> list[str]:
     return ids
 
 
-def index_images(folder: Path) -> dict[str, str]:
+def index_images(folder: Path, *, subfolders: bool = False) -> dict[str, str]:
     """Map image id to file name, reading the folder once (quicker than a look per image).
 
     Args:
         folder: the ``JPEGImages`` folder.
+        subfolders: search them, too, but for hidden ones; an id then is ``"night/000005"``.
 
     Returns:
         ``{"000005": "000005.jpg"}``; where an id has several images, the suffix that comes first
@@ -62,22 +63,14 @@ def index_images(folder: Path) -> dict[str, str]:
     """
     if not folder.is_dir():
         raise UserError(f"missing {folder}: the folder of the images")
-    names = os.listdir(folder)
     found: dict[str, str] = {}
-    for suffix in reversed(IMAGE_SUFFIXES):  # so that the first one wins
-        matching = (entry for entry in names if entry.lower().endswith(suffix))
-        found.update({os.path.splitext(entry)[0]: entry for entry in matching})
-    return found
-
-
-def index_images_below(folder: Path) -> dict[str, str]:
-    """Do what ``index_images`` does, sub-folders too: ``{"night/000005": "night/000005.jpg"}``."""
-    found: dict[str, str] = {}
-    for parent, folders, _ in os.walk(folder):
-        folders[:] = [entry for entry in folders if not entry.startswith(".")]
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [entry for entry in folders if subfolders and not entry.startswith(".")]
         below = os.path.relpath(parent, folder)
         prefix = "" if below == "." else f"{Path(below).as_posix()}/"
-        found.update({prefix + k: prefix + v for k, v in index_images(Path(parent)).items()})
+        for suffix in reversed(IMAGE_SUFFIXES):  # so that the first one wins
+            matching = (entry for entry in names if entry.lower().endswith(suffix))
+            found.update({prefix + os.path.splitext(e)[0]: prefix + e for e in matching})
     return found
 
 

@@ -117,50 +117,6 @@ def read_annotation(path: Path) -> VOCAnnotation:
     )
 
 
-def box_problem(box: Box, width: int, height: int) -> str | None:
-    """Say what is wrong with a box.
-
-    Args:
-        box: continuous XYXY_ABS.
-        width: image width in pixels.
-        height: image height in pixels.
-
-    Returns:
-        None for a box that is finite, has x2 > x1 and y2 > y1, and lies inside the image
-        (touching the border is inside); else a few words in the XML's terms.
-    """
-    x1, y1, x2, y2 = box
-    if not all(math.isfinite(value) for value in box):
-        return "a coordinate is missing or not a finite number"
-    if x2 <= x1:
-        return "xmax is left of xmin"
-    if y2 <= y1:
-        return "ymax is above ymin"
-    if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
-        return "not inside the image"
-    return None
-
-
-def clip_slight_overhang(box: Box, width: int, height: int) -> Box | None:
-    """Clip a box that leaves the image by at most ``SLIGHT_OVERHANG`` pixels.
-
-    Args:
-        box: continuous XYXY_ABS.
-        width: image width in pixels.
-        height: image height in pixels.
-
-    Returns:
-        The clipped box, or None if the box leaves the image further, is not finite, or is empty
-        afterwards.
-    """
-    x1, y1, x2, y2 = box
-    overhang = max(-x1, -y1, x2 - width, y2 - height)
-    if not overhang <= SLIGHT_OVERHANG:  # `not <=` so that nan lands here
-        return None
-    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-    return clipped if box_problem(clipped, width, height) is None else None
-
-
 @dataclass
 class _Findings:
     """What was met while reading one data set."""
@@ -190,14 +146,12 @@ def load_voc_files(
         annotations: folder of the XML files.
         images: folder of the images.
         image_names: file names by id, as ``index_images`` returns them.
-        classes: see ``load_voc_instances``; so are the others, and the result.
+        classes: for these and what is not listed here see ``load_voc_instances``, whose results
+            and errors are the same.
         use_difficult: see there.
         strict: see there.
         title: data-set name for messages.
         numbered: see there.
-
-    Raises:
-        UserError: see there.
     """
     has_annotations = has_annotation_files(annotations, ids, title)
     category_ids = {class_name: index for index, class_name in enumerate(classes)}
@@ -255,14 +209,14 @@ def load_voc_files(
 
 
 def _boxes_fit(annotation: VOCAnnotation, width: int, height: int) -> bool:
-    return all(box_problem(obj.box, width, height) is None for obj in annotation.objects)
+    return all(_box_problem(obj.box, width, height) is None for obj in annotation.objects)
 
 
 def _checked_box(
     obj: VOCObject, width: int, height: int, xml: Path, strict: bool, findings: _Findings
-) -> tuple[float, float, float, float] | None:
+) -> Box | None:
     """Return the object's box if it is good or nearly so, else None; raise if ``strict``."""
-    problem = box_problem(obj.box, width, height)
+    problem = _box_problem(obj.box, width, height)
     if problem is None:
         return obj.box
     text = (
@@ -271,9 +225,33 @@ def _checked_box(
     )
     if strict:
         raise UserError(f"{text}. Correct {xml}, or load without strict to drop such boxes")
-    clipped = clip_slight_overhang(obj.box, width, height)
+    clipped = _clip_slight_overhang(obj.box, width, height)
     (findings.dropped if clipped is None else findings.clipped).append(text)
     return clipped
+
+
+def _box_problem(box: Box, width: int, height: int) -> str | None:
+    """Say in the XML's terms what is wrong with a continuous box; touching the border is right."""
+    x1, y1, x2, y2 = box
+    if not all(math.isfinite(value) for value in box):
+        return "a coordinate is missing or not a finite number"
+    if x2 <= x1:
+        return "xmax is left of xmin"
+    if y2 <= y1:
+        return "ymax is above ymin"
+    if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+        return "not inside the image"
+    return None
+
+
+def _clip_slight_overhang(box: Box, width: int, height: int) -> Box | None:
+    """Clip a box that leaves the image by ``SLIGHT_OVERHANG`` at most; None if it is bad then."""
+    x1, y1, x2, y2 = box
+    overhang = max(-x1, -y1, x2 - width, y2 - height)
+    if not overhang <= SLIGHT_OVERHANG:  # `not <=` so that nan lands here
+        return None
+    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    return clipped if _box_problem(clipped, width, height) is None else None
 
 
 def _raise_unknown_classes(findings: _Findings, classes: Sequence[str], root: Path) -> None:

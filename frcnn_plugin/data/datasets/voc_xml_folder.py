@@ -8,59 +8,39 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
 from ..loading.image_reader import IMAGE_SUFFIXES
-from .class_names import check_classes, note_classes, xml_files
+from .class_names import check_classes, xml_files
 from .roots import resolve_root, root_in_words
-from .voc import EVALUATOR_TYPE, register_source
-from .voc_image_set import index_images_below, read_image_ids, warn_once
+from .voc import EVALUATOR_TYPE, Source, register_source
+from .voc_image_set import index_images, read_image_ids, warn_once
 from .voc_instances import load_voc_files
 
 _SIDES = ("train", "test")
 
 
-@dataclass(frozen=True)
-class XMLFolderSource:
-    """Where a set comes from; calling it loads the set. For the fields see ``register_xml_folder``.
+@dataclass(frozen=True, kw_only=True)
+class XMLFolderSource(Source):
+    """Where a set comes from; for the fields see ``register_xml_folder`` and :class:`.Source`."""
 
-    An empty ``classes`` stands for those that occur in the files.
-    """
-
-    name: str
     xml: str
     images: str
-    classes: tuple[str, ...]
     image_list: str = ""
     split: str = ""
     train_fraction: float | None = None
-    year: int = 2007
-    use_difficult: bool = False
-    strict: bool = False
-    evaluator: str = EVALUATOR_TYPE
 
     def __call__(self) -> list[dict[str, Any]]:
-        """Load the set, in Detectron2's format.
-
-        Raises:
-            UserError: a folder or file is missing or unreadable; see ``load_voc_files``.
-        """
+        """Load the set; see :class:`.Source`."""
         annotations, images = (self._folder(key) for key in ("xml", "images"))
-        ids = self._ids(annotations)
+        names = index_images(images, subfolders=True)
+        ids = self._ids(annotations, names)
         return load_voc_files(
-            ids,
-            annotations,
-            images,
-            index_images_below(images),
-            note_classes(self, annotations),
-            use_difficult=self.use_difficult,
-            strict=self.strict,
-            title=self.name,
-            numbered=self.evaluator == "coco",
+            ids, annotations, images, names, title=self.name, **self.options(annotations)
         )
 
     def annotation_folder(self) -> Path:
@@ -72,8 +52,7 @@ class XMLFolderSource:
         return {
             "dirname": str(self.annotation_folder()),
             "split": " ".join(filter(None, (self.image_list, self.split))) or self.name,
-            "year": self.year,
-            "evaluator_type": self.evaluator,
+            **super().metadata(),
         }
 
     def _folder(self, key: str) -> Path:
@@ -86,7 +65,7 @@ class XMLFolderSource:
             f"under the current folder"
         )
 
-    def _ids(self, annotations: Path) -> list[str]:
+    def _ids(self, annotations: Path, image_names: Collection[str]) -> list[str]:
         if self.image_list:
             ids = read_image_ids(resolve_root(self.image_list))
             return [_without_suffix(image_id) for image_id in ids]
@@ -96,7 +75,13 @@ class XMLFolderSource:
         ]
         if not ids:
             raise UserError(f"{self.name}: there are no .xml files in {annotations}")
-        warn_if_images_lack_xml(self.name, annotations, resolve_root(self.images), ids)
+        lacking = set(image_names) - set(ids)
+        if lacking:
+            warn_once(
+                f"{self.name}: {len(lacking)} images in {resolve_root(self.images)} have no XML "
+                f"file in {annotations} and are left out; for an image without objects write an "
+                f"XML without <object>"
+            )
         if self.train_fraction is None:
             return ids
         train = choose(ids, self.train_fraction)
@@ -182,16 +167,6 @@ def choose(ids: Sequence[str], fraction: float) -> set[str]:
     """Choose a fixed share of ``ids``: those whose SHA-256 comes first, rounded to whole ones."""
     ordered = sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode()).hexdigest())
     return set(ordered[: round(fraction * len(ids))])
-
-
-def warn_if_images_lack_xml(name: str, annotations: Path, images: Path, ids: Sequence[str]) -> None:
-    """Say how many images have no XML file and so are not used."""
-    lacking = set(index_images_below(images)) - set(ids)
-    if lacking:
-        warn_once(
-            f"{name}: {len(lacking)} images in {images} have no XML file in {annotations} and are "
-            f"left out; for an image without objects write an XML without <object>"
-        )
 
 
 def _without_suffix(image_id: str) -> str:

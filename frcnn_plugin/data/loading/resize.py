@@ -8,7 +8,6 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform
 
@@ -21,8 +20,8 @@ class FloatResizeTransform(T.ResizeTransform):
     """Scale by one factor, without antialiasing or rounding of pixels.
 
     The originals subtract the mean first. As interpolation weights sum to 1, subtracting it
-    afterwards, as the model does, is the same. Coordinates go by the ratios of the sides, as in the
-    host.
+    afterwards, as the model does, is the same. Coordinates go by the ratios of the sides, as in
+    Detectron2.
     """
 
     def __init__(self, height: int, width: int, factor: float) -> None:
@@ -31,11 +30,11 @@ class FloatResizeTransform(T.ResizeTransform):
         self.factor = factor
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Resize.
+        """Resize an image.
 
         Args:
             img: (H, W) or (H, W, C).
-            interp: a Pillow method, which the host asks for with segmentations: resized by it.
+            interp: a Pillow method, which Detectron2 asks for with segmentations: resized by it.
 
         Returns:
             float32 if ``interp`` is None.
@@ -51,7 +50,7 @@ class FloatResizeTransform(T.ResizeTransform):
 
 
 class FloatResizeShortestEdge(T.ResizeShortestEdge):
-    """The host's choice of a size, resized by :class:`FloatResizeTransform`.
+    """Choose a size as Detectron2 does, and resize by :class:`FloatResizeTransform`.
 
     The longer side is limited if it would be too long *after* rounding, as in py-faster-rcnn.
     """
@@ -73,11 +72,14 @@ class FloatResizeShortestEdge(T.ResizeShortestEdge):
 
 
 def with_resize(cfg: CfgNode, augmentations: Sequence[Any]) -> list[Any]:
-    """The host's augmentations with the resize of ``INPUT.RESIZE``.
+    """Replace Detectron2's resize by that of ``INPUT.RESIZE``.
 
     Args:
         cfg: config.
-        augmentations: as the host builds them from it.
+        augmentations: as Detectron2 builds them from it.
+
+    Returns:
+        the same list but for the resize: Pillow's antialiased one of Detectron2, or OpenCV's.
 
     Raises:
         UserError: unknown ``INPUT.RESIZE``.
@@ -94,10 +96,3 @@ def with_resize(cfg: CfgNode, augmentations: Sequence[Any]) -> list[Any]:
         else a
         for a in augmentations
     ]
-
-
-def build_mapper(cfg: CfgNode, *, is_train: bool) -> DatasetMapper:
-    """The host's mapper with the resize of ``INPUT.RESIZE``."""
-    options = DatasetMapper.from_config(cfg, is_train)
-    options["augmentations"] = with_resize(cfg, options["augmentations"])
-    return DatasetMapper(**options)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Sampler
 
 
 class MirroredDataset(Dataset[dict[str, Any]]):
-    """A list of data set dicts, and behind it the same list once more to be mirrored.
+    """A list of data set dicts, and after it the same list once more, to be mirrored.
 
     The originals double the training set with mirrored images and show every entry once per epoch,
     instead of flipping at random (point 38 of docs/faithfulness.md).
@@ -31,11 +31,11 @@ class MirroredDataset(Dataset[dict[str, Any]]):
         self._halves = (dicts, dicts if mirrored is None else mirrored)
 
     def __len__(self) -> int:
-        """Twice the number of images."""
+        """Return twice the number of images."""
         return 2 * len(self._halves[0])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Entry ``index``, with ``"mirrored"`` telling its half."""
+        """Return entry ``index``, with ``"mirrored"`` telling its half."""
         half, position = divmod(index, len(self._halves[0]))
         if half > 1:
             raise IndexError(index)
@@ -73,7 +73,7 @@ class OrientationBatchSampler(Sampler[int]):
         self._start = start_iter
 
     def __iter__(self) -> Iterator[int]:
-        """Indices for this process."""
+        """Yield indices for this process."""
         world = comm.get_world_size()
         first = self._start * world + comm.get_rank()
         for batch in itertools.islice(self._batches(), first, None, world):

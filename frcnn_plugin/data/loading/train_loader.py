@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_train_loader,
-    detection_utils,
-    get_detection_dataset_dicts,
-)
-from detectron2.data import transforms as T
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 
 from ...errors import UserError
-from .resize import with_resize
+from .mappers import MirroringMapper
 from .samplers import MirroredDataset, OrientationBatchSampler
 
 
-class MirroringMapper:
-    """The host's mapper, which flips exactly the entries marked ``"mirrored"``."""
-
-    def __init__(self, cfg: CfgNode, *, is_train: bool) -> None:
-        """Make both mappers from ``INPUT``; its random flip is left out."""
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.INPUT.RANDOM_FLIP = "none"
-        plain = with_resize(cfg, detection_utils.build_augmentation(cfg, is_train))
-        flip = T.RandomFlip(prob=1.0, horizontal=True)
-        options = DatasetMapper.from_config(cfg, is_train)
-        self._mappers: tuple[Callable[[dict[str, Any]], Any], ...] = tuple(
-            DatasetMapper(**{**options, "augmentations": augmentations})
-            for augmentations in (plain, [*plain, flip])
-        )
-
-    def __call__(self, record: dict[str, Any]) -> Any:
-        """Load one entry as the host's mapper does."""
-        return self._mappers[bool(record.get("mirrored"))](record)
-
-
 def training_dicts(cfg: CfgNode, proposal_files: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The host's training dicts, with proposals if there are files.
+    """Load Detectron2's training dicts, with proposals if there are files.
 
     Args:
         cfg: config.
@@ -66,7 +39,7 @@ def build_train_loader(
     proposal_files: Sequence[str] = (),
     mirrored_proposal_files: Sequence[str] = (),
 ) -> Iterable[list[dict[str, Any]]]:
-    """The doubled training set in orientation-wise batches, from a given iteration on.
+    """Build the loader of the doubled training set, in batches of one orientation.
 
     Args:
         cfg: config; ``MODEL.LOAD_PROPOSALS`` must be set if there are proposal files.

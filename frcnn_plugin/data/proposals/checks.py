@@ -1,8 +1,4 @@
-"""Proposals of a data set: their files, and whether they fit the data set.
-
-The format, reading and writing are in ``proposal_files``; here it is checked that a file is the one
-of this data set.
-"""
+"""Whether proposals fit their data set: one entry per image, with boxes that can be."""
 
 import logging
 import os
@@ -15,16 +11,7 @@ import numpy.typing as npt
 
 from ...errors import UserError
 from ..datasets.builtin import OFFICIAL_IMAGE_COUNTS
-from .files import MAKE_PROPOSALS, Proposals, load_proposals, save_proposals
-
-__all__ = [
-    "Proposals",
-    "check_proposals",
-    "describe_missing",
-    "load_proposals",
-    "save_proposals",
-    "validate_proposals",
-]
+from .files import MAKE_PROPOSALS, Proposals, load_proposals
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UserError
-from .checks import Proposals, describe_missing, save_proposals, validate_proposals
+from .checks import describe_missing, validate_proposals
+from .files import Proposals, save_proposals
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ def _cell_text(cell: Any) -> str:
 
 
 def _as_rows(value: Any, widths: tuple[int, ...], where: str) -> FloatArray:
-    """One image's rows as float64, of one of ``widths`` columns."""
+    """Return one image's rows as float64, of one of ``widths`` columns."""
     try:
         # Before any arithmetic: the originals store 16-bit unsigned numbers.
         rows = np.asarray(value, dtype=np.float64)
@@ -181,7 +182,7 @@ def _as_rows(value: Any, widths: tuple[int, ...], where: str) -> FloatArray:
 
 
 def _from_selective_search(rows: FloatArray) -> FloatArray:
-    """(M, 4) y1, x1, y2, x2, 1-based and inclusive, to (N, 4) continuous XYXY; drops as above."""
+    """Turn (M, 4) y1, x1, y2, x2, 1-based and inclusive, into (N, 4) XYXY; drop as said above."""
     boxes = rows[:, [1, 0, 3, 2]] - 1
     _, first = np.unique(boxes, axis=0, return_index=True)
     boxes = boxes[np.sort(first)]
@@ -191,7 +192,7 @@ def _from_selective_search(rows: FloatArray) -> FloatArray:
 
 
 def _best_first(value: Any, where: str) -> FloatArray:
-    """One image's (N, 4), sorted by the fifth column if there is one."""
+    """Return one image's (N, 4), sorted by the fifth column if there is one."""
     rows = _as_rows(value, (4, 5), where)
     if rows.shape[1] == 5:
         if not np.isfinite(rows[:, 4]).all():
@@ -213,7 +214,7 @@ def _write(
     dataset_name: str,
     source: str | os.PathLike[str],
 ) -> Proposals:
-    """Check and writes boxes that are sorted, best first."""
+    """Check and write boxes that are sorted, best first."""
     ids = [str(item["image_id"]) for item in dataset_dicts]
     missing = describe_missing(covered, ids, dataset_name)
     if missing:

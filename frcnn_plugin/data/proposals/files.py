@@ -10,7 +10,8 @@ Detectron2 sorts by the logits when it loads a file and does not keep the order 
 
 import os
 import pickle
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ from detectron2.utils.file_io import PathManager
 
 from ...atomic_files import replacing
 from ...errors import UserError
-from .restricted_pickle import load_restricted
 
-MAKE_PROPOSALS = "make one with tools/dump_proposals.py or tools/convert_proposals.py"
-_OLD_KEYS = {"indexes": "ids", "scores": "objectness_logits"}  # of Detectron, as in the host
+MAKE_PROPOSALS = "make one with `frcnn proposals dump` or `frcnn proposals convert`"
+_OLD_KEYS = {"indexes": "ids", "scores": "objectness_logits"}  # of Detectron; Detectron2 reads both
+_PLAIN_TYPE = re.compile(r"[|<>=]?([biufSU]\d+|\?)")  # numbers, bytes and text of a fixed size
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Proposals:
     logits: list[npt.NDArray[np.float32]]
 
     def reordered(self, ids: Sequence[str]) -> "Proposals":
-        """The entries of ``ids``, in that order.
+        """Return the entries of ``ids``, in that order.
 
         Args:
             ids: image ids, all of which must be here.
@@ -97,8 +98,9 @@ def load_proposals(path: str | os.PathLike[str]) -> Proposals:
     """Read a proposal file; nothing in it is executed.
 
     Args:
-        path: a file in Detectron2's format, local or an address that the host's PathManager knows.
-            Detectron's names of the keys and XYWH_ABS boxes are accepted.
+        path: a file in Detectron2's format, local or an address that its PathManager knows.
+            Detectron's names of the keys and XYWH_ABS boxes are accepted, files of Python 2, of
+            either numpy series and of all pickle protocols too.
 
     Returns:
         Its entries, in its order.
@@ -111,18 +113,93 @@ def load_proposals(path: str | os.PathLike[str]) -> Proposals:
         raise UserError(f"there is no proposal file {path}; {MAKE_PROPOSALS}")
     try:
         with local.open("rb") as file:
-            content = load_restricted(file)
+            content = _in_plain(_Unpickler(file, encoding="latin1").load())
     except OSError as error:
         raise UserError(f"cannot read proposal file {path}: {error}") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
         raise UserError(
-            f"{path} is damaged, or no proposal file ({_in_words(error)}); {MAKE_PROPOSALS}"
+            f"{path} is damaged, or no proposal file ({str(error) or type(error).__name__}); "
+            f"{MAKE_PROPOSALS}"
         ) from error
     return _parse(content, path)
 
 
-def _in_words(error: Exception) -> str:
-    return str(error) or type(error).__name__
+class _Unpickler(pickle.Unpickler):
+    """Give a file the few classes and functions that proposals need, and nothing that runs code.
+
+    numpy's own are among them only as stand-ins: numpy restores its types from what the file says
+    without a check, and a damaged file crashes the process. What the stand-ins hold is looked at
+    when they are made into arrays.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module.replace("numpy._core.", "numpy.core."), name]  # numpy 2, numpy 1
+        except KeyError:
+            raise pickle.UnpicklingError(f"it contains {module}.{name}") from None
+
+
+class _DType:
+    def __init__(self, name: str, *_: Any) -> None:
+        self.name = name
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.name = state[1] + self.name  # the order of the bytes, as in "<f4"
+
+
+class _Array:
+    def __init__(self, *_: Any) -> None:
+        self.state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+
+def _from_buffer(data: Any, dtype: _DType, shape: Any, order: Any) -> Any:
+    """Make an array of what its stand-in holds; this is also how protocol 5 writes one."""
+    if dtype.name.lstrip("|").startswith("O"):
+        if not isinstance(data, list) or shape != (len(data),):
+            raise pickle.UnpicklingError("it contains an array of objects of several dimensions")
+        return _in_plain(data)
+    if not _PLAIN_TYPE.fullmatch(dtype.name):
+        raise pickle.UnpicklingError(f"it contains an array of type {dtype.name}")
+    if isinstance(data, str):  # of Python 2
+        data = data.encode("latin1")
+    return np.frombuffer(data, dtype=np.dtype(dtype.name)).reshape(shape, order=order)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Make bytes as protocols 0 to 2 write them."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it contains bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _DType,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    # An image id that numpy read from a text file.
+    ("numpy.core.multiarray", "scalar"): lambda dtype, data: _from_buffer(
+        data, dtype, (1,), "C"
+    ).item(),
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): lambda: b"",  # without arguments: a number would ask for memory
+    ("detectron2.structures.boxes", "BoxMode"): int,
+}
+
+
+def _in_plain(value: Any) -> Any:
+    """Replace the stand-ins in nested lists, tuples and dicts."""
+    if isinstance(value, _Array):
+        _, shape, dtype, is_fortran, data = value.state
+        return _from_buffer(data, dtype, shape, "F" if is_fortran else "C")
+    if isinstance(value, dict):
+        return {_in_plain(key): _in_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_plain(item) for item in value]
+    return value
 
 
 def _parse(content: Any, path: str | os.PathLike[str]) -> Proposals:
@@ -168,7 +245,7 @@ def _parse(content: Any, path: str | os.PathLike[str]) -> Proposals:
 def _as_arrays(
     boxes: npt.ArrayLike, logits: npt.ArrayLike
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Copies of one image's boxes and logits, float32; ValueError if the shapes do not fit."""
+    """Copy one image's boxes and logits to float32; ValueError if the shapes do not fit."""
     box_array, logit_array = _copy(boxes), _copy(logits)
     if box_array.size == 0:
         box_array = box_array.reshape(0, 4)

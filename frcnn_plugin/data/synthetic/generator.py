@@ -12,14 +12,13 @@ import shutil
 import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ...errors import UserError
-from .scene import SHAPE_CLASSES, Shape, draw_scene
-
-__all__ = ["SHAPE_CLASSES", "is_complete", "write_synthetic_voc"]
+from .scene import Shape, draw_scene
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +61,15 @@ def write_synthetic_voc(
         raise UserError(f"no images asked for: num_trainval {num_trainval}, num_test {num_test}")
     if not 32 <= short_side[0] <= short_side[1]:
         raise UserError(f"short_side must be two growing numbers from 32 on; got {short_side}")
-    arguments = _arguments(num_trainval, num_test, seed, short_side)
-    if is_complete(root, num_trainval, num_test, seed, short_side):
+    arguments = {
+        "written_by": "frcnn_plugin.data.write_synthetic_voc",
+        "version": VERSION,
+        "num_trainval": num_trainval,
+        "num_test": num_test,
+        "seed": seed,
+        "short_side": list(short_side),
+    }
+    if _is_complete(root, arguments):
         logger.info("%s: already there, left as it is", root)
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -84,47 +90,13 @@ def write_synthetic_voc(
     return root
 
 
-def is_complete(
-    root: str | os.PathLike[str],
-    num_trainval: int = 200,
-    num_test: int = 50,
-    seed: int = 0,
-    short_side: tuple[int, int] = (160, 260),
-) -> bool:
-    """Whether ``root`` holds the set that ``write_synthetic_voc`` writes for the same arguments.
-
-    Args:
-        root: the folder.
-        num_trainval: see ``write_synthetic_voc``.
-        num_test: see ``write_synthetic_voc``.
-        seed: see ``write_synthetic_voc``.
-        short_side: see ``write_synthetic_voc``.
-
-    Returns:
-        True if the marker file fits and no image or annotation is missing.
-    """
-    root = Path(root).expanduser()
-    if _read_marker(root) != _arguments(num_trainval, num_test, seed, short_side):
-        return False
-    total = num_trainval + num_test
-    return all(
+def _is_complete(root: Path, arguments: dict[str, Any]) -> bool:
+    """Say whether the marker file fits and no image or annotation is missing."""
+    total = arguments["num_trainval"] + arguments["num_test"]
+    return _read_marker(root) == arguments and all(
         len(list((root / folder).glob(f"*{suffix}"))) == total
         for folder, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml"))
     )
-
-
-def _arguments(
-    num_trainval: int, num_test: int, seed: int, short_side: tuple[int, int]
-) -> dict[str, object]:
-    """Contents of the marker file."""
-    return {
-        "written_by": "frcnn_plugin.data.write_synthetic_voc",
-        "version": VERSION,
-        "num_trainval": num_trainval,
-        "num_test": num_test,
-        "seed": seed,
-        "short_side": list(short_side),
-    }
 
 
 def _read_marker(root: Path) -> object:
@@ -134,7 +106,7 @@ def _read_marker(root: Path) -> object:
         return None
 
 
-def _move_into_place(partial: Path, root: Path, arguments: dict[str, object]) -> None:
+def _move_into_place(partial: Path, root: Path, arguments: dict[str, Any]) -> None:
     try:
         os.rename(partial, root)  # replaces an empty folder, refuses a full one
     except OSError:
@@ -165,7 +137,7 @@ def _write(
 
 
 def _image_size(rng: np.random.Generator, short_side: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of one image: landscape and portrait alike."""
+    """Choose width and height of one image: landscape and portrait alike."""
     short = int(rng.integers(short_side[0], short_side[1] + 1))
     long = round(short * rng.uniform(1.0, _LONGEST))
     return (short, long) if rng.integers(2) else (long, short)

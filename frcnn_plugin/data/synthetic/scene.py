@@ -89,13 +89,13 @@ def draw_scene(
 
 
 def tight_box(mask: BoolArray) -> tuple[int, int, int, int]:
-    """Smallest box around the true pixels of ``mask``, (H, W): continuous XYXY_ABS."""
+    """Return the smallest box around the true pixels of ``mask``, (H, W): continuous XYXY_ABS."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _try_to_add(rng: np.random.Generator, canvas: FloatArray, drawn: list[_Drawn]) -> bool:
-    """Draw one more shape over the others, unless it hides too much; says whether it did."""
+    """Draw one more shape over the others, unless it hides too much; say whether it did."""
     height, width = canvas.shape[:2]
     name = SHAPE_CLASSES[rng.integers(len(SHAPE_CLASSES))]
     low, high = _TINY_SCALES if rng.integers(_TINY_ONE_IN) == 0 else _SCALES
@@ -130,7 +130,7 @@ def _try_to_add(rng: np.random.Generator, canvas: FloatArray, drawn: list[_Drawn
 
 
 def _render_alpha(rng: np.random.Generator, name: str, size: float) -> FloatArray:
-    """Coverage of one shape in [0, 1], (h, w), tightly cropped; ``size`` is its side in pixels."""
+    """Return one shape's coverage in [0, 1], (h, w), cropped; its side is ``size`` pixels."""
     stretch = math.exp(rng.uniform(-0.2, 0.2))
     half = np.array([size / 2 * stretch, size / 2 / stretch])
     if name == "circle":
@@ -163,7 +163,7 @@ def _render_alpha(rng: np.random.Generator, name: str, size: float) -> FloatArra
 def _place(
     rng: np.random.Generator, image_size: tuple[int, int], shape_size: tuple[int, int]
 ) -> tuple[int, int]:
-    """Left and top of a shape; (width, height) pairs in, possibly negative pixels out."""
+    """Choose left and top of a shape: (width, height) pairs in, possibly negative pixels out."""
     spare = [total - part for total, part in zip(image_size, shape_size, strict=True)]
     corner = [int(rng.integers(min(0, room), max(0, room) + 1)) for room in spare]
     if rng.integers(_BORDER_ONE_IN) == 0:
@@ -175,7 +175,7 @@ def _place(
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> FloatArray:
-    """Plain, gradient, noise or stripes: (H, W, 3) float RGB in [0, 255]."""
+    """Draw plain colour, gradient, noise or stripes: (H, W, 3) float RGB in [0, 255]."""
     # Muted: grey with a tint. Shapes are vivid, so a small network can tell them in minutes.
     base, other = rng.uniform(40, 150, (2, 1)) + rng.uniform(-25, 25, (2, 3))
     kind = rng.integers(4)
@@ -201,7 +201,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> FloatArray
 def _texture(
     rng: np.random.Generator, name: str, behind: FloatArray, patch: tuple[int, int], size: float
 ) -> FloatArray:
-    """Paint for a shape: (h, w, 3) for a ``patch`` of (w, h), distinct from ``behind``, (n, 3)."""
+    """Make a shape's paint, (h, w, 3) for a ``patch`` of (w, h), unlike ``behind``, (n, 3)."""
     first = _contrasting_colour(rng, name, behind)
     y, x = np.mgrid[0 : patch[1], 0 : patch[0]].astype(np.float32)
     paint = np.broadcast_to(first, (patch[1], patch[0], 3)).astype(np.float32)
@@ -240,7 +240,7 @@ def _contrasting_colour(
 
 
 def _iou(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """Intersection over union of two continuous boxes."""
+    """Return the intersection over union of two continuous boxes."""
     width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
     areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))

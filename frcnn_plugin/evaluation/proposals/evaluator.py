@@ -21,7 +21,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ...data.proposals.checks import Proposals, save_proposals
+from ...data.proposals.files import Proposals, save_proposals
 from ...errors import UserError
 from ..ground_truth import load_ground_truth
 from .recall import COUNTS, report_recall
@@ -114,19 +114,6 @@ class ProposalCollector(DatasetEvaluator):
             for image_id, entry in entries.items():
                 self._entries.setdefault(image_id, entry)
         return True
-
-    @property
-    def num_images(self) -> int:
-        """Number of images collected in this process."""
-        return len(self._entries)
-
-    def take(self) -> Proposals:
-        """Hand over what this process has collected, in the order it came, and forget it."""
-        self._warn_of_bad()
-        entries = self._entries
-        self.reset()
-        pairs = list(entries.values())
-        return Proposals(list(entries), [pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
     def _warn_of_bad(self) -> None:
         if self._num_bad:

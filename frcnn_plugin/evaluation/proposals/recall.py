@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...atomic_files import optional_output, reading_json, write_json
-from ...data.proposals.checks import Proposals
+from ...data.proposals.files import Proposals
 from ..average_precision import FloatArray, IntArray, paired_iou
 from ..ground_truth import GroundTruth
 

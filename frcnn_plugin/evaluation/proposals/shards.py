@@ -1,17 +1,18 @@
 """Proposals in parts, so that making them for a large data set can be interrupted."""
 
+from __future__ import annotations
+
 import logging
 import os
 import shutil
 import uuid
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.evaluation import DatasetEvaluator
-
 from ...atomic_files import reading_json, write_json
-from ...data.proposals.checks import Proposals, load_proposals, save_proposals
+from ...data.proposals.files import Proposals, load_proposals, save_proposals
 from ...errors import UserError
 from .evaluator import ProposalCollector
 
@@ -78,7 +79,7 @@ class ProposalShards:
         shutil.rmtree(self.folder)
 
 
-class ShardWriter(DatasetEvaluator):
+class ShardWriter(ProposalCollector):
     """Writes the proposals of one process as they come, a shard per `shard_size` images."""
 
     def __init__(self, shards: ProposalShards, shard_size: int, dataset_name: str) -> None:
@@ -89,30 +90,30 @@ class ShardWriter(DatasetEvaluator):
             shard_size: images per shard: what an interruption can lose, at most, per process.
             dataset_name: name of the data set, for messages.
         """
+        super().__init__(dataset_name, distributed=False)
         self._shards = shards
         self._shard_size = shard_size
-        self._collector = ProposalCollector(dataset_name, distributed=False)
-
-    def reset(self) -> None:
-        """Forget what is not written yet."""
-        self._collector.reset()
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
         """Take in the proposals of some images, as `ProposalCollector.process`."""
-        self._collector.process(inputs, outputs)
-        if self._collector.num_images >= self._shard_size:
+        super().process(inputs, outputs)
+        if len(self._entries) >= self._shard_size:
             self._write()
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Write the rest; return an empty dict."""
-        self._write()
-        return {}
+        if self._entries:
+            self._write()
+        return OrderedDict()
 
     def _write(self) -> None:
-        if self._collector.num_images:
-            self._shards.write(self._collector.take())
+        """Write what was collected, in the order it came, and forget it."""
+        self._warn_of_bad()
+        boxes, logits = (list(column) for column in zip(*self._entries.values(), strict=True))
+        self._shards.write(Proposals(list(self._entries), boxes, logits))
+        self.reset()
 
 
 def _read_note(path: Path) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .canvas import Canvas, Panel
-from .comparison import ImageArray
-from .palette import BLUE, GREEN, GREY, PURPLE, SKY, Style
+from .canvas import Canvas, Panel, view_around
+from .palette import BLUE, GREEN, GREY, PURPLE, SKY, ImageArray, Style
 
 # One colour per shape (ratio), in turn; sizes within it are told apart by themselves.
 _SHAPES = (BLUE, GREEN, PURPLE, SKY)
+_CELL = Style("#000000", 2)
 
 
 def draw_anchors(
@@ -39,28 +39,23 @@ def draw_anchors(
         the picture; it reaches as far as the anchors do.
     """
     height, width = image_bgr.shape[:2]
-    reach = np.vstack([anchors, [[0, 0, width, height]]])
-    margin = 0.02 * max(width, height)
-    view = (*(reach[:, :2].min(0) - margin), *(reach[:, 2:].max(0) + margin))
+    view = view_around(image_bgr, anchors, margin=0.02 * max(width, height))
     kinds = list(dict.fromkeys(ratios))
-    styles = {r: Style(_SHAPES[kind % len(_SHAPES)], 2.5) for kind, r in enumerate(kinds)}
-    legend = [(f"height / width {ratio:g}", styles[ratio]) for ratio in kinds]
-    legend += [
+    colours = {ratio: _SHAPES[number % len(_SHAPES)] for number, ratio in enumerate(kinds)}
+    legend = [
+        *((f"height / width {ratio:g}", Style(colours[ratio], 2.5)) for ratio in kinds),
         ("dashed: crosses the border", Style(GREY, 2.5, "--")),
-        ("the cell", Style("#000000", 2)),
+        ("the cell", _CELL),
     ]
     title = f"anchors: {name}, {int(inside.sum())} of {len(anchors)} inside the image"
     canvas = Canvas(image_bgr, title, notes, legend, [Panel(view=view, fade=0.35)])
     canvas.box((0, 0, width, height), Style("#444444", 1.5))
-    largest_first = np.argsort(-np.prod(anchors[:, 2:] - anchors[:, :2], axis=1))
-    drawn = [
-        (anchors[i], Style(styles[ratios[i]].colour, 2.5, "-" if inside[i] else "--"), i)
-        for i in largest_first
-    ]
-    for box, style, _ in drawn:
-        canvas.box(box, style)
-    canvas.box(cell_box, Style("#000000", 2))
-    for box, style, i in reversed(drawn):
-        w, h = network_sizes[i]
-        canvas.label(box, f"{w:.0f} x {h:.0f}", style, optional=True)
+    smallest_first = np.argsort(np.prod(anchors[:, 2:] - anchors[:, :2], axis=1), kind="stable")
+    canvas.boxes(
+        anchors[smallest_first],
+        [Style(colours[ratios[i]], 2.5, "-" if inside[i] else "--") for i in smallest_first],
+        [f"{w:.0f} x {h:.0f}" for w, h in network_sizes[smallest_first]],
+        optional=True,
+    )
+    canvas.box(cell_box, _CELL)
     return canvas

@@ -3,11 +3,14 @@
 Whatever the size of the image, a panel is between 720 and 1200 pixels long (560 to 900 beside
 another one): small images are enlarged so that text stays readable, large ones are reduced.
 Matplotlib's objects are used directly: no pyplot, so no global state and no screen.
+
+Everything that is drawn on an image is drawn here; `bare_canvas` is the image without a frame.
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, nextafter
 from pathlib import Path
 
 import cv2
@@ -15,25 +18,38 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from ...atomic_files import replacing
-from .comparison import ImageArray
-from .labels import Place, overlap, place_label
-from .lettering import DPI, SMALL, legend_shape, points, text_width, wrap
-from .palette import Style
+from .layout import (
+    DPI,
+    LABEL,
+    LEGEND,
+    NOTE,
+    TICKS,
+    TITLE,
+    Place,
+    legend_shape,
+    line_height,
+    overlap,
+    place_label,
+    points,
+    text_width,
+    wrap,
+)
+from .palette import ImageArray, Style
 
 View = tuple[float, float, float, float]  # x1, y1, x2, y2 in image pixels
 
-_ONE, _TWO = (720, 1200), (560, 900)  # shortest and longest long side of a panel, by panels
-_LEAST_WIDTH = 700  # of the figure, so that the title has room
-_LEFT, _RIGHT, _GAP, _BOTTOM = 46, 14, 46, 26
-_TITLE, _NOTE = 19, 15  # font sizes, pixels
-_LABEL, _LABEL_HEIGHT = 13, 19
+# Shortest and longest long side of a panel, pixels of the picture.
+_ONE, _TWO = (720.0, 1200.0), (560.0, 900.0)
+_LEAST_WIDTH = 700  # of a framed figure, so that the title has room
+_GAP = 46  # between panels
+RIM = 1.8  # width of a box's rim, relative to the line on it
 
 
 @dataclass(frozen=True)
@@ -57,17 +73,20 @@ class Canvas:
     """Panels side by side; coordinates given to its methods are those of the original image.
 
     Attributes:
-        figure: matplotlib's.
+        figure: Matplotlib's.
         axes: one per panel, in image pixels.
     """
 
     def __init__(
         self,
         image_bgr: ImageArray,
-        title: str,
+        title: str = "",
         notes: Sequence[str] = (),
         legend: Sequence[tuple[str, Style]] = (),
         panels: Sequence[Panel] = (Panel(),),
+        *,
+        ticks: bool = True,
+        sides: tuple[float, float] | None = None,
     ) -> None:
         """Lay out the figure and show the image.
 
@@ -77,109 +96,123 @@ class Canvas:
             notes: lines below the title.
             legend: text and look of each kind, below the panels.
             panels: at least one.
+            ticks: number the pixels along the panels.
+            sides: shortest and longest long side of a panel, pixels of the picture; None: as the
+                module says.
         """
         height, width = image_bgr.shape[:2]
-        limits = _ONE if len(panels) == 1 else _TWO
-        views = [panel.view or (0.0, 0.0, float(width), float(height)) for panel in panels]
-        self._scales = [_scale(view, limits) for view in views]
-        sizes = [
-            (max(1, round((v[2] - v[0]) * s)), max(1, round((v[3] - v[1]) * s)))
-            for v, s in zip(views, self._scales, strict=True)
-        ]
+        self._set_views(
+            [panel.view or (0.0, 0.0, float(width), float(height)) for panel in panels],
+            sides or (_ONE if len(panels) == 1 else _TWO),
+            LABEL,
+        )
+        left, right, bottom = (46, 14, 34) if ticks else (14, 14, 14)
         slots = [  # a narrow panel still needs room for its title
-            max(w, round(text_width(panel.title, _NOTE)))
-            for panel, (w, _) in zip(panels, sizes, strict=True)
+            max(size[0], round(text_width(panel.title, NOTE)))
+            for panel, size in zip(panels, self._sizes, strict=True)
         ]
         content = sum(slots) + _GAP * (len(slots) - 1)
-        total_width = max(content + _LEFT + _RIGHT, _LEAST_WIDTH)
-        lines = wrap(title, total_width, _TITLE, "bold")
-        note_lines = [line for note in notes for line in wrap(note, total_width, _NOTE)]
-        heading = any(panel.title for panel in panels)
-        top = 14 + len(lines) * (_TITLE + 8) + len(note_lines) * (_NOTE + 6) + 24 * heading
+        total_width = max(content + left + right, _LEAST_WIDTH)
+        heading = [(line, TITLE) for line in wrap(title, total_width, TITLE)]
+        heading += [(line, NOTE) for note in notes for line in wrap(note, total_width, NOTE)]
+        top = 14 + sum(line_height(size) for _, size in heading)
+        top += 24 if any(panel.title for panel in panels) else 0
         rows, columns = legend_shape([text for text, _ in legend], total_width)
-        body = max(h for _, h in sizes)
-        total_height = top + body + _BOTTOM + 8 + 24 * rows + (8 if rows else 0)
+        bottom += 24 * rows + 8 if rows else 0
+        total_height = top + max(h for _, h in self._sizes) + bottom
 
-        self.figure = Figure(
-            figsize=(total_width / DPI, total_height / DPI), dpi=DPI, facecolor="white"
-        )
-        FigureCanvasAgg(self.figure)
-        self._heading(lines, note_lines, total_width, total_height)
-        self.axes: list[Axes] = []
-        self._views, self._sizes = views, sizes
-        self._taken: list[list[Place]] = [[] for _ in panels]
-        x = _LEFT + (total_width - content - _LEFT - _RIGHT) / 2
-        shown = zip(panels, views, sizes, slots, self._scales, strict=True)
-        for panel, view, (w, h), slot, scale in shown:
+        self._make_figure(total_width, total_height, "white")
+        self._heading(heading, total_width, total_height)
+        x = left + (total_width - content - left - right) / 2
+        for number, (w, h) in enumerate(self._sizes):
             y = total_height - top - h
-            rectangle = (x / total_width, y / total_height, w / total_width, h / total_height)
-            self.axes.append(self._show(image_bgr, panel, view, rectangle, scale))
-            x += slot + _GAP
+            place = (x / total_width, y / total_height, w / total_width, h / total_height)
+            self._show(image_bgr, panels[number], number, place, ticks=ticks)
+            x += slots[number] + _GAP
         if legend:
             handles = [_handle(text, style) for text, style in legend]
             self.figure.legend(
-                handles=handles, loc="lower center", ncols=columns, fontsize=points(SMALL),
+                handles=handles, loc="lower center", ncols=columns, fontsize=points(LEGEND),
                 frameon=False, handlelength=2.6, columnspacing=1.6, borderaxespad=0.3,
             )  # fmt: skip
 
-    def _heading(self, lines: list[str], notes: list[str], width: int, height: int) -> None:
-        y = 10.0
-        for text, size, weight in [
-            *((line, _TITLE, "bold") for line in lines),
-            *((line, _NOTE, "normal") for line in notes),
-        ]:
+    def _set_views(self, views: list[View], sides: tuple[float, float], letter: float) -> None:
+        """Choose the size of each panel in the picture: its long side is between ``sides``."""
+        longest = [max(x2 - x1, y2 - y1, 1.0) for x1, y1, x2, y2 in views]
+        self._views, self._letter = views, letter
+        self._scales = [min(max(side, sides[0]), sides[1]) / side for side in longest]
+        self._sizes = [
+            (max(1, round((x2 - x1) * scale)), max(1, round((y2 - y1) * scale)))
+            for (x1, y1, x2, y2), scale in zip(views, self._scales, strict=True)
+        ]
+        self._taken: list[list[Place]] = [[] for _ in views]
+
+    def _make_figure(self, width: int, height: int, colour: str) -> None:
+        # Matplotlib cuts off fractions of a pixel: 29 / 100 * 100 would be 28 pixels.
+        inches = (nextafter(width / DPI, inf), nextafter(height / DPI, inf))
+        self.figure = Figure(figsize=inches, dpi=DPI, facecolor=colour)
+        self._agg = FigureCanvasAgg(self.figure)
+        self.axes: list[Axes] = []
+
+    def _heading(self, lines: Sequence[tuple[str, int]], width: int, height: int) -> None:
+        y = 10
+        for text, size in lines:
             self.figure.text(
-                14 / width, 1 - y / height, text, va="top", fontsize=points(size), weight=weight,
-                parse_math=False,
+                14 / width, 1 - y / height, text, va="top", fontsize=points(size),
+                weight="bold" if size == TITLE else "normal", parse_math=False,
             )  # fmt: skip
-            y += size + (8 if size == _TITLE else 6)
+            y += line_height(size)
 
     def _show(
-        self, image: ImageArray, panel: Panel, view: View, rectangle: View, scale: float
-    ) -> Axes:
-        height, width = image.shape[:2]
-        axes = self.figure.add_axes(rectangle)
+        self, image: ImageArray, panel: Panel, number: int, place: View, *, ticks: bool
+    ) -> None:
+        """Show the image in new axes, at a place that is a part of the figure."""
+        (height, width), scale, view = image.shape[:2], self._scales[number], self._views[number]
         shown = image
         if scale < 1:
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            shown = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        rgb = shown[:, :, ::-1] / 255.0
+            shown = resize(image, (round(width * scale), round(height * scale)))
         if panel.grey:
-            rgb = rgb.mean(axis=2, keepdims=True).repeat(3, axis=2)
+            shown = shown.mean(axis=2, keepdims=True).astype(np.uint8).repeat(3, axis=2)
+        if panel.fade:
+            shown = (shown + (255.0 - shown) * panel.fade).astype(np.uint8)
+        axes = self.figure.add_axes(place)
+        self.axes.append(axes)
         axes.imshow(
-            rgb + (1 - rgb) * panel.fade, extent=(0, width, height, 0), aspect="auto",
+            shown[:, :, ::-1], extent=(0, width, height, 0), aspect="auto",
             interpolation="bilinear" if scale > 1 else "antialiased",
         )  # fmt: skip
-        axes.set(xlim=(view[0], view[2]), ylim=(view[3], view[1]))
-        axes.set_facecolor("#EDEDED")  # beyond the image
-        axes.tick_params(labelsize=points(11), length=3)
+        axes.set(xlim=(view[0], view[2]), ylim=(view[3], view[1]), facecolor="#EDEDED")
+        if ticks:
+            axes.tick_params(labelsize=points(TICKS), length=3)
+        else:
+            axes.set(xticks=[], yticks=[])
         if panel.title:
-            axes.set_title(panel.title, fontsize=points(_NOTE), loc="left", pad=5)
-        return axes
+            axes.set_title(panel.title, fontsize=points(NOTE), loc="left", pad=5)
 
     def box(self, box: npt.ArrayLike, style: Style, panel: int = 0, *, alpha: float = 1.0) -> None:
-        """Draw a box, (4,) continuous XYXY in image pixels; a rim keeps it visible on its colour.
+        """Draw a box; a rim keeps it visible on its own colour.
 
         Args:
-            box: the box.
+            box: (4,) continuous XYXY in image pixels.
             style: its look.
             panel: where.
             alpha: opacity; the rim is left out below 1.
         """
         x1, y1, x2, y2 = (float(value) for value in np.asarray(box))
-        rim = withStroke(linewidth=points(style.width + 2), foreground=_ink(style.colour))
         self.axes[panel].add_patch(
             Rectangle(
                 (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=style.colour, alpha=alpha,
-                linewidth=points(style.width), linestyle=style.dash,
-                path_effects=[rim] if alpha == 1 and style.width >= 2 else None,
+                linewidth=points(style.width), linestyle=style.dash, joinstyle="miter",
+                path_effects=_rim(style) if alpha == 1 else None,
             )
         )  # fmt: skip
 
     def label(
         self, box: npt.ArrayLike, text: str, style: Style, panel: int = 0, *, optional: bool = False
-    ) -> None:
+    ) -> Place | None:
         """Write a label near a box, where no other label is.
+
+        What is labelled first gets the best place, and lies on top where there is no room.
 
         Args:
             box: (4,) XYXY in image pixels.
@@ -187,56 +220,200 @@ class Canvas:
             style: gives the background.
             panel: where.
             optional: leave it out rather than cover another label.
-        """
-        axes, view, scale = self.axes[panel], self._views[panel], self._scales[panel]
-        size = self._sizes[panel]
-        artist = axes.text(
-            0, 0, text, color=_ink(style.colour), fontsize=points(_LABEL), va="center_baseline",
-            ha="left", backgroundcolor=style.colour, parse_math=False, clip_on=True,
-        )  # fmt: skip
-        artist.set_bbox({"facecolor": style.colour, "edgecolor": "none", "pad": 1.6})
-        width = int(text_width(text, _LABEL)) + 8
-        corner = np.array([view[0], view[1], view[0], view[1]])
-        inside = (np.asarray(box, dtype=float) - corner) * scale
-        place = place_label(size, np.round(inside), (width, _LABEL_HEIGHT), self._taken[panel])
-        if optional and any(overlap(place, other) for other in self._taken[panel]):
-            artist.remove()
-            return
-        self._taken[panel].append(place)
-        artist.set_position(
-            (view[0] + (place[0] + 4) / scale, view[1] + (place[1] + place[3]) / 2 / scale)
-        )
 
-    def pixels(self, length: float, panel: int = 0) -> float:
-        """Image pixels that are ``length`` pixels of the picture."""
-        return length / self._scales[panel]
+        Returns:
+            its place in pixels of the panel; None where it was left out.
+        """
+        axes, taken = self.axes[panel], self._taken[panel]
+        size = (int(text_width(text, self._letter) + 0.62 * self._letter), 1.46 * self._letter)
+        near = self._to_picture(np.asarray(box, dtype=float), panel)
+        place = place_label(self._sizes[panel], np.round(near), size, taken)
+        if optional and any(overlap(place, other) for other in taken):
+            return None
+        x1, y1, x2, y2 = self._to_image(place, panel)
+        order = 10 - len(taken) / 1000
+        taken.append(place)
+        axes.add_patch(
+            Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor=style.colour, lw=0, zorder=order)
+        )
+        axes.text(
+            (x1 + x2) / 2, (y1 + y2) / 2, text, color=style.ink, fontsize=points(self._letter),
+            va="center_baseline", ha="center", parse_math=False, clip_on=True, zorder=order,
+        )  # fmt: skip
+        return place
+
+    def boxes(
+        self,
+        boxes: npt.ArrayLike,
+        styles: Sequence[Style],
+        texts: Sequence[str] = (),
+        panel: int = 0,
+        *,
+        optional: bool = False,
+    ) -> None:
+        """Draw boxes, (N, 4), the first one on top; see :meth:`box` and :meth:`label`.
+
+        Args:
+            boxes: best first.
+            styles: (N,) their looks.
+            texts: (N,) their labels, or none.
+            panel: where.
+            optional: leave labels out rather than cover others.
+        """
+        pairs = list(zip(np.asarray(boxes, dtype=float).reshape(-1, 4), styles, strict=True))
+        for box, style in reversed(pairs):
+            self.box(box, style, panel)
+        for (box, style), text in zip(pairs if texts else (), texts, strict=True):
+            self.label(box, text, style, panel, optional=optional)
+
+    def fill(
+        self, box: npt.ArrayLike, colour: str, alpha: float, panel: int = 0, text: str = ""
+    ) -> None:
+        """Fill a box, (4,) XYXY in image pixels; with a text, it is a bar with that in its middle.
+
+        Args:
+            box: the box.
+            colour: "#RRGGBB".
+            alpha: opacity.
+            panel: where.
+            text: a number or so.
+        """
+        x1, y1, x2, y2 = (float(value) for value in np.asarray(box))
+        axes, edge = self.axes[panel], {"edgecolor": "white", "linewidth": 0.8, "zorder": 3}
+        axes.add_patch(
+            Rectangle(
+                (x1, y1), x2 - x1, y2 - y1, facecolor=colour, alpha=alpha,
+                **(edge if text else {"linewidth": 0}),
+            )
+        )  # fmt: skip
+        if text:
+            axes.text(
+                (x1 + x2) / 2, (y1 + y2) / 2, text, ha="center", va="center", fontsize=8,
+                zorder=4, color=Style(colour).ink,
+            )  # fmt: skip
+
+    def dots(self, centres: npt.ArrayLike, style: Style, diameter: float, panel: int = 0) -> None:
+        """Mark points, (N, 2) in image pixels, with dots of a diameter in pixels of the picture."""
+        self.axes[panel].plot(
+            *np.asarray(centres).reshape(-1, 2).T, "o", color=style.colour,
+            markersize=points(diameter), markeredgecolor="white", markeredgewidth=0.5,
+        )  # fmt: skip
+
+    def grid(
+        self,
+        cells: tuple[int, int],
+        stride: tuple[float, float],
+        panel: int = 0,
+        width: float = 0.4,
+    ) -> None:
+        """Draw the lines between cells.
+
+        Args:
+            cells: rows and columns.
+            stride: width and height of a cell, image pixels.
+            panel: where.
+            width: of a line, points.
+        """
+        x, y = (np.arange(n + 1) * side for n, side in zip(cells[::-1], stride, strict=True))
+        lines = [[(at, 0.0), (at, y[-1])] for at in x] + [[(0.0, at), (x[-1], at)] for at in y]
+        # Light beside dark, so that lines are seen on any image.
+        for colour, factor, alpha in (("#FFFFFF", 2.5, 0.3), ("#222222", 1.0, 0.55)):
+            self.axes[panel].add_collection(
+                LineCollection(lines, colors=colour, linewidths=width * factor, alpha=alpha)
+            )
+
+    def table(self, rgba: npt.NDArray[np.float64], size: tuple[float, float], panel: int) -> None:
+        """Lay a table of colours, (rows, columns, 4) in [0, 1], over the image.
+
+        Args:
+            rgba: colours and opacity.
+            size: width and height that it covers from the upper left corner on, image pixels.
+            panel: where.
+        """
+        axes = self.axes[panel]
+        limits = axes.get_xlim(), axes.get_ylim()
+        extent = (0, size[0], size[1], 0)
+        axes.imshow(rgba, extent=extent, aspect="auto", interpolation="nearest")
+        axes.set(xlim=limits[0], ylim=limits[1])
+
+    def pixels(self) -> ImageArray:
+        """Return the picture, (H, W, 3) uint8 BGR."""
+        return np.ascontiguousarray(self._drawn()[:, :, 2::-1])
+
+    def _drawn(self) -> ImageArray:
+        """(H, W, 4) RGBA of the figure."""
+        self._agg.draw()
+        return np.asarray(self._agg.buffer_rgba())
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a PNG, whole or not at all; returns its path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            self.figure.savefig(temporary, format="png", dpi=DPI)
-        return path
+        """Write a .png or .jpg, whole or not at all, also its folder; returns its path."""
+        return save_picture(path, self.pixels())
+
+    def _to_picture(self, box: npt.NDArray[np.float64], panel: int) -> npt.NDArray[np.float64]:
+        """Pixels of the panel, of XYXY in image pixels."""
+        return (box - np.tile(self._views[panel][:2], 2)) * self._scales[panel]
+
+    def _to_image(self, place: Place, panel: int) -> npt.NDArray[np.float64]:
+        return np.array(place) / self._scales[panel] + np.tile(self._views[panel][:2], 2)
 
 
-def _scale(view: View, limits: tuple[int, int]) -> float:
-    """Pixels of the picture per image pixel."""
-    side = max(view[2] - view[0], view[3] - view[1], 1.0)
-    return min(max(side, limits[0]), limits[1]) / side
+def view_around(
+    image: ImageArray, boxes: npt.NDArray[np.float64], margin: float = 0.0
+) -> View:  # fmt: skip
+    """Return a view of the image and of boxes, (N, 4), that may reach beyond it."""
+    height, width = image.shape[:2]
+    everything = np.vstack([boxes, [[0, 0, width, height]]])
+    x1, y1 = (everything[:, :2].min(axis=0) - margin).tolist()
+    x2, y2 = (everything[:, 2:].max(axis=0) + margin).tolist()
+    return x1, y1, x2, y2
 
 
-def _ink(colour: str) -> str:
-    """Black or white, whichever is read more easily on ``colour``."""
-    red, green, blue = to_rgb(colour)
-    return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
+def save_picture(path: str | os.PathLike[str], picture_bgr: ImageArray) -> Path:
+    """Write a picture; the file appears, or replaces another, only when it is complete.
+
+    Args:
+        path: ends in ``.png`` or ``.jpg``; its folder is made if need be.
+        picture_bgr: (H, W, 3) uint8.
+
+    Returns:
+        the path.
+    """
+    path = Path(path)
+    content = encode(picture_bgr, path.suffix, 92)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def encode(picture_bgr: ImageArray, suffix: str, quality: int) -> bytes:
+    """Return the content of a .png or .jpg file; the quality is that of the JPEG."""
+    options = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, quality]
+    done, content = cv2.imencode(suffix, np.ascontiguousarray(picture_bgr), options)
+    assert done, suffix
+    return content.tobytes()
+
+
+def resize(image: ImageArray, size: tuple[int, int]) -> ImageArray:
+    """Return the image at another width and height, without aliasing."""
+    size = (max(1, size[0]), max(1, size[1]))
+    method = cv2.INTER_AREA if size[0] < image.shape[1] else cv2.INTER_LINEAR
+    pixels = np.ascontiguousarray(image)  # OpenCV takes no flipped views
+    resized: ImageArray = cv2.resize(pixels, size, interpolation=method)
+    return resized
+
+
+def _rim(style: Style) -> list[withStroke] | None:
+    """Return what keeps a line visible on its own colour; thin lines have none."""
+    if style.width < 2:
+        return None
+    return [withStroke(linewidth=points(style.width * RIM), foreground=style.ink)]
 
 
 def _handle(text: str, style: Style) -> Patch | Line2D:
     if style.filled:
         return Patch(facecolor=style.colour, edgecolor="#444444", linewidth=0.5, label=text)
-    rim = withStroke(linewidth=points(style.width + 2), foreground=_ink(style.colour))
     return Line2D(
         [], [], color=style.colour, linewidth=points(style.width), linestyle=style.dash,
-        label=text, path_effects=[rim] if style.width >= 2 else None,
+        label=text, path_effects=_rim(style),
     )  # fmt: skip

@@ -1,17 +1,108 @@
-"""Which anchors are positive, negative and ignored before sampling, and why."""
+"""Which anchors are positive, negative and ignored before sampling, and why.
+
+The labels come from the model; `explain_matches` only finds the rule that gave them, and complains
+when none did, so that a picture cannot show another rule than the one that is trained with.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.collections import LineCollection
+import torch
+from detectron2.structures import Boxes, pairwise_iou
 from matplotlib.colors import to_rgba
 
-from .canvas import Canvas, Panel
-from .comparison import ImageArray
-from .match_reasons import MatchReasons, Reason
+from .canvas import Canvas, Panel, view_around
 from .objects import Objects
-from .palette import BLUE, PURPLE, SKY, VERMILION, Style
+from .palette import BLUE, PURPLE, SKY, VERMILION, ImageArray, Style
+
+
+class Reason(IntEnum):
+    """In the order of the legend."""
+
+    ABOVE = 0  # IoU >= the upper threshold with an object: positive
+    BEST = 1  # the highest IoU with some object: positive
+    BELOW = 2  # IoU below the lower threshold with all objects: negative
+    BETWEEN = 3  # ignored
+    OUTSIDE = 4  # crosses the border of the image: ignored
+
+
+@dataclass(frozen=True)
+class MatchReasons:
+    """Labels of all anchors of an image, explained.
+
+    Attributes:
+        reason: (R,) int64 `Reason`.
+        iou: (R,) highest IoU with an object, 0 without objects.
+        best_object: (R,) the object it is the best anchor of; where it is of none, or outside, the
+            one it overlaps most; -1 without objects.
+        thresholds: the lower and the upper one.
+    """
+
+    reason: torch.Tensor
+    iou: torch.Tensor
+    best_object: torch.Tensor
+    thresholds: tuple[float, float]
+
+    def count(self, reason: Reason) -> int:
+        """Count the anchors with this reason."""
+        return int((self.reason == reason).sum())
+
+
+def explain_matches(
+    anchors: Boxes,
+    labels: torch.Tensor,
+    inside: torch.Tensor,
+    gt_boxes: Boxes,
+    thresholds: tuple[float, float],
+) -> MatchReasons:
+    """Find the reason of every label.
+
+    Args:
+        anchors: (R, 4), network-input pixels.
+        labels: (R,) before sampling: 1 positive, 0 negative, -1 ignored.
+        inside: (R,) bool, anchors that take part in matching.
+        gt_boxes: (G, 4), same frame.
+        thresholds: IoU below which an anchor is negative, and from which it is positive.
+
+    Returns:
+        the reasons.
+
+    Raises:
+        ValueError: a label that none of the rules gives.
+    """
+    low, high = thresholds
+    iou = pairwise_iou(gt_boxes, anchors)  # (G, R)
+    iou[:, ~inside] = iou[:, ~inside].clamp(max=0)  # they were gone before matching
+    if iou.numel():
+        best_iou, best_object = iou.max(dim=0)
+        is_best = (iou == iou.amax(dim=1, keepdim=True)) & inside
+        # Of several objects it is the best anchor of, the one it overlaps most.
+        chosen = torch.where(is_best, iou, -1.0).argmax(dim=0)
+        best_object = torch.where(is_best.any(dim=0), chosen, best_object)
+        best = is_best.any(dim=0)
+    else:
+        best_iou = torch.zeros(len(anchors))
+        best_object = torch.full((len(anchors),), -1)
+        best = torch.zeros(len(anchors), dtype=torch.bool)
+
+    reason = torch.full((len(anchors),), -1)
+    positive, negative = labels == 1, labels == 0
+    reason[positive & best] = Reason.BEST
+    reason[positive & (best_iou >= high)] = Reason.ABOVE
+    reason[negative & (best_iou < low)] = Reason.BELOW
+    reason[(labels == -1) & (best_iou >= low) & (best_iou < high)] = Reason.BETWEEN
+    reason[(labels == -1) & ~inside] = Reason.OUTSIDE
+    if (reason < 0).any():
+        first = int((reason < 0).nonzero()[0])
+        raise ValueError(
+            f"anchor {first} has label {int(labels[first])} with IoU {float(best_iou[first]):.4f}, "
+            f"which no rule with the thresholds {low:g} and {high:g} gives"
+        )
+    return MatchReasons(reason, best_iou, best_object, thresholds)
+
 
 Grid = tuple[int, int, int, int]
 
@@ -72,7 +163,7 @@ def draw_matches(
         shown = f"{len(drawn)} of {len(positive)} positive anchors, highest IoU first"
     _, _, high, wide = grid
     panels = [
-        Panel(shown, _reach(image_bgr, anchors[drawn]), 0.2),
+        Panel(shown, view_around(image_bgr, anchors[drawn]), 0.2),
         Panel(f"all anchors: {high * wide} spots per cell, one for each shape", None, 0.6, True),
     ]
     canvas = Canvas(image_bgr, title, notes, [*legend, *objects.legend()], panels)
@@ -86,7 +177,7 @@ def draw_matches(
 
 
 def _choose(positive: npt.NDArray[np.intp], reasons: MatchReasons) -> npt.NDArray[np.intp]:
-    """Those that are drawn: one of every object at least, then by IoU; in descending order."""
+    """Choose those that are drawn, best first: one of every object at least, then by IoU."""
     by_iou = positive[np.argsort(-reasons.iou.numpy()[positive], kind="stable")]
     _, first = np.unique(reasons.best_object.numpy()[by_iou], return_index=True)
     rest = np.setdiff1d(np.arange(len(by_iou)), first)
@@ -100,7 +191,7 @@ def _label(
     reasons: MatchReasons,
     drawn: npt.NDArray[np.intp],
 ) -> None:
-    """IoUs; anchors that are the best of the same object share a label, as they are often many."""
+    """Write IoUs; anchors that are best of the same object share a label, as they may be many."""
     best = reasons.reason == Reason.BEST
     labelled = set()
     for index in drawn:
@@ -139,26 +230,6 @@ def _draw_map(
     rows, columns = grid[:2]
     alphas = {Reason.BELOW: 0.6, Reason.OUTSIDE: 0.3}
     colours = np.array([to_rgba(_LOOKS[r].colour, alphas.get(r, 1.0)) for r in Reason])
-    axes = canvas.axes[1]
-    limits = axes.get_xlim(), axes.get_ylim()
-    width, height = columns * stride[0], rows * stride[1]
-    axes.imshow(
-        colours[spots(reasons.reason.numpy(), grid)], extent=(0, width, height, 0), aspect="auto",
-        interpolation="nearest",
-    )  # fmt: skip
-    vertical = [[(x * stride[0], 0), (x * stride[0], height)] for x in range(columns + 1)]
-    horizontal = [[(0, y * stride[1]), (width, y * stride[1])] for y in range(rows + 1)]
-    lines = LineCollection([*vertical, *horizontal], colors="#333333", linewidths=0.4, alpha=0.6)
-    axes.add_collection(lines)
-    axes.set(xlim=limits[0], ylim=limits[1])
-
-
-def _reach(
-    image: ImageArray, boxes: npt.NDArray[np.float64]
-) -> tuple[float, float, float, float]:  # fmt: skip
-    """A view of the image and, where anchors over the border are trained on, of those."""
-    height, width = image.shape[:2]
-    all_boxes = np.vstack([boxes, [[0, 0, width, height]]])
-    x1, y1 = all_boxes[:, :2].min(axis=0)
-    x2, y2 = all_boxes[:, 2:].max(axis=0)
-    return float(x1), float(y1), float(x2), float(y2)
+    table = colours[spots(reasons.reason.numpy(), grid)]
+    canvas.table(table, (columns * stride[0], rows * stride[1]), 1)
+    canvas.grid((rows, columns), stride, 1)

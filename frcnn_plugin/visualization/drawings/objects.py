@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .canvas import Canvas
-from .comparison import ImageArray
-from .palette import DIFFICULT, OBJECT, Style
+from .palette import DIFFICULT, OBJECT, ImageArray, Style
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Objects:
     ignored: npt.NDArray[np.bool_]
 
     def legend(self) -> list[tuple[str, Style]]:
-        """Entries for the kinds that are there."""
+        """Return entries for the kinds that are there."""
         entries = [("object", OBJECT)] if (~self.ignored).any() else []
         return entries + ([("difficult or crowd", DIFFICULT)] if self.ignored.any() else [])
 
@@ -43,15 +42,11 @@ class Objects:
         if texts is None:
             texts = [f"{number} {name}" for number, name in enumerate(self.names, start=1)]
         styles = [DIFFICULT if ignored else OBJECT for ignored in self.ignored]
-        for box, style in zip(self.boxes, styles, strict=True):
-            canvas.box(box, style, panel)
-        for box, text, style in zip(self.boxes, texts, styles, strict=True):
-            if text:
-                canvas.label(box, text, style, panel)
+        canvas.boxes(self.boxes, styles, texts, panel)
 
 
 def count_of(number: int, noun: str) -> str:
-    """``"1 object"``, ``"2 objects"``."""
+    """Say ``"1 object"``, ``"2 objects"``."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 

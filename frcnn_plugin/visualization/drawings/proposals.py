@@ -9,9 +9,8 @@ from matplotlib.colors import Normalize, to_hex
 
 from ...evaluation.average_precision import best_overlaps
 from .canvas import Canvas, Panel
-from .comparison import ImageArray
 from .objects import Objects
-from .palette import DIFFICULT, MISSED, OBJECT, Style
+from .palette import DIFFICULT, MISSED, OBJECT, ImageArray, Style
 
 _MAP = colormaps["plasma"]  # up to orange: yellow is the truth
 
@@ -47,42 +46,33 @@ def draw_proposals(
     if highest - lowest < 1e-6:
         lowest = highest - 1  # all look like the best one
     norm = Normalize(lowest, highest)
-    styles = [Style(to_hex(_MAP(0.72 * float(norm(score)))), 1.5) for score in scores]
+    colours = [to_hex(_MAP(0.72 * float(norm(score)))) for score in scores]
+    styles = [Style(colour, 1.5 if rank else 3.5) for rank, colour in enumerate(colours)]
     legend = []
-    if len(scores):
-        legend = [
-            (f"best proposal, {highest:.3f}", Style(styles[0].colour, 3.5)),
-            (f"last one drawn, {scores[-1]:.3f}", styles[-1]),
-        ]
+    if styles:
+        legend = [(f"best proposal, {highest:.3f}", styles[0])]
+        legend += [(f"last one drawn, {scores[-1]:.3f}", styles[-1])]
+    looks, texts = [], []
     if objects is not None:
-        legend += objects.legend()
         covered = _coverage(boxes, objects)
-        if (~objects.ignored & (covered < 0.5)).any():
-            legend.append(("object not covered at IoU .5", MISSED))
+        looks = [
+            DIFFICULT if ignored else MISSED if iou < 0.5 else OBJECT
+            for iou, ignored in zip(covered, objects.ignored, strict=True)
+        ]
+        texts = [f"{what}: IoU {iou:.2f}" for what, iou in zip(objects.names, covered, strict=True)]
+        legend += objects.legend()
+        legend += [("object not covered at IoU .5", MISSED)] if MISSED in looks else []
     canvas = Canvas(image_bgr, title, [*lines, *notes], legend, [Panel(fade=0.2)])
-    for index in reversed(range(len(boxes))):
-        style = styles[index] if index else Style(styles[0].colour, 3.5)
-        canvas.box(boxes[index], style)
+    canvas.boxes(boxes, styles)
     if objects is not None:
-        _draw_objects(canvas, covered, objects)
+        canvas.boxes(objects.boxes, looks, texts)
     for box, score, style in zip(boxes, scores, styles, strict=True):
         canvas.label(box, f"{score:.3f}", style, optional=True)
     return canvas
 
 
 def _coverage(boxes: npt.NDArray[np.float64], objects: Objects) -> npt.NDArray[np.float64]:
-    """(G,) IoU of each object with the proposal that covers it best."""
+    """Return the IoU of each object, (G,), with the proposal that covers it best."""
     images = np.zeros(max(len(boxes), len(objects.boxes)), dtype=np.int64)
     _, iou = best_overlaps(objects.boxes, images[: len(objects.boxes)], boxes, images[: len(boxes)])
     return iou
-
-
-def _draw_objects(canvas: Canvas, covered: npt.NDArray[np.float64], objects: Objects) -> None:
-    styles = [
-        DIFFICULT if ignored else MISSED if iou < 0.5 else OBJECT
-        for iou, ignored in zip(covered, objects.ignored, strict=True)
-    ]
-    for box, style in zip(objects.boxes, styles, strict=True):
-        canvas.box(box, style)
-    for box, style, name, iou in zip(objects.boxes, styles, objects.names, covered, strict=True):
-        canvas.label(box, f"{name}: IoU {iou:.2f}", style)

@@ -1,22 +1,101 @@
-"""What RoI max pooling makes of a box: rounded to cells, divided into bins, cells read."""
+"""What RoI max pooling makes of a box: rounded to cells, divided into bins, cells read.
 
-from collections.abc import Sequence
+Which cells are read is asked of the pooler itself; nothing is rounded here. The pooler is given
+feature maps whose values are the positions of their cells; the maxima it returns then name the
+first and last row and column of every bin. A bin is empty where a map of ones comes back as 0.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.collections import LineCollection
-from matplotlib.patches import Rectangle
+import torch
+from detectron2.structures import Boxes
 
-from .canvas import Canvas, Panel
-from .comparison import ImageArray
-from .palette import BLUE, ORANGE, SKY, VERMILION, YELLOW, Style
-from .pooled_cells import IntArray, PooledCells
+from .canvas import Canvas, Panel, view_around
+from .palette import BLUE, ORANGE, SKY, VERMILION, YELLOW, ImageArray, Style
 
+Pooler = Callable[[list[torch.Tensor], list[Boxes]], torch.Tensor]
+IntArray = npt.NDArray[np.int64]
+
+_MARGIN = 4  # cells added to see where corners round to that leave the feature map
 _GIVEN = Style(YELLOW, 3.0)
 _ROUNDED = Style(VERMILION, 3.0, "--")
 _READ = Style(SKY, filled=True)
 _BIN = Style(ORANGE, filled=True)
 _BARS = (BLUE, SKY)  # of neighbouring bins, in turn
+
+
+@dataclass(frozen=True)
+class PooledCells:
+    """What one RoI reads.
+
+    Attributes:
+        rounded: (4,) first column, first row, last column + 1, last row + 1 of the cells its
+            corners are rounded to; they may lie beyond the feature map.
+        columns: (n, 2) first column and last column + 1 of each bin from left to right, on the
+            map; equal where it is empty.
+        rows: (n, 2) likewise, from top to bottom.
+    """
+
+    rounded: IntArray
+    columns: IntArray
+    rows: IntArray
+
+    @property
+    def empty_bins(self) -> int:
+        """Bins that lie beyond the map: they are 0."""
+        columns = int((self.columns[:, 0] < self.columns[:, 1]).sum())
+        rows = int((self.rows[:, 0] < self.rows[:, 1]).sum())
+        return len(self.columns) * len(self.rows) - columns * rows
+
+    @property
+    def read(self) -> tuple[int, int, int, int]:
+        """First column, first row, last column + 1, last row + 1 of the cells read."""
+        (x1, x2), (y1, y2) = (
+            (int(bins[full, 0].min()), int(bins[full, 1].max())) if full.any() else (0, 0)
+            for bins in (self.columns, self.rows)
+            for full in [bins[:, 0] < bins[:, 1]]
+        )
+        return x1, y1, x2, y2
+
+
+def pooled_cells(pooler: Pooler, box: torch.Tensor, feature_size: tuple[int, int]) -> PooledCells:
+    """Ask ``pooler`` what it reads for ``box``.
+
+    Args:
+        pooler: RoI *max* pooling of one feature map.
+        box: (4,) continuous XYXY, network-input pixels.
+        feature_size: height and width of the feature map, cells.
+
+    Returns:
+        the cells.
+    """
+    columns, rows = _bins(pooler, box, feature_size)
+    beyond = (feature_size[0] + _MARGIN, feature_size[1] + _MARGIN)
+    all_columns, all_rows = _bins(pooler, box, beyond)
+    rounded = [all_columns[:, 0].min(), all_rows[:, 0].min()]
+    rounded += [all_columns[:, 1].max(), all_rows[:, 1].max()]
+    return PooledCells(np.array(rounded, dtype=np.int64), columns, rows)
+
+
+def _bins(pooler: Pooler, box: torch.Tensor, size: tuple[int, int]) -> tuple[IntArray, IntArray]:
+    """Return bounds of the bins' columns and rows on a map of this size."""
+    height, width = size
+    x = torch.arange(1.0, width + 1).expand(height, width)
+    y = torch.arange(1.0, height + 1)[:, None].expand(height, width)
+    # The last position is the largest one; the first is the largest when counted from the end.
+    probe = torch.stack([x, width + 1 - x, y, height + 1 - y])[None]
+    pooled = pooler([probe], [Boxes(box[None].float())])[0].double().numpy()  # (4, n, n)
+    last_x, first_x, last_y, first_y = pooled
+    full = last_x > 0  # an empty bin is 0
+    # A column of bins is the same in every row of bins that is not empty, and the other way round.
+    columns = np.stack([width + 1 - first_x.max(axis=0) - 1, last_x.max(axis=0)], axis=1)
+    rows = np.stack([height + 1 - first_y.max(axis=1) - 1, last_y.max(axis=1)], axis=1)
+    columns[~full.any(axis=0)] = 0
+    rows[~full.any(axis=1)] = 0
+    return columns.astype(np.int64), rows.astype(np.int64)
 
 
 def draw_roi_cells(
@@ -45,7 +124,6 @@ def draw_roi_cells(
     Returns:
         the picture.
     """
-    height, width = image_bgr.shape[:2]
     pixels = np.array([*stride, *stride])
     rounded = cells.rounded * pixels
     read = np.array(cells.read)
@@ -59,11 +137,8 @@ def draw_roi_cells(
     close = (
         reach[0, 0] - bars, reach[0, 1] - bars, reach[1, 0] + bars / 4, reach[1, 1] + bars / 4
     )  # fmt: skip
-    whole = (
-        min(0.0, reach[0, 0]), min(0.0, reach[0, 1]),
-        max(width, reach[1, 0], feature_size[1] * stride[0]),
-        max(height, reach[1, 1], feature_size[0] * stride[1]),
-    )  # fmt: skip
+    feature_map = np.array([0, 0, feature_size[1] * stride[0], feature_size[0] * stride[1]])
+    whole = view_around(image_bgr, np.stack([feature_map, reach.flatten()]))
     middle = (bins[0] // 2, bins[1] // 2)
     legend = [
         ("box as given", _GIVEN),
@@ -80,11 +155,11 @@ def draw_roi_cells(
         notes = [*notes, "its corners round to cells beyond the feature map: nothing to read there"]
     canvas = Canvas(image_bgr, title, notes, legend, panels)
     for panel in range(2):
-        _fill(canvas, panel, read * pixels, _READ.colour, 0.45)
+        canvas.fill(read * pixels, _READ.colour, 0.45, panel)
         if panel:
             first = np.array([cells.columns[middle[1]], cells.rows[middle[0]]])
-            _fill(canvas, panel, first.T.flatten() * pixels, _BIN.colour, 0.85)
-        _grid(canvas, panel, feature_size, stride)
+            canvas.fill(first.T.flatten() * pixels, _BIN.colour, 0.85, panel)
+        canvas.grid(feature_size, stride, panel, 0.7 if panel else 0.4)
         canvas.box(rounded, _ROUNDED, panel)
         canvas.box(box, _GIVEN, panel)
     _bars(canvas, cells.columns, stride[0], reach[0, 1], bars, horizontal=True)
@@ -92,35 +167,10 @@ def draw_roi_cells(
     return canvas
 
 
-def _fill(
-    canvas: Canvas, panel: int, box: npt.NDArray[np.float64], colour: str, alpha: float
-) -> None:
-    x1, y1, x2, y2 = (float(value) for value in box)
-    canvas.axes[panel].add_patch(
-        Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor=colour, alpha=alpha, linewidth=0)
-    )
-
-
-def _grid(
-    canvas: Canvas, panel: int, feature_size: tuple[int, int], stride: tuple[float, float]
-) -> None:
-    rows, columns = feature_size
-    right, bottom = columns * stride[0], rows * stride[1]
-    lines = [[(x * stride[0], 0.0), (x * stride[0], bottom)] for x in range(columns + 1)]
-    lines += [[(0.0, y * stride[1]), (right, y * stride[1])] for y in range(rows + 1)]
-    width = 0.7 if panel else 0.4
-    # Light beside dark, so that lines are seen on any image.
-    for colour, factor, alpha in (("#FFFFFF", 2.5, 0.3), ("#222222", 1.0, 0.55)):
-        canvas.axes[panel].add_collection(
-            LineCollection(lines, colors=colour, linewidths=width * factor, alpha=alpha)
-        )
-
-
 def _bars(
     canvas: Canvas, bounds: IntArray, stride: float, start: float, room: float, *, horizontal: bool
 ) -> None:
-    """A bar for each bin beside the box, in as many lanes as keep overlapping ones apart."""
-    axes = canvas.axes[1]
+    """Draw a bar for each bin beside the box, in as many lanes as keep overlapping ones apart."""
     lanes = lanes_of(bounds)
     thick = room * 0.85 / max(*lanes, 2)
     for number, ((first, end), lane) in enumerate(zip(bounds, lanes, strict=True)):
@@ -128,20 +178,15 @@ def _bars(
             continue
         across = start - room * 0.08 - thick * lane
         along, length = first * stride, (end - first) * stride
-        corner = (along, across) if horizontal else (across, along)
-        size = (length, thick * 0.85) if horizontal else (thick * 0.85, length)
+        bar = (along, across, along + length, across + thick * 0.85)
+        if not horizontal:
+            bar = (bar[1], bar[0], bar[3], bar[2])
         colour = ORANGE if number == len(bounds) // 2 else _BARS[number % 2]
-        axes.add_patch(
-            Rectangle(corner, *size, facecolor=colour, edgecolor="white", linewidth=0.8, zorder=3)
-        )
-        axes.text(
-            corner[0] + size[0] / 2, corner[1] + size[1] / 2, str(number + 1), ha="center",
-            va="center", fontsize=8, zorder=4, color="white" if colour == BLUE else "black",
-        )  # fmt: skip
+        canvas.fill(bar, colour, 1.0, 1, str(number + 1))
 
 
 def lanes_of(bounds: IntArray) -> list[int]:
-    """Lanes, from 1 on, in which intervals do not overlap.
+    """Assign intervals to lanes, from 1 on, in which they do not overlap.
 
     Args:
         bounds: (n, 2) starts and ends, starts ascending; empty ones get a lane as well.

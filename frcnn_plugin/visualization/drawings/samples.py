@@ -1,4 +1,4 @@
-"""What one training step learns from: sampled anchors of the RPN, sampled RoIs of the head."""
+"""What an iteration learns from: sampled anchors of the RPN, sampled RoIs of the head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .canvas import Canvas, Panel
-from .comparison import ImageArray
+from .canvas import Canvas, Panel, view_around
 from .objects import Objects
-from .palette import BLUE, RIGHT, VERMILION, Style
+from .palette import BLUE, RIGHT, VERMILION, ImageArray, Style
 
 _BACKGROUND = Style(VERMILION, 1.0)
 _MANY, _THIN = 12, Style(BLUE, 1.8)  # more boxes than this get thinner lines
@@ -32,7 +31,7 @@ class Sample:
     words: tuple[str, str] = ("positive", "negative")
 
     def summary(self) -> str:
-        """One phrase with the numbers."""
+        """Say the numbers in one phrase."""
         positive, negative = len(self.positive), len(self.negative)
         return (
             f"{self.what}: {positive + negative} = {positive} {self.words[0]} + "
@@ -59,14 +58,10 @@ def draw_samples(
     Returns:
         the picture.
     """
-    height, width = image_bgr.shape[:2]
     panels = []
     for sample in samples:
-        boxes = np.vstack([sample.positive, sample.negative, [[0, 0, width, height]]])
-        (x1, y1), (x2, y2) = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
-        panels.append(
-            Panel(sample.summary(), (float(x1), float(y1), float(x2), float(y2)), 0.5, True)
-        )
+        view = view_around(image_bgr, np.vstack([sample.positive, sample.negative]))
+        panels.append(Panel(sample.summary(), view, 0.5, True))
     legend = [
         ("positive, foreground (dot: centre)", RIGHT),
         ("negative, background", _BACKGROUND),
@@ -80,14 +75,11 @@ def draw_samples(
         many = len(sample.positive) > _MANY
         for box in sample.positive:
             canvas.box(box, _THIN if many else RIGHT, panel)
-        for boxes, style, size in (
-            (sample.negative, _BACKGROUND, 3.5),
-            (sample.positive, RIGHT, 5.0),
+        for boxes, style, diameter in (
+            (sample.negative, _BACKGROUND, 5),
+            (sample.positive, RIGHT, 7),
         ):
             centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-            canvas.axes[panel].plot(
-                *centres.T, "o", color=style.colour, markersize=size, markeredgecolor="white",
-                markeredgewidth=0.5,
-            )  # fmt: skip
+            canvas.dots(centres, style, diameter, panel)
         objects.draw(canvas, panel)
     return canvas

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-Asked = tuple[str, str | None, str | None]  # path, Range, If-Range
+Asked = tuple[str, str | None]  # path, Range
 
 
 @dataclass
@@ -17,8 +17,9 @@ class Server:
 
     Attributes:
         files: path -> content.
-        etag, modified: headers, left out if empty.
-        ranges: whether ``Range`` is heeded; ``if_range``: whether ``If-Range`` is.
+        kind: of the content.
+        ranges: whether ``Range`` is heeded.
+        length: whether answers say how long they are.
         drop_after: for each coming request, close the connection after so many bytes.
         statuses: for each coming request, answer with this status instead.
         hang_after: send so many bytes, then nothing until the server ends; -1: never.
@@ -27,10 +28,7 @@ class Server:
 
     files: dict[str, bytes] = field(default_factory=dict)
     kind: str = "application/octet-stream"
-    etag: str = '"1"'
-    modified: str = ""
     ranges: bool = True
-    if_range: bool = True
     length: bool = True
     drop_after: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
@@ -61,8 +59,8 @@ def _handler(server: Server) -> Callable[..., BaseHTTPRequestHandler]:
             pass
 
         def do_GET(self) -> None:
-            wanted, condition = self.headers["Range"], self.headers["If-Range"]
-            server.asked.append((self.path, wanted, condition))
+            wanted = self.headers["Range"]
+            server.asked.append((self.path, wanted))
             if server.statuses:
                 self.send_error(server.statuses.pop(0))
                 return
@@ -71,9 +69,7 @@ def _handler(server: Server) -> Callable[..., BaseHTTPRequestHandler]:
                 self.send_error(404)
                 return
             start, status = 0, 200
-            version = server.etag or server.modified
-            unchanged = not server.if_range or condition in (None, version)
-            if wanted and server.ranges and unchanged:
+            if wanted and server.ranges:
                 start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206
                 if start >= len(content):
                     self.send_error(416)
@@ -85,10 +81,6 @@ def _handler(server: Server) -> Callable[..., BaseHTTPRequestHandler]:
             if status == 206:
                 last = len(content) - 1
                 self.send_header("Content-Range", f"bytes {start}-{last}/{len(content)}")
-            if server.etag:
-                self.send_header("ETag", server.etag)
-            if server.modified:
-                self.send_header("Last-Modified", server.modified)
             self.end_headers()
             body = content[start:]
             if server.drop_after:

@@ -1,32 +1,19 @@
-"""py-faster-rcnn's resizing: check E7 (docs/checks.md), its arithmetic by hand, its sizes."""
+"""py-faster-rcnn's resizing: E7 (docs/worked_examples.md), its arithmetic by hand, its sizes."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetMapper
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from PIL import Image
 
-from frcnn_plugin import add_frcnn_config
+from frcnn_plugin import get_config_file
+from frcnn_plugin.config import plugin_cfg
 from frcnn_plugin.data.loading.resize import (
     FloatResizeShortestEdge,
     FloatResizeTransform,
-    build_mapper,
     with_resize,
 )
-from frcnn_plugin.errors import UserError
-
-
-def config(*opts: object) -> CfgNode:
-    cfg = get_cfg()
-    add_frcnn_config(cfg)
-    cfg.merge_from_list(
-        ["INPUT.MIN_SIZE_TEST", 600, "INPUT.MAX_SIZE_TEST", 1000, "INPUT.FORMAT", "BGR", *opts]
-    )
-    return cfg
 
 
 @pytest.mark.parametrize(
@@ -46,6 +33,25 @@ def test_sizes_e7(size: tuple[int, int], new: tuple[int, int], factor: float) ->
     transform = FloatResizeShortestEdge(600, 1000).get_transform(np.zeros((*size, 3), np.uint8))
     assert transform.apply_image(np.zeros((*size, 3), np.uint8)).shape == (*new, 3)
     assert transform.factor == pytest.approx(factor, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((375, 500), (600, 800)),
+        ((333, 500), (600, 901)),
+        ((300, 500), (600, 1000)),
+        ((299, 500), (598, 1000)),
+        ((200, 500), (400, 1000)),
+    ],
+)
+def test_sizes_of_detectron2_e7(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """By Detectron2's resize, with the numbers of the presets."""
+    cfg = plugin_cfg()
+    cfg.merge_from_file(get_config_file("Base-PyEnd2End.yaml"))
+    resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, "choice")
+    transform = resize.get_transform(np.zeros((*size, 3), dtype=np.uint8))
+    assert (transform.new_h, transform.new_w) == expected
 
 
 def bilinear(image: np.ndarray, factor: float, height: int, width: int) -> np.ndarray:
@@ -91,13 +97,19 @@ def test_grey_images_and_segmentations() -> None:
     assert transform.apply_box(np.array([[1.0, 1, 3, 4]])).tolist() == [[2, 2, 6, 8]]
 
 
+def config(resize: str) -> CfgNode:
+    cfg = plugin_cfg()
+    cfg.INPUT.RESIZE = resize
+    return cfg
+
+
 def test_only_the_resize_is_replaced() -> None:
     flip = T.RandomFlip()
     host = [T.ResizeShortestEdge((480, 600), 1000, "choice"), flip]
-    ours = with_resize(config("INPUT.RESIZE", "opencv"), host)
+    ours = with_resize(config("opencv"), host)
     assert type(ours[0]) is FloatResizeShortestEdge and ours[1] is flip
     assert (tuple(ours[0].short_edge_length), ours[0].max_size) == ((480, 600), 1000)
-    assert with_resize(config(), host) == host
+    assert with_resize(config("pillow"), host) == host
 
 
 def test_a_range_of_sizes_and_none() -> None:
@@ -107,22 +119,3 @@ def test_a_range_of_sizes_and_none() -> None:
     heights = {ranged.get_transform(image).new_h for _ in range(100)}
     assert min(heights) == 50 and max(heights) == 60
     assert FloatResizeShortestEdge(0, 1000).get_transform(image).apply_image(image) is image
-
-
-def test_mapper(tmp_path) -> None:
-    file = tmp_path / "a.png"
-    Image.fromarray(np.full((40, 50, 3), 7, np.uint8)).save(file)
-    record = {"file_name": str(file), "height": 40, "width": 50}
-    cfg = config("INPUT.RESIZE", "opencv", "INPUT.MIN_SIZE_TEST", 61)
-    image = build_mapper(cfg, is_train=False)(record)["image"]
-    assert image.shape == (3, 61, 76) and image.dtype == torch.float32  # 76.25
-    assert (image == 7).all()
-    cfg = config("INPUT.MIN_SIZE_TEST", 61)
-    host = DatasetMapper(cfg, is_train=False)(record)["image"]
-    ours = build_mapper(cfg, is_train=False)(record)["image"]
-    assert ours.dtype == host.dtype == torch.uint8 and torch.equal(ours, host)
-
-
-def test_unknown_resize() -> None:
-    with pytest.raises(UserError, match=r"INPUT.RESIZE is 'cv2': use one of pillow, opencv"):
-        build_mapper(config("INPUT.RESIZE", "cv2"), is_train=False)

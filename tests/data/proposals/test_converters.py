@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from detectron2.data.build import load_proposals_into_dataset
 
-from frcnn_plugin.data.proposals.checks import load_proposals
 from frcnn_plugin.data.proposals.converters import convert_npz, convert_selective_search_mat
+from frcnn_plugin.data.proposals.files import load_proposals
 from frcnn_plugin.errors import UserError
 
 DICTS = [

@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from PIL import Image
 
-from frcnn_plugin.data.proposals.checks import Proposals, load_proposals
+from frcnn_plugin.data.proposals.files import Proposals, load_proposals
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.average_precision import paired_iou
 from frcnn_plugin.evaluation.ground_truth import GroundTruth, from_dicts

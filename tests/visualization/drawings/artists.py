@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
@@ -9,6 +10,11 @@ from matplotlib.patches import Rectangle
 from frcnn_plugin.visualization import Canvas
 
 Box = tuple[float, float, float, float]
+IMAGE = np.full((100, 200, 3), 90, dtype=np.uint8)
+
+
+def blank(height: int, width: int, value: int = 128) -> np.ndarray:
+    return np.full((height, width, 3), value, dtype=np.uint8)
 
 
 def boxes(axes: Axes, colour: str = "", dash: str = "") -> list[Box]:

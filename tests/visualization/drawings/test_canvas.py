@@ -1,17 +1,18 @@
 from __future__ import annotations
 
-import cv2
-import numpy as np
-import pytest
+import gc
+from pathlib import Path
 
-from frcnn_plugin.visualization.drawings.canvas import Canvas, Panel
+import cv2
+import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from frcnn_plugin.visualization import BareCanvas
+from frcnn_plugin.visualization.drawings.canvas import Canvas, Panel, save_picture
 from frcnn_plugin.visualization.drawings.palette import OBJECT, RIGHT, Style
 
-from .artists import boxes, heading, legend
-
-
-def blank(height: int, width: int, value: int = 128) -> np.ndarray:
-    return np.full((height, width, 3), value, dtype=np.uint8)
+from .artists import blank, boxes, heading, legend
 
 
 def panel_size(canvas: Canvas, panel: int = 0) -> tuple[int, int]:
@@ -80,11 +81,18 @@ def test_colours_of_the_image_stay(tmp_path) -> None:
         assert picture[len(picture) // 2, picture.shape[1] // 2].tolist() == expected
 
 
+def test_save_picture(tmp_path) -> None:
+    for name in ("a.jpg", "a.png"):
+        assert save_picture(tmp_path / "new" / name, blank(30, 40)) == tmp_path / "new" / name
+        assert (cv2.imread(str(tmp_path / "new" / name)) == 128).all()
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["a.jpg", "a.png"]
+
+
 def test_failed_writing_leaves_the_old_picture(tmp_path, monkeypatch) -> None:
     path = tmp_path / "p.png"
     path.write_bytes(b"old")
     canvas = Canvas(blank(20, 20), "t")
-    monkeypatch.setattr(canvas.figure, "savefig", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         canvas.save(path)
     assert path.read_bytes() == b"old"
@@ -120,3 +128,20 @@ def test_long_titles_and_legends_stay_in_the_figure() -> None:
     frame = canvas.axes[0].get_window_extent()
     assert min(part.y0 for part in parts[:-1]) >= frame.y1 and parts[-1].y1 <= frame.y0
     assert heading(canvas).count("words") == 20 and len(legend(canvas)) == 9
+
+
+def test_no_picture_leaves_anything_in_memory() -> None:
+    def draw() -> None:
+        for canvas in (Canvas(blank(40, 60), "t"), BareCanvas(blank(40, 60))):
+            canvas.box((1, 2, 30, 30), RIGHT)
+            canvas.label((1, 2, 30, 30), "dog", RIGHT)
+            canvas.pixels()
+
+    draw()
+    gc.collect()
+    before = sum(isinstance(thing, Figure) for thing in gc.get_objects())
+    for _ in range(3):
+        draw()
+    gc.collect()
+    assert sum(isinstance(thing, Figure) for thing in gc.get_objects()) == before
+    assert pyplot.get_fignums() == []

@@ -1,0 +1,125 @@
+"""From a record to an input of the model. Literals: checks E7, E8 (docs/worked_examples.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from frcnn_plugin import get_config_file
+from frcnn_plugin.config import plugin_cfg
+from frcnn_plugin.data.loading.mappers import MirroringMapper, build_mapper
+from frcnn_plugin.engine import PaperTrainer
+from frcnn_plugin.errors import UserError
+
+
+def test_plain_mapper(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    Image.fromarray(np.full((40, 50, 3), 7, np.uint8)).save(file)
+    record = {"file_name": str(file), "height": 40, "width": 50}
+    cfg = plugin_cfg()
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 61, "INPUT.RESIZE", "opencv"])
+    image = build_mapper(cfg, is_train=False)(record)["image"]
+    assert image.shape == (3, 61, 76) and image.dtype == torch.float32  # 76.25
+    assert (image == 7).all()
+    cfg.INPUT.RESIZE = "pillow"
+    host = DatasetMapper(cfg, is_train=False)(record)["image"]
+    ours = build_mapper(cfg, is_train=False)(record)["image"]
+    assert ours.dtype == host.dtype == torch.uint8 and torch.equal(ours, host)
+
+
+def test_unknown_resize() -> None:
+    cfg = plugin_cfg()
+    cfg.INPUT.RESIZE = "cv2"
+    with pytest.raises(UserError, match=r"INPUT.RESIZE is 'cv2': use one of pillow, opencv"):
+        build_mapper(cfg, is_train=False)
+
+
+def unresized_cfg() -> CfgNode:
+    """For the image of :func:`record`."""
+    cfg = plugin_cfg()
+    cfg.merge_from_file(get_config_file("Base-PyEnd2End.yaml"))
+    cfg.INPUT.MIN_SIZE_TRAIN = (500,)
+    return cfg
+
+
+def record(tmp_path: Path, **extra: Any) -> dict[str, Any]:
+    """An image of 600 x 500 with the box of E8, bright in its left half."""
+    pixels = np.zeros((600, 500, 3), dtype=np.uint8)
+    pixels[:, :250] = 255
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    # Inclusive [10, 20, 30, 40] is continuous [10, 20, 31, 41].
+    annotation = {"bbox": [10.0, 20.0, 31.0, 41.0], "bbox_mode": 0, "category_id": 0}
+    return {
+        "file_name": str(tmp_path / "image.png"),
+        "height": 600,
+        "width": 500,
+        "image_id": "image",
+        "annotations": [annotation, {**annotation, "iscrowd": 1}],
+        **extra,
+    }
+
+
+def test_mirrored_entry_e8(tmp_path: Path) -> None:
+    """Inclusive [469, 20, 489, 40]; pixels are mirrored, too; difficult objects are left out."""
+    mapper = MirroringMapper(unresized_cfg(), is_train=True)
+    plain = mapper(record(tmp_path))
+    mirrored = mapper(record(tmp_path, mirrored=True))
+    assert plain["instances"].gt_boxes.tensor.tolist() == [[10, 20, 31, 41]]
+    assert mirrored["instances"].gt_boxes.tensor.tolist() == [[469, 20, 490, 41]]
+    assert plain["image"][:, :, :250].min() == 255 and plain["image"][:, :, 250:].max() == 0
+    assert mirrored["image"].flip(2).equal(plain["image"])
+
+
+def test_proposals_are_mirrored_with_the_image(tmp_path: Path) -> None:
+    cfg = unresized_cfg()
+    cfg.MODEL.LOAD_PROPOSALS = True
+    proposals = {
+        "proposal_boxes": np.array([[10, 20, 31, 41]], dtype=np.float32),
+        "proposal_objectness_logits": np.array([1.0], dtype=np.float32),
+        "proposal_bbox_mode": 0,
+    }
+    out = MirroringMapper(cfg, is_train=True)(record(tmp_path, mirrored=True, **proposals))
+    assert out["proposals"].proposal_boxes.tensor.tolist() == [[469, 20, 490, 41]]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, restore_catalogs: None) -> str:
+    file = tmp_path / "a.png"
+    Image.fromarray(np.full((40, 51, 3), 7, np.uint8)).save(file)
+    box = {"bbox": [2, 3, 30, 32], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    record = {"file_name": str(file), "height": 40, "width": 51, "image_id": "a"}
+    DatasetCatalog.register("resize_test", lambda: [{**record, "annotations": [box]}] * 2)
+    return "resize_test"
+
+
+@pytest.mark.parametrize(
+    ("resize", "dtype", "width"), [("opencv", torch.float32, 76), ("pillow", torch.uint8, 77)]
+)
+def test_resize_reaches_every_loader(
+    tiny_cfg: Callable, dataset: str, resize: str, dtype: torch.dtype, width: int
+) -> None:
+    """40x51 to 60: 76.5 wide, rounded to even by OpenCV, up by Detectron2."""
+    cfg = tiny_cfg(
+        *("INPUT.RESIZE", resize, "INPUT.MIN_SIZE_TEST", 60, "INPUT.MIN_SIZE_TRAIN", (60,)),
+        *("DATASETS.TRAIN", (dataset,), "DATASETS.TEST", (dataset,)),
+        *("DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 1),
+    )
+    (batch,) = list(PaperTrainer.build_test_loader(cfg, dataset))[:1]
+    images = [batch[0]["image"]]
+    for mirrored in (True, False):
+        cfg.DATALOADER.MIRRORED_COPIES = mirrored
+        images.append(next(iter(PaperTrainer.build_train_loader(cfg)))[0]["image"])
+    record = DatasetCatalog.get(dataset)[0]
+    images.append(MirroringMapper(cfg, is_train=False)({**record, "mirrored": True})["image"])
+    for image in images:
+        assert image.dtype == dtype and image.shape == (3, 60, width)
+        assert (image == 7).all()
