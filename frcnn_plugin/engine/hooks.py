@@ -17,7 +17,7 @@ class CaffeMomentum(HookBase):
     Caffe keeps ``lr * gradient`` in the momentum buffer, torch the bare gradient. With a constant
     rate both change the weights alike; after a drop Caffe's buffer still holds gradients times the
     old rate, for about 20 iterations. Multiplying torch's buffer by old rate / new rate reproduces
-    that exactly (check E17 of docs/checks.md, point 34 of docs/faithfulness.md).
+    that exactly (example E17 of docs/worked_examples.md, point 34 of docs/faithfulness.md).
 
     Put it right after Detectron2's ``LRScheduler`` hook, which changes the rate.
     """

@@ -41,7 +41,7 @@ def average_precision(recall: FloatArray, precision: FloatArray, metric: Metric)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     if metric == "11point":
         # The thresholds as the original code has them: the fourth is 0.30000000000000004, so a
-        # recall of exactly 3/10 does not reach it (check E19b, docs/checks.md).
+        # recall of exactly 3/10 does not reach it (example E19b, docs/worked_examples.md).
         thresholds = np.arange(0.0, 1.1, 0.1)
         first = np.searchsorted(recall, thresholds, side="left")
         reached = np.append(envelope, 0.0)[first]

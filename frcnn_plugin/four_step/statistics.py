@@ -127,7 +127,7 @@ def head_target_statistics(
         class_names: K names for messages; numbers if None.
 
     Returns:
-        mean (K, 4) and std (K, 4), float32, std with divisor n (check E30); number of targets
+        mean (K, 4) and std (K, 4), float32, std with divisor n (example E30); number of targets
         (K,), int64. A class without targets has mean 0 and std 1, and a coordinate that does not
         vary has std 1: that is what ``BBOX_REG_WEIGHTS`` alone would do. One warning names them.
 
@@ -241,7 +241,7 @@ class TargetMoments:
         self._squares *= 2
 
     def result(self, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation, divisor n (check E30).
+        """Mean and standard deviation, divisor n (example E30).
 
         Args:
             names: of the rows, for the warning about those that have too few targets.

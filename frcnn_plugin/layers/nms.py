@@ -18,7 +18,7 @@ def float32_threshold(thresh: float) -> float:
     """Round an IoU threshold to what Caffe's kernels see.
 
     torchvision compares float32 IoUs with a double threshold and so suppresses an IoU of exactly
-    0.3, which the originals keep (check E14b). Rounding the threshold to float32 first agrees.
+    0.3, which the originals keep (example E14b). Rounding the threshold to float32 first agrees.
     """
     return float(np.float32(thresh))
 

@@ -15,8 +15,8 @@ class CaffeBox2BoxTransform(Box2BoxTransform):
     """Detectron2's transform without its limit on dw, dh; with py-faster-rcnn's growth if asked.
 
     On continuous boxes Detectron2's encoding equals the originals' "+1" encoding, and its decoding
-    the MATLAB code's (checks E5, E27). py-faster-rcnn decodes every box one pixel too large to the
-    right and bottom (bbox_transform.py).
+    the MATLAB code's (examples E5, E27). py-faster-rcnn decodes every box one pixel too large to
+    the right and bottom (bbox_transform.py).
     """
 
     def __init__(

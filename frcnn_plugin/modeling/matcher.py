@@ -29,7 +29,7 @@ class AsyncMatcher(Matcher):
             labels: one more; of 1, 0 and -1.
             allow_low_quality_matches: a box with the highest IoU of some ground truth is positive.
             guard_zero: not so if that highest IoU is 0, when all boxes that do not touch the object
-                would become positive (check E9c).
+                would become positive (example E9c).
         """
         super().__init__(list(thresholds), list(labels), allow_low_quality_matches)
         self.guard_zero = guard_zero

@@ -111,7 +111,7 @@ class TargetStatistics(nn.Module):
         return deltas * self.std.flatten() + self.mean.flatten()
 
     def fold(self, layer: nn.Linear | nn.Conv2d) -> None:
-        """Put the statistics into ``layer``, in place, and forget them (check E18).
+        """Put the statistics into ``layer``, in place, and forget them (example E18).
 
         The originals do this when they save. Nothing happens without statistics.
 

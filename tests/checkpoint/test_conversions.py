@@ -130,7 +130,7 @@ def test_there_and_back_to_the_bit(layers: networks.Layers) -> None:
 
 
 def test_back_folds_statistics() -> None:
-    """Check E18: weight .5, bias .3, std .2, mean .01 give .1 and .07."""
+    """Example E18: weight .5, bias .3, std .2, mean .01 give .1 and .07."""
     state = convert_caffe(
         networks.detector(networks.zf(), classes=1, rpn_conv="rpn_conv1")
     ).state_dict

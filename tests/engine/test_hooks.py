@@ -1,4 +1,4 @@
-"""Hooks. Literals: check E17 (docs/checks.md)."""
+"""Hooks. Literals: example E17 (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizer, schedule, evaluators. Literals: checks E31 to E33 (docs/checks.md)."""
+"""Optimizer, schedule, evaluators. Literals: examples E31 to E33 (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

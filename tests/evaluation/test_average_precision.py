@@ -23,7 +23,7 @@ def both(marks, num_gt):
 
 
 def test_e19_ranked_list():
-    # Check E19 (docs/checks.md): TP, FP, TP, TP with 3 gt.
+    # Example E19 (docs/worked_examples.md): TP, FP, TP, TP with 3 gt.
     recall, precision = curve("tftt", 3)
     assert recall == pytest.approx([1 / 3, 1 / 3, 2 / 3, 1])
     assert precision == pytest.approx([1, 0.5, 2 / 3, 0.75])
@@ -33,14 +33,14 @@ def test_e19_ranked_list():
 
 
 def test_e19d_difficult_counts_neither_way():
-    # Check E19d: TP, difficult, FP, TP with 2 gt.
+    # Example E19d: TP, difficult, FP, TP with 2 gt.
     assert both("tdft", 2) == pytest.approx([0.848485, 0.833333], abs=1e-6)
     # The same without the difficult one.
     assert both("tft", 2) == pytest.approx(both("tdft", 2))
 
 
 def test_e19e_and_e19b_float_trap():
-    # Checks E19e, E19b: recall of exactly 3/10 does not reach numpy's 0.30000000000000004.
+    # Examples E19e, E19b: recall of exactly 3/10 does not reach numpy's 0.30000000000000004.
     eleven_point, area = both("ttt", 10)
     assert eleven_point == pytest.approx(3 / 11)  # 4/11 without the trap
     assert area == pytest.approx(0.3)
@@ -102,7 +102,7 @@ def match(det, gt, ignored=None, rule=">=", thresholds=(0.5,), det_images=None, 
 
 
 def test_e19c_threshold_rule():
-    # Check E19c: inclusive det [0,0,9,9], gt [0,0,9,4], IoU exactly .5.
+    # Example E19c: inclusive det [0,0,9,9], gt [0,0,9,4], IoU exactly .5.
     det, gt = [[0, 0, 10, 10]], [[0, 0, 10, 5]]
     assert match(det, gt, rule=">=") == ([[True]], [[False]])  # devkit
     assert match(det, gt, rule=">") == ([[False]], [[False]])  # py-faster-rcnn

@@ -52,7 +52,8 @@ def no_prediction():
     return [], [], []
 
 
-# Check E19 (docs/checks.md) as boxes: cat TP, FP, TP, TP with 3 gt. A dog found at once. No cow.
+# Example E19 (docs/worked_examples.md) as boxes: cat TP, FP, TP, TP with 3 gt. A dog found at
+# once. No cow.
 IMAGES = {
     "a": [annotation(0, [0, 0, 10, 10]), annotation(0, [20, 20, 30, 30])],
     "b": [annotation(0, [0, 0, 10, 10]), annotation(1, [50, 50, 60, 60])],
@@ -70,7 +71,7 @@ def test_results(caplog):
     with caplog.at_level(logging.INFO):
         results = evaluate("small", PREDICTIONS)
     bbox = results["bbox"]
-    # Means over cat (check E19) and dog (1); cow has no objects and is left out.
+    # Means over cat (example E19) and dog (1); cow has no objects and is left out.
     assert bbox["AP50-11point"] == pytest.approx(50 * (0.8409091 + 1), abs=1e-4)
     assert bbox["AP50-area"] == pytest.approx(50 * (0.8333333 + 1), abs=1e-4)
     assert bbox["AP50"] == bbox["AP50-11point"] == bbox["AP75"]
@@ -119,7 +120,7 @@ def test_ap_is_the_mean_over_thresholds():
 
 
 def test_e19c_match_rule():
-    # Check E19c.
+    # Example E19c.
     register("small", {"a": [annotation(0, [0, 0, 10, 5])]})
     prediction = {"a": ([[0, 0, 10, 10]], [0.9], [0])}
     assert evaluate("small", prediction)["bbox"]["AP50"] == pytest.approx(100)
@@ -128,7 +129,7 @@ def test_e19c_match_rule():
 
 @pytest.mark.parametrize("flag", ["difficult", "iscrowd"])
 def test_e19d_ignored_objects(flag):
-    # Check E19d: TP, difficult, FP, TP with 2 gt.
+    # Example E19d: TP, difficult, FP, TP with 2 gt.
     boxes = [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]]
     truth = [annotation(0, boxes[0]), annotation(0, boxes[1], **{flag: 1}),
              annotation(0, boxes[3])]  # fmt: skip
@@ -306,7 +307,7 @@ def test_difficult_is_respected_for_detectron2s_names(tmp_path):
 
 
 def test_record_for_the_report(tmp_path):
-    """Cat as check E19: TP, FP, TP, TP of 3; its curve has a point per hit."""
+    """Cat as example E19: TP, FP, TP, TP of 3; its curve has a point per hit."""
     register("recorded", IMAGES)
     results = evaluate("recorded", PREDICTIONS, output_dir=str(tmp_path))["bbox"]
     record = EvaluationRecord.load(tmp_path / "evaluation.json")

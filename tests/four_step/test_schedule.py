@@ -1,4 +1,4 @@
-"""The schedule of a run. Literals: MATLAB's solver files, check E31 (docs/checks.md)."""
+"""The schedule of a run. Literals: MATLAB's solver files, example E31 (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics of box targets. Checks E5 and E30 (docs/checks.md)."""
+"""Statistics of box targets. Examples E5 and E30 (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Suppression against torchvision's. Literal: check E14b (docs/checks.md)."""
+"""Suppression against torchvision's. Literal: example E14b (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

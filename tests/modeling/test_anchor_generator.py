@@ -1,4 +1,4 @@
-"""Anchors. Literals: checks E1, E3, E3b, E3c (docs/checks.md)."""
+"""Anchors. Literals: examples E1, E3, E3b, E3c (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoding and decoding. Literals: checks E4, E5, E26, E27, E28 (docs/checks.md)."""
+"""Encoding and decoding. Literals: examples E4, E5, E26, E27, E28 (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The module that normalises box targets. By hand, or check E18 (docs/checks.md)."""
+"""The module that normalises box targets. By hand, or example E18 (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transcription itself: literals by hand or from docs/checks.md, and slow plain loops."""
+"""The transcription itself: slow plain loops; literals by hand or from docs/worked_examples.md."""
 
 from __future__ import annotations
 

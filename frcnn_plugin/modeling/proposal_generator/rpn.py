@@ -36,7 +36,7 @@ class PaperRPN(RPN):
     """Detectron2's RPN with the original rules for labels, losses and proposals.
 
     - Anchors that cross the border are removed *before* matching, so that every ground truth keeps
-      its best inside anchor (Detectron2 matches first, check E9e).
+      its best inside anchor (Detectron2 matches first, example E9e).
     - Losses are divided by the number of anchors really sampled, or, for the box loss of the paper,
       by the number of locations.
     - Proposals: see :func:`~frcnn_plugin.modeling.proposal_generator.selection.select_proposals`.
@@ -107,7 +107,7 @@ class PaperRPN(RPN):
 
         Positive: IoU >= 0.7 with a ground truth, or the highest IoU with some ground truth, all
         ties included. Negative: IoU < 0.3 with all. The ground truth an anchor regresses to is the
-        one it overlaps most, even if another one made it positive (checks E9, E9d).
+        one it overlaps most, even if another one made it positive (examples E9, E9d).
 
         Args:
             anchors: (I, 4), those inside the image.
@@ -344,7 +344,7 @@ def rpn_losses(
     loc = (loc * is_object).sum()  # ... and no weight.
     logits = logits.flatten()[sampled]
     cls = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
-    # By what is there and not by 256: with few anchors inside, the batch is smaller (check E10).
+    # By what is there and not by 256: with few anchors inside, the batch is smaller (example E10).
     num_sampled = max(len(sampled), 1)
     # The paper's lambda of 10 presumes the box loss divided by the locations, about 2,400, ten
     # times the mini-batch; py-faster-rcnn divides by the samples and has lambda 1.

@@ -27,7 +27,7 @@ class SoftmaxRPNHead(nn.Module):
     anchors 0..A-1. The head returns ``object - background``, one logit per anchor, so that it
     fits any RPN: the sigmoid cross entropy of that difference *is* the softmax cross entropy, in
     value and in gradient, while both weight vectors keep training (a head with one logit would
-    learn half as fast, check E12).
+    learn half as fast, example E12).
 
     Source: paper section 3.1 and footnote 4; py-faster-rcnn and MATLAB prototxts.
     """

@@ -65,7 +65,7 @@ def select_proposals(
     clipped = clip_boxes(boxes, image_size)
     sides = clipped[:, 2:] - clipped[:, :2]
     # Before the first top-N, so that small boxes take no one's place among the best 6000
-    # (proposal_layer.py; Detectron2 filters afterwards, check E34). Indices, as with a mask each
+    # (proposal_layer.py; Detectron2 filters afterwards, example E34). Indices, as with a mask each
     # of the two lines below would have to find out how many there are.
     large = ((sides >= min_side) & (sides > 0)).all(dim=1).nonzero().squeeze(1)
     kept_boxes, kept_scores = clipped[large], scores[large]

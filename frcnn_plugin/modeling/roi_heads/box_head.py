@@ -17,7 +17,7 @@ class UnscaledDropout(nn.Module):
     """Caffe's dropout with ``scale_train: false``: a plain mask in training, ``x * (1 - p)`` after.
 
     The ZF weights were trained with it; scaled dropout would double what they expect (point 40
-    of docs/faithfulness.md, check E25).
+    of docs/faithfulness.md, example E25).
     """
 
     def __init__(self, p: float) -> None:

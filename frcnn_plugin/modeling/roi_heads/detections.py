@@ -56,7 +56,7 @@ def select_detections(
         classes: (D,) int64.
         nms_thresh: IoU above which the lower-scored box is suppressed.
         topk: detections kept at most; negative: all.
-        keep_ties: all that score as the last kept are kept as well (check E20).
+        keep_ties: all that score as the last kept are kept as well (example E20).
 
     Returns:
         (n,) int64 indices, by descending score.

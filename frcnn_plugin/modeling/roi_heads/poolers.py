@@ -17,7 +17,7 @@ class InclusiveROIPooler(nn.Module):
     The one place where the plugin leaves continuous coordinates: Caffe rounds *inclusive* corners
     to cells, so (0, 0, 1, 1) is subtracted first. Given inclusive corners, torchvision's operator
     equals Caffe's bit for bit: corners round half away from zero, empty bins are 0. Continuous
-    corners would move about a quarter of all RoIs to another cell (check E15f).
+    corners would move about a quarter of all RoIs to another cell (example E15f).
 
     Source: Caffe roi_pooling_layer.cu.
     """

@@ -27,7 +27,7 @@ class CaffeROIHeads(StandardROIHeads):
         """Read Detectron2's arguments, with our matcher."""
         ret = super().from_config(cfg, input_shape)
         heads = cfg.MODEL.ROI_HEADS
-        # Without low-quality matches: only the RPN gives each object its best box (check E9);
+        # Without low-quality matches: only the RPN gives each object its best box (example E9);
         # proposal_target_layer.py calls a RoI by its IoU alone.
         ret["proposal_matcher"] = AsyncMatcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS)
         return ret

@@ -1,4 +1,4 @@
-"""From a record to an input of the model. Literals: checks E7, E8 (docs/worked_examples.md)."""
+"""From a record to an input of the model. Literals: examples E7, E8 (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VGG16 and ZF. Expected sizes and values: checks E2, E16, E24 (docs/checks.md)."""
+"""VGG16 and ZF. Expected sizes and values: examples E2, E16, E24 (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

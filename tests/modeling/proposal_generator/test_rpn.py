@@ -1,4 +1,7 @@
-"""Labels, sampling, losses, proposals. Checks E9*, E10, E11, E11b, E11c (docs/checks.md)."""
+"""Labels, sampling, losses, proposals.
+
+Examples E9*, E10, E11, E11b, E11c (docs/worked_examples.md).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head of the RPN. Checks E3d, E12, E23 (docs/checks.md)."""
+"""The head of the RPN. Examples E3d, E12, E23 (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Proposal selection. Literals: checks E6, E13, E14, E27b, E34 (docs/checks.md), or by hand."""
+"""Proposal selection.
+
+Literals: examples E6, E13, E14, E27b, E34 (docs/worked_examples.md), or by hand.
+"""
 
 from __future__ import annotations
 

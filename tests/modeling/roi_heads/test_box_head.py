@@ -1,4 +1,4 @@
-"""fc6, fc7, dropout. Check E25 (docs/checks.md)."""
+"""fc6, fc7, dropout. Example E25 (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a head's boxes to detections. Check E20 (docs/checks.md), or by hand."""
+"""From a head's boxes to detections. Example E20 (docs/worked_examples.md), or by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding and losses. By hand, or checks E5*, E11d, E14b, E18, E28 (docs/checks.md)."""
+"""Decoding and losses. By hand, or examples E5*, E11d, E14b, E18, E28 (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

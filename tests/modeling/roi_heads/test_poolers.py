@@ -1,4 +1,4 @@
-"""RoI pooling. Checks E15* (docs/checks.md)."""
+"""RoI pooling. Examples E15* (docs/worked_examples.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def stock_pooler(output: int) -> ROIPooler:
 
 
 def pool(features: torch.Tensor, inclusive: list[float], output: int) -> torch.Tensor:
-    """Pool one RoI given as the inclusive corners of docs/checks.md."""
+    """Pool one RoI given as the inclusive corners of docs/worked_examples.md."""
     box = Boxes(torch.tensor([inclusive], dtype=torch.float32) + torch.tensor([0.0, 0, 1, 1]))
     return InclusiveROIPooler(stock_pooler(output))([features], [box])[0, 0]
 

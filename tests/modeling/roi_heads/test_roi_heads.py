@@ -1,4 +1,4 @@
-"""Sampling of RoIs, and the heads as a whole. Checks E10b, E10c (docs/checks.md)."""
+"""Sampling of RoIs, and the heads as a whole. Examples E10b, E10c (docs/worked_examples.md)."""
 
 from __future__ import annotations
 

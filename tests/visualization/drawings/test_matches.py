@@ -60,7 +60,7 @@ def test_ties_are_all_best() -> None:
 
 
 def test_zero_iou_is_best_where_the_model_says_so() -> None:
-    """The originals' flaw (check E9c): nothing touches the object, so all are its best."""
+    """The originals' flaw (example E9c): nothing touches the object, so all are its best."""
     found = explain([[0, 0, 10, 10]], [1], [[50, 50, 60, 60]])
     assert found.reason.tolist() == [Reason.BEST]
     guarded = explain([[0, 0, 10, 10]], [0], [[50, 50, 60, 60]])
