@@ -84,9 +84,9 @@ def from_dicts(dicts: list[dict[str, Any]]) -> GroundTruth:
 
 
 def gather_by_image(entries: Mapping[str, _T]) -> dict[str, _T]:
-    """Return, on the main process, what all of them know by image id; elsewhere nothing.
+    """Return, on the main process, the entries of all processes by image id; elsewhere nothing.
 
-    Of an image that several know, as samplers make them do to fill a batch, the first entry stays.
+    Samplers repeat images to fill a batch; of such an image the first entry stays.
     """
     comm.synchronize()
     gathered: dict[str, _T] = {}

@@ -100,8 +100,8 @@ class VOCEvaluator(DatasetEvaluator):
         Args:
             inputs: dicts with `image_id`.
             outputs: dicts with `instances` (`pred_boxes` in image pixels, continuous XYXY;
-                `scores`; `pred_classes`). An image that comes a second time, as samplers do to
-                fill a batch, is ignored.
+                `scores`; `pred_classes`). An image that comes a second time, because samplers
+                repeat some to fill a batch, is ignored.
         """
         for item, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]

@@ -88,7 +88,7 @@ def draw_image(image: ImageRecord) -> tuple[str, str]:
         pixels = read_bgr(image.file_name)
     except UserError as error:
         problem = str(error)
-        # Grey, and so large that its boxes fit.
+        # Grey, and large enough for its boxes.
         width, height = np.max([[1.0, 1.0], *(box.box[2:] for box in image.boxes)], axis=0)
         pixels = np.full((math.ceil(height), math.ceil(width), 3), 225, dtype=np.uint8)
     canvas = BareCanvas(pixels, sides=(_SIDE, _SIDE), letter=_LETTER)

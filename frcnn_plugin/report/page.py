@@ -61,7 +61,7 @@ def render(run: RunFolder) -> str:
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # names of classes, files and data sets are anybody's
+        autoescape=True,  # anybody may name classes, files and data sets
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -97,7 +97,7 @@ def _title(run: RunFolder) -> str:
 
 
 def _status(run: RunFolder) -> str:
-    """Say how far the run came."""
+    """Say how far the run got."""
     done = run.metrics.done
     if run.finished:
         return "finished"
@@ -152,7 +152,7 @@ def _plan(run: RunFolder) -> list[list[str]]:
 
 
 def _outcome(run: RunFolder, stage: ScheduledStage) -> Iterator[str]:
-    """Yield how far a stage came, how long it took and what was measured after it."""
+    """Yield how far a stage got, how long it took and what was measured after it."""
     seconds, key = 0.0, str(stage.number)
     for session in run.record.sessions:
         if key in session.ends:
@@ -165,14 +165,14 @@ def _outcome(run: RunFolder, stage: ScheduledStage) -> Iterator[str]:
         if values:
             yield f"{sum(values) / len(values):.4f} s {what}"
     if seconds:
-        yield f"{duration(seconds)} in all"
+        yield f"{duration(seconds)} in total"
     for key, value in _results(run, stage, next(iter(run.tested), "")).items():
         yield f"{key.partition('/')[2]} {value:.1f}"
 
 
 def _differences(cfg: CfgNode) -> list[list[str]]:
     """Return key, default and value in the config where these two differ."""
-    # By way of YAML, in which a tuple is a list, and dicts and infinities have one form.
+    # Through YAML, in which a tuple is a list, and dicts and infinities have one form.
     before, after = (_flat(yaml.safe_load(node.dump())) for node in (plugin_cfg(), cfg))
     return [
         [key, *(repr(flat[key]) if key in flat else "–" for flat in (before, after))]
@@ -198,7 +198,7 @@ def _evaluation(run: RunFolder, item: EvaluationRecord) -> dict[str, Any]:
         + [f"{entry.aps[name]:.2f}" if name in entry.aps else "–" for name in metrics]
         for entry in item.classes
     ]
-    # That of stage 2 lies where the final one will.
+    # The evaluation of stage 2 is in the same place as the final one.
     when = "of a later evaluation, not of the run itself" if run.metrics.results else ""
     for stage in run.stages:
         if _results(run, stage, item.dataset).get("bbox/AP50") == item.results.get("AP50"):

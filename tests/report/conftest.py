@@ -49,14 +49,12 @@ def training_lines(done: int, detector: Callable[[int], bool]) -> list[str]:
     return lines
 
 
-def recall_curves(
-    dataset: str, height: float, counts: tuple[int, ...] = (100, 300)
-) -> RecallCurves:
-    rows = {count: [height * (1 - iou) * 2 for iou in CURVE_IOUS] for count in counts}
-    return RecallCurves(dataset, 40, 90, 300.0, list(CURVE_IOUS), rows)
+def recall_curves(height: float) -> RecallCurves:
+    rows = {count: [height * (1 - iou) * 2 for iou in CURVE_IOUS] for count in (100, 300)}
+    return RecallCurves("shapes_test", 40, 90, 300.0, list(CURVE_IOUS), rows)
 
 
-def evaluation(folder: Path, dataset: str = "shapes_test") -> EvaluationRecord:
+def evaluation(folder: Path) -> EvaluationRecord:
     picture = folder / "images" / "000001.jpg"
     picture.parent.mkdir(exist_ok=True)
     Image.fromarray(np.full((120, 160, 3), 200, dtype=np.uint8)).save(picture)
@@ -69,7 +67,7 @@ def evaluation(folder: Path, dataset: str = "shapes_test") -> EvaluationRecord:
     ]
     gone = ImageRecord("000002", str(folder / "gone.jpg"), boxes[1:2])
     return EvaluationRecord(
-        dataset=dataset,
+        dataset="shapes_test",
         metric="11point",
         match=">=",
         num_images=40,
@@ -114,7 +112,7 @@ def write_four_step(folder: Path, done: int = 600) -> Path:
     RunRecord(text, plan, [session]).save(folder)
     for stage, iteration in ((1, 100), (3, 400)):
         if done > iteration:
-            curves = recall_curves("shapes_test", 0.9 + stage / 100)
+            curves = recall_curves(0.9 + stage / 100)
             curves.save(folder / f"proposals/stage{stage}/shapes_test.recall.json")
             values = {f"stage{stage}/proposals/{k}": v for k, v in curves.metrics().items()}
             lines.append(json.dumps({**values, "iteration": iteration}))

@@ -61,7 +61,7 @@ class ProposalCollector(DatasetEvaluator):
     ) -> None:
         """Take in the proposals of some images.
 
-        An image that comes a second time, as samplers do to fill a batch, is ignored.
+        An image that comes a second time, because samplers repeat some to fill a batch, is ignored.
 
         Args:
             inputs: dicts with `image_id`.
@@ -82,7 +82,7 @@ class ProposalCollector(DatasetEvaluator):
             self._entries.setdefault(str(item["image_id"]), (boxes, logits))
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """Write the file; return nothing but an empty dict.
+        """Write the file; return an empty dict.
 
         Raises:
             UserError: if an image of the data set was not processed, or another one was.
