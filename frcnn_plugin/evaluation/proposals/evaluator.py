@@ -210,7 +210,7 @@ class ProposalShards:
                 "%s: made before the %s changed: removed, all images are done again",
                 self.folder, " and ".join(changed),
             )  # fmt: skip
-            self.remove()
+            shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
         # Last: a folder without it counts as made by something else.
         write_json(note, dict(fingerprint))

@@ -159,9 +159,8 @@ def match_one_to_one(iou: FloatArray, gt: IntArray, box: IntArray) -> FloatArray
     iou, gt, box = iou[order], gt[order], box[order]
     matched = [np.zeros(0)]
     while len(iou):
-        # Positions of the first pair of each object, and of each proposal.
-        firsts = (np.unique(number, return_index=True)[1] for number in (gt, box))
-        first = np.intersect1d(*firsts, assume_unique=True)
+        first_of_gt, first_of_box = (np.unique(n, return_index=True)[1] for n in (gt, box))
+        first = np.intersect1d(first_of_gt, first_of_box, assume_unique=True)
         matched.append(iou[first])
         free = ~(np.isin(gt, gt[first]) | np.isin(box, box[first]))
         iou, gt, box = iou[free], gt[free], box[free]
