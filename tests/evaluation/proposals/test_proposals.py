@@ -6,7 +6,6 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils import comm
 
 from frcnn_plugin.data.proposals.files import Proposals, load_proposals
 from frcnn_plugin.errors import UserError
@@ -20,7 +19,6 @@ from frcnn_plugin.evaluation.proposals import (
     measure_recall,
 )
 from frcnn_plugin.evaluation.proposals.recall import match_one_to_one
-from frcnn_plugin.process import launch
 
 # Image "a" has objects P and Q, "b" has R and a difficult one, "c" has none.
 P, Q, R, DIFFICULT = [0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 100, 50], [60, 60, 90, 90]
@@ -271,25 +269,3 @@ def test_curves_file_errors(tmp_path):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(UserError, match=r"a\.json holds no recall curves"):
             RecallCurves.load(tmp_path / "a.json")
-
-
-def evaluate(folder):
-    """Every process takes every second image; the last comes twice, as a padding sampler does."""
-    if "two_processes" not in DatasetCatalog:
-        DatasetCatalog.register("two_processes", load)
-    world = comm.get_world_size()
-    evaluator = ProposalEvaluator("two_processes", folder / f"{world}.pkl")
-    process(evaluator, ["abc", "ac", "bc"][comm.get_rank() if world == 1 else comm.get_rank() + 1])
-    results = evaluator.evaluate()
-    assert bool(results) == comm.is_main_process()
-    if comm.is_main_process():
-        (folder / f"{world}.json").write_text(json.dumps(results))
-
-
-def test_two_processes_give_what_one_gives(tmp_path):
-    launch(evaluate, 2, args=(tmp_path,))
-    evaluate(tmp_path)
-    assert (tmp_path / "2.pkl").read_bytes() == (tmp_path / "1.pkl").read_bytes()
-    two, one = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (2, 1))
-    assert two == one
-    assert two["proposals"]["R@0.7@2000"] == pytest.approx(200 / 3)
