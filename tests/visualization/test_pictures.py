@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 from PIL import Image
 
-from frcnn_plugin import get_config_file
 from frcnn_plugin.data import SHAPE_CLASSES
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
@@ -24,13 +22,7 @@ from frcnn_plugin.visualization.inspection import BoxRules
 from frcnn_plugin.visualization.pictures import Options, Pictures
 
 from .drawings.artists import boxes, heading, legend
-
-DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
-SMALL = [
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
-    *("MODEL.DEVICE", "cpu"),
-]
+from .shapes import DEMO, SMALL, random_weights
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +38,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str,
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "model.pth"
-    torch.save({"model": build_model(setup_cfg(DEMO, SMALL)).state_dict()}, path)
-    return str(path)
+    return random_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture
@@ -96,9 +85,7 @@ def test_matches_counts_are_the_labels(records: list[dict], draw: Callable) -> N
     seen: list[torch.Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
         stock = BoxRules.labels
-        patch.setattr(
-            BoxRules, "labels", lambda *args: seen.append(stock(*args)) or seen[-1]
-        )  # fmt: skip
+        patch.setattr(BoxRules, "labels", lambda *args: seen.append(stock(*args)) or seen[-1])
         (canvas,) = draw("matches", record)
     positive, negative, ignored = (int((seen[0] == value).sum()) for value in (1, 0, -1))
     assert f"{positive} positive, {negative} negative, {ignored} ignored" in heading(canvas)
