@@ -33,6 +33,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
+from ..checkpoint.checkpointer import class_names
 from ..config import plugin_cfg
 from ..data import check_datasets
 from ..engine import setup_cfg
@@ -146,33 +147,25 @@ def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, An
     return [records[index] for index in order[: args.limit or FIRST]]
 
 
-def class_names(cfg: CfgNode, name: str | None) -> list[str]:
-    """Return those of the data set, or, for files, of the config's."""
-    for candidate in [name] if name else [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
-        names = MetadataCatalog.get(candidate).get("thing_classes")
-        if names is not None:
-            return list(names)
-    return []
-
-
 def run(args: argparse.Namespace) -> list[Path]:
     """Draw all that was asked for; return the files."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     check_args(args)
     cfg = setup_cfg(args.config_file, args.opts)
-    dataset = None
     if args.input:
         files = find_images(args.input)[: args.limit]
-        names = zip(files, output_names(files), strict=True)
-        records = [{"file_name": str(file), "image_id": name} for file, name in names]
+        ids = zip(files, output_names(files), strict=True)
+        records = [{"file_name": str(file), "image_id": image_id} for file, image_id in ids]
+        names = class_names(cfg) or ()
     else:
         dataset = dataset_name(cfg, args)
         # Classes of the data set have to be those of the network where the network is asked.
         uses_head = args.mode == "detections" or (args.mode == "sampled" and cfg.MODEL.WEIGHTS)
         check_datasets([dataset], cfg.MODEL.ROI_HEADS.NUM_CLASSES if uses_head else None)
         records = records_of_dataset(args, dataset)
+        names = MetadataCatalog.get(dataset).get("thing_classes", ())
     options = Options(args.topk, args.score, args.seed or 0, args.box, args.cell)
-    pictures = Pictures(cfg, class_names(cfg, dataset), options)
+    pictures = Pictures(cfg, names, options)
     written: list[Path] = []
     for record in tqdm(records, desc=args.mode, unit="image", disable=len(records) < 3):
         drawn = pictures.draw(args.mode, record)

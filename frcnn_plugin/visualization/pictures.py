@@ -30,7 +30,7 @@ from ..modeling.anchor_generator import CaffeAnchorGenerator
 from .drawings.anchors import Sample, draw_anchors, draw_matches, draw_samples, explain_matches
 from .drawings.canvas import Canvas
 from .drawings.detections import draw_detections
-from .drawings.objects import Objects, count_of, draw_data
+from .drawings.objects import NO_OBJECTS, Objects, count_of, draw_data
 from .drawings.proposals import draw_proposals
 from .drawings.roi_cells import draw_roi_cells, pooled_cells
 from .inspection import (
@@ -170,12 +170,6 @@ class Pictures:
             np.array([False] * len(names) + [True] * sum(out), dtype=bool),
         )
 
-    def _left_out(self, image: InspectedImage) -> list[str]:
-        """Note if training leaves the image out."""
-        if len(image.item["instances"]) or not self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            return []
-        return ["no objects to learn: DATALOADER.FILTER_EMPTY_ANNOTATIONS keeps it out of training"]
-
     def _data(self, image: InspectedImage) -> Canvas:
         _, objects = self._truth(image)
         return draw_data(image.bgr, objects, image.name)
@@ -232,7 +226,6 @@ class Pictures:
             [
                 f"{image.resized}; labels: IoU",
                 f"spots of a cell on the right: rows {words[0]}; columns {words[1]}",
-                *self._left_out(image),
             ],
         )  # fmt: skip
 
@@ -243,7 +236,7 @@ class Pictures:
         labels = rules.sampled_labels(anchors, image.item["instances"], seed)
         positive, negative = (image.to_image(anchors.tensor[labels == value]) for value in (1, 0))
         samples = [Sample("RPN anchors", positive, negative)]
-        notes = [f"{image.resized}; seed {seed}", *self._left_out(image)]
+        notes = [f"{image.resized}; seed {seed}"]
         if model is None:
             notes.append("RoIs of the head need proposals, so weights: none given")
         else:
@@ -266,11 +259,10 @@ class Pictures:
         drawn = []
         for box, name in self._rois(image)[: self.options.topk or _MOST_ROIS]:
             cells = pooled_cells(rules.heads.box_pooler, box, size)
-            empty = f"; {count_of(cells.empty_bins, 'empty bin')}" if cells.empty_bins else ""
             canvas = draw_roi_cells(
                 image.bgr, image.to_image(box[None])[0], cells, size, (width, height),
                 f"{name} of {image.name}",
-                [image.resized, f"a cell of {feature} is {stride} network pixels{empty}"],
+                [image.resized, f"a cell of {feature} is {stride} network pixels"],
             )  # fmt: skip
             drawn.append(canvas)
         return drawn
@@ -302,14 +294,14 @@ class Pictures:
         scores = logits.sigmoid().numpy()
         lowest = self.options.score or 0.0
         count = min(int((scores >= lowest).sum()), self.options.topk or _MOST_PROPOSALS)
-        objects, notes = None, list[str]()
+        objects, notes = NO_OBJECTS, list[str]()
         if "annotations" in image.record:
             truth, objects = self._truth(image)
             found = Proposals([image.name], [boxes], [logits.numpy()])
             notes = _recall_in_words(found, truth, count)
         notes.append("labels: objectness score" + (f", at least {lowest:g}" if lowest else ""))
         title = f"proposals: {image.name}, the best {count} of {len(boxes)}"
-        return draw_proposals(image.bgr, boxes[:count], scores[:count], objects, title, notes)
+        return draw_proposals(image.bgr, boxes[:count], scores[:count], title, objects, notes)
 
     def _detections(self, image: InspectedImage) -> Canvas:
         instances = detect(self._detecting_model, image.item)

@@ -119,7 +119,7 @@ def test_empty_image(records: list[dict], draw: Callable) -> None:
     assert "0 objects" in heading(data)
     for mode in ("matches", "sampled"):
         (canvas,) = draw(mode, record, trained=True)
-        assert " 0 positive" in heading(canvas) and "keeps it out of training" in heading(canvas)
+        assert " 0 positive" in heading(canvas)
     assert "0 foreground + " in heading(canvas)
     assert draw("roi-cells", record) == []
     (canvas,) = draw("proposals", record, trained=True)

@@ -37,6 +37,9 @@ class Objects:
         canvas.boxes(self.boxes, styles, texts, panel)
 
 
+NO_OBJECTS = Objects(np.zeros((0, 4)), [], np.zeros(0, dtype=bool))
+
+
 def count_of(number: int, noun: str) -> str:
     """Say "1 object", "2 objects"."""
     return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -44,12 +44,6 @@ class PooledCells:
     rows: IntArray
 
     @property
-    def empty_bins(self) -> int:
-        """Number of bins that lie beyond the map: they are 0."""
-        columns, rows = (int((bins[:, 0] < bins[:, 1]).sum()) for bins in (self.columns, self.rows))
-        return len(self.columns) * len(self.rows) - columns * rows
-
-    @property
     def read(self) -> IntArray:
         """(4,) first column, first row, last column + 1, last row + 1 of the cells read."""
         full = [bins[bins[:, 0] < bins[:, 1]] for bins in (self.columns, self.rows)]

@@ -18,7 +18,7 @@ from frcnn_plugin.visualization.drawings.anchors import (
 )
 from frcnn_plugin.visualization.drawings.palette import BLUE, SKY, VERMILION
 
-from .artists import IMAGE, NOTHING, TWO, boxes, heading, legend, objects, texts
+from .artists import IMAGE, NO_OBJECTS, TWO, boxes, heading, legend, objects, texts
 
 
 def explain(anchors, labels, gt, inside=None):
@@ -77,7 +77,7 @@ def match_picture(gt: list[list[float]], labels: list[int]):
     """Two by one cells of 100 px with two anchors each; image pixels are network pixels."""
     anchors = [[10.0, 20, 60, 75], [10, 20, 60, 40], [100, 0, 190, 95], [-20, 0, 190, 95]]
     reasons = explain(anchors, labels, gt, [True] * 3 + [False])
-    truth = objects(*((box, "dog", False) for box in gt)) if gt else NOTHING
+    truth = objects(*((box, "dog", False) for box in gt)) if gt else NO_OBJECTS
     return draw_matches(IMAGE, np.array(anchors), reasons, (1, 2, 1, 2), (100.0, 100.0), truth, "7")
 
 
@@ -152,4 +152,4 @@ def test_samples() -> None:
     centres = canvas.axes[0].lines[1].get_xydata()
     assert centres.tolist() == [[35, 50]]
     nothing = Sample("RPN anchors", positive[:0], positive[:0])
-    assert "0 = 0 positive + 0 negative" in heading(draw_samples(IMAGE, [nothing], NOTHING, "7"))
+    assert "0 = 0 positive + 0 negative" in heading(draw_samples(IMAGE, [nothing], NO_OBJECTS, "7"))

@@ -20,7 +20,7 @@ from frcnn_plugin.visualization.drawings.palette import (
     YELLOW,
 )
 
-from .artists import IMAGE, NOTHING, TWO, blank, boxes, heading, legend, objects, texts
+from .artists import IMAGE, NO_OBJECTS, TWO, blank, boxes, heading, legend, objects, texts
 
 
 def test_data() -> None:
@@ -30,7 +30,7 @@ def test_data() -> None:
     assert boxes(canvas.axes[0], GREY, "--") == [(100, 10, 130, 40)]
     assert texts(canvas.axes[0]) == ["1 dog 50 x 60", "2 cat 30 x 30, difficult"]
     assert legend(canvas) == ["object", "difficult or crowd"]
-    empty = draw_data(IMAGE, NOTHING, "000002")
+    empty = draw_data(IMAGE, NO_OBJECTS, "000002")
     assert "0 objects, 0 difficult" in heading(empty) and boxes(empty.axes[0]) == []
 
 
@@ -40,7 +40,7 @@ def test_proposals() -> None:
         ([10, 20, 60, 80], "dog", False), ([100, 10, 130, 40], "cat", False),
         ([1, 1, 5, 5], "bird", True),
     )  # fmt: skip
-    canvas = draw_proposals(IMAGE, found, np.array([0.9, 0.25]), truth, "proposals: 7", ["a note"])
+    canvas = draw_proposals(IMAGE, found, np.array([0.9, 0.25]), "proposals: 7", truth, ["a note"])
     assert heading(canvas) == "proposals: 7 a note"
     # 30 * 30 / (200 * 100) of the cat, 16 / 20000 of the bird.
     expected = {"dog: IoU 1.00", "cat: IoU 0.04", "bird: IoU 0.00", "0.900", "0.250"}
@@ -49,9 +49,9 @@ def test_proposals() -> None:
     assert {"object not covered at IoU .5", "last one drawn, 0.250"} <= set(legend(canvas))
 
 
-@pytest.mark.parametrize("truth", [None, NOTHING, TWO])
+@pytest.mark.parametrize("truth", [NO_OBJECTS, TWO])
 def test_no_proposals(truth) -> None:
-    canvas = draw_proposals(IMAGE, np.zeros((0, 4)), np.zeros(0), truth, "proposals: 7")
+    canvas = draw_proposals(IMAGE, np.zeros((0, 4)), np.zeros(0), "proposals: 7", truth)
     expected = [] if truth is not TWO else [(10, 20, 60, 80)]
     assert boxes(canvas.axes[0], YELLOW, ":") == expected
 
@@ -90,7 +90,7 @@ def test_detections_without_truth_are_not_judged() -> None:
 def test_no_detections_no_objects() -> None:
     none = np.zeros(0, dtype=bool)
     canvas = draw_detections(
-        IMAGE, np.zeros((0, 4)), [], np.zeros(0), NOTHING, (none, none, none), "detections: 7"
+        IMAGE, np.zeros((0, 4)), [], np.zeros(0), NO_OBJECTS, (none, none, none), "detections: 7"
     )
     assert "0 right, 0 wrong, 0 missed" in heading(canvas)
 
