@@ -168,12 +168,8 @@ class BoxRules:
 def load_model(cfg: CfgNode, *, unused: str = "") -> nn.Module:
     """Build the model with ``MODEL.WEIGHTS``, for inference.
 
-    Args:
-        cfg: config.
-        unused: sub-module whose weights may be missing, such as "roi_heads".
-
-    Raises:
-        UserError: no weights are given, or the file lacks some.
+    The weights of a sub-module that is `unused`, such as "roi_heads", may be missing. A `UserError`
+    says that others are.
     """
     if not names_detector(cfg):
         given = f"{cfg.MODEL.WEIGHTS} is no detector" if cfg.MODEL.WEIGHTS else "no weights given"
@@ -220,16 +216,10 @@ def detect(model: Any, item: dict[str, Any]) -> Instances:
 
 @torch.no_grad()
 def sample_rois(model: Any, item: dict[str, Any], seed: int) -> Instances:
-    """Sample the RoIs that the head would be trained on among training-time proposals.
+    """Sample the RoIs that the head of a joint model would be trained on.
 
-    Args:
-        model: of `load_model`, joint.
-        item: one image as the training mapper makes it, with ``instances``.
-        seed: of the draw.
-
-    Returns:
-        ``proposal_boxes`` in network-input pixels, ``gt_classes`` (background: the number of
-        classes); on the CPU.
+    Return ``proposal_boxes`` in network-input pixels, ``gt_classes`` (background: the number of
+    classes); on the CPU.
     """
     images, features = PaperRCNN.features(model, [item])
     targets = [item["instances"].to(images.tensor.device)]

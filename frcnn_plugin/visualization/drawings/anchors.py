@@ -16,6 +16,8 @@ from .objects import Objects
 from .palette import BLUE, GREEN, GREY, PURPLE, RIGHT, SKY, VERMILION, ImageArray, Style
 
 BoxArray = npt.NDArray[np.float64]  # (N, 4) continuous XYXY, pixels of the original image
+# Rows and columns of cells, rows and columns of the table in which a cell's anchors are laid out
+# (for the paper's anchors: ratios and sizes). Their product is the number of anchors, R.
 Grid = tuple[int, int, int, int]
 
 # One colour per shape (ratio), in turn; sizes within it can be told apart anyway.
@@ -25,26 +27,15 @@ _CELL = Style("#000000", 2)
 
 def draw_anchors(
     image_bgr: ImageArray,
-    anchors: BoxArray,
-    network_sizes: npt.NDArray[np.float64],
-    inside: npt.NDArray[np.bool_],
-    ratios: Sequence[float],
-    cell_box: BoxArray,
-    name: str,
+    anchors: BoxArray,  # (A, 4)
+    network_sizes: npt.NDArray[np.float64],  # (A, 2) width and height, network pixels
+    inside: npt.NDArray[np.bool_],  # (A,) those that are trained on
+    ratios: Sequence[float],  # (A,) height / width of each
+    cell_box: BoxArray,  # (4,)
+    name: str,  # of the image and the cell
     notes: Sequence[str] = (),
 ) -> Canvas:
-    """Draw the A anchors of one cell; the picture reaches as far as they do.
-
-    Args:
-        image_bgr: (H, W, 3) uint8 BGR.
-        anchors: (A, 4).
-        network_sizes: (A, 2) width and height in network pixels, for the labels.
-        inside: (A,) those that are trained on.
-        ratios: (A,) height / width of each.
-        cell_box: (4,) the cell.
-        name: what the title calls the image and the cell.
-        notes: lines below the title.
-    """
+    """Draw the anchors of one cell; the picture reaches as far as they do."""
     height, width = image_bgr.shape[:2]
     view = view_around(image_bgr, anchors, margin=0.02 * max(width, height))
     kinds = list(dict.fromkeys(ratios))
@@ -97,21 +88,13 @@ class MatchReasons:
 
 
 def explain_matches(
-    anchors: Boxes,
-    labels: torch.Tensor,
-    inside: torch.Tensor,
-    gt_boxes: Boxes,
+    anchors: Boxes,  # (R, 4), network-input pixels
+    labels: torch.Tensor,  # (R,) before sampling: 1 positive, 0 negative, -1 ignored
+    inside: torch.Tensor,  # (R,) bool, anchors that take part in matching
+    gt_boxes: Boxes,  # (G, 4), same frame
     thresholds: tuple[float, float],
 ) -> MatchReasons:
-    """Find the reason of every label, by the rules of the RPN, which gave them.
-
-    Args:
-        anchors: (R, 4), network-input pixels.
-        labels: (R,) before sampling: 1 positive, 0 negative, -1 ignored.
-        inside: (R,) bool, anchors that take part in matching.
-        gt_boxes: (G, 4), same frame.
-        thresholds: as in `MatchReasons`.
-    """
+    """Find the reason of every label; the RPN gave the labels by the same rules."""
     best_iou = torch.zeros(len(anchors))
     best_object = torch.full((len(anchors),), -1)
     if len(gt_boxes):
@@ -143,27 +126,15 @@ _ALPHAS = {Reason.BELOW: 0.6, Reason.OUTSIDE: 0.3}  # of spots; 1 for the other 
 
 def draw_matches(
     image_bgr: ImageArray,
-    anchors: BoxArray,
+    anchors: BoxArray,  # (R, 4)
     reasons: MatchReasons,
     grid: Grid,
-    stride: tuple[float, float],
-    objects: Objects,
+    stride: tuple[float, float],  # width and height of a cell, pixels of the original image
+    objects: Objects,  # those that were matched, numbered as in `reasons`, then others
     name: str,
     notes: Sequence[str] = (),
 ) -> Canvas:
-    """Draw the positive anchors as boxes, and every anchor as a spot of its cell.
-
-    Args:
-        image_bgr: (H, W, 3) uint8 BGR.
-        anchors: (R, 4).
-        reasons: their labels, explained.
-        grid: rows and columns of cells, rows and columns of the table that a cell's anchors are
-            laid out in (for the paper's: ratios and sizes); R is their product.
-        stride: width and height of a cell, pixels of the original image.
-        objects: those that were matched, numbered as in ``reasons``, then others.
-        name: what the title calls the image.
-        notes: lines below the title.
-    """
+    """Draw the positive anchors as boxes, and every anchor as a spot of its cell."""
     lower, upper = reasons.thresholds
     counts = torch.bincount(reasons.reason, minlength=len(Reason)).tolist()
     texts = {
@@ -233,10 +204,7 @@ def _label(
 
 
 def spots(reason: npt.NDArray[np.int64], grid: Grid) -> npt.NDArray[np.int64]:
-    """Lay out (R,) anchors, by row, column, anchor, as a small table inside each cell.
-
-    With the `grid` of `draw_matches`, (rows * high, columns * wide) is returned.
-    """
+    """Lay out (R,) anchors, ordered by row, column and shape, as a small table in each cell."""
     rows, columns, high, wide = grid
     table = reason.reshape(rows, columns, high, wide)
     return table.transpose(0, 2, 1, 3).reshape(rows * high, columns * wide)

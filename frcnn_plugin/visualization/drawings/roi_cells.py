@@ -52,13 +52,7 @@ class PooledCells:
 
 
 def pooled_cells(pooler: Pooler, box: torch.Tensor, feature_size: tuple[int, int]) -> PooledCells:
-    """Ask a pooler what it reads for a box.
-
-    Args:
-        pooler: RoI *max* pooling of one feature map.
-        box: (4,) continuous XYXY, network-input pixels.
-        feature_size: height and width of the feature map, cells.
-    """
+    """Ask an RoI *max* pooler what it reads for a box, (4,) XYXY in network-input pixels."""
     columns, rows = _bins(pooler, box, feature_size)
     beyond = _bins(pooler, box, (feature_size[0] + _MARGIN, feature_size[1] + _MARGIN))
     rounded = [bins[:, 0].min() for bins in beyond] + [bins[:, 1].max() for bins in beyond]
@@ -85,26 +79,17 @@ def _bins(pooler: Pooler, box: torch.Tensor, size: tuple[int, int]) -> tuple[Int
 
 def draw_roi_cells(
     image_bgr: ImageArray,
-    box: npt.NDArray[np.float64],
+    box: npt.NDArray[np.float64],  # (4,) as given, pixels of the original image
     cells: PooledCells,
-    feature_size: tuple[int, int],
-    stride: tuple[float, float],
-    name: str,
+    feature_size: tuple[int, int],  # height and width, cells
+    stride: tuple[float, float],  # width and height of a cell, pixels of the original image
+    name: str,  # of the box and the image
     notes: Sequence[str] = (),
 ) -> Canvas:
     """Draw the box on the grid of cells, and its bins in close-up.
 
     Bins overlap where the box is no multiple of cells: a bin reads every cell that it touches. In
     the close-up, bars along two sides say which columns and rows each of the bins reads.
-
-    Args:
-        image_bgr: (H, W, 3) uint8 BGR.
-        box: (4,) as given, continuous XYXY, pixels of the original image.
-        cells: what is read for it.
-        feature_size: height and width of the feature map, cells.
-        stride: width and height of a cell, pixels of the original image.
-        name: what the title calls the image and the box.
-        notes: lines below the title.
     """
     pixels = np.array([*stride, *stride])
     rounded, read = cells.rounded * pixels, cells.read

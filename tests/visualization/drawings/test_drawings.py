@@ -87,14 +87,6 @@ def test_detections_without_truth_are_not_judged() -> None:
     assert legend(canvas) == ["detection"]
 
 
-def test_no_detections_no_objects() -> None:
-    none = np.zeros(0, dtype=bool)
-    canvas = draw_detections(
-        IMAGE, np.zeros((0, 4)), [], np.zeros(0), NO_OBJECTS, (none, none, none), "detections: 7"
-    )
-    assert "0 right, 0 wrong, 0 missed" in heading(canvas)
-
-
 def test_comparison_has_truth_on_the_left_detections_on_the_right() -> None:
     canvas = draw_comparison(
         blank(120, 160), [[10, 20, 90, 100], [0, 0, 9, 9]], [0, 1],
