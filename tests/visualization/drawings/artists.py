@@ -8,7 +8,6 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from frcnn_plugin.visualization import Canvas, Objects
-from frcnn_plugin.visualization.drawings.objects import NO_OBJECTS as NO_OBJECTS
 
 Box = tuple[float, float, float, float]
 IMAGE = np.full((100, 200, 3), 90, dtype=np.uint8)

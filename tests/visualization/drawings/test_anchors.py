@@ -16,9 +16,10 @@ from frcnn_plugin.visualization.drawings.anchors import (
     explain_matches,
     spots,
 )
+from frcnn_plugin.visualization.drawings.objects import NO_OBJECTS
 from frcnn_plugin.visualization.drawings.palette import BLUE, SKY, VERMILION
 
-from .artists import IMAGE, NO_OBJECTS, TWO, boxes, heading, legend, objects, texts
+from .artists import IMAGE, TWO, boxes, heading, legend, objects, texts
 
 
 def explain(anchors, labels, gt, inside=None):

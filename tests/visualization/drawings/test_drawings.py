@@ -11,7 +11,7 @@ from frcnn_plugin.visualization import (
     draw_detections,
     draw_proposals,
 )
-from frcnn_plugin.visualization.drawings.objects import draw_data
+from frcnn_plugin.visualization.drawings.objects import NO_OBJECTS, draw_data
 from frcnn_plugin.visualization.drawings.palette import (
     BLUE,
     CLASS_COLOURS,
@@ -20,7 +20,7 @@ from frcnn_plugin.visualization.drawings.palette import (
     YELLOW,
 )
 
-from .artists import IMAGE, NO_OBJECTS, TWO, blank, boxes, heading, legend, objects, texts
+from .artists import IMAGE, TWO, blank, boxes, heading, legend, objects, texts
 
 
 def test_data() -> None:
