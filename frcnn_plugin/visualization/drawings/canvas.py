@@ -4,7 +4,7 @@ Whatever the size of the image, a panel is between 720 and 1200 pixels long (560
 another one): small images are enlarged so that text stays readable, and large ones are reduced.
 Matplotlib's objects are used directly: without pyplot there is no global state and no screen.
 
-Everything that is drawn on an image is drawn here; `bare_canvas` is the image without a frame.
+`bare_canvas` is the image without a frame.
 """
 
 import os
@@ -75,7 +75,7 @@ class Canvas:
 
     Attributes:
         figure: Matplotlib's.
-        axes: one per panel, in image pixels.
+        axes: one per panel, in image pixels, also for what only one picture needs.
     """
 
     def __init__(

@@ -68,8 +68,9 @@ def draw_detections(
     verdict = zip(right, ignored, strict=True)
     styles = [RIGHT if good else UNCOUNTED if skip else WRONG for good, skip in verdict]
     canvas.boxes(boxes, styles, texts)
-    for index in np.flatnonzero(missed):
-        canvas.label(objects.boxes[index], f"missed {objects.names[index]}", MISSED)
+    for box, name, lost in zip(objects.boxes, objects.names, missed, strict=True):
+        if lost:
+            canvas.label(box, f"missed {name}", MISSED)
     return canvas
 
 
