@@ -42,7 +42,7 @@ from ..evaluation.ground_truth import load_dicts
 from ..predict.image_files import find_images, output_names
 from ..visualization.pictures import MODES, Options, Pictures, is_of_training
 
-FIRST = 4  # images drawn where nothing says how many
+FIRST = 4  # images of a data set that are drawn by default
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +127,7 @@ def dataset_name(cfg: CfgNode, args: argparse.Namespace) -> str:
 
 def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     """Return the images asked for, in the order asked for."""
-    # Testing counts difficult objects apart, which Detectron2's own VOC names do not know.
+    # Testing counts difficult objects apart, which Detectron2's own VOC data sets do not tell.
     training = is_of_training(args.mode) and args.mode != "data"
     records = DatasetCatalog.get(name) if training else load_dicts(name)
     if args.image:
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> list[Path]:
         names = class_names(cfg) or ()
     else:
         dataset = dataset_name(cfg, args)
-        # Classes of the data set have to be those of the network where the network is asked.
+        # The data set must have the network's classes where the network's heads are used.
         uses_head = args.mode == "detections" or (args.mode == "sampled" and cfg.MODEL.WEIGHTS)
         check_datasets([dataset], cfg.MODEL.ROI_HEADS.NUM_CLASSES if uses_head else None)
         records = records_of_dataset(args, dataset)

@@ -47,7 +47,7 @@ MODES = ("data", "anchors", "matches", "sampled", "proposals", "roi-cells", "det
 _NEED_TRUTH = ("data", "matches", "sampled")
 _TESTING = ("proposals", "detections")
 
-# What is drawn where nothing says how many, or which.
+# Defaults of the options.
 _MOST_ROIS = 3  # pictures of pooled cells per image
 _MOST_PROPOSALS = 20
 _LOWEST_SCORE = 0.5  # of detections
@@ -78,7 +78,7 @@ def is_of_training(mode: str) -> bool:
 
 
 class Pictures:
-    """Draws; what is expensive is made once, when it is first needed."""
+    """Draw any mode of any image; a model is loaded once, when it is first needed."""
 
     def __init__(
         self, cfg: CfgNode, class_names: Sequence[str] = (), options: Options | None = None
@@ -94,8 +94,8 @@ class Pictures:
         missing = range(len(class_names), cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         self.class_names = [*class_names, *(f"class {index}" for index in missing)]
         self.options = options or Options()
-        self._mappers = {  # for training or not; the first one mirrors nothing that is not marked
-            True: MirroringMapper(cfg, is_train=True),
+        self._mappers = {  # for training or not
+            True: MirroringMapper(cfg, is_train=True),  # mirrors marked entries only: none here
             False: build_mapper(cfg, is_train=False),
         }
 
