@@ -103,20 +103,15 @@ def test_comparison_has_truth_on_the_left_detections_on_the_right() -> None:
     assert left.get_window_extent().width == pytest.approx(480)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 400), (480, 20)])
-def test_comparison_of_any_shape_many_boxes_unknown_class(shape: tuple[int, int]) -> None:
-    rng = np.random.default_rng(0)
-    many = rng.uniform(-5, 30, (20, 4))
-    many[:, 2:] += 36
-    canvas = draw_comparison(
-        blank(*shape), many, [5] * 20, many, range(20), rng.random(20), ["one class only"]
-    )
-    assert canvas.pixels().ndim == 3 and texts(canvas.axes[0]) == ["5"] * 20
-
-
-def test_lengths_must_agree() -> None:
+def test_comparison_of_unknown_classes_and_of_other_lengths() -> None:
+    box = [[-5.0, 0, 5, 5]]
+    canvas = draw_comparison(blank(1, 1), box, [5], box, [7], [0.5], ["one class only"])
+    assert [texts(axes) for axes in canvas.axes] == [
+        ["5"],
+        ["7 0.50"],
+    ] and canvas.pixels().ndim == 3
     with pytest.raises(ValueError):
-        draw_comparison(blank(50, 50), [[0, 0, 5, 5]], [], [], [], [], ["cat"])
+        draw_comparison(blank(50, 50), box, [], [], [], [], ["cat"])
 
 
 def test_contact_sheet() -> None:
