@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -34,19 +33,22 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
+from ..checkpoint.checkpointer import class_names
 from ..config import plugin_cfg
 from ..data import check_datasets
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
-from ..predict.image_files import find_images
-from ..visualization.pictures import MODES, NEEDS_TRUTH, Options, Pictures, is_of_training
+from ..predict.image_files import find_images, output_names
+from ..visualization.pictures import MODES, Options, Pictures, is_of_training
 
-FIRST = 4  # images drawn where nothing says how many
+FIRST = 4  # images of a data set that are drawn by default
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--mode", required=True, help=f"one of {', '.join(MODES)}")
+    parser.add_argument(
+        "--mode", required=True, choices=MODES, metavar="MODE", help="one of those above"
+    )
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help="config of the network"
     )
@@ -89,6 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """Read the words; options that take several also swallow the overrides after them."""
+
+    def is_key(word: str) -> bool:
+        section = word.partition(".")[0]
+        return section.isupper() and section in plugin_cfg()
+
     args = parser.parse_args(words)
     for name in ("image", "input"):
         taken = getattr(args, name) or []
@@ -98,17 +105,7 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     return args
 
 
-def is_key(word: str) -> bool:
-    """Return whether a word begins as the keys of the config do."""
-    section = word.partition(".")[0]
-    return section.isupper() and section in plugin_cfg()
-
-
 def check_args(args: argparse.Namespace) -> None:
-    if args.mode not in MODES:
-        close = get_close_matches(args.mode, MODES, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"--mode {args.mode} does not exist; {hint}Modes: {', '.join(MODES)}")
     for name in ("topk", "limit"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -118,18 +115,11 @@ def check_args(args: argparse.Namespace) -> None:
     if args.input and (args.image or args.dataset):
         other = "--image" if args.image else "--dataset"
         raise UserError(f"--input and {other} exclude each other: files, or images of a data set")
-    if args.input and NEEDS_TRUTH[args.mode]:
-        raise UserError(
-            f"mode {args.mode} needs ground truth, which files given with --input do not have: "
-            "use --dataset and --image"
-        )
 
 
 def dataset_name(cfg: CfgNode, args: argparse.Namespace) -> str:
     which = "TRAIN" if is_of_training(args.mode) else "TEST"
-    names = cfg.DATASETS[which]
-    if args.dataset:
-        return str(args.dataset)
+    names = [args.dataset] if args.dataset else cfg.DATASETS[which]
     if not names:
         raise UserError(f"DATASETS.{which} is empty: name a data set with --dataset")
     return str(names[0])
@@ -137,44 +127,24 @@ def dataset_name(cfg: CfgNode, args: argparse.Namespace) -> str:
 
 def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     """Return the images asked for, in the order asked for."""
-    # Testing counts difficult objects apart, which Detectron2's own VOC names do not know.
+    # Testing counts difficult objects apart, which Detectron2's own VOC data sets do not tell.
     training = is_of_training(args.mode) and args.mode != "data"
     records = DatasetCatalog.get(name) if training else load_dicts(name)
     if args.image:
         by_id = {str(record["image_id"]): record for record in records}
         for image_id in args.image:
             if image_id not in by_id:
-                close = get_close_matches(image_id, by_id, n=3, cutoff=0.6)
-                hint = ", ".join(close) or f"{next(iter(by_id), 'none')} is one that is"
+                hint = f"{next(iter(by_id), 'none')} is one that is"
+                if close := get_close_matches(image_id, by_id, n=3, cutoff=0.6):
+                    hint = f"did you mean {', '.join(close)}?"
                 raise UserError(
-                    f"--image {image_id}: not among the {len(by_id)} images of {name}; "
-                    + (f"did you mean {hint}?" if close else hint)
+                    f"--image {image_id}: not among the {len(by_id)} images of {name}; {hint}"
                 )
         return [by_id[image_id] for image_id in args.image][: args.limit]
-    limit = args.limit or FIRST
+    order = np.arange(len(records))
     if args.seed is not None:
-        order = np.random.default_rng(args.seed).permutation(len(records))
-        return [records[index] for index in order[:limit]]
-    return list(records[:limit])
-
-
-def class_names(cfg: CfgNode, name: str | None) -> list[str]:
-    """Return those of the data set, or, for files, of the config's."""
-    for candidate in [name] if name else [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
-        names = MetadataCatalog.get(candidate).get("thing_classes")
-        if names is not None:
-            return list(names)
-    return []
-
-
-def free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
-    """Name a file of this run; images of several folders may share a name."""
-    stem = re.sub(r"[^\w.-]+", "_", stem)
-    path, number = folder / f"{stem}.png", 2
-    while path in taken:
-        path, number = folder / f"{stem}-{number}.png", number + 1
-    taken.add(path)
-    return path
+        order = np.random.default_rng(args.seed).permutation(order)
+    return [records[index] for index in order[: args.limit or FIRST]]
 
 
 def run(args: argparse.Namespace) -> list[Path]:
@@ -182,27 +152,28 @@ def run(args: argparse.Namespace) -> list[Path]:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     check_args(args)
     cfg = setup_cfg(args.config_file, args.opts)
-    name = None
     if args.input:
         files = find_images(args.input)[: args.limit]
-        records = [{"file_name": str(file), "image_id": file.stem} for file in files]
+        ids = zip(files, output_names(files), strict=True)
+        records = [{"file_name": str(file), "image_id": image_id} for file, image_id in ids]
+        names = class_names(cfg) or ()
     else:
-        name = dataset_name(cfg, args)
-        # Classes of the data set have to be those of the network where the network is asked.
+        dataset = dataset_name(cfg, args)
+        # The data set must have the network's classes where the network's heads are used.
         uses_head = args.mode == "detections" or (args.mode == "sampled" and cfg.MODEL.WEIGHTS)
-        check_datasets([name], cfg.MODEL.ROI_HEADS.NUM_CLASSES if uses_head else None)
-        records = records_of_dataset(args, name)
+        check_datasets([dataset], cfg.MODEL.ROI_HEADS.NUM_CLASSES if uses_head else None)
+        records = records_of_dataset(args, dataset)
+        names = MetadataCatalog.get(dataset).get("thing_classes", ())
     options = Options(args.topk, args.score, args.seed or 0, args.box, args.cell)
-    pictures = Pictures(cfg, class_names(cfg, name), options)
+    pictures = Pictures(cfg, names, options)
     written: list[Path] = []
-    taken: set[Path] = set()
     for record in tqdm(records, desc=args.mode, unit="image", disable=len(records) < 3):
         drawn = pictures.draw(args.mode, record)
         if not drawn:
             tqdm.write(f"{record['image_id']}: no objects, nothing to draw (--box gives a RoI)")
         for suffix, canvas in drawn:
-            path = free_name(args.output, f"{args.mode}_{record['image_id']}{suffix}", taken)
-            written.append(canvas.save(path))
+            file_name = f"{args.mode}_{record['image_id']}{suffix}.png".replace("/", "_")
+            written.append(canvas.save(args.output / file_name))
     for path in written:
         print(path)
     return written

@@ -1,13 +1,12 @@
-"""What a model does with one image, part by part, for looking at it.
+"""What a model does with one image, part by part.
 
 `BoxRules` is the part of a config that has no weights: anchors, their labels, the cells that are
-pooled. It holds no network, so it is there in a second whatever the backbone. What needs weights
-takes a model from `load_model`. Everything is computed by the model's own methods.
+pooled. It holds no network, so it is ready within a second whatever the backbone. What needs
+weights takes a model from `load_model`. Everything is computed by the model's own methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -32,7 +31,7 @@ from ..modeling.box_ops import inside_image
 from ..modeling.proposal_generator.rpn import PaperRPN
 from .drawings.palette import ImageArray
 
-Size = tuple[int, int]
+Size = tuple[int, int]  # height and width
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -41,27 +40,27 @@ class InspectedImage:
 
     Attributes:
         bgr: (H, W, 3) uint8.
-        item: what the mapper made of it.
-        size: (height, width) of the network input.
+        record: its entry of the data set.
         name: its id.
+        item: what the mapper made of it.
+        size: of the network input.
+        scale: (4,) factors from network pixels to pixels of the original image, for XYXY.
     """
 
     def __init__(self, record: dict[str, Any], mapper: Any) -> None:
-        """Read it.
+        """Read the image.
 
         Raises:
             UserError: the file is missing, no image, or of another size than the data set says.
         """
-        path = record["file_name"]
-        self.bgr: ImageArray = read_bgr(path)
+        self.bgr: ImageArray = read_bgr(record["file_name"])
+        self.record, self.name = record, str(record["image_id"])
         try:
             self.item: dict[str, Any] = mapper(record)
         except SizeMismatchError as e:
             raise UserError(f"{' '.join(str(e).split())}. Correct its annotation") from e
-        height, width = self.item["image"].shape[-2:]
-        self.size: tuple[int, int] = (int(height), int(width))
-        self.name = str(record["image_id"])
-        self.record = record
+        height, width = (int(side) for side in self.item["image"].shape[-2:])
+        self.size: Size = (height, width)
         self.scale = np.array([self.bgr.shape[1] / width, self.bgr.shape[0] / height] * 2)
 
     def to_image(self, boxes: torch.Tensor) -> FloatArray:
@@ -80,23 +79,14 @@ class InspectedImage:
 
 
 class BoxRules:
-    """Anchors, labels and pooled cells of a config; no weights, no backbone.
-
-    Attributes:
-        cfg: the config.
-    """
+    """Anchors, labels and pooled cells of a config, for network inputs of any size."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Read a config.
-
-        Args:
-            cfg: config; its device does not matter.
-        """
+        """Read a config; its device does not matter."""
         self.cfg = cfg
         with torch.device("meta"):  # shapes without memory
-            backbone = build_backbone(cfg)
-        self._shapes = backbone.output_shape()
-        self._backbone = backbone
+            self._backbone = build_backbone(cfg)
+        self._shapes = self._backbone.output_shape()
 
     @cached_property
     def rpn(self) -> PaperRPN:
@@ -120,13 +110,8 @@ class BoxRules:
         return int(self.rpn.anchor_generator.strides[0])
 
     def grid(self, image_size: Size) -> tuple[int, int, int]:
-        """Return rows and columns of cells, and anchors per cell.
-
-        Args:
-            image_size: (height, width) of the network input.
-        """
-        sizes = backbone_feature_sizes(self._backbone, self.rpn.in_features)
-        ((rows, columns),) = sizes(*image_size)
+        """Return rows and columns of cells of the RPN, and anchors per cell."""
+        rows, columns = self.feature_size(self.rpn.in_features[0], image_size)
         return rows, columns, self.rpn.anchor_generator.num_anchors[0]
 
     def anchors(self, image_size: Size) -> Boxes:
@@ -152,7 +137,12 @@ class BoxRules:
         return labels
 
     @cached_property
-    def _heads(self) -> Any:
+    def heads(self) -> Any:
+        """The heads without memory for their weights, for their RoI max pooling.
+
+        Raises:
+            UserError: they have another pooling, or several feature maps.
+        """
         with torch.device("meta"):  # fc6 alone would take 400 MB
             heads = build_roi_heads(self.cfg, self._shapes)
         kind, names = self.cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE, self.cfg.MODEL.ROI_HEADS.IN_FEATURES
@@ -165,40 +155,27 @@ class BoxRules:
         return heads
 
     @property
-    def pooler(self) -> Callable[..., torch.Tensor]:
-        """The head's RoI max pooling.
-
-        Raises:
-            UserError: it is no max pooling, or has several feature maps.
-        """
-        pooler: Callable[..., torch.Tensor] = self._heads.box_pooler
-        return pooler
-
-    @property
     def pooled_feature(self) -> tuple[str, int]:
         """Name of the feature map that is pooled, and its stride in network pixels."""
-        (name,) = self._heads.box_in_features
+        (name,) = self.heads.box_in_features
         return name, self._shapes[name].stride
 
     def feature_size(self, name: str, image_size: Size) -> Size:
-        """Return height and width in cells of a feature map, for a network input's size."""
+        """Return the cells of a feature map, for a network input's size."""
         return backbone_feature_sizes(self._backbone, [name])(*image_size)[0]
 
 
-def load_model(cfg: CfgNode, advice: str, *, unused: str = "") -> nn.Module:
+def load_model(cfg: CfgNode, *, unused: str = "") -> nn.Module:
     """Build the model with ``MODEL.WEIGHTS``, for inference.
 
-    Args:
-        cfg: config.
-        advice: what to do if there are no weights of a trained model.
-        unused: sub-module whose weights may be missing, such as "roi_heads".
-
-    Raises:
-        UserError: no weights given, or the file lacks some.
+    The weights of a sub-module that is `unused`, such as "roi_heads", may be missing. A `UserError`
+    says that others are.
     """
     if not names_detector(cfg):
         given = f"{cfg.MODEL.WEIGHTS} is no detector" if cfg.MODEL.WEIGHTS else "no weights given"
-        raise UserError(f"{given}. {advice}")
+        raise UserError(
+            f"{given}. Add MODEL.WEIGHTS path/to/model_final.pth, the weights of a trained detector"
+        )
     model: nn.Module = build_model(cfg)
     checkpointer = AtomicCheckpointer(model, cfg=cfg, evaluating=True, unused=unused)
     checkpointer.load(cfg.MODEL.WEIGHTS)
@@ -223,12 +200,7 @@ def with_training_proposals(cfg: CfgNode) -> CfgNode:
 def propose(model: Any, item: dict[str, Any]) -> Instances:
     """Propose as at test time, best first.
 
-    Args:
-        model: of `load_model`.
-        item: one image as Detectron2's mapper makes it.
-
-    Returns:
-        ``proposal_boxes`` in original-image pixels, ``objectness_logits``; on the CPU.
+    Return ``proposal_boxes`` in original-image pixels, ``objectness_logits``; on the CPU.
     """
     images, features = PaperRCNN.features(model, [item])
     proposals = PaperRCNN.propose(model, images, features)
@@ -244,25 +216,17 @@ def detect(model: Any, item: dict[str, Any]) -> Instances:
 
 @torch.no_grad()
 def sample_rois(model: Any, item: dict[str, Any], seed: int) -> Instances:
-    """Sample the RoIs that the head would be trained on among training-time proposals.
+    """Sample the RoIs that the head of a joint model would be trained on.
 
-    Args:
-        model: of `load_model`, joint.
-        item: one image as the training mapper makes it, with ``instances``.
-        seed: of the draw.
-
-    Returns:
-        ``proposal_boxes`` in network-input pixels, ``gt_classes`` (background: the number of
-        classes); on the CPU.
+    Return ``proposal_boxes`` in network-input pixels, ``gt_classes`` (background: the number of
+    classes); on the CPU.
     """
     images, features = PaperRCNN.features(model, [item])
     targets = [item["instances"].to(images.tensor.device)]
     with torch.random.fork_rng(), EventStorage():
         torch.manual_seed(seed)
-        model.proposal_generator.train()
-        try:
-            proposals, _ = model.proposal_generator(images, features, targets)
-        finally:
-            model.proposal_generator.eval()
+        model.proposal_generator.train()  # its numbers of proposals are those of training
+        proposals, _ = model.proposal_generator(images, features, targets)
+        model.proposal_generator.eval()
         (sampled,) = model.roi_heads.label_and_sample_proposals(proposals, targets)
     return sampled.to("cpu")

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 
 from ..checkpoint.checkpointer import names_detector
 from ..data.loading.mappers import MirroringMapper, build_mapper
@@ -28,14 +27,12 @@ from ..evaluation.detections import Detections, judge_detections
 from ..evaluation.ground_truth import GroundTruth, from_dicts
 from ..evaluation.proposals.recall import measure_recall
 from ..modeling.anchor_generator import CaffeAnchorGenerator
-from .drawings.anchors import draw_anchors
+from .drawings.anchors import Sample, draw_anchors, draw_matches, draw_samples, explain_matches
 from .drawings.canvas import Canvas
 from .drawings.detections import draw_detections
-from .drawings.matches import draw_matches, explain_matches
-from .drawings.objects import Objects, count_of, draw_data
+from .drawings.objects import NO_OBJECTS, Objects, count_of, draw_data
 from .drawings.proposals import draw_proposals
 from .drawings.roi_cells import draw_roi_cells, pooled_cells
-from .drawings.samples import Sample, draw_samples
 from .inspection import (
     BoxRules,
     InspectedImage,
@@ -46,18 +43,11 @@ from .inspection import (
     with_training_proposals,
 )
 
-__all__ = ["MODES", "NEEDS_TRUTH", "Options", "Pictures", "is_of_training"]
-
-# Of each mode: whether it needs ground truth.
-NEEDS_TRUTH = {
-    "data": True, "anchors": False, "matches": True, "sampled": True, "proposals": False,
-    "roi-cells": False, "detections": False,
-}  # fmt: skip
-MODES = tuple(NEEDS_TRUTH)
+MODES = ("data", "anchors", "matches", "sampled", "proposals", "roi-cells", "detections")
+_NEED_TRUTH = ("data", "matches", "sampled")
 _TESTING = ("proposals", "detections")
-_ADVICE = "Add MODEL.WEIGHTS path/to/model_final.pth, the weights of a trained detector"
 
-# What is drawn where nothing says how many, or which.
+# Defaults of the options.
 _MOST_ROIS = 3  # pictures of pooled cells per image
 _MOST_PROPOSALS = 20
 _LOWEST_SCORE = 0.5  # of detections
@@ -68,8 +58,8 @@ class Options:
     """What may be chosen.
 
     Attributes:
-        topk: boxes drawn at most, best first; None: as the mode likes.
-        score: lowest score drawn; None: as the mode likes.
+        topk: boxes drawn at most, best first; None: the mode's default.
+        score: lowest score drawn; None: the mode's default.
         seed: of sampling.
         box: for "roi-cells": XYXY in original-image pixels; None: the objects.
         cell: for "anchors": row and column; None: the middle one.
@@ -88,12 +78,12 @@ def is_of_training(mode: str) -> bool:
 
 
 class Pictures:
-    """Draws; what is expensive is made once, when it is first needed."""
+    """Draw any mode of any image; a model is loaded once, when it is first needed."""
 
     def __init__(
         self, cfg: CfgNode, class_names: Sequence[str] = (), options: Options | None = None
     ) -> None:
-        """Read nothing yet.
+        """Take what all pictures share.
 
         Args:
             cfg: config of `setup_cfg`.
@@ -104,6 +94,10 @@ class Pictures:
         missing = range(len(class_names), cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         self.class_names = [*class_names, *(f"class {index}" for index in missing)]
         self.options = options or Options()
+        self._mappers = {  # for training or not
+            True: MirroringMapper(cfg, is_train=True),  # mirrors marked entries only: none here
+            False: build_mapper(cfg, is_train=False),
+        }
 
     def draw(self, mode: str, record: dict[str, Any]) -> list[tuple[str, Canvas]]:
         """Draw one image.
@@ -113,16 +107,16 @@ class Pictures:
             record: the image, in Detectron2's format.
 
         Returns:
-            pictures, each with what to add to the file name to tell them apart.
+            Pictures, each with what is added to the file name to tell them apart.
 
         Raises:
-            UserError: an unreadable image, no annotations where they are needed, no weights where
-                they are needed, a config that the mode cannot draw.
+            UserError: an unreadable image, annotations or weights missing that the mode needs, a
+                config that the mode cannot draw.
         """
-        if NEEDS_TRUTH[mode] and "annotations" not in record:
+        if mode in _NEED_TRUTH and "annotations" not in record:
             raise UserError(
                 f"{record['file_name']} has no annotations, which mode {mode} draws: name a data "
-                f"set that has them (--dataset)"
+                f"set that has them (--dataset, --image)"
             )
         proposes = mode in _TESTING or (mode == "sampled" and names_detector(self.cfg))
         if self.cfg.MODEL.LOAD_PROPOSALS and proposes:
@@ -131,8 +125,7 @@ class Pictures:
                 f"files: add MODEL.LOAD_PROPOSALS False MODEL.PAPER_RCNN.PHASE joint, with weights "
                 f"of a whole detector"
             )
-        mapper = self._training_mapper if is_of_training(mode) else self._test_mapper
-        image = InspectedImage(record, mapper)
+        image = InspectedImage(record, self._mappers[is_of_training(mode)])
         if mode == "roi-cells":
             return [(f"_{n}", canvas) for n, canvas in enumerate(self._roi_cells(image), start=1)]
         draw_one = {
@@ -142,32 +135,23 @@ class Pictures:
         return [("", draw_one(image))]
 
     @cached_property
-    def _training_mapper(self) -> MirroringMapper:
-        return MirroringMapper(self.cfg, is_train=True)  # mirrors nothing that is not marked
-
-    @cached_property
-    def _test_mapper(self) -> DatasetMapper:
-        return build_mapper(self.cfg, is_train=False)
-
-    @cached_property
     def _rules(self) -> BoxRules:
         return BoxRules(self.cfg)
 
     @cached_property
     def _proposing_model(self) -> Any:
-        return load_model(self.cfg, _ADVICE, unused="roi_heads")
+        return load_model(self.cfg, unused="roi_heads")
 
     @cached_property
     def _sampling_model(self) -> Any:
         """None without weights: anchors are sampled without a model."""
         if not names_detector(self.cfg):
             return None
-        advice = f"{_ADVICE}, or MODEL.WEIGHTS '' to see the anchors alone"
-        return load_model(with_training_proposals(self.cfg), advice, unused="roi_heads")
+        return load_model(with_training_proposals(self.cfg), unused="roi_heads")
 
     @cached_property
     def _detecting_model(self) -> Any:
-        return load_model(self.cfg, _ADVICE)
+        return load_model(self.cfg)
 
     def _truth(self, image: InspectedImage) -> tuple[GroundTruth, Objects]:
         truth = from_dicts([image.record])
@@ -186,19 +170,11 @@ class Pictures:
             np.array([False] * len(names) + [True] * sum(out), dtype=bool),
         )
 
-    def _left_out(self, image: InspectedImage) -> list[str]:
-        """Note if the image is no training image."""
-        if len(image.item["instances"]) or not self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            return []
-        return ["no objects to learn: DATALOADER.FILTER_EMPTY_ANNOTATIONS keeps it out of training"]
-
     def _data(self, image: InspectedImage) -> Canvas:
         _, objects = self._truth(image)
-        notes = ["labels: number, class, width x height in pixels"] if objects.names else []
-        return draw_data(image.bgr, objects, image.name, notes)
+        return draw_data(image.bgr, objects, image.name)
 
     def _anchors(self, image: InspectedImage) -> Canvas:
-        """Draw the anchors of one cell."""
         rules = self._rules
         rows, columns, per_cell = rules.grid(image.size)
         row, column = self.options.cell or (rows // 2, columns // 2)
@@ -229,23 +205,18 @@ class Pictures:
         )  # fmt: skip
 
     def _matches(self, image: InspectedImage) -> Canvas:
-        """Draw the labels of all anchors before sampling."""
-        rules = self._rules
+        rules, instances = self._rules, image.item["instances"]
         anchors = rules.anchors(image.size)
-        instances = image.item["instances"]
         lower, upper = rules.rpn.anchor_matcher.thresholds[1:3]
         reasons = explain_matches(
-            anchors,
-            rules.labels(anchors, instances),
-            rules.inside(anchors, image.size),
-            instances.gt_boxes,
-            (lower, upper),
-        )
+            anchors, rules.labels(anchors, instances), rules.inside(anchors, image.size),
+            instances.gt_boxes, (lower, upper),
+        )  # fmt: skip
         rows, columns, _ = rules.grid(image.size)
         generator = self.cfg.MODEL.ANCHOR_GENERATOR
         table = [("ratios", generator.ASPECT_RATIOS[0]), ("sizes", generator.SIZES[0])]
         if not isinstance(rules.rpn.anchor_generator, CaffeAnchorGenerator):
-            table.reverse()  # Detectron2's has the size outside, the ratio inside
+            table.reverse()  # Detectron2's loops over the sizes outside, the ratios inside
         words = [f"{what} {', '.join(f'{v:g}' for v in values)}" for what, values in table]
         high, wide = (len(values) for _, values in table)
         width, height = (float(side) for side in rules.stride * image.scale[:2])
@@ -255,7 +226,6 @@ class Pictures:
             [
                 f"{image.resized}; labels: IoU",
                 f"spots of a cell on the right: rows {words[0]}; columns {words[1]}",
-                *self._left_out(image),
             ],
         )  # fmt: skip
 
@@ -266,7 +236,7 @@ class Pictures:
         labels = rules.sampled_labels(anchors, image.item["instances"], seed)
         positive, negative = (image.to_image(anchors.tensor[labels == value]) for value in (1, 0))
         samples = [Sample("RPN anchors", positive, negative)]
-        notes = [f"{image.resized}; seed {seed}", *self._left_out(image)]
+        notes = [f"{image.resized}; seed {seed}"]
         if model is None:
             notes.append("RoIs of the head need proposals, so weights: none given")
         else:
@@ -275,34 +245,30 @@ class Pictures:
             background = classes == model.roi_heads.num_classes
             words = ("foreground", "background")
             samples.append(Sample("head RoIs", boxes[~background], boxes[background], words))
-            found, counts = np.unique(classes[~background], return_counts=True)
-            if len(found):
-                each = zip(counts, found, strict=True)
-                listed = ", ".join(f"{count} {self.class_names[index]}" for count, index in each)
-                notes.append(f"foreground RoIs: {listed}")
+            each = zip(*np.unique(classes[~background], return_counts=True), strict=True)
+            listed = ", ".join(f"{count} {self.class_names[index]}" for index, count in each)
+            notes += [f"foreground RoIs: {listed}"] if listed else []
         return draw_samples(image.bgr, samples, self._trained_objects(image), image.name, notes)
 
     def _roi_cells(self, image: InspectedImage) -> list[Canvas]:
-        """Draw what is pooled for a box of the user's, or for each of the objects."""
-        boxes, names = self._rois(image)
+        """Draw what is pooled for the box that was given, or for each of the objects."""
         rules = self._rules
         feature, stride = rules.pooled_feature
         size = rules.feature_size(feature, image.size)
         width, height = (float(side) for side in stride * image.scale[:2])
         drawn = []
-        for box, name in list(zip(boxes, names, strict=True))[: self.options.topk or _MOST_ROIS]:
-            cells = pooled_cells(rules.pooler, box, size)
-            empty = f"; {count_of(cells.empty_bins, 'empty bin')}" if cells.empty_bins else ""
+        for box, name in self._rois(image)[: self.options.topk or _MOST_ROIS]:
+            cells = pooled_cells(rules.heads.box_pooler, box, size)
             canvas = draw_roi_cells(
                 image.bgr, image.to_image(box[None])[0], cells, size, (width, height),
                 f"{name} of {image.name}",
-                [image.resized, f"a cell of {feature} is {stride} network pixels{empty}"],
+                [image.resized, f"a cell of {feature} is {stride} network pixels"],
             )  # fmt: skip
             drawn.append(canvas)
         return drawn
 
-    def _rois(self, image: InspectedImage) -> tuple[torch.Tensor, list[str]]:
-        """Return boxes in network pixels, (N, 4), and what the titles call them."""
+    def _rois(self, image: InspectedImage) -> list[tuple[torch.Tensor, str]]:
+        """Return boxes, (4,) in network pixels, and what the titles call them."""
         height, width = image.bgr.shape[:2]
         box = self.options.box
         if box is not None:
@@ -313,12 +279,13 @@ class Pictures:
                     f"--box {words}: no part of it lies in {image.name}, which is {width} x "
                     f"{height} pixels; give x1 y1 x2 y2"
                 )
-            return torch.tensor(given / image.scale)[None], ["box"]
+            return [(torch.tensor(given / image.scale), "box")]
         instances = image.item.get("instances")
         if instances is None:
             raise UserError(f"{image.name}: which RoI? Add --box X1 Y1 X2 Y2 in image pixels")
         classes = enumerate(instances.gt_classes.tolist(), start=1)
-        return instances.gt_boxes.tensor, [f"{n} {self.class_names[i]}" for n, i in classes]
+        names = [f"{number} {self.class_names[index]}" for number, index in classes]
+        return list(zip(instances.gt_boxes.tensor, names, strict=True))
 
     def _proposals(self, image: InspectedImage) -> Canvas:
         proposals = propose(self._proposing_model, image.item)
@@ -327,15 +294,14 @@ class Pictures:
         scores = logits.sigmoid().numpy()
         lowest = self.options.score or 0.0
         count = min(int((scores >= lowest).sum()), self.options.topk or _MOST_PROPOSALS)
-        objects, recall = None, {}
+        objects, notes = NO_OBJECTS, list[str]()
         if "annotations" in image.record:
             truth, objects = self._truth(image)
             found = Proposals([image.name], [boxes], [logits.numpy()])
-            recall = _recall_in_words(found, truth, count)
-        return draw_proposals(
-            image.bgr, boxes[:count], scores[:count], len(boxes), objects, recall, image.name,
-            ["labels: objectness score" + (f", from {lowest:g} on" if lowest else "")],
-        )  # fmt: skip
+            notes = _recall_in_words(found, truth, count)
+        notes.append("labels: objectness score" + (f", at least {lowest:g}" if lowest else ""))
+        title = f"proposals: {image.name}, the best {count} of {len(boxes)}"
+        return draw_proposals(image.bgr, boxes[:count], scores[:count], title, objects, notes)
 
     def _detections(self, image: InspectedImage) -> Canvas:
         instances = detect(self._detecting_model, image.item)
@@ -355,21 +321,21 @@ class Pictures:
         names = [self.class_names[index] for index in found.classes]
         return draw_detections(
             image.bgr, found.boxes, names, found.scores, objects, verdicts,
-            f"detections: {image.name}", [f"scores from {lowest:g} on{rule}"],
+            f"detections: {image.name}", [f"scores of at least {lowest:g}{rule}"],
         )  # fmt: skip
 
 
-def _recall_in_words(proposals: Proposals, truth: GroundTruth, count: int) -> dict[str, str]:
+def _recall_in_words(proposals: Proposals, truth: GroundTruth, count: int) -> list[str]:
+    """Say how many objects the best `count` proposals find, and how many all of them do."""
     total = len(proposals.boxes[0])
     counts = sorted({count, total})
     curves = measure_recall(proposals, truth, counts, "image")
     if curves is None:
-        return {"best": "not defined, there is no object that counts"}
-    words = {}
+        return ["recall: not defined, there is no object that counts"]
+    lines = []
     for number in counts:
-        found = {iou: round(curves.at(number, iou) * curves.num_objects) for iou in (0.5, 0.7)}
-        words[f"best {number}" if number < total else f"{total} proposals"] = (
-            f"{found[0.5]} of {count_of(curves.num_objects, 'object')} at IoU .5, "
-            f"{found[0.7]} at .7"
-        )
-    return words
+        what = f"best {number}" if number < total else f"{total} proposals"
+        half, most = (round(curves.at(number, iou) * curves.num_objects) for iou in (0.5, 0.7))
+        objects = count_of(curves.num_objects, "object")
+        lines.append(f"recall of the {what}: {half} of {objects} at IoU .5, {most} at .7")
+    return lines

@@ -44,7 +44,7 @@ def test_coco_has_twelve_anchors_and_no_network_is_in_memory() -> None:
     assert rules.grid((600, 1000)) == (38, 63, 12)
     assert all(p.is_meta for p in rules._backbone.parameters())
     assert rules.pooled_feature == ("conv5", 16)
-    assert all(p.is_meta for p in rules._heads.parameters())
+    assert all(p.is_meta for p in rules.heads.parameters())
 
 
 def test_labels_before_and_after_sampling(tiny_cfg) -> None:
@@ -78,19 +78,12 @@ def test_labels_of_an_empty_image(tiny_cfg) -> None:
     assert torch.equal(labels == 0, rules.inside(anchors, SIZE)) and not (labels == 1).any()
 
 
-@pytest.mark.parametrize(
-    "opts, message",
-    [
-        (
-            ["MODEL.PROPOSAL_GENERATOR.NAME", "RPN"],
-            r"for PaperRPN on one feature map; .*NAME RPN and MODEL\.RPN\.IN_F",
-        ),
-        (["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"], "NAME PrecomputedProposals"),
-    ],
-)
-def test_other_rpns_are_refused(tiny_cfg, opts: list, message: str) -> None:
-    rules = BoxRules(tiny_cfg(*opts))
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize("name", ["RPN", "PrecomputedProposals"])
+def test_other_rpns_are_refused(tiny_cfg, name: str) -> None:
+    rules = BoxRules(tiny_cfg("MODEL.PROPOSAL_GENERATOR.NAME", name))
+    with pytest.raises(
+        UserError, match=rf"for PaperRPN on one feature map; .*NAME {name} and MODEL"
+    ):
         rules.anchors(SIZE)
 
 
@@ -99,12 +92,11 @@ def test_pooler(tiny_cfg) -> None:
     feature = torch.rand(1, 2, 9, 13)
     box = Boxes(torch.tensor([[10.0, 20, 90, 100]]))
     model = build_model(tiny_cfg())
-    assert torch.equal(
-        rules.pooler([feature], [box]), model.roi_heads.box_pooler([feature], [box])
-    )  # fmt: skip
+    poolers = (rules.heads.box_pooler, model.roi_heads.box_pooler)
+    assert torch.equal(*(pooler([feature], [box]) for pooler in poolers))
     aligned = BoxRules(tiny_cfg("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2"))
     with pytest.raises(UserError, match=r"RoI max pooling on one .*POOLER_TYPE ROIAlignV2"):
-        _ = aligned.pooler
+        _ = aligned.heads
 
 
 def test_proposals_and_detections_are_in_image_pixels(tiny_cfg) -> None:
@@ -149,16 +141,17 @@ def test_detector_of_four_steps_learns_on_cached_proposals() -> None:
 
 
 def test_weights_must_be_there_and_fit(tiny_cfg, tmp_path) -> None:
-    advice = "Add MODEL.WEIGHTS model.pth"
-    with pytest.raises(UserError, match=r"no weights given\. Add MODEL\.WEIGHTS model\.pth"):
-        load_model(tiny_cfg(), advice)
+    with pytest.raises(
+        UserError, match=r"no weights given\. Add MODEL\.WEIGHTS path/to/model_final"
+    ):
+        load_model(tiny_cfg())
+    with pytest.raises(UserError, match=r"frcnn://zf_caffe_imagenet is no detector\. Add"):
+        load_model(tiny_cfg("MODEL.WEIGHTS", "frcnn://zf_caffe_imagenet"))
     model = build_model(tiny_cfg())
-    path = tmp_path / "backbone.pth"
+    path = tmp_path / "model.pth"
     state = {f"backbone.{name}": value for name, value in model.backbone.state_dict().items()}
     torch.save({"model": state}, path)
     with pytest.raises(UserError, match=r"cannot be evaluated: it lacks"):
-        load_model(tiny_cfg("MODEL.WEIGHTS", str(path)), advice)
-    with pytest.raises(UserError, match=r"frcnn://zf_caffe_imagenet is no detector\. Add"):
-        load_model(tiny_cfg("MODEL.WEIGHTS", "frcnn://zf_caffe_imagenet"), advice)
+        load_model(tiny_cfg("MODEL.WEIGHTS", str(path)))
     torch.save({"model": model.state_dict()}, path)
-    assert not load_model(tiny_cfg("MODEL.WEIGHTS", str(path)), advice).training
+    assert not load_model(tiny_cfg("MODEL.WEIGHTS", str(path))).training

@@ -10,10 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
-from PIL import Image
 
-from frcnn_plugin import get_config_file
 from frcnn_plugin.data import SHAPE_CLASSES
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
@@ -24,13 +21,7 @@ from frcnn_plugin.visualization.inspection import BoxRules
 from frcnn_plugin.visualization.pictures import Options, Pictures
 
 from .drawings.artists import boxes, heading, legend
-
-DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
-SMALL = [
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
-    *("MODEL.DEVICE", "cpu"),
-]
+from .shapes import DEMO, SMALL, random_weights
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +37,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str,
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "model.pth"
-    torch.save({"model": build_model(setup_cfg(DEMO, SMALL)).state_dict()}, path)
-    return str(path)
+    return random_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture
@@ -96,9 +84,7 @@ def test_matches_counts_are_the_labels(records: list[dict], draw: Callable) -> N
     seen: list[torch.Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
         stock = BoxRules.labels
-        patch.setattr(
-            BoxRules, "labels", lambda *args: seen.append(stock(*args)) or seen[-1]
-        )  # fmt: skip
+        patch.setattr(BoxRules, "labels", lambda *args: seen.append(stock(*args)) or seen[-1])
         (canvas,) = draw("matches", record)
     positive, negative, ignored = (int((seen[0] == value).sum()) for value in (1, 0, -1))
     assert f"{positive} positive, {negative} negative, {ignored} ignored" in heading(canvas)
@@ -132,7 +118,7 @@ def test_empty_image(records: list[dict], draw: Callable) -> None:
     assert "0 objects" in heading(data)
     for mode in ("matches", "sampled"):
         (canvas,) = draw(mode, record, trained=True)
-        assert " 0 positive" in heading(canvas) and "keeps it out of training" in heading(canvas)
+        assert " 0 positive" in heading(canvas)
     assert "0 foreground + " in heading(canvas)
     assert draw("roi-cells", record) == []
     (canvas,) = draw("proposals", record, trained=True)
@@ -146,6 +132,7 @@ def test_anchors_of_a_cell(records: list[dict], draw: Callable) -> None:
     record = records[0]
     (canvas,) = draw("anchors", record, cell=(0, 0))
     assert "cell at row 0, column 0" in heading(canvas) and "0 of 9 inside" in heading(canvas)
+    assert f"times the image's {record['width']} x {record['height']}" in heading(canvas)
     scale = 224 / min(record["width"], record["height"])
     found = boxes(canvas.axes[0], dash="--")
     square = np.array([8 - 32, 8 - 32, 8 + 32, 8 + 32]) / scale
@@ -222,21 +209,9 @@ def test_records_that_lack_something(records: list[dict], draw: Callable, tmp_pa
         draw("roi-cells", bare)
     with pytest.raises(UserError, match=r"Mismatched image shape.* Correct its annotation"):
         draw("data", {**records[0], "width": 7})
-    with pytest.raises(UserError, match=r"there is no file .*gone\.jpg"):
-        draw("anchors", {"file_name": str(tmp_path / "gone.jpg"), "image_id": 1})
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(UserError, match=r"text\.jpg cannot be read as an image"):
         draw("anchors", {"file_name": str(tmp_path / "text.jpg"), "image_id": 1})
-
-
-def test_odd_and_large_images(draw: Callable, tmp_path: Path) -> None:
-    for size in ((37, 61), (2500, 1111)):
-        path = tmp_path / f"{size[0]}.png"
-        Image.new("RGB", size, (10, 20, 30)).save(path)
-        (canvas,) = draw("anchors", {"file_name": str(path), "image_id": path.stem})
-        assert f"the image's {size[0]} x {size[1]}" in heading(canvas)
-        width, height = canvas.figure.get_size_inches() * 100
-        assert max(width, height) < 1500
 
 
 def test_class_names_may_be_unknown(records: list[dict], weights: str) -> None:

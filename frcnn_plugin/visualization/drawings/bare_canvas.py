@@ -18,10 +18,10 @@ _DASHES = {"--": (3.7, 1.6), ":": (1.0, 1.65)}  # Matplotlib's, in line widths
 
 
 class BareCanvas(Canvas):
-    """The image alone: no title, no ticks, no margin; of the size of the image.
+    """The image alone, at its own size: no title, no ticks, no margin.
 
     Drawing goes onto a transparent figure, which is then laid over the image: where nothing is
-    drawn its pixels stay to the bit, and Matplotlib never samples the image again, which takes it
+    drawn its pixels stay to the bit, and Matplotlib never resamples the image, which takes it
     seconds for a photo of twelve megapixels.
     """
 
@@ -57,14 +57,9 @@ class BareCanvas(Canvas):
         alpha: float = 1.0,
         hint: str = "",
     ) -> None:
-        """Draw a box as a `Canvas` does, along the border inside the picture.
+        """Draw a box as a `Canvas` does, but inside the picture where it reaches the border.
 
-        Args:
-            box: (4,) continuous XYXY in image pixels.
-            style: its look.
-            panel: 0.
-            alpha: opacity; the rim is left out below 1.
-            hint: what the SVG shows while the pointer rests on the box.
+        The SVG shows the `hint` while the pointer rests on the box.
         """
         (width, height), rim = self._sizes[0], ceil(style.width * RIM / 2)  # lines snap to pixels
         corners = self._to_picture(np.asarray(box, dtype=float), 0)
@@ -110,11 +105,9 @@ class BareCanvas(Canvas):
     def svg(self, description: str = "") -> str:
         """Return the picture as one ``<svg>`` element, the image inside it as a JPEG.
 
-        Boxes and labels stay sharp at any size, and text is text. It is as wide as the place it
-        is put into, and needs no file beside it.
-
-        Args:
-            description: for those who do not see it.
+        Boxes and labels stay sharp at any size, and text remains text. The element is as wide as
+        its place on the page, and needs no file beside it. The `description` is for those who
+        cannot see it.
         """
         width, height = self._sizes[0]
         address = base64.b64encode(encode(self._image, ".jpg", 82)).decode()

@@ -1,10 +1,10 @@
 """A figure that shows an image in its own pixel coordinates, with title, legend and boxes.
 
 Whatever the size of the image, a panel is between 720 and 1200 pixels long (560 to 900 beside
-another one): small images are enlarged so that text stays readable, large ones are reduced.
-Matplotlib's objects are used directly: no pyplot, so no global state and no screen.
+another one): small images are enlarged so that text stays readable, and large ones are reduced.
+Matplotlib's objects are used directly: without pyplot there is no global state and no screen.
 
-Everything that is drawn on an image is drawn here; `bare_canvas` is the image without a frame.
+`bare_canvas` is the image without a frame.
 """
 
 import os
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, nextafter
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,7 +35,6 @@ from .layout import (
     TITLE,
     Place,
     legend_shape,
-    line_height,
     overlap,
     place_label,
     points,
@@ -44,6 +44,7 @@ from .layout import (
 from .palette import ImageArray, Style
 
 View = tuple[float, float, float, float]  # x1, y1, x2, y2 in image pixels
+Legend = list[tuple[str, Style]]  # text and look of each kind
 
 # Shortest and longest long side of a panel, pixels of the picture.
 _ONE, _TWO = (720.0, 1200.0), (560.0, 900.0)
@@ -57,10 +58,10 @@ class Panel:
     """One view of the image.
 
     Attributes:
-        title: said above it.
-        view: part that is shown, which may reach beyond the image; None: the image.
-        fade: 0 shows the image as it is, 1 white.
-        grey: show it without colours, so that those drawn on it stand out.
+        title: what is written above it.
+        view: the part that is shown, which may reach beyond the image; None: the image.
+        fade: 0 shows the image as it is, 1 shows white.
+        grey: whether the image loses its colours, so that those drawn on it stand out.
     """
 
     title: str = ""
@@ -70,11 +71,11 @@ class Panel:
 
 
 class Canvas:
-    """Panels side by side; coordinates given to its methods are those of the original image.
+    """Panels side by side; its methods take coordinates of the original image.
 
     Attributes:
         figure: Matplotlib's.
-        axes: one per panel, in image pixels.
+        axes: one per panel, in image pixels, also for what only one picture needs.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Canvas:
             notes: lines below the title.
             legend: text and look of each kind, below the panels.
             panels: at least one.
-            ticks: number the pixels along the panels.
+            ticks: whether the pixels are numbered along the panels.
             sides: shortest and longest long side of a panel, pixels of the picture; None: as the
                 module says.
         """
@@ -113,16 +114,25 @@ class Canvas:
         ]
         content = sum(slots) + _GAP * (len(slots) - 1)
         total_width = max(content + left + right, _LEAST_WIDTH)
-        heading = [(line, TITLE) for line in wrap(title, total_width, TITLE)]
-        heading += [(line, NOTE) for note in notes for line in wrap(note, total_width, NOTE)]
-        top = 14 + sum(line_height(size) for _, size in heading)
+        heading = [  # text, size, height of each line
+            (line, size, size + gap)
+            for text, size, gap in [(title, TITLE, 8), *((note, NOTE, 6) for note in notes)]
+            for line in wrap(text, total_width, size)
+        ]
+        top = 14 + sum(line_height for *_, line_height in heading)
         top += 24 if any(panel.title for panel in panels) else 0
         rows, columns = legend_shape([text for text, _ in legend], total_width)
         bottom += 24 * rows + 8 if rows else 0
         total_height = top + max(h for _, h in self._sizes) + bottom
 
         self._make_figure(total_width, total_height, "white")
-        self._heading(heading, total_width, total_height)
+        y = 10
+        for text, size, line_height in heading:
+            self.figure.text(
+                14 / total_width, 1 - y / total_height, text, va="top", fontsize=points(size),
+                weight="bold" if size == TITLE else "normal", parse_math=False,
+            )  # fmt: skip
+            y += line_height
         x = left + (total_width - content - left - right) / 2
         for number, (w, h) in enumerate(self._sizes):
             y = total_height - top - h
@@ -130,14 +140,14 @@ class Canvas:
             self._show(image_bgr, panels[number], number, place, ticks=ticks)
             x += slots[number] + _GAP
         if legend:
-            handles = [_handle(text, style) for text, style in legend]
             self.figure.legend(
-                handles=handles, loc="lower center", ncols=columns, fontsize=points(LEGEND),
-                frameon=False, handlelength=2.6, columnspacing=1.6, borderaxespad=0.3,
+                handles=[_handle(text, style) for text, style in legend], loc="lower center",
+                ncols=columns, fontsize=points(LEGEND), frameon=False, handlelength=2.6,
+                columnspacing=1.6, borderaxespad=0.3,
             )  # fmt: skip
 
     def _set_views(self, views: list[View], sides: tuple[float, float], letter: float) -> None:
-        """Choose the size of each panel in the picture: its long side is between ``sides``."""
+        """Choose the size of each panel in the picture: its long side is between `sides`."""
         longest = [max(x2 - x1, y2 - y1, 1.0) for x1, y1, x2, y2 in views]
         self._views, self._letter = views, letter
         self._scales = [min(max(side, sides[0]), sides[1]) / side for side in longest]
@@ -154,19 +164,10 @@ class Canvas:
         self._agg = FigureCanvasAgg(self.figure)
         self.axes: list[Axes] = []
 
-    def _heading(self, lines: Sequence[tuple[str, int]], width: int, height: int) -> None:
-        y = 10
-        for text, size in lines:
-            self.figure.text(
-                14 / width, 1 - y / height, text, va="top", fontsize=points(size),
-                weight="bold" if size == TITLE else "normal", parse_math=False,
-            )  # fmt: skip
-            y += line_height(size)
-
     def _show(
         self, image: ImageArray, panel: Panel, number: int, place: View, *, ticks: bool
     ) -> None:
-        """Show the image in new axes, at a place that is a part of the figure."""
+        """Show the image in new axes, at a place in fractions of the figure."""
         (height, width), scale, view = image.shape[:2], self._scales[number], self._views[number]
         shown = image
         if scale < 1:
@@ -190,21 +191,14 @@ class Canvas:
             axes.set_title(panel.title, fontsize=points(NOTE), loc="left", pad=5)
 
     def box(self, box: npt.ArrayLike, style: Style, panel: int = 0, *, alpha: float = 1.0) -> None:
-        """Draw a box; a rim keeps it visible on its own colour.
+        """Draw a box, (4,) continuous XYXY; a rim keeps it visible on its own colour.
 
-        Args:
-            box: (4,) continuous XYXY in image pixels.
-            style: its look.
-            panel: where.
-            alpha: opacity; the rim is left out below 1.
+        An opacity `alpha` below 1 leaves the rim out.
         """
-        x1, y1, x2, y2 = (float(value) for value in np.asarray(box))
-        self.axes[panel].add_patch(
-            Rectangle(
-                (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=style.colour, alpha=alpha,
-                linewidth=points(style.width), linestyle=style.dash, joinstyle="miter",
-                path_effects=_rim(style) if alpha == 1 else None,
-            )
+        self._rectangle(
+            box, panel, fill=False, edgecolor=style.colour, alpha=alpha,
+            linewidth=points(style.width), linestyle=style.dash, joinstyle="miter",
+            path_effects=_rim(style) if alpha == 1 else None,
         )  # fmt: skip
 
     def label(
@@ -218,25 +212,23 @@ class Canvas:
             box: (4,) XYXY in image pixels.
             text: one line.
             style: gives the background.
-            panel: where.
-            optional: leave it out rather than cover another label.
+            panel: its index.
+            optional: whether the label is left out rather than cover another one.
 
         Returns:
-            its place in pixels of the panel; None where it was left out.
+            The place in pixels of the panel; None where the label was left out.
         """
-        axes, taken = self.axes[panel], self._taken[panel]
+        taken = self._taken[panel]
         size = (int(text_width(text, self._letter) + 0.62 * self._letter), 1.46 * self._letter)
         near = self._to_picture(np.asarray(box, dtype=float), panel)
         place = place_label(self._sizes[panel], np.round(near), size, taken)
         if optional and any(overlap(place, other) for other in taken):
             return None
-        x1, y1, x2, y2 = self._to_image(place, panel)
+        x1, y1, x2, y2 = shown = self._to_image(place, panel)
         order = 10 - len(taken) / 1000
         taken.append(place)
-        axes.add_patch(
-            Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor=style.colour, lw=0, zorder=order)
-        )
-        axes.text(
+        self._rectangle(shown, panel, facecolor=style.colour, lw=0, zorder=order)
+        self.axes[panel].text(
             (x1 + x2) / 2, (y1 + y2) / 2, text, color=style.ink, fontsize=points(self._letter),
             va="center_baseline", ha="center", parse_math=False, clip_on=True, zorder=order,
         )  # fmt: skip
@@ -251,14 +243,14 @@ class Canvas:
         *,
         optional: bool = False,
     ) -> None:
-        """Draw boxes, (N, 4), the first one on top; see :meth:`box` and :meth:`label`.
+        """Draw boxes, the first one on top; see :meth:`box` and :meth:`label`.
 
         Args:
-            boxes: best first.
+            boxes: (N, 4) continuous XYXY in image pixels, best first.
             styles: (N,) their looks.
             texts: (N,) their labels, or none.
-            panel: where.
-            optional: leave labels out rather than cover others.
+            panel: its index.
+            optional: whether labels are left out rather than cover others.
         """
         pairs = list(zip(np.asarray(boxes, dtype=float).reshape(-1, 4), styles, strict=True))
         for box, style in reversed(pairs):
@@ -269,50 +261,23 @@ class Canvas:
     def fill(
         self, box: npt.ArrayLike, colour: str, alpha: float, panel: int = 0, text: str = ""
     ) -> None:
-        """Fill a box, (4,) XYXY in image pixels; with a text, it is a bar with that in its middle.
-
-        Args:
-            box: the box.
-            colour: "#RRGGBB".
-            alpha: opacity.
-            panel: where.
-            text: a number or so.
-        """
-        x1, y1, x2, y2 = (float(value) for value in np.asarray(box))
-        axes, edge = self.axes[panel], {"edgecolor": "white", "linewidth": 0.8, "zorder": 3}
-        axes.add_patch(
-            Rectangle(
-                (x1, y1), x2 - x1, y2 - y1, facecolor=colour, alpha=alpha,
-                **(edge if text else {"linewidth": 0}),
-            )
-        )  # fmt: skip
+        """Fill a box, (4,) XYXY in image pixels; one with a text is a bar with that inside it."""
+        edge = {"edgecolor": "white", "linewidth": 0.8, "zorder": 3} if text else {"linewidth": 0}
+        self._rectangle(box, panel, facecolor=colour, alpha=alpha, **edge)
+        x1, y1, x2, y2 = np.asarray(box, dtype=float)
         if text:
-            axes.text(
+            self.axes[panel].text(
                 (x1 + x2) / 2, (y1 + y2) / 2, text, ha="center", va="center", fontsize=8,
                 zorder=4, color=Style(colour).ink,
             )  # fmt: skip
 
-    def dots(self, centres: npt.ArrayLike, style: Style, diameter: float, panel: int = 0) -> None:
-        """Mark points, (N, 2) in image pixels, with dots of a diameter in pixels of the picture."""
-        self.axes[panel].plot(
-            *np.asarray(centres).reshape(-1, 2).T, "o", color=style.colour,
-            markersize=points(diameter), markeredgecolor="white", markeredgewidth=0.5,
-        )  # fmt: skip
-
     def grid(
-        self,
-        cells: tuple[int, int],
-        stride: tuple[float, float],
-        panel: int = 0,
-        width: float = 0.4,
+        self, cells: tuple[int, int], stride: tuple[float, float], panel: int, width: float
     ) -> None:
-        """Draw the lines between cells.
+        """Draw the lines between rows and columns of cells.
 
-        Args:
-            cells: rows and columns.
-            stride: width and height of a cell, image pixels.
-            panel: where.
-            width: of a line, points.
+        The `stride` is the width and height of a cell in image pixels, `width` that of a line in
+        points.
         """
         x, y = (np.arange(n + 1) * side for n, side in zip(cells[::-1], stride, strict=True))
         lines = [[(at, 0.0), (at, y[-1])] for at in x] + [[(0.0, at), (x[-1], at)] for at in y]
@@ -322,44 +287,32 @@ class Canvas:
                 LineCollection(lines, colors=colour, linewidths=width * factor, alpha=alpha)
             )
 
-    def table(self, rgba: npt.NDArray[np.float64], size: tuple[float, float], panel: int) -> None:
-        """Lay a table of colours, (rows, columns, 4) in [0, 1], over the image.
-
-        Args:
-            rgba: colours and opacity.
-            size: width and height that it covers from the upper left corner on, image pixels.
-            panel: where.
-        """
-        axes = self.axes[panel]
-        limits = axes.get_xlim(), axes.get_ylim()
-        extent = (0, size[0], size[1], 0)
-        axes.imshow(rgba, extent=extent, aspect="auto", interpolation="nearest")
-        axes.set(xlim=limits[0], ylim=limits[1])
-
     def pixels(self) -> ImageArray:
         """Return the picture, (H, W, 3) uint8 BGR."""
         return np.ascontiguousarray(self._drawn()[:, :, 2::-1])
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the picture with :func:`save_picture`; return the path."""
+        return save_picture(path, self.pixels())
+
     def _drawn(self) -> ImageArray:
-        """(H, W, 4) RGBA of the figure."""
+        """Return the figure, (H, W, 4) RGBA."""
         self._agg.draw()
         return np.asarray(self._agg.buffer_rgba())
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a .png or .jpg, whole or not at all, also its folder; returns its path."""
-        return save_picture(path, self.pixels())
+    def _rectangle(self, box: npt.ArrayLike, panel: int, **look: Any) -> None:
+        x1, y1, x2, y2 = (float(value) for value in np.asarray(box))
+        self.axes[panel].add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **look))
 
     def _to_picture(self, box: npt.NDArray[np.float64], panel: int) -> npt.NDArray[np.float64]:
-        """Pixels of the panel, of XYXY in image pixels."""
+        """Convert XYXY from image pixels to pixels of the panel."""
         return (box - np.tile(self._views[panel][:2], 2)) * self._scales[panel]
 
     def _to_image(self, place: Place, panel: int) -> npt.NDArray[np.float64]:
         return np.array(place) / self._scales[panel] + np.tile(self._views[panel][:2], 2)
 
 
-def view_around(
-    image: ImageArray, boxes: npt.NDArray[np.float64], margin: float = 0.0
-) -> View:  # fmt: skip
+def view_around(image: ImageArray, boxes: npt.ArrayLike, margin: float = 0.0) -> View:
     """Return a view of the image and of boxes, (N, 4), that may reach beyond it."""
     height, width = image.shape[:2]
     everything = np.vstack([boxes, [[0, 0, width, height]]])
@@ -376,7 +329,7 @@ def save_picture(path: str | os.PathLike[str], picture_bgr: ImageArray) -> Path:
         picture_bgr: (H, W, 3) uint8.
 
     Returns:
-        the path.
+        The path.
     """
     path = Path(path)
     content = encode(picture_bgr, path.suffix, 92)
@@ -404,8 +357,7 @@ def resize(image: ImageArray, size: tuple[int, int]) -> ImageArray:
 
 
 def _rim(style: Style) -> list[withStroke] | None:
-    """Return what keeps a line visible on its own colour; thin lines have none."""
-    if style.width < 2:
+    if style.width < 2:  # a thin line has none
         return None
     return [withStroke(linewidth=points(style.width * RIM), foreground=style.ink)]
 

@@ -19,17 +19,17 @@ def place_label(
     text_size: tuple[float, float],
     taken: Sequence[Place],
 ) -> Place:
-    """Find room for a label: above its box, else in it, else below, off the other labels.
+    """Find room for a label: above its box, else in it, else below it, off the other labels.
 
     Args:
-        size: width and height of the picture, pixels.
-        box: XYXY in its pixels; may leave it.
+        size: width and height of the picture.
+        box: XYXY, which may leave the picture.
         text_size: width and height of the label.
         taken: places of other labels.
 
     Returns:
-        The place, inside the picture where the label fits it: the first that is free, else the
-        least covered.
+        The first place that is free, else the least covered one; inside the picture, unless the
+        label is larger than that.
     """
     x1, y1, x2, y2 = (float(value) for value in box)
     width, height = text_size
@@ -55,7 +55,7 @@ def overlap(a: Place, b: Place) -> float:
 
 
 def points(pixels: float) -> float:
-    """Return Matplotlib's unit of sizes."""
+    """Convert a size to Matplotlib's unit."""
     return pixels * 72 / DPI
 
 
@@ -65,19 +65,14 @@ def _renderer() -> RendererAgg:
 
 
 def text_width(text: str, size: float) -> float:
-    """Return the pixels that a line of a font of ``size`` pixels takes."""
+    """Return the pixels that a line in a font of `size` pixels takes."""
     font = FontProperties(size=points(size), weight="bold" if size == TITLE else "normal")
     width, _, _ = _renderer().get_text_width_height_descent(text, font, ismath=False)
     return float(width)
 
 
-def line_height(size: int) -> int:
-    """Return the pixels from one line of a heading to the next."""
-    return size + (8 if size == TITLE else 6)
-
-
 def wrap(text: str, width: int, size: int) -> list[str]:
-    """Break into lines of whole words that fit into ``width`` pixels, margins taken off."""
+    """Break text into lines of whole words that fit into `width` pixels, less the margins."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -89,7 +84,7 @@ def wrap(text: str, width: int, size: int) -> list[str]:
 
 
 def legend_shape(texts: Sequence[str], width: int) -> tuple[int, int]:
-    """Return the rows and columns that fit into ``width`` pixels."""
+    """Return the rows and columns of a legend that fits into `width` pixels."""
     if not texts:
         return 0, 1
     longest = max(text_width(text, LEGEND) for text in texts) + 80

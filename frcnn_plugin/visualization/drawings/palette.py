@@ -1,8 +1,8 @@
-"""What the colours mean, the same in every picture, and what an image is.
+"""What the colours mean, which is the same in every picture, and what an image is.
 
-Yellow is the truth, blue what is right, vermilion what is wrong or background, purple what takes
-no part, grey what does not count. The colours are Okabe and Ito's, which people with any kind of
-colour vision tell apart; where two kinds of line may meet, dashes tell them apart as well.
+Yellow is the truth, blue is right, vermilion is wrong or background, purple takes no part, and grey
+does not count. The colours are Okabe and Ito's, which people with any kind of colour vision can
+tell apart; where two kinds of line may meet, dashes tell them apart as well.
 
 Where nothing is judged, boxes are coloured by class instead.
 """
@@ -32,8 +32,8 @@ class Style:
     Attributes:
         colour: "#RRGGBB".
         width: of the line, pixels of the picture.
-        dash: matplotlib's line style: "-", "--" or ":".
-        filled: the legend shows a filled square, for cells of a map, instead of a line.
+        dash: Matplotlib's line style: "-", "--" or ":".
+        filled: whether the legend shows a filled square, for cells of a map, instead of a line.
     """
 
     colour: str
@@ -43,7 +43,7 @@ class Style:
 
     @property
     def ink(self) -> str:
-        """Black or white, whichever is read more easily on the colour."""
+        """Black or white, whichever is easier to read on the colour."""
         red, green, blue = bytes.fromhex(self.colour[1:])
         return "#000000" if 0.3 * red + 0.59 * green + 0.11 * blue > 127.5 else "#FFFFFF"
 

@@ -1,8 +1,8 @@
 """What RoI max pooling makes of a box: rounded to cells, divided into bins, cells read.
 
-Which cells are read is asked of the pooler itself; nothing is rounded here. The pooler is given
-feature maps whose values are the positions of their cells; the maxima it returns then name the
-first and last row and column of every bin. A bin is empty where a map of ones comes back as 0.
+The pooler itself is asked which cells it reads; nothing is rounded here. It is given feature maps
+whose values are the positions of their cells; the maxima it returns then name the first and last
+row and column of every bin. A bin is empty where positions, which begin at 1, come back as 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,39 +44,18 @@ class PooledCells:
     rows: IntArray
 
     @property
-    def empty_bins(self) -> int:
-        """Bins that lie beyond the map: they are 0."""
-        columns = int((self.columns[:, 0] < self.columns[:, 1]).sum())
-        rows = int((self.rows[:, 0] < self.rows[:, 1]).sum())
-        return len(self.columns) * len(self.rows) - columns * rows
-
-    @property
-    def read(self) -> tuple[int, int, int, int]:
-        """First column, first row, last column + 1, last row + 1 of the cells read."""
-        (x1, x2), (y1, y2) = (
-            (int(bins[full, 0].min()), int(bins[full, 1].max())) if full.any() else (0, 0)
-            for bins in (self.columns, self.rows)
-            for full in [bins[:, 0] < bins[:, 1]]
-        )
-        return x1, y1, x2, y2
+    def read(self) -> IntArray:
+        """(4,) first column, first row, last column + 1, last row + 1 of the cells read."""
+        full = [bins[bins[:, 0] < bins[:, 1]] for bins in (self.columns, self.rows)]
+        spans = [(bins[:, 0].min(), bins[:, 1].max()) if len(bins) else (0, 0) for bins in full]
+        return np.array(spans, dtype=np.int64).T.flatten()
 
 
 def pooled_cells(pooler: Pooler, box: torch.Tensor, feature_size: tuple[int, int]) -> PooledCells:
-    """Ask ``pooler`` what it reads for ``box``.
-
-    Args:
-        pooler: RoI *max* pooling of one feature map.
-        box: (4,) continuous XYXY, network-input pixels.
-        feature_size: height and width of the feature map, cells.
-
-    Returns:
-        the cells.
-    """
+    """Ask an RoI *max* pooler what it reads for a box, (4,) XYXY in network-input pixels."""
     columns, rows = _bins(pooler, box, feature_size)
-    beyond = (feature_size[0] + _MARGIN, feature_size[1] + _MARGIN)
-    all_columns, all_rows = _bins(pooler, box, beyond)
-    rounded = [all_columns[:, 0].min(), all_rows[:, 0].min()]
-    rounded += [all_columns[:, 1].max(), all_rows[:, 1].max()]
+    beyond = _bins(pooler, box, (feature_size[0] + _MARGIN, feature_size[1] + _MARGIN))
+    rounded = [bins[:, 0].min() for bins in beyond] + [bins[:, 1].max() for bins in beyond]
     return PooledCells(np.array(rounded, dtype=np.int64), columns, rows)
 
 
@@ -90,9 +69,9 @@ def _bins(pooler: Pooler, box: torch.Tensor, size: tuple[int, int]) -> tuple[Int
     pooled = pooler([probe], [Boxes(box[None].float())])[0].double().numpy()  # (4, n, n)
     last_x, first_x, last_y, first_y = pooled
     full = last_x > 0  # an empty bin is 0
-    # A column of bins is the same in every row of bins that is not empty, and the other way round.
-    columns = np.stack([width + 1 - first_x.max(axis=0) - 1, last_x.max(axis=0)], axis=1)
-    rows = np.stack([height + 1 - first_y.max(axis=1) - 1, last_y.max(axis=1)], axis=1)
+    # Bins in one column share their columns of cells, in every row that is not empty; so do rows.
+    columns = np.stack([width - first_x.max(axis=0), last_x.max(axis=0)], axis=1)
+    rows = np.stack([height - first_y.max(axis=1), last_y.max(axis=1)], axis=1)
     columns[~full.any(axis=0)] = 0
     rows[~full.any(axis=1)] = 0
     return columns.astype(np.int64), rows.astype(np.int64)
@@ -100,45 +79,30 @@ def _bins(pooler: Pooler, box: torch.Tensor, size: tuple[int, int]) -> tuple[Int
 
 def draw_roi_cells(
     image_bgr: ImageArray,
-    box: npt.NDArray[np.float64],
+    box: npt.NDArray[np.float64],  # (4,) as given, pixels of the original image
     cells: PooledCells,
-    feature_size: tuple[int, int],
-    stride: tuple[float, float],
-    name: str,
+    feature_size: tuple[int, int],  # height and width, cells
+    stride: tuple[float, float],  # width and height of a cell, pixels of the original image
+    name: str,  # of the box and the image
     notes: Sequence[str] = (),
 ) -> Canvas:
     """Draw the box on the grid of cells, and its bins in close-up.
 
     Bins overlap where the box is no multiple of cells: a bin reads every cell that it touches. In
     the close-up, bars along two sides say which columns and rows each of the bins reads.
-
-    Args:
-        image_bgr: (H, W, 3) uint8 BGR.
-        box: (4,) as given, continuous XYXY, pixels of the original image.
-        cells: what is read for it.
-        feature_size: height and width of the feature map, cells.
-        stride: width and height of a cell, pixels of the original image.
-        name: what the title calls image and box.
-        notes: lines below the title.
-
-    Returns:
-        the picture.
     """
     pixels = np.array([*stride, *stride])
-    rounded = cells.rounded * pixels
-    read = np.array(cells.read)
+    rounded, read = cells.rounded * pixels, cells.read
+    height, width = feature_size
     bins = (len(cells.rows), len(cells.columns))
     title = (
         f"roi-cells: {name}, {read[2] - read[0]} x {read[3] - read[1]} feature cells "
         f"pooled into {bins[1]} x {bins[0]} bins"
     )
-    reach = np.array([np.minimum(box, rounded)[:2], np.maximum(box, rounded)[2:]])
-    bars = 0.22 * max(*(reach[1] - reach[0]), 4 * max(stride))
-    close = (
-        reach[0, 0] - bars, reach[0, 1] - bars, reach[1, 0] + bars / 4, reach[1, 1] + bars / 4
-    )  # fmt: skip
-    feature_map = np.array([0, 0, feature_size[1] * stride[0], feature_size[0] * stride[1]])
-    whole = view_around(image_bgr, np.stack([feature_map, reach.flatten()]))
+    x1, y1, x2, y2 = reach = (*np.minimum(box, rounded)[:2], *np.maximum(box, rounded)[2:])
+    bars = 0.22 * max(x2 - x1, y2 - y1, 4 * max(stride))
+    close = (x1 - bars, y1 - bars, x2 + bars / 4, y2 + bars / 4)
+    whole = view_around(image_bgr, [(0, 0, width * stride[0], height * stride[1]), reach])
     middle = (bins[0] // 2, bins[1] // 2)
     legend = [
         ("box as given", _GIVEN),
@@ -147,23 +111,22 @@ def draw_roi_cells(
         (f"cells of bin {middle[0] + 1}, {middle[1] + 1}", _BIN),
     ]
     panels = [
-        Panel(f"feature map of {feature_size[1]} x {feature_size[0]} cells", whole, 0.15),
+        Panel(f"feature map of {width} x {height} cells", whole, 0.15),
         Panel("close-up, bars: cells of each bin", close, 0.35),
     ]
-    beyond = cells.rounded[2] > feature_size[1] or cells.rounded[3] > feature_size[0]
-    if beyond:
+    if cells.rounded[2] > width or cells.rounded[3] > height:
         notes = [*notes, "its corners round to cells beyond the feature map: nothing to read there"]
     canvas = Canvas(image_bgr, title, notes, legend, panels)
     for panel in range(2):
         canvas.fill(read * pixels, _READ.colour, 0.45, panel)
         if panel:
-            first = np.array([cells.columns[middle[1]], cells.rows[middle[0]]])
-            canvas.fill(first.T.flatten() * pixels, _BIN.colour, 0.85, panel)
+            example = np.array([cells.columns[middle[1]], cells.rows[middle[0]]])
+            canvas.fill(example.T.flatten() * pixels, _BIN.colour, 0.85, panel)
         canvas.grid(feature_size, stride, panel, 0.7 if panel else 0.4)
         canvas.box(rounded, _ROUNDED, panel)
         canvas.box(box, _GIVEN, panel)
-    _bars(canvas, cells.columns, stride[0], reach[0, 1], bars, horizontal=True)
-    _bars(canvas, cells.rows, stride[1], reach[0, 0], bars, horizontal=False)
+    _bars(canvas, cells.columns, stride[0], y1, bars, horizontal=True)
+    _bars(canvas, cells.rows, stride[1], x1, bars, horizontal=False)
     return canvas
 
 
@@ -177,8 +140,7 @@ def _bars(
         if first == end:  # beyond the map
             continue
         across = start - room * 0.08 - thick * lane
-        along, length = first * stride, (end - first) * stride
-        bar = (along, across, along + length, across + thick * 0.85)
+        bar = (first * stride, across, end * stride, across + thick * 0.85)
         if not horizontal:
             bar = (bar[1], bar[0], bar[3], bar[2])
         colour = ORANGE if number == len(bounds) // 2 else _BARS[number % 2]
@@ -186,11 +148,7 @@ def _bars(
 
 
 def lanes_of(bounds: IntArray) -> list[int]:
-    """Assign intervals to lanes, from 1 on, in which they do not overlap.
-
-    Args:
-        bounds: (n, 2) starts and ends, starts ascending; empty ones get a lane as well.
-    """
+    """Assign intervals, (n, 2) with ascending starts, to lanes from 1 on without overlaps."""
     ends: list[int] = []
     lanes = []
     for first, end in bounds:

@@ -7,10 +7,18 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from frcnn_plugin.visualization import Canvas
+from frcnn_plugin.visualization import Canvas, Objects
 
 Box = tuple[float, float, float, float]
 IMAGE = np.full((100, 200, 3), 90, dtype=np.uint8)
+
+
+def objects(*rows: tuple[list[float], str, bool]) -> Objects:
+    table = list(zip(*rows, strict=True))
+    return Objects(np.array(table[0], dtype=float), table[1], np.array(table[2]))
+
+
+TWO = objects(([10, 20, 60, 80], "dog", False), ([100, 10, 130, 40], "cat", True))
 
 
 def blank(height: int, width: int, value: int = 128) -> np.ndarray:

@@ -44,10 +44,8 @@ def test_only_what_is_drawn_changes() -> None:
     # The line is 2.5 pixels wide, its rim 4.5.
     assert 97 <= rows.min() <= 98 and 151 <= rows.max() <= 152
     assert 97 <= columns.min() <= 98 and 201 <= columns.max() <= 202
-    assert (
-        picture[125, 100].tolist() == BLUE
-        and (picture[105:145, 105:195] == image[105:145, 105:195]).all()
-    )
+    assert picture[125, 100].tolist() == BLUE
+    assert (picture[105:145, 105:195] == image[105:145, 105:195]).all()
     assert (image == before).all()
 
 
@@ -79,12 +77,8 @@ def test_svg_stands_alone() -> None:
     assert first[0].text == "object: <b> & 'c'" and second.get("opacity") == "0.5"
     rim, line = first[1:]
     # 0.8 times the image's pixels.
-    assert [line.get(key) for key in ("x", "y", "width", "height")] == [
-        "40.0",
-        "80.0",
-        "80.0",
-        "80.0",
-    ]
+    place = [line.get(key) for key in ("x", "y", "width", "height")]
+    assert place == ["40.0", "80.0", "80.0", "80.0"]
     assert line.get("stroke") == DIFFICULT.colour and line.get("stroke-dasharray") == "9.2 4.0"
     assert rim.get("stroke") == "#000000" and second[2].get("stroke-dasharray") is None
     # What was labelled first lies on top.

@@ -1,4 +1,4 @@
-"""The drawing functions: extents in image pixels, numbers in titles, nothing to draw."""
+"""Data, proposals, detections: extents in image pixels, numbers in titles, nothing to draw."""
 
 from __future__ import annotations
 
@@ -6,70 +6,32 @@ import numpy as np
 import pytest
 
 from frcnn_plugin.visualization import (
-    Objects,
-    Sample,
-    draw_anchors,
-    draw_data,
+    contact_sheet,
+    draw_comparison,
     draw_detections,
     draw_proposals,
-    draw_samples,
 )
-from frcnn_plugin.visualization.drawings.palette import BLUE, GREY, VERMILION, YELLOW
+from frcnn_plugin.visualization.drawings.objects import NO_OBJECTS, draw_data
+from frcnn_plugin.visualization.drawings.palette import (
+    BLUE,
+    CLASS_COLOURS,
+    GREY,
+    VERMILION,
+    YELLOW,
+)
 
-from .artists import IMAGE, boxes, heading, legend, texts
-
-NOTHING = Objects(np.zeros((0, 4)), [], np.zeros(0, dtype=bool))
-
-
-def objects(*rows: tuple[list[float], str, bool]) -> Objects:
-    table = list(zip(*rows, strict=True))
-    return Objects(np.array(table[0], dtype=float), table[1], np.array(table[2]))
-
-
-TWO = objects(([10, 20, 60, 80], "dog", False), ([100, 10, 130, 40], "cat", True))
+from .artists import IMAGE, TWO, blank, boxes, heading, legend, objects, texts
 
 
 def test_data() -> None:
-    canvas = draw_data(IMAGE, TWO, "000001", [])
-    assert heading(canvas) == (
-        "data: 000001, 1 object, 1 difficult or crowd 200 x 100 pixels"
-    )  # fmt: skip
+    canvas = draw_data(IMAGE, TWO, "000001")
+    assert heading(canvas).startswith("data: 000001, 1 object, 1 difficult or crowd 200 x 100 pix")
     assert boxes(canvas.axes[0], YELLOW, "-") == [(10, 20, 60, 80)]
     assert boxes(canvas.axes[0], GREY, "--") == [(100, 10, 130, 40)]
     assert texts(canvas.axes[0]) == ["1 dog 50 x 60", "2 cat 30 x 30, difficult"]
     assert legend(canvas) == ["object", "difficult or crowd"]
-    empty = draw_data(IMAGE, NOTHING, "000002", [])
+    empty = draw_data(IMAGE, NO_OBJECTS, "000002")
     assert "0 objects, 0 difficult" in heading(empty) and boxes(empty.axes[0]) == []
-
-
-def test_anchors_reach_beyond_the_image() -> None:
-    anchors = np.array([[90.0, 40, 110, 60], [-50, 20, 250, 80]])
-    canvas = draw_anchors(
-        IMAGE, anchors, np.array([[32.0, 32], [480, 96]]), np.array([True, False]), [1.0, 0.5],
-        np.array([95.0, 45, 105, 55]), "cell",
-    )  # fmt: skip
-    assert "1 of 2 inside the image" in heading(canvas)
-    axes = canvas.axes[0]
-    assert axes.get_xlim() == (-54, 254) and axes.get_ylim() == (104, -4)  # 2% of 200 around
-    assert boxes(axes, dash="--") == [(-50, 20, 250, 80)]
-    assert (90, 40, 110, 60) in boxes(axes, dash="-") and (95, 45, 105, 55) in boxes(axes)
-    assert sorted(texts(axes)) == ["32 x 32", "480 x 96"]
-
-
-def test_samples() -> None:
-    positive, negative = np.array([[10.0, 20, 60, 80]]), np.array([[0.0, 0, 20, 20]] * 3)
-    rpn = Sample("RPN anchors", positive, negative)
-    head = Sample("head RoIs", positive[:0], negative, ("foreground", "background"))
-    canvas = draw_samples(IMAGE, [rpn, head], TWO, "7")
-    title = heading(canvas)
-    assert "4 = 1 positive + 3 negative" in title and "3 = 0 foreground + 3 background" in title
-    assert boxes(canvas.axes[0], BLUE) == [(10, 20, 60, 80)]
-    assert len(boxes(canvas.axes[0], VERMILION)) == len(boxes(canvas.axes[1], VERMILION)) == 3
-    assert boxes(canvas.axes[1], BLUE) == []
-    centres = canvas.axes[0].lines[1].get_xydata()
-    assert centres.tolist() == [[35, 50]]
-    nothing = Sample("RPN anchors", positive[:0], positive[:0])
-    assert "0 = 0 positive + 0 negative" in heading(draw_samples(IMAGE, [nothing], NOTHING, "7"))
 
 
 def test_proposals() -> None:
@@ -78,23 +40,18 @@ def test_proposals() -> None:
         ([10, 20, 60, 80], "dog", False), ([100, 10, 130, 40], "cat", False),
         ([1, 1, 5, 5], "bird", True),
     )  # fmt: skip
-    canvas = draw_proposals(
-        IMAGE, found, np.array([0.9, 0.25]), 300, truth, {"best 2": "1 of 2"}, "7"
-    )
-    assert "the best 2 of 300 recall of the best 2: 1 of 2" in heading(canvas)
-    written = texts(canvas.axes[0])
+    canvas = draw_proposals(IMAGE, found, np.array([0.9, 0.25]), "proposals: 7", truth, ["a note"])
+    assert heading(canvas) == "proposals: 7 a note"
     # 30 * 30 / (200 * 100) of the cat, 16 / 20000 of the bird.
     expected = {"dog: IoU 1.00", "cat: IoU 0.04", "bird: IoU 0.00", "0.900", "0.250"}
-    assert set(written) == expected
+    assert set(texts(canvas.axes[0])) == expected
     assert boxes(canvas.axes[0], YELLOW, ":") == [(100, 10, 130, 40)]
-    assert "object not covered at IoU .5" in legend(canvas)
-    assert "last one drawn, 0.250" in legend(canvas)
+    assert {"object not covered at IoU .5", "last one drawn, 0.250"} <= set(legend(canvas))
 
 
-@pytest.mark.parametrize("truth", [None, NOTHING, TWO])
+@pytest.mark.parametrize("truth", [NO_OBJECTS, TWO])
 def test_no_proposals(truth) -> None:
-    canvas = draw_proposals(IMAGE, np.zeros((0, 4)), np.zeros(0), 0, truth, {}, "7")
-    assert "the best 0 of 0" in heading(canvas)
+    canvas = draw_proposals(IMAGE, np.zeros((0, 4)), np.zeros(0), "proposals: 7", truth)
     expected = [] if truth is not TWO else [(10, 20, 60, 80)]
     assert boxes(canvas.axes[0], YELLOW, ":") == expected
 
@@ -104,9 +61,9 @@ NAMES = ["dog", "dog", "cat", "cat"]
 
 
 def test_detections() -> None:
-    truth = Objects(
-        np.vstack([TWO.boxes, [[2, 2, 9, 9]]]), [*TWO.names, "cat"],
-        np.append(TWO.ignored, False),
+    truth = objects(
+        ([10, 20, 60, 80], "dog", False), ([100, 10, 130, 40], "cat", True),
+        ([2, 2, 9, 9], "cat", False),
     )  # fmt: skip
     scores = np.array([0.9, 0.8, 0.7, 0.6])
     # Right; a second one of the same dog; on a difficult cat; on nothing.
@@ -130,9 +87,38 @@ def test_detections_without_truth_are_not_judged() -> None:
     assert legend(canvas) == ["detection"]
 
 
-def test_no_detections_no_objects() -> None:
-    none = np.zeros(0, dtype=bool)
-    canvas = draw_detections(
-        IMAGE, np.zeros((0, 4)), [], np.zeros(0), NOTHING, (none, none, none), "detections: 7"
-    )
-    assert "0 right, 0 wrong, 0 missed" in heading(canvas)
+def test_comparison_has_truth_on_the_left_detections_on_the_right() -> None:
+    canvas = draw_comparison(
+        blank(120, 160), [[10, 20, 90, 100], [0, 0, 9, 9]], [0, 1],
+        [[12, 22, 92, 102], [1, 2, 3, 4]], [0, 0], [0.97, 0.5], ["circle", "cat"], [False, True],
+    )  # fmt: skip
+    left, right = canvas.axes
+    assert left.get_title("left") == "ground truth (2)"
+    assert right.get_title("left") == "detections (2)"
+    red = CLASS_COLOURS[0]
+    assert boxes(left, red) == [(10, 20, 90, 100)] and boxes(left, GREY) == [(0, 0, 9, 9)]
+    assert boxes(right, red) == [(1, 2, 3, 4), (12, 22, 92, 102)]  # the best one on top
+    assert texts(left) == ["circle", "cat (difficult)"]
+    assert texts(right) == ["circle 0.97", "circle 0.50"]
+    assert left.get_window_extent().width == pytest.approx(480)
+
+
+def test_comparison_of_unknown_classes_and_of_other_lengths() -> None:
+    box = [[-5.0, 0, 5, 5]]
+    canvas = draw_comparison(blank(1, 1), box, [5], box, [7], [0.5], ["one class only"])
+    assert [texts(axes) for axes in canvas.axes] == [
+        ["5"],
+        ["7 0.50"],
+    ] and canvas.pixels().ndim == 3
+    with pytest.raises(ValueError):
+        draw_comparison(blank(50, 50), box, [], [], [], [], ["cat"])
+
+
+def test_contact_sheet() -> None:
+    images = [blank(10, 20, 1), blank(30, 8, 2), blank(5, 5, 3)]
+    sheet = contact_sheet(images, 2)
+    # Margins of 6 around cells of 30 by 20.
+    assert sheet.shape == (6 + 2 * 36, 6 + 2 * 26, 3)
+    assert sheet[6, 6, 0] == 1 and sheet[6, 32, 0] == 2 and sheet[42, 6, 0] == 3
+    assert sheet[20, 6, 0] == 255  # below the first picture
+    assert contact_sheet(images, 5).shape == (6 + 36, 6 + 3 * 26, 3)
