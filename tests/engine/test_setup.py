@@ -73,11 +73,11 @@ def test_whole_numbers_where_a_key_has_a_point(value: str, told: bool) -> None:
     assert bool(message) is (value != "60.5")
 
 
-def test_file_that_is_no_yaml(tmp_path: Path) -> None:
+def test_file_that_is_not_yaml(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text("MODEL: [\n")
     message = problem(config=str(path))
-    assert f"{path} is no YAML: while parsing" in message and "line 2" in message
+    assert f"{path} is not YAML: while parsing" in message and "line 2" in message
 
 
 def test_missing_base(tmp_path: Path) -> None:

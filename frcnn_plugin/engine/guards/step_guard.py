@@ -1,4 +1,4 @@
-"""Watch every training iteration; explain a loss that is not finite, and what may have caused it."""
+"""Watch every training iteration; explain a loss that is not finite, and its likely causes."""
 
 from __future__ import annotations
 
