@@ -20,8 +20,8 @@ from detectron2.config import get_cfg
 
 from .errors import UserError
 
-# Keys that earlier versions had. Configs saved then, beside a run or in a checkpoint, still load: the
-# key is ignored, and yacs logs a line that says so.
+# Keys that earlier versions had. Configs saved then, beside a run or in a checkpoint, still load:
+# the key is ignored, and yacs logs a line that says so.
 REMOVED_KEYS = ("FOUR_STEP.FEATURE_CACHE_GB",)
 
 
@@ -116,7 +116,7 @@ def _add_meta_arch(cfg: CN) -> None:
     # True: the images of a training batch pass the network one by one, unpadded, and their losses
     # are averaged: Caffe's iter_size (py end2end: 2). False: one zero-padded batch.
     cfg.MODEL.PAPER_RCNN.ONE_BY_ONE = False
-    # True: images are laid out channels-last in memory, which makes convolutions faster (on CPUs, and
+    # True: images are laid out channels-last in memory, which makes convolutions faster (on CPUs;
     # on GPUs with AMP). Results change by float rounding only.
     cfg.MODEL.PAPER_RCNN.CHANNELS_LAST = True
     # True: 3x3 convolutions of VGG16, ZF and the RPN with 128 x 128 channels or more, on a CPU in

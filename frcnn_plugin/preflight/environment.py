@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import sys
@@ -18,15 +16,6 @@ from torchvision import ops
 from .finding import Finding, error, ok, plural, warning
 
 _SUBJECT = "environment"
-# Distributions, any of which may be there, of what importing this package has loaded already.
-_PACKAGES = (
-    ("torchvision",),
-    ("numpy",),
-    ("Pillow",),
-    ("opencv-python-headless", "opencv-python", "opencv-contrib-python"),
-    ("pycocotools",),
-    ("fvcore",),
-)
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -51,30 +40,14 @@ def check_environment(
 
 
 def _versions() -> Finding:
-    # Not imported: that would need what stands above this module.
-    own = sys.modules[__name__.partition(".")[0]].__version__
-    versions = [
-        f"frcnn_plugin {own}",
-        f"Python {platform.python_version()}",
-        f"torch {torch.__version__}",
-        *(f"{names[0].removesuffix('-headless')} {_version(names)}" for names in _PACKAGES),
-    ]
-    return ok(_SUBJECT, ", ".join(versions))
-
-
-def _version(distributions: tuple[str, ...]) -> str:
-    for name in distributions:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "(version unknown)"
+    # Importing this package has loaded them all; importing it here would need what stands above.
+    names = ("frcnn_plugin", "torch", "torchvision", "numpy", "PIL", "cv2")
+    versions = [f"{name} {sys.modules[name].__version__}" for name in names]
+    return ok(_SUBJECT, f"Python {platform.python_version()}, {', '.join(versions)}")
 
 
 def _detectron2() -> Finding:
-    # Judged by its modules: every Detectron2 since 2021 calls itself 0.6.
-    newer = importlib.util.find_spec("detectron2.utils.torch_version_utils") is not None
-    era = "newer than January 2024" if newer else "of about January 2024"
+    folder = Path(detectron2.__file__).parent
     try:
         importlib.import_module("detectron2._C")
     except ImportError as e:
@@ -87,8 +60,7 @@ def _detectron2() -> Finding:
         compiled = "without compiled operators (fine: torchvision's are used)"
     else:
         compiled = "with compiled operators"
-    folder = Path(detectron2.__file__).parent
-    return ok(_SUBJECT, f"Detectron2 {era}, {compiled}, in {folder}")
+    return ok(_SUBJECT, f"Detectron2 in {folder}, {compiled}")
 
 
 def _operators(device: str) -> Finding:
