@@ -117,7 +117,11 @@ def _check_objects(
             f"{number - 1} (such as {strange[0]}), which stops training with a device-side assert",
             "Number the classes from 0 to MODEL.ROI_HEADS.NUM_CLASSES - 1; background is not one",
         )
-    boxes = np.array([_xyxy(o) for _, o in objects], dtype=np.float64)
+    xyxy = BoxMode.XYXY_ABS
+    boxes = np.array(
+        [BoxMode.convert(list(o["bbox"]), o.get("bbox_mode", xyxy), xyxy) for _, o in objects],
+        dtype=np.float64,
+    )
     sizes = np.array(
         [[d.get("width", np.inf), d.get("height", np.inf)] for d, _ in objects], dtype=np.float64
     )
@@ -139,15 +143,6 @@ def _check_objects(
             f"{name}: no object of {len(absent)} classes ({_some(absent)})",
             "A detector cannot learn them: check the names, or leave them out of the class list",
         )
-
-
-def _xyxy(annotation: dict[str, Any]) -> Any:
-    box, mode = annotation["bbox"], annotation.get("bbox_mode", BoxMode.XYXY_ABS)
-    if mode == BoxMode.XYXY_ABS:
-        return box
-    if mode == BoxMode.XYWH_ABS:
-        return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
-    return BoxMode.convert(list(box), mode, BoxMode.XYXY_ABS)[:4]
 
 
 def _check_overlap(run: PlannedRun) -> Iterator[Finding]:
@@ -251,38 +246,34 @@ def _read(item: dict[str, Any]) -> tuple[int, int]:
 
 def check_proposal_files(run: PlannedRun) -> Iterator[Finding]:
     """Compare proposal files with their data sets."""
-    # Detectron2 opens them with plain pickle, and says little if they are of another data set.
-    cfg = run.cfg
-    if not cfg.MODEL.LOAD_PROPOSALS:
+    # Detectron2 opens them with plain pickle, and says little if they belong to another data set.
+    if not run.cfg.MODEL.LOAD_PROPOSALS:
         return
-    yield from _check_files(run, "TRAIN", run.train, cfg.DATASETS.PROPOSAL_FILES_TRAIN)
-    yield from _check_files(run, "TEST", run.test, cfg.DATASETS.PROPOSAL_FILES_TEST)
-
-
-def _check_files(
-    run: PlannedRun, which: str, names: Sequence[str], files: Sequence[str]
-) -> Iterator[Finding]:
-    if not names:
-        return
-    if len(names) != len(files):
-        yield error(
-            "proposals",
-            f"MODEL.LOAD_PROPOSALS is True, but DATASETS.{which} has {len(names)} data sets and "
-            f"DATASETS.PROPOSAL_FILES_{which} {len(files)} files: give one file per data set",
-        )
-        return
-    for name, file in zip(names, files, strict=True):
-        try:
-            proposals = check_proposals(file, run.load(name), name)
-        except UserError as e:
-            yield error("proposals", str(e))
+    datasets = run.cfg.DATASETS
+    for which, names, files in (
+        ("TRAIN", run.train, datasets.PROPOSAL_FILES_TRAIN),
+        ("TEST", run.test, datasets.PROPOSAL_FILES_TEST),
+    ):
+        if names and len(names) != len(files):
+            yield error(
+                "proposals",
+                f"MODEL.LOAD_PROPOSALS is True, but DATASETS.{which} has {len(names)} data sets "
+                f"and DATASETS.PROPOSAL_FILES_{which} {len(files)} files: give one file per data "
+                "set",
+            )
             continue
-        boxes = sum(len(logits) for logits in proposals.logits)
-        yield ok(
-            "proposals",
-            f"{file}: all {len(proposals.ids):,} images of {name}, "
-            f"{boxes / max(1, len(proposals.ids)):.0f} boxes per image",
-        )
+        for name, file in zip(names, files, strict=False):
+            try:
+                proposals = check_proposals(file, run.load(name), name)
+            except UserError as e:
+                yield error("proposals", str(e))
+                continue
+            number = len(proposals.ids)
+            boxes = sum(map(len, proposals.logits)) / max(1, number)
+            yield ok(
+                "proposals",
+                f"{file}: all {number:,} images of {name}, {boxes:.0f} boxes per image",
+            )
 
 
 # ---- folders --------------------------------------------------------------------------------
