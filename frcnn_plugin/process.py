@@ -190,7 +190,7 @@ def environment() -> dict[str, str]:
     ("Python", "PyTorch", "GPU 0", "Driver version", ...); the system, threads and processes.
     """
     package = Path(__file__).resolve().parent
-    # Not imported: that would need what stands above this module.
+    # From the loaded module: importing it here would turn the order of imports around.
     version = str(sys.modules[__name__.partition(".")[0]].__version__)
     commit = _git_commit(package.parent)
     return {

@@ -40,7 +40,7 @@ def check_environment(
 
 
 def _versions() -> Finding:
-    # Importing this package has loaded them all; importing it here would need what stands above.
+    # From the loaded modules: importing the package here would turn the order of imports around.
     names = ("frcnn_plugin", "torch", "torchvision", "numpy", "PIL", "cv2")
     versions = [f"{name} {sys.modules[name].__version__}" for name in names]
     return ok(_SUBJECT, f"Python {platform.python_version()}, {', '.join(versions)}")
@@ -71,7 +71,7 @@ def _operators(device: str) -> Finding:
         image = torch.arange(16.0, device=device).reshape(1, 1, 4, 4)
         roi = torch.tensor([[0.0, 0, 0, 3, 3]], device=device)
         pooled = ops.roi_pool(image, roi, (2, 2)).flatten().tolist()
-    except Exception as e:  # operators that do not fit raise all kinds
+    except Exception as e:  # operators that do not fit raise all kinds of errors
         problem = str(e).strip().partition("\n")[0]
     else:
         if kept == [1, 2] and pooled == [5.0, 7.0, 13.0, 15.0]:
@@ -95,13 +95,13 @@ def _gpus(num_processes: int, touch: bool) -> Iterator[Finding]:
         return
     for number in range(num_processes):
         name = torch.cuda.get_device_name(number)
-        total = torch.cuda.get_device_properties(number).total_memory
-        # Without touching it, it is not known what other programs take.
-        free = torch.cuda.mem_get_info(number)[0] if touch else total
+        memory = f"{torch.cuda.get_device_properties(number).total_memory / 2**30:.1f} GiB"
+        if touch:  # only then it is known what other programs take
+            memory = f"{torch.cuda.mem_get_info(number)[0] / 2**30:.1f} of {memory} free"
         yield ok(
             _SUBJECT,
-            f"GPU {number}: {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, CUDA "
-            f"{torch.version.cuda}, driver {driver_version() or 'unknown'}",
+            f"GPU {number}: {name}, {memory}, CUDA {torch.version.cuda}, driver "
+            f"{driver_version() or 'unknown'}",
         )
         if touch:
             yield _operators(f"cuda:{number}")
