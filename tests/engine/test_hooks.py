@@ -176,7 +176,7 @@ def test_the_best_stays(
 ) -> None:
     """Detectron2 says what it did."""
     scores += ap50(10.0, 30.0, float("nan"), 20.0)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "detectron2"):
         run(tmp_path, EVERY)
     assert "Saved best model as latest eval score for bbox/AP50 is 30.0" in caplog.text
     assert "is 20.00000, not better than best score 30.0" in caplog.text

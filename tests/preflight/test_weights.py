@@ -25,7 +25,7 @@ from tests.preflight.conftest import only
 def save(plan, tmp_path: Path):
     """A function that writes weights of the demo's model; returns the override that names them."""
 
-    def write(metadata: Metadata | None = None, part: str = "", **opts: Any) -> list[str]:
+    def write(metadata: Metadata | None = None, part: str = "") -> list[str]:
         model = build_model(plan().cfg)
         weights = {k: v for k, v in model.state_dict().items() if k.startswith(part)}
         content: dict[str, Any] = {"model": weights}
