@@ -77,7 +77,7 @@ def _check_one(run: PlannedRun, name: str) -> Iterator[Finding]:
         return
     yield ok(_SUBJECT, _describe(name, dicts))
     yield from _check_objects(run, name, dicts)
-    yield from check_images(name, dicts, every_image=run.every_image)
+    yield from _check_images(run, name, dicts)
 
 
 def _with_folder(name: str, message: str) -> Finding:
@@ -175,16 +175,8 @@ def _some(items: Sequence[str]) -> str:
 # ---- images ---------------------------------------------------------------------------------
 
 
-def check_images(
-    name: str, dicts: Sequence[dict[str, Any]], *, every_image: bool = False
-) -> Iterator[Finding]:
-    """Look for all files, and decode some.
-
-    Args:
-        name: of the data set.
-        dicts: in Detectron2's format.
-        every_image: decode all, with a progress bar.
-    """
+def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """Look for all files, and decode some; with ``run.every_image`` all, with a progress bar."""
     missing = [d["file_name"] for d in dicts if not Path(d["file_name"]).is_file()]
     if missing:
         yield error(
@@ -193,16 +185,17 @@ def check_images(
             "Copy them there, or correct image_root",
         )
         return
-    sample = dicts if every_image else evenly(dicts, _SAMPLE)
+    sample = dicts if run.every_image else evenly(dicts, _SAMPLE)
     sizes, problems = [], []
-    quiet = None if every_image else True
-    for item in tqdm(sample, f"reading {name}", unit="image", disable=quiet):
+    # None: the bar is shown on terminals only.
+    hidden = None if run.every_image else True
+    for item in tqdm(sample, f"reading {name}", unit="image", disable=hidden):
         try:
             sizes.append(_read(item))
         except UserError as e:
             problems.append(str(e))
     if problems:
-        rest = "" if every_image else "; frcnn doctor --all looks at every one"
+        rest = "" if run.every_image else "; frcnn doctor --all looks at every one"
         yield error(
             _SUBJECT,
             f"{name}: {len(problems)} of {len(sample)} images looked at are bad:\n"
@@ -303,11 +296,7 @@ def check_data_root() -> Iterator[Finding]:
 def suggest_folder(name: str) -> str:
     """Say what to type if a VOC-format set lies a level above or below where it should.
 
-    Args:
-        name: registered name; others are not VOC's.
-
-    Returns:
-        A sentence; "" if nothing was found nearby, or nothing is wrong.
+    "" if nothing was found nearby, or nothing is wrong, or the set is of another format.
     """
     source: Any = DatasetCatalog[name] if name in DatasetCatalog else None
     if not isinstance(source, VOCSource):

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoint.read import peek
-from ..config import plugin_cfg
 from ..errors import UserError
 from ..four_step.stages import build_stages
 from .finding import Finding, error, ok, plural, warning
@@ -204,7 +203,7 @@ def _is_like_the_measured(run: PlannedRun) -> bool:
     return (
         model.DEVICE == "cpu"
         and network == ("PaperRCNN", "VGG16", 4096)
-        and model.VGG.CHANNELS == plugin_cfg().MODEL.VGG.CHANNELS
+        and model.VGG.CHANNELS == [64, 128, 256, 512, 512]
         and run.model_cfg.MODEL.PAPER_RCNN.PHASE == "joint"
         and short >= _SHORT_SIDE
         and long >= _LONG_SIDE

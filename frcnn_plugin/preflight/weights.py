@@ -42,23 +42,20 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     network = f"{run.cfg.MODEL.META_ARCHITECTURE}, {run.cfg.MODEL.BACKBONE.NAME}"
-    yield ok(
-        _SUBJECT,
-        f"model: {network}, {total / 1e6:.1f} M parameters ({trained / 1e6:.1f} M trained)",
-    )
+    numbers = f"{total / 1e6:.1f} M parameters ({trained / 1e6:.1f} M trained)"
+    yield ok(_SUBJECT, f"model: {network}, {numbers}")
     file = run.weights
     if not file:
         yield ok(_SUBJECT, "none: training starts from random weights")
-    elif not file.startswith(PREFIX):
-        if "://" in file:
-            yield ok(_SUBJECT, f"{file} is fetched when the run starts, and looked at then")
-        else:
-            yield from _compare(run, file)
-    elif cached_path(find(file.removeprefix(PREFIX))).is_file() or not (run.alone or run.failed):
-        # A run is about to start: one process downloads here what all of them will use.
+    elif "://" not in file:
+        yield from _compare(run, file)
+    elif file.startswith(PREFIX) and (
+        cached_path(find(file.removeprefix(PREFIX))).is_file() or not (run.alone or run.failed)
+    ):
+        # If a run is about to start, one process downloads here what all of them will use.
         yield from _compare(run, PathManager.get_local_path(file))
     else:
-        yield ok(_SUBJECT, f"{file} is downloaded when the run starts, and looked at then")
+        yield ok(_SUBJECT, f"{file} is downloaded when the run starts, and checked then")
 
 
 def _missing(run: PlannedRun) -> str:
@@ -101,14 +98,11 @@ def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
             f"{run.cfg.INPUT.FORMAT} and MODEL.PIXEL_MEAN are taken on trust",
             "frcnn weights convert writes files that say so",
         )
-    facts = [f"{loader.found} of {loader.wanted} weights of the model"]
-    if metadata is not None:
-        facts.append({"imagenet": "ImageNet"}.get(metadata.kind, metadata.kind))
-        if metadata.preprocessing is not None:
-            facts.append(f"{metadata.preprocessing.format} images as in the config")
-        if metadata.classes is not None:
-            facts.append(f"{len(metadata.classes)} classes")
-    yield ok(_SUBJECT, f"{file}: {', '.join(facts)}")
+    kind = f", {metadata.kind}" if metadata is not None else ""
+    classes = f", {len(metadata.classes)} classes" if metadata and metadata.classes else ""
+    yield ok(
+        _SUBJECT, f"{file}: {loader.found} of {loader.wanted} weights of the model{kind}{classes}"
+    )
 
 
 class _ShapesOnly(AtomicCheckpointer):

@@ -80,17 +80,11 @@ WARNINGS: dict[str, tuple[list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", ERRORS)
-def test_errors(find, case: str) -> None:
-    opts, message = ERRORS[case]
-    sentence = only([f for f in find(*opts) if f.subject == "schedule"], "schedule")
-    assert re.search(message, sentence), sentence
-
-
-@pytest.mark.parametrize("case", WARNINGS)
-def test_warnings(find, case: str) -> None:
-    opts, message = WARNINGS[case]
-    sentence = only(find(*opts), "schedule", "warning")
+@pytest.mark.parametrize("case", [*ERRORS, *WARNINGS])
+def test_findings(find, case: str) -> None:
+    level = "error" if case in ERRORS else "warning"
+    opts, message = (ERRORS | WARNINGS)[case]
+    sentence = only([f for f in find(*opts) if f.level == level], "schedule", level)
     assert re.search(message, sentence), sentence
 
 
