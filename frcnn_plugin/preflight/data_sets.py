@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,15 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
         return  # their data are for Detectron2 to check
     names = list(dict.fromkeys([*run.train, *run.test]))
     bad = False
+    told = set()
     for name in names:
         for finding in _check_one(run, name):
             bad |= finding.level == "error"
+            first, _, advice = finding.text.partition("\n")
+            if advice in told:  # on folders and archives, as for another set
+                finding = replace(finding, text=f"{first} (as above)", fix="")
+            elif advice:
+                told.add(advice)
             yield finding
     if bad:
         return

@@ -295,6 +295,13 @@ def test_no_suggestion_without_reason(shapes: Path, tmp_path: Path) -> None:
     assert suggest_folder("fine") == suggest_folder("nowhere") == suggest_folder("unknown") == ""
 
 
+def test_two_sets_missing_for_one_reason(find) -> None:
+    findings = find("MODEL.ROI_HEADS.NUM_CLASSES", "20", config=VOC)
+    first, second = (f.text for f in findings if f.subject == "data")
+    assert "VOCtrainval_06-Nov-2007.tar" in first and "make demo" in first
+    assert second.endswith("VOC2007 (as above)")
+
+
 def test_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     main = tmp_path / "VOC2012" / "ImageSets" / "Main"

@@ -149,7 +149,7 @@ class StepGuard(HookBase):
         return "\n".join([*lines, *_way_back(cfg, iteration, bool(bad))])
 
     def _dump(self) -> dict[str, Any]:
-        """Collect the evidence as plain values and tensors; docs/troubleshooting.md lists it."""
+        """Collect the evidence as plain values and tensors; boxes are XYXY in network pixels."""
         weights = self._model.named_parameters()
         return {
             "iteration": self.trainer.iter,
