@@ -22,19 +22,20 @@ logger = logging.getLogger(__name__)
 def replacing(
     path: str | os.PathLike[str], *, temporary: str | os.PathLike[str] | None = None
 ) -> Iterator[Path]:
-    """Give a file to write beside `path`, and move it there when the ``with`` block ends well.
+    """Give a file to write beside `path`, and move it there if the ``with`` block succeeds.
 
-    After an error nothing is left of it, and what was at `path` is untouched. A killed process
-    leaves the temporary file. A symbolic link at `path` is replaced, not followed.
+    After an error the temporary file is removed, and what was at `path` is untouched. A killed
+    process leaves the temporary file. A symbolic link at `path` is replaced, not followed.
 
     Args:
         path: the file; its folder must exist.
-        temporary: what the file is called until then, in the same folder. Default: a hidden name
-            that no other writer has. Give a fixed one where only one process writes and the file is
-            large: what a killed one leaves is then overwritten by the next.
+        temporary: the name until then, in the same folder. Default: a hidden name that no other
+            writer has. Give a fixed one if only one process writes and the file is large: what a
+            killed process leaves is then overwritten by the next.
 
     Yields:
-        The temporary file's path; nothing is there yet. The block has to write and close it.
+        The path of the temporary file, which does not exist yet. The block has to write and close
+        it.
 
     Raises:
         OSError: the file cannot be written or moved.
@@ -46,11 +47,11 @@ def replacing(
     temporary = Path(temporary)
     try:
         yield temporary
-        with temporary.open("rb+") as file:  # on the disk before its name is
+        with temporary.open("rb+") as file:  # the content must reach the disk before the name
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # the first error is the one to report
             temporary.unlink()
         raise
 
@@ -62,22 +63,22 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
-    """Write a JSON file, whole or not at all, and make the folder that it is in."""
+    """Write a JSON file, whole or not at all, and make its folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content))
 
 
 @contextmanager
 def reading_json(path: str | os.PathLike[str], what: str, remedy: str = "") -> Iterator[Any]:
-    """Give the content of a JSON file; an error in the ``with`` block is the file's fault.
+    """Give the content of a JSON file; errors in the ``with`` block are blamed on the file.
 
     Args:
         path: the file.
-        what: it should hold, for the messages.
-        remedy: what to add to the message that it does not.
+        what: its content, for the messages.
+        remedy: added to the message that it holds something else.
 
     Raises:
-        UserError: for a missing, damaged or foreign file.
+        UserError: the file is missing or damaged, or holds something else.
     """
     try:
         yield json.loads(Path(path).read_text(encoding="utf-8"))
@@ -91,11 +92,8 @@ def reading_json(path: str | os.PathLike[str], what: str, remedy: str = "") -> I
 def optional_output(path: str | os.PathLike[str]) -> Iterator[None]:
     """Let the ``with`` block, which writes `path`, fail with a warning.
 
-    For all that a training writes beside its weights and its log: hours of work must not end
+    For all that training writes besides its weights and its log: hours of work must not be lost
     because a table, a picture or a note could not be written.
-
-    Args:
-        path: the file or folder, for the message.
     """
     try:
         yield
@@ -106,11 +104,7 @@ def optional_output(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits; it is read in pieces.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Return the SHA-256 of a file as hexadecimal digits; the file is read in pieces."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(2**20):

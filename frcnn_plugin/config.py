@@ -3,7 +3,7 @@
 Keys that Detectron2 already has (``MODEL.RPN.IOU_THRESHOLDS``, ``SOLVER.BIAS_LR_FACTOR``, ...) are
 used as they are and set in ``configs/``; the keys below, a function per component, exist only where
 Detectron2 has none. All defaults are neutral, so a stock YAML loads unchanged after
-:func:`add_frcnn_config`. What a config really says is in the ``config.yaml`` of its run.
+:func:`add_frcnn_config`. The ``config.yaml`` of a run holds all its values.
 
 Comments name the paper's symbol, the unit and the source. "paper" is arXiv 1506.01497v3, "MATLAB"
 the authors' code, "py" py-faster-rcnn. A *stage* is one of the four of four-step training (section
@@ -20,18 +20,16 @@ from detectron2.config import get_cfg
 
 from .errors import UserError
 
-# Keys that earlier versions had. Configs that were saved then, beside a run or in a checkpoint, go
-# on loading: the key is ignored, and yacs logs a line that says so.
+# Keys that earlier versions had. Configs saved then, beside a run or in a checkpoint, still load:
+# the key is ignored, and yacs logs a line that says so.
 REMOVED_KEYS = ("FOUR_STEP.FEATURE_CACHE_GB",)
 
 
 def add_frcnn_config(cfg: CN) -> None:
-    """Add the plugin's keys to ``cfg``, in place.
-
-    Calling it twice changes nothing.
+    """Add the plugin's keys to ``cfg``, in place; calling it twice changes nothing.
 
     Args:
-        cfg: the result of :func:`detectron2.config.get_cfg`, or a config other projects extended.
+        cfg: the result of :func:`detectron2.config.get_cfg`, perhaps extended by other projects.
     """
     if "VGG" in cfg.MODEL:
         return
@@ -64,7 +62,7 @@ def _add_backbones(cfg: CN) -> None:
     cfg.MODEL.VGG = CN()
     # Output channels of blocks conv1..conv5. Smaller numbers make a narrow network for trials.
     cfg.MODEL.VGG.CHANNELS = [64, 128, 256, 512, 512]
-    # Features handed on, any of conv1..conv5, each after its last ReLU and before its pooling.
+    # Features returned, any of conv1..conv5, each after its last ReLU and before its pooling.
     cfg.MODEL.VGG.OUT_FEATURES = ["conv5"]
 
     cfg.MODEL.ZF = CN()
@@ -79,7 +77,7 @@ def _add_rpn(cfg: CN) -> None:
     # MODEL.RPN.BOUNDARY_THRESH the border (px) an anchor may cross and still be trained on.
 
     # N_reg, what the sum of the box loss is divided by:
-    #   "samples"    the number of anchors really sampled (py; goes with lambda 1)
+    #   "samples"    the number of anchors actually sampled (py; with lambda 1)
     #   "locations"  H*W of the feature map, about 2400 (paper eq. 1, MATLAB; with lambda 10)
     # The class loss is always divided by the number sampled (N_cls, 256 where there are enough).
     cfg.MODEL.RPN.LOSS_NORM = "samples"
@@ -118,8 +116,8 @@ def _add_meta_arch(cfg: CN) -> None:
     # True: the images of a training batch pass the network one by one, unpadded, and their losses
     # are averaged: Caffe's iter_size (py end2end: 2). False: one zero-padded batch.
     cfg.MODEL.PAPER_RCNN.ONE_BY_ONE = False
-    # True: images are laid out channels-last in memory, which convolutions run faster on (CPUs;
-    # GPUs with AMP). Results change by float rounding only.
+    # True: images are laid out channels-last in memory, which makes convolutions faster (on CPUs;
+    # on GPUs with AMP). Results change by float rounding only.
     cfg.MODEL.PAPER_RCNN.CHANNELS_LAST = True
     # True: 3x3 convolutions of VGG16, ZF and the RPN with 128 x 128 channels or more, on a CPU in
     # float32, by Winograd's algorithm: half the time, other rounding (about 3e-6 of the largest
@@ -132,13 +130,13 @@ def _add_meta_arch(cfg: CN) -> None:
     # What the model does:
     #   "joint"      trains and runs everything
     #   "rpn"        trains the RPN alone; run, it returns proposals
-    #   "fast_rcnn"  trains the detector on given proposals (MODEL.LOAD_PROPOSALS True); run, too
-    # Four-step training switches it by itself and ends with "joint".
+    #   "fast_rcnn"  trains and runs the detector on given proposals (MODEL.LOAD_PROPOSALS True)
+    # Four-step training switches it and ends with "joint".
     cfg.MODEL.PAPER_RCNN.PHASE = "joint"
 
 
 def _add_data(cfg: CN) -> None:
-    # What resizes images:
+    # The library that resizes images:
     #   "pillow"  Detectron2: bytes, antialiased where the image shrinks
     #   "opencv"  py: floats, bilinear, never antialiased; sides round half to even
     cfg.INPUT.RESIZE = "pillow"
@@ -220,16 +218,14 @@ def plugin_cfg() -> CN:
 
 
 def base_chain(path: str | Path) -> list[Path]:
-    """Return a config file and those that it is based on, itself first.
+    """Return the paths of a config file and of those that it is based on, itself first.
 
-    Args:
-        path: a YAML, read without its keys being checked. A ``_BASE_`` that is a list or a URL is
-            not followed.
+    Keys are not checked. A ``_BASE_`` that is a list or a URL is not followed.
 
     Raises:
         OSError: one of the files cannot be read.
         UserError: a file is based on itself.
-        yaml.YAMLError: one of them is no YAML.
+        yaml.YAMLError: one of them is not YAML.
     """
     chain = [Path(path).resolve()]
     while True:
@@ -243,7 +239,7 @@ def base_chain(path: str | Path) -> list[Path]:
 
 
 def get_config_file(name: str) -> str:
-    """Return the path of a configuration that comes with the plugin.
+    """Return the path of a config that comes with the plugin.
 
     Args:
         name: path below ``configs/``, such as ``"faster_rcnn_vgg16_voc_joint.yaml"``.
@@ -260,7 +256,7 @@ def get_config_file(name: str) -> str:
 
 
 def list_config_files() -> list[str]:
-    """List the configurations that come with the plugin, for :func:`get_config_file`."""
+    """List the configs that come with the plugin, for :func:`get_config_file`."""
     return sorted({str(p.relative_to(r)) for r in _config_roots() for p in r.rglob("*.yaml")})
 
 

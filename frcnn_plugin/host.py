@@ -1,9 +1,9 @@
-"""The host: is there a Detectron2 to work with, and what is needed of its private members.
+"""The host: is there a Detectron2 to work with, and which of its private members are needed.
 
 :func:`check_host` runs before anything else is imported, so that a missing or unsuitable host ends
 in one sentence and one command instead of a stack trace from somewhere inside Detectron2. It only
-does imports that the package needs anyway. Nothing here may import torch or Detectron2 at module
-level, and nothing is decided by version number: every Detectron2 since 2021 calls itself "0.6".
+imports what the package needs anyway. Nothing here may import torch or Detectron2 at module level,
+and nothing is decided by version number: every Detectron2 since 2021 calls itself "0.6".
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def check_host() -> None:
     """Check that PyTorch, torchvision and Detectron2 can be used together.
 
     Raises:
-        ImportError: One of them is missing or unsuitable; the text says which and names the
-            command that mends it. Its `name` is this package's: the console command then knows
-            that the text is for the user, and `python -m frcnn_plugin` prints it in one line.
+        ImportError: one of them is missing or unsuitable; the text says which and names the command
+            that repairs it. Its `name` is this package's, by which the console command knows that
+            the text is for the user.
     """
     try:
         check_torch()
@@ -47,18 +47,14 @@ def check_host() -> None:
 
 
 def check_torch() -> None:
-    """Check that PyTorch and torchvision are there and belong together.
-
-    Raises:
-        ImportError: They are not; the text names the command that mends it.
-    """
+    """Check that PyTorch and torchvision are installed and match; raise ImportError otherwise."""
     torch = _import("torch", f"{_PIP} torch torchvision", f"{_PIP} --force-reinstall torch")
     version = str(torch.__version__).partition("+")[0]
     pair = f"{_PIP} --upgrade torch torchvision"
     # Naming the installed torch makes pip choose the torchvision that was made for it.
     torchvision = _import("torchvision", f"{_PIP} torch=={version} torchvision", pair)
-    # Some versions import without a word when their compiled operators do not fit this torch, and
-    # fail at the first NMS, far away from the cause.
+    # Some versions import silently when their compiled operators do not fit this torch, and fail at
+    # the first NMS, far from the cause.
     if not hasattr(torch.ops.torchvision, "nms"):
         raise ImportError(
             f"torchvision {torchvision.__version__} does not match torch {torch.__version__}: its "
@@ -67,11 +63,7 @@ def check_torch() -> None:
 
 
 def check_detectron2() -> None:
-    """Check that Detectron2 is there and recent enough.
-
-    Raises:
-        ImportError: It is not; the text names the command that mends it.
-    """
+    """Check that Detectron2 is installed and recent enough; raise ImportError otherwise."""
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:
         # No origin: a folder of that name without code, such as the root of a clone of Detectron2
@@ -89,8 +81,8 @@ def check_detectron2() -> None:
         raise ImportError(_too_old(where))
 
 
-def _import(name: str, install: str, mend: str) -> ModuleType:
-    """Import a module, or say how to get it (missing) or mend it (broken)."""
+def _import(name: str, install: str, repair: str) -> ModuleType:
+    """Import a module, or say how to install it (missing) or repair it (broken)."""
     try:
         return importlib.import_module(name)
     except Exception as error:
@@ -100,9 +92,9 @@ def _import(name: str, install: str, mend: str) -> ModuleType:
             # Typically "operator torchvision::nms does not exist" or an undefined symbol.
             raise ImportError(
                 "torchvision does not match the installed torch, or is damaged "
-                f"({_summary(error)}). Install a matching pair: {mend}"
+                f"({_summary(error)}). Install a matching pair: {repair}"
             ) from error
-        raise ImportError(f"{name} is damaged ({_summary(error)}). Mend it: {mend}") from error
+        raise ImportError(f"{name} is damaged ({_summary(error)}). Repair it: {repair}") from error
 
 
 def _explain_detectron2(where: str, error: Exception) -> str:
@@ -136,9 +128,9 @@ def _summary(error: Exception) -> str:
 
 # ---- private members of Detectron2 ------------------------------------------------------------
 #
-# What Detectron2 offers no public way to. Nothing else in the package touches such a member, so an
-# update of Detectron2 that renames one is mended here. Objects come as arguments; nothing is
-# imported before it is needed.
+# What Detectron2 offers no public way to reach. Nothing else in the package touches such a member,
+# so if an update of Detectron2 renames one, only this file changes. Objects come as arguments;
+# nothing is imported before it is needed.
 
 
 def inner_trainer(trainer: Any) -> Any:
@@ -147,7 +139,7 @@ def inner_trainer(trainer: Any) -> Any:
 
 
 def set_inner_trainer(trainer: Any, inner: Any) -> None:
-    """Set what :func:`inner_trainer` returns; for a trainer that makes its own."""
+    """Set what :func:`inner_trainer` returns, for a trainer that makes its own."""
     trainer._trainer = inner
 
 
@@ -180,7 +172,7 @@ def eval_period_and_function(hook: Any) -> tuple[int, Callable[[], Any]]:
 def forget_scalars(storage: Any, word: str) -> None:
     """Drop all values whose name contains a word from an EventStorage.
 
-    Where Detectron2 keeps them elsewhere, the log goes on showing the newest of them, no more.
+    If a version of Detectron2 keeps them elsewhere, the log still shows their last values.
     """
     for members in ("_history", "_latest_scalars"):
         values = getattr(storage, members, {})
@@ -194,14 +186,10 @@ def transform_rois(roi_heads: Any, features: Any, boxes: Any) -> Any:
 
 
 def replace_metadata(name: str, **values: object) -> None:
-    """Change what Detectron2's catalog says of a data set.
+    """Change what Detectron2's catalog says about a data set.
 
-    ``Metadata.set`` refuses a value other than the one that is there, although the files of a data
-    set may change while a notebook is open. Its values are its attributes.
-
-    Args:
-        name: Registered name.
-        values: What is to replace the values of these names, or to be added.
+    ``Metadata.set`` refuses a value other than the present one, although the files of a data set
+    may change while a notebook is open. Its values are its attributes.
     """
     catalog = importlib.import_module("detectron2.data").MetadataCatalog
     vars(catalog.get(name)).update(values)

@@ -1,6 +1,4 @@
-"""Processes: starting several, sharing a model among them, settings that make one faster.
-
-Also what a process runs on, and how much memory it has taken.
+"""Processes: starting several, settings that make one faster, what it runs on and has taken.
 
 The commands apply the settings to their own processes. Importing the package changes nothing, so a
 larger program decides for itself; it may call :func:`tune_process`.
@@ -45,22 +43,22 @@ def launch(
     dist_url: str = "auto",
     args: tuple[Any, ...] = (),
 ) -> Any:
-    """Launch processes as Detectron2 does, with workers that end cleanly.
+    """Launch processes as Detectron2's ``launch`` does, with workers that end cleanly.
 
-    Without CUDA the processes run on the CPU and talk over gloo. There, torch aborts a worker at
-    exit, at random, while process groups that Detectron2 keeps are alive; so the groups are taken
+    Without CUDA the processes run on the CPU and talk over gloo. There, torch sometimes aborts a
+    worker at exit while process groups that Detectron2 keeps are alive; so the groups are taken
     down when ``main`` returns.
 
     Args:
         main: function every process runs; picklable.
         num_processes: processes on this machine (one per GPU).
-        num_machines: machines.
-        machine_rank: rank of this one.
-        dist_url: where the processes meet, as for Detectron2's ``launch``.
+        num_machines: as for Detectron2's ``launch``.
+        machine_rank: likewise.
+        dist_url: likewise.
         args: arguments of ``main``.
 
     Returns:
-        what ``main`` returns if there is a single process, else None.
+        What ``main`` returns if there is a single process, else None.
 
     Raises:
         UserError: a process raised it.
@@ -77,7 +75,7 @@ def launch(
             args=(main, args),
         )
     except ProcessRaisedException as e:
-        # It carries the worker's traceback as text; a user's mistake is the end of it.
+        # It carries the worker's traceback as text; the message of a UserError is the end of it.
         _, mark, message = str(e).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
         if not mark:
             raise
@@ -102,10 +100,8 @@ def shut_down() -> None:
 
 
 def wrap_model(model: nn.Module) -> nn.Module:
-    """Wrap ``model`` in DistributedDataParallel; as it is if there is only one process.
-
-    Detectron2 always passes ``device_ids``, which a model on the CPU refuses.
-    """
+    """Wrap ``model`` in DistributedDataParallel if there is more than one process."""
+    # Detectron2 always passes ``device_ids``, which a model on the CPU refuses.
     on_gpu = next(model.parameters()).is_cuda
     kwargs = {} if on_gpu else {"device_ids": None}
     wrapped: nn.Module = create_ddp_model(model, broadcast_buffers=False, **kwargs)
@@ -118,11 +114,7 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 
 def tune_process() -> None:
-    """Set up this process for computing on the CPU; call it before the first large tensor.
-
-    - :func:`keep_freed_memory`
-    - :func:`use_faster_matmul`
-    """
+    """Set up this process for computing on the CPU; call it before the first large tensor."""
     keep_freed_memory()
     use_faster_matmul()
 
@@ -130,13 +122,13 @@ def tune_process() -> None:
 def keep_freed_memory() -> bool:
     """Let the C library keep freed memory instead of returning it to the system.
 
-    Feature maps are so large that glibc maps each anew and unmaps it at once; the kernel then
-    clears every page again, a fifth of the time of a forward pass. The process keeps its peak
+    Feature maps are so large that glibc maps each one afresh and unmaps it at once; the kernel then
+    clears every page again, which takes a fifth of a forward pass. The process keeps its peak
     memory, which it needs in the next iteration anyway. (The gradient of fc6 is larger still: see
     :class:`~frcnn_plugin.layers.large_linear.LargeLinear`.)
 
     Returns:
-        whether there was something to set: only with glibc, on Linux.
+        Whether there was something to set: only with glibc, on Linux.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -150,11 +142,11 @@ def use_faster_matmul() -> bool:
     """Multiply float32 matrices with oneDNN instead of MKL, if the products stay as exact.
 
     ``torch.set_float32_matmul_precision("medium")`` asks for it, for the whole process; it also
-    allows rounding to bfloat16, which oneDNN does only on CPUs with matrix units (AMX). Whether it
-    does is tried; if so, or with CUDA, which rounds too, nothing is changed.
+    allows rounding to bfloat16, which oneDNN does only on CPUs with matrix units (AMX). A trial
+    shows whether it does; if so, or with CUDA, which rounds too, nothing is changed.
 
     Returns:
-        whether oneDNN is used from now on.
+        Whether oneDNN is used from now on.
     """
     if torch.cuda.is_available():
         return False
@@ -171,18 +163,14 @@ def use_faster_matmul() -> bool:
 def peak_memory(device: str = "cpu") -> int | None:
     """Return the most memory that was taken so far, in bytes.
 
-    Args:
-        device: "cpu": by this process, code and libraries included; "cuda", "cuda:0", ...: by its
-            tensors on that GPU.
-
-    Returns:
-        None where it is not known: a GPU that is not in use, or Windows.
+    For "cpu" it is that of this process, code and libraries included; for "cuda", "cuda:0", ...
+    that of its tensors on the GPU. None if unknown: a GPU that is not in use, or Windows.
     """
     if device.startswith("cuda"):
         used = torch.cuda.is_available() and torch.cuda.is_initialized()
         return torch.cuda.max_memory_allocated(device) if used else None
     try:
-        # Before `getrusage`, which in a child counts from what its parent had.
+        # Better than `getrusage`, which in a child starts at the parent's peak.
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     except (OSError, IndexError):  # not Linux
@@ -196,13 +184,13 @@ def peak_memory(device: str = "cpu") -> int | None:
 
 
 def environment() -> dict[str, str]:
-    """Describe what this process runs on, name -> value.
+    """Describe what this process runs on, as name -> value.
 
     The plugin's version, with the commit of a checkout; what Detectron2 lists when a run starts
     ("Python", "PyTorch", "GPU 0", "Driver version", ...); the system, threads and processes.
     """
     package = Path(__file__).resolve().parent
-    # Not imported: that would need what stands above this module.
+    # From the loaded module: importing it here would turn the order of imports around.
     version = str(sys.modules[__name__.partition(".")[0]].__version__)
     commit = _git_commit(package.parent)
     return {

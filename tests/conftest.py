@@ -52,7 +52,7 @@ def make_instances(
 def make_input(
     height: int, width: int, boxes: list[list[float]], *, scale: float = 1.0, seed: int = 0
 ) -> dict[str, Any]:
-    """One entry of a batch, as the host's mapper makes it, from noise."""
+    """One entry of a batch, as Detectron2's mapper makes it, from noise."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "image": torch.randint(0, 256, (3, height, width), generator=generator).float(),

@@ -135,7 +135,7 @@ def run_with(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_import_says_what_is_wrong_and_what_mends_it(case: str, tmp_path: Path) -> None:
+def test_import_says_what_is_wrong_and_how_to_repair_it(case: str, tmp_path: Path) -> None:
     files, expected = CASES[case]
     done = run_with(files, tmp_path, "import frcnn_plugin")
     last_line = done.stderr.strip().splitlines()[-1]

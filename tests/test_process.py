@@ -59,26 +59,25 @@ def test_importing_changed_nothing() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is changed with CUDA")
-def test_matmul_where_it_stays_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exact(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.matmul(a.double(), b.double()).to(a.dtype)
+@pytest.mark.parametrize(
+    ("inputs", "used", "precision"),
+    [(torch.float64, True, "medium"), (torch.bfloat16, False, "highest")],
+    ids=["exact", "rounded as with AMX"],
+)
+def test_matmul(
+    monkeypatch: pytest.MonkeyPatch, inputs: torch.dtype, used: bool, precision: str
+) -> None:
+    """oneDNN is used if products are exact."""
 
-    monkeypatch.setattr(torch.Tensor, "__matmul__", exact)
-    assert process.use_faster_matmul()
-    assert torch.get_float32_matmul_precision() == "medium"
-
-
-def test_matmul_of_a_cpu_that_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with AMX: products of bfloat16 numbers."""
-
-    def rounded(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         if a.dtype == torch.float32:
-            a, b = a.bfloat16(), b.bfloat16()
-        return torch.matmul(a.double(), b.double()).float()
+            a, b = a.to(inputs), b.to(inputs)
+            return torch.matmul(a.double(), b.double()).float()
+        return torch.matmul(a, b)
 
-    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
-    assert not process.use_faster_matmul()
-    assert torch.get_float32_matmul_precision() == "highest"
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    assert process.use_faster_matmul() is used
+    assert torch.get_float32_matmul_precision() == precision
 
 
 def test_matmul_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,15 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .hooks import CaffeMomentum, SeedEveryIteration
-    from .kept_checkpoints import BestCheckpoint, NewestCheckpoints
+    from .hooks import BestCheckpoint, CaffeMomentum, NewestCheckpoints, SeedEveryIteration
     from .setup import forget_run, setup_cfg
     from .trainer import PaperTrainer, evaluate_checkpoint
 
 _MODULES = {
-    "BestCheckpoint": "kept_checkpoints",
+    "BestCheckpoint": "hooks",
     "CaffeMomentum": "hooks",
-    "NewestCheckpoints": "kept_checkpoints",
+    "NewestCheckpoints": "hooks",
     "PaperTrainer": "trainer",
     "SeedEveryIteration": "hooks",
     "evaluate_checkpoint": "trainer",

@@ -1,14 +1,26 @@
-"""Small hooks."""
+"""Hooks: Caffe's momentum, repeatable random numbers, and which checkpoints stay."""
 
 from __future__ import annotations
 
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from detectron2.engine import HookBase
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
+from ..atomic_files import reading_json, write_json
+from ..errors import UserError
 from ..host import start_data_loader
+
+logger = logging.getLogger(__name__)
+
+_PERIODIC = re.compile(r"model_(\d{7,})\.pth")
 
 
 class CaffeMomentum(HookBase):
@@ -35,7 +47,7 @@ class CaffeMomentum(HookBase):
         """Rescale the buffers of every group whose rate has just changed."""
         for i, group in enumerate(self._optimizer.param_groups):
             before, now = self._rates[i], group["lr"]
-            if now == before or now == 0:  # of a rate of 0 no buffer comes back
+            if now == before or now == 0:  # no buffer recovers from a rate of 0
                 continue
             for parameter in group["params"]:
                 buffer = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
@@ -65,5 +77,110 @@ class SeedEveryIteration(HookBase):
         # Starting a data loader draws a number. That happens in the first iteration, of a resumed
         # run too, so it is done before the seed: the numbers of an iteration are then its own.
         start_data_loader(self.trainer)
-        # Apart by more than the number of processes, so that no two share a seed.
+        # Iterations are further apart than there are processes, so that no two share a seed.
         seed_all_rng((self._seed + 1009 * self.trainer.iter + comm.get_rank()) % 2**31)
+
+
+# ---- which checkpoints stay -----------------------------------------------------------------
+
+
+def add_checkpoint_hooks(
+    cfg: CfgNode, ret: Sequence[HookBase | None], checkpointer: Any
+) -> list[HookBase | None]:
+    """Prune periodic checkpoints and keep the best ones; for the main process.
+
+    Args:
+        cfg: config.
+        ret: the hooks of Detectron2's DefaultTrainer, and others.
+        checkpointer: of the run.
+
+    Returns:
+        The hooks; the periodic checkpointer is replaced, and each evaluation is followed by those
+        that keep the best checkpoint.
+
+    Raises:
+        UserError: ``SOLVER.CHECKPOINTS_KEPT`` is negative.
+    """
+    kept = cfg.SOLVER.CHECKPOINTS_KEPT
+    if kept < 0:
+        raise UserError(
+            f"SOLVER.CHECKPOINTS_KEPT is {kept}: give the number of periodic checkpoints that stay "
+            "on disk, or 0 to keep all"
+        )
+    added: list[HookBase | None] = []
+    for hook in ret:
+        if isinstance(hook, hooks.PeriodicCheckpointer):
+            hook = NewestCheckpoints(checkpointer, hook.period, max_to_keep=kept or None)
+        added.append(hook)
+        if isinstance(hook, hooks.EvalHook):
+            added.extend(_best_checkpoints(cfg, checkpointer))
+    return added
+
+
+def _best_checkpoints(cfg: CfgNode, checkpointer: Any) -> list[HookBase]:
+    period, sets = cfg.TEST.EVAL_PERIOD, cfg.DATASETS.TEST
+    if period <= 0 or not sets or cfg.MODEL.PAPER_RCNN.PHASE == "rpn":
+        return []
+    # Detectron2 puts the set's name in front if there are several; the first one decides.
+    metric = f"{sets[0]}/bbox/AP50" if len(sets) > 1 else "bbox/AP50"
+    files = {"model_best": metric}
+    if cfg.FOUR_STEP.ENABLED:
+        files["stage2_best"] = f"stage2/{metric}"
+    return [BestCheckpoint(period, checkpointer, m, "max", file) for file, m in files.items()]
+
+
+class NewestCheckpoints(hooks.PeriodicCheckpointer):
+    """Detectron2's hook, which also prunes what a run wrote before it was interrupted."""
+
+    def before_train(self) -> None:
+        """Find the periodic checkpoints up to the one from which the run is resumed."""
+        super().before_train()
+        folder = self.checkpointer.save_dir
+        if self.max_to_keep is None or self.trainer.start_iter == 0 or not os.path.isdir(folder):
+            return
+        found = {int(m[1]): m[0] for m in map(_PERIODIC.fullmatch, os.listdir(folder)) if m}
+        self.recent_checkpoints = [
+            os.path.join(folder, found[iteration])
+            for iteration in sorted(found)
+            if iteration < self.trainer.start_iter
+        ]
+
+
+class BestCheckpoint(hooks.BestCheckpointer):
+    """Detectron2's hook, which also remembers across an interruption what the best result was.
+
+    It is written into ``<prefix>.json`` beside ``<prefix>.pth``. ``last_checkpoint``, from which a
+    run is resumed, still names the newest periodic checkpoint.
+    """
+
+    def before_train(self) -> None:
+        """Read the best result so far, if the run is resumed."""
+        if self.trainer.start_iter == 0 or not self._file("pth").is_file():
+            return
+        try:
+            with reading_json(self._file("json"), "best result") as best:
+                if best["metric"] == self._val_metric:
+                    self.best_metric, self.best_iter = float(best["value"]), int(best["iteration"])
+        except UserError as e:
+            logger.warning("%s: the next result replaces %s, whatever it is", e, self._file("pth"))
+
+    def _best_checking(self) -> None:
+        """Compare, if there has just been an evaluation, and not one of another stage."""
+        latest = self.trainer.storage.latest().get(self._val_metric)
+        if latest is None or latest[1] != self.trainer.storage.iter:
+            return
+        newest = self._checkpointer.get_checkpoint_file()
+        super()._best_checking()  # which, if it saves, names its file in last_checkpoint
+        if newest:
+            self._checkpointer.tag_last_checkpoint(os.path.basename(newest))
+
+    def _update_best(self, val: float, iteration: int) -> bool:
+        """Update as Detectron2 does, and write it down."""
+        better = bool(super()._update_best(val, iteration))
+        if better:
+            note = {"metric": self._val_metric, "value": val, "iteration": iteration}
+            write_json(self._file("json"), note)
+        return better
+
+    def _file(self, suffix: str) -> Path:
+        return Path(self._checkpointer.save_dir) / f"{self._file_prefix}.{suffix}"

@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Read a config with the plugin's keys, register its data sets, choose the device.
 
-    Whether it makes sense is for :func:`frcnn_plugin.preflight.stop_on_errors` to say.
+    Whether it makes sense, :func:`frcnn_plugin.preflight.stop_on_errors` says.
 
     Args:
         config_file: path of a YAML; "" for the defaults.
         opts: ``KEY VALUE KEY VALUE ...`` overrides.
 
     Returns:
-        the frozen config. Without CUDA, a ``MODEL.DEVICE`` of cuda has become cpu; in four-step
+        The frozen config. Without CUDA, a ``MODEL.DEVICE`` of cuda has become cpu; in four-step
         training the SOLVER keys follow from FOUR_STEP.
 
     Raises:
@@ -40,16 +40,16 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             raise UserError(f"no config file '{config_file}'; see the folder configs/ for ours")
         _merge(config_file, lambda: cfg.merge_from_file(config_file))
     merge_overrides(cfg, opts)
-    # Now, as from here on any part may ask Detectron2's catalogs for the data sets of the config.
+    # From here on, any part may ask Detectron2's catalogs for the data sets of the config.
     register_from_config_entries(cfg.DATASETS.REGISTER)
-    # After the overrides: SOLVER.MAX_ITER and STEPS follow from what FOUR_STEP says in the end.
+    # After the overrides, as SOLVER.MAX_ITER and STEPS follow from FOUR_STEP.
     apply_four_step(cfg)
     cfg.freeze()
     return cfg
 
 
 def merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:
-    """Apply overrides, then replace a ``MODEL.DEVICE`` that is not there by the CPU; in place.
+    """Apply overrides, and replace a ``MODEL.DEVICE`` that does not exist by the CPU; in place.
 
     Args:
         cfg: not frozen.
@@ -78,13 +78,13 @@ def _merge(source: str, merge: Callable[[], None]) -> None:
             message += ". Write the number with a point, such as 60.0 instead of 60"
         raise UserError(f"{source}: {message}") from e
     except yaml.YAMLError as e:
-        raise UserError(f"{source} is no YAML: {' '.join(str(e).split())}") from e
+        raise UserError(f"{source} is not YAML: {' '.join(str(e).split())}") from e
     except OSError as e:
         raise UserError(f"{source}: its _BASE_ {e.filename} cannot be read ({e.strerror})") from e
 
 
 def forget_run(cfg: CfgNode) -> None:
-    """Start anew in a folder that holds a run; call it before the processes start.
+    """Forget the run in ``OUTPUT_DIR``; call it before the processes of a new one start.
 
     Otherwise, if the new run were stopped before its first checkpoint, the old one would be
     resumed.

@@ -42,8 +42,7 @@ from ..host import inner_trainer, last_results, set_inner_trainer
 from ..process import unwrap_model, wrap_model
 from .guards.memory_errors import memory_errors_explained
 from .guards.step_guard import StepGuard
-from .hooks import CaffeMomentum, SeedEveryIteration
-from .kept_checkpoints import add_checkpoint_hooks
+from .hooks import CaffeMomentum, SeedEveryIteration, add_checkpoint_hooks
 
 
 class PaperTrainer(DefaultTrainer):
@@ -53,23 +52,21 @@ class PaperTrainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Build everything from ``cfg``.
-
-        Repeats DefaultTrainer's constructor because that one passes ``device_ids`` to
-        DistributedDataParallel, which a model on the CPU refuses; there is no argument to say so.
-        """
+        """Build everything from ``cfg``."""
+        # As DefaultTrainer's constructor, which always passes ``device_ids`` to
+        # DistributedDataParallel; a model on the CPU refuses them.
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        # Detectron2's AMPTrainer needs CUDA; on the CPU PaperRCNN applies autocast by itself, and
+        # Detectron2's AMPTrainer needs CUDA; on the CPU PaperRCNN itself applies autocast, and
         # bfloat16 needs no scaling of the loss.
         amp_on_cuda = cfg.SOLVER.AMP.ENABLED and next(model.parameters()).is_cuda
         trainer_class = AMPTrainer if amp_on_cuda else SimpleTrainer
         inner = trainer_class(wrap_model(model), data_loader, optimizer)
         set_inner_trainer(self, inner)
-        # With the inner trainer, which alone tells its hooks of the end of a backward pass.
+        # Registered with the inner trainer: only that one calls its hooks after a backward pass.
         self._guard = StepGuard(cfg, model)
         inner.register_hooks([self._guard])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -134,10 +131,8 @@ class PaperTrainer(DefaultTrainer):
         return optimizer
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Build Detectron2's hooks, and those of this package that ``cfg`` asks for.
-
-        Hooks are called in the order of the list, and what one of them does others see.
-        """
+        """Build Detectron2's hooks, and those of this package that ``cfg`` asks for."""
+        # Hooks are called in the order of the list, and see what those before them did.
         ret = super().build_hooks()
         position = next(i for i, h in enumerate(ret) if isinstance(h, hooks.LRScheduler))
         if self.cfg.SOLVER.CAFFE_MOMENTUM:
@@ -145,9 +140,9 @@ class PaperTrainer(DefaultTrainer):
             ret.insert(position + 1, CaffeMomentum(self.optimizer))
         if self.cfg.SEED >= 0:
             node = self.cfg.FOUR_STEP
-            # Stages that are left out count, so that the others draw the same numbers as with them.
+            # Stages left out count, so that the others draw the same numbers as in a whole run.
             left_out = sum(node.ITERS[: node.START_AT - 1]) if node.ENABLED else 0
-            # Before all others, but after the hook of the four stages, which changes the loader.
+            # Before all others except the hook of the four stages, which changes the loader.
             ret.insert(0, SeedEveryIteration(self.cfg.SEED, left_out))
         if self.cfg.FOUR_STEP.ENABLED:
             four_step = FourStepHook(self.cfg)
@@ -176,12 +171,8 @@ class PaperTrainer(DefaultTrainer):
         """Build Detectron2's loader, or the doubled set of ``DATALOADER.MIRRORED_COPIES``.
 
         The originals do not flip at random: they train on the set and its mirrored copy, every
-        entry once per epoch. Detectron2's loader cannot do that, and when a run is resumed it
-        begins with the first images again, so there is a loader for it in this package.
-
-        Args:
-            cfg: config.
-            start_iter: iterations that were already trained; Detectron2's loader ignores it.
+        entry once per epoch. Detectron2's loader cannot do that, and starts with the first images
+        again when a run is resumed: it ignores ``start_iter``, the iterations already trained.
         """
         if not cfg.DATALOADER.MIRRORED_COPIES:
             return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
@@ -206,20 +197,20 @@ class PaperTrainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load weights; a resumed run goes on in the data where it stopped.
+        """Load weights; a resumed run continues in the data where it stopped.
 
-        Target statistics of weights that a new run starts with are folded: the box layer goes on
-        predicting the same, in the units of this run. (Those of a stage of four-step training,
-        from which the next one starts, stay.)
+        Target statistics of weights that a new run starts with are folded: the box layer still
+        predicts the same, in the units of this run. (Those of a stage of four-step training, from
+        which the next one starts, stay.)
 
         Args:
-            resume: take up ``OUTPUT_DIR``'s last checkpoint if there is one.
+            resume: continue from ``OUTPUT_DIR``'s last checkpoint if there is one.
         """
         resumed = resume and self.checkpointer.has_checkpoint()
         super().resume_or_load(resume)
         if not resumed and self.cfg.FOUR_STEP.START_AT == 1:
             fold_statistics(unwrap_model(self.model))
-        # In four-step training the loader is made anew anyway, by its hook.
+        # In four-step training its hook makes the loader anyway.
         if self.start_iter > 0 and not self.cfg.FOUR_STEP.ENABLED:
             inner_trainer(self).reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
@@ -233,7 +224,7 @@ class PaperTrainer(DefaultTrainer):
             proposal_files: one per entry of ``DATASETS.TEST``.
 
         Returns:
-            per test set, its metrics by task.
+            Per test set, its metrics by task.
         """
         cfg = with_test_proposals(self.cfg, proposal_files)
         model.set_phase("fast_rcnn")  # type: ignore[operator]
@@ -242,12 +233,7 @@ class PaperTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Build COCO's evaluator for COCO-format sets, else VOC's; recall for an RPN alone.
-
-        Args:
-            cfg: config; results go to ``OUTPUT_DIR/inference``.
-            dataset_name: a registered data set.
-        """
+        """Build COCO's evaluator for COCO-format sets, else VOC's; recall for an RPN alone."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         if cfg.MODEL.PAPER_RCNN.PHASE == "rpn":
             return ProposalEvaluator(dataset_name, output_dir=folder)
@@ -265,11 +251,8 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
     A checkpoint of a four-step run is evaluated as what it is: an RPN (recall) in stages 1 and 3, a
     detector on the proposals of stage 1 in stage 2, which must lie beside it in "proposals/stage1".
 
-    Args:
-        cfg: config; in several processes the same.
-
     Returns:
-        the metrics, in the main process.
+        The metrics, in the main process.
 
     Raises:
         UserError: the checkpoint, or the proposals of stage 1, are missing or damaged.

@@ -1,4 +1,4 @@
-"""Data sets: there, of the right classes, with sane boxes and images, and not the same twice.
+"""Data sets: do they exist, with the right classes, sane boxes and images, and none used twice?
 
 Also the files of proposals that belong to them, and where their folders seem to be if a path is one
 level off.
@@ -6,9 +6,11 @@ level off.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ _MOST_FOLDERS = 200  # that are looked into below one folder
 
 
 def check_data(run: PlannedRun) -> Iterator[Finding]:
-    """Check every data set by itself, then all together."""
+    """Check each data set, then all of them together."""
     if not run.eval_only and not run.train:
         yield error(_SUBJECT, "DATASETS.TRAIN is empty: name at least one data set to train on")
         return
@@ -45,25 +47,21 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
         return  # their data are for Detectron2 to check
     names = list(dict.fromkeys([*run.train, *run.test]))
     bad = False
-    told: set[str] = set()
+    told = set()
     for name in names:
         for finding in _check_one(run, name):
             bad |= finding.level == "error"
-            yield _without_repetition(finding, told)
+            first, _, advice = finding.text.partition("\n")
+            if advice in told:  # on folders and archives, as for another set
+                finding = replace(finding, text=f"{first} (as above)", fix="")
+            elif advice:
+                told.add(advice)
+            yield finding
     if bad:
         return
     listed = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
     check_same_classes({name: list(classes) for name, classes in listed.items() if classes})
     yield from _check_overlap(run)
-
-
-def _without_repetition(finding: Finding, told: set[str]) -> Finding:
-    """Return the finding, without the lines on folders and archives that another set's has."""
-    first, _, rest = finding.text.partition("\n")
-    if not rest or rest not in told:
-        told.add(rest)
-        return finding
-    return replace(finding, text=f"{first} (as above)", fix="")
 
 
 def _check_one(run: PlannedRun, name: str) -> Iterator[Finding]:
@@ -74,22 +72,22 @@ def _check_one(run: PlannedRun, name: str) -> Iterator[Finding]:
             if run.is_quick(name):
                 run.load(name)
         except UserError as e:
-            yield _explained(name, str(e))
+            yield _with_folder(name, str(e))
             return
-        except Exception as e:  # whatever a loader makes of a damaged file
+        except Exception as e:  # whatever a loader raises for a damaged file
             yield error(_SUBJECT, f"{name} cannot be loaded ({type(e).__name__}: {e})")
             return
     dicts = run.dicts(name)
     yield from (warning(_SUBJECT, message) for message in warnings)
     if not dicts:
-        yield ok(_SUBJECT, f"{name}: its files are there; it is not loaded for this check (--all)")
+        yield ok(_SUBJECT, f"{name}: its files exist; it is not loaded for this check (--all)")
         return
     yield ok(_SUBJECT, _describe(name, dicts))
     yield from _check_objects(run, name, dicts)
-    yield from check_images(name, dicts, every_image=run.every_image)
+    yield from _check_images(run, name, dicts)
 
 
-def _explained(name: str, message: str) -> Finding:
+def _with_folder(name: str, message: str) -> Finding:
     """Return the error; a shorter one where it is known what to type."""
     fix = suggest_folder(name)
     if not fix:
@@ -126,7 +124,11 @@ def _check_objects(
             f"{number - 1} (such as {strange[0]}), which stops training with a device-side assert",
             "Number the classes from 0 to MODEL.ROI_HEADS.NUM_CLASSES - 1; background is not one",
         )
-    boxes = np.array([_xyxy(o) for _, o in objects], dtype=np.float64)
+    xyxy = BoxMode.XYXY_ABS
+    boxes = np.array(
+        [BoxMode.convert(list(o["bbox"]), o.get("bbox_mode", xyxy), xyxy) for _, o in objects],
+        dtype=np.float64,
+    )
     sizes = np.array(
         [[d.get("width", np.inf), d.get("height", np.inf)] for d, _ in objects], dtype=np.float64
     )
@@ -150,20 +152,7 @@ def _check_objects(
         )
 
 
-def _xyxy(annotation: dict[str, Any]) -> Any:
-    box, mode = annotation["bbox"], annotation.get("bbox_mode", BoxMode.XYXY_ABS)
-    if mode == BoxMode.XYXY_ABS:
-        return box
-    if mode == BoxMode.XYWH_ABS:
-        return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
-    return BoxMode.convert(list(box), mode, BoxMode.XYXY_ABS)[:4]
-
-
 def _check_overlap(run: PlannedRun) -> Iterator[Finding]:
-    for which, names in (("TRAIN", run.train), ("TEST", run.test)):
-        twice = [name for name, n in Counter(names).items() if n > 1]
-        if twice:
-            yield warning(_SUBJECT, f"DATASETS.{which} names {_some(twice)} more than once")
     same = [name for name in run.test if name in run.train]
     if same:
         yield warning(
@@ -193,78 +182,63 @@ def _some(items: Sequence[str]) -> str:
 # ---- images ---------------------------------------------------------------------------------
 
 
-def check_images(
-    name: str, dicts: Sequence[dict[str, Any]], *, every_image: bool = False
-) -> Iterator[Finding]:
-    """Look for all files, and decode some.
-
-    Args:
-        name: of the data set.
-        dicts: in Detectron2's format.
-        every_image: decode all, with a progress bar.
-    """
+def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """Look for all files, and decode some; with ``run.every_image`` all, with a progress bar."""
     missing = [d["file_name"] for d in dicts if not Path(d["file_name"]).is_file()]
     if missing:
-        listed = "\n".join(missing[:_MOST_FILES])
-        more = f"\nand {len(missing) - _MOST_FILES} more" if len(missing) > _MOST_FILES else ""
         yield error(
             _SUBJECT,
-            f"{name}: {len(missing)} of {len(dicts)} image files are missing:\n{listed}{more}",
+            f"{name}: {len(missing)} of {len(dicts)} image files are missing:\n{_lines(missing)}",
             "Copy them there, or correct image_root",
         )
         return
-    sample = dicts if every_image else evenly(dicts, _SAMPLE)
+    sample = dicts if run.every_image else evenly(dicts, _SAMPLE)
     sizes, problems = [], []
-    for item in tqdm(
-        sample, f"reading {name}", unit="image", disable=None if every_image else True
-    ):
-        size, problem = _read(item)
-        (problems.append(problem) if problem else sizes.append(size))
+    # None: the bar is shown on terminals only.
+    hidden = None if run.every_image else True
+    for item in tqdm(sample, f"reading {name}", unit="image", disable=hidden):
+        try:
+            sizes.append(_read(item))
+        except UserError as e:
+            problems.append(str(e))
     if problems:
-        more = f"\nand {len(problems) - _MOST_FILES} more" if len(problems) > _MOST_FILES else ""
-        rest = "" if every_image else "; frcnn doctor --all looks at every one"
+        rest = "" if run.every_image else "; frcnn doctor --all looks at every one"
         yield error(
             _SUBJECT,
             f"{name}: {len(problems)} of {len(sample)} images looked at are bad:\n"
-            + "\n".join(problems[:_MOST_FILES])
-            + more,
+            f"{_lines(problems)}",
             f"Copy or download them again, or take them out of the set{rest}",
         )
         return
-    low, high = min(sizes, key=_area), max(sizes, key=_area)
+    low, high = min(sizes, key=math.prod), max(sizes, key=math.prod)
     yield ok(
         _SUBJECT,
-        f"{name}: all files are there; {len(sample)} images read, {_text(low)} to {_text(high)} "
-        "pixels",
+        f"{name}: all files exist; {len(sample)} images read, {low[0]}x{low[1]} to "
+        f"{high[0]}x{high[1]} pixels",
     )
 
 
 def evenly(items: Sequence[Any], number: int) -> list[Any]:
-    """At most ``number`` items, the first and the last among them, at equal distances."""
+    """Return at most `number` items, the first and the last among them, at equal distances."""
     if len(items) <= number:
         return list(items)
     return [items[i * (len(items) - 1) // (number - 1)] for i in range(number)]
 
 
-def _read(item: dict[str, Any]) -> tuple[tuple[int, int], str]:
-    """Return width and height of an image, and what is wrong with it."""
-    file = item["file_name"]
-    try:
-        height, width = read_bgr(file).shape[:2]
-    except UserError as e:
-        return (0, 0), str(e)
-    said: Any = (item.get("width", width), item.get("height", height))
+def _lines(items: Sequence[str]) -> str:
+    more = f"\nand {len(items) - _MOST_FILES} more" if len(items) > _MOST_FILES else ""
+    return "\n".join(items[:_MOST_FILES]) + more
+
+
+def _read(item: dict[str, Any]) -> tuple[int, int]:
+    """Return width and height of an image, or raise a UserError that says what is wrong with it."""
+    height, width = read_bgr(item["file_name"]).shape[:2]
+    said = (item.get("width", width), item.get("height", height))
     if said != (width, height):
-        return (0, 0), f"{file}: {_text((width, height))}, but its annotation says {_text(said)}"
-    return (width, height), ""
-
-
-def _area(size: tuple[int, int]) -> int:
-    return size[0] * size[1]
-
-
-def _text(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
+        raise UserError(
+            f"{item['file_name']}: {width}x{height}, but its annotation says {said[0]}x{said[1]}"
+        )
+    return width, height
 
 
 # ---- proposals ------------------------------------------------------------------------------
@@ -272,61 +246,51 @@ def _text(size: tuple[int, int]) -> str:
 
 def check_proposal_files(run: PlannedRun) -> Iterator[Finding]:
     """Compare proposal files with their data sets."""
-    # Detectron2 opens them with plain pickle, and says little if they are of another data set.
-    cfg = run.cfg
-    if not cfg.MODEL.LOAD_PROPOSALS:
+    # Detectron2 opens them with plain pickle, and says little if they belong to another data set.
+    if not run.cfg.MODEL.LOAD_PROPOSALS:
         return
-    yield from _check_files(run, "TRAIN", run.train, cfg.DATASETS.PROPOSAL_FILES_TRAIN)
-    yield from _check_files(run, "TEST", run.test, cfg.DATASETS.PROPOSAL_FILES_TEST)
-
-
-def _check_files(
-    run: PlannedRun, which: str, names: Sequence[str], files: Sequence[str]
-) -> Iterator[Finding]:
-    if not names:
-        return
-    if len(names) != len(files):
-        yield error(
-            "proposals",
-            f"MODEL.LOAD_PROPOSALS is True, but DATASETS.{which} has {len(names)} data sets and "
-            f"DATASETS.PROPOSAL_FILES_{which} {len(files)} files: give one file per data set",
-        )
-        return
-    for name, file in zip(names, files, strict=True):
-        try:
-            proposals = check_proposals(file, run.load(name), name)
-        except UserError as e:
-            yield error("proposals", str(e))
+    datasets = run.cfg.DATASETS
+    for which, names, files in (
+        ("TRAIN", run.train, datasets.PROPOSAL_FILES_TRAIN),
+        ("TEST", run.test, datasets.PROPOSAL_FILES_TEST),
+    ):
+        if names and len(names) != len(files):
+            yield error(
+                "proposals",
+                f"MODEL.LOAD_PROPOSALS is True, but DATASETS.{which} has {len(names)} data sets "
+                f"and DATASETS.PROPOSAL_FILES_{which} {len(files)} files: give one file per data "
+                "set",
+            )
             continue
-        boxes = sum(len(logits) for logits in proposals.logits)
-        yield ok(
-            "proposals",
-            f"{file}: all {len(proposals.ids):,} images of {name}, "
-            f"{boxes / max(1, len(proposals.ids)):.0f} boxes per image",
-        )
+        for name, file in zip(names, files, strict=False):
+            try:
+                proposals = check_proposals(file, run.load(name), name)
+            except UserError as e:
+                yield error("proposals", str(e))
+                continue
+            number = len(proposals.ids)
+            boxes = sum(map(len, proposals.logits)) / max(1, number)
+            yield ok(
+                "proposals",
+                f"{file}: all {number:,} images of {name}, {boxes:.0f} boxes per image",
+            )
 
 
 # ---- folders --------------------------------------------------------------------------------
 
 
 def check_data_root() -> Iterator[Finding]:
-    """Say what lies below ``$DETECTRON2_DATASETS``, without a config."""
-    root = datasets_root()
+    """Say which data sets lie below ``$DETECTRON2_DATASETS``."""
     found = []
-    for name, official in OFFICIAL_IMAGE_COUNTS.items():
+    for name in OFFICIAL_IMAGE_COUNTS:
         source: Any = DatasetCatalog[name]
-        lists = [c / "ImageSets" / "Main" / f"{source.split}.txt" for c in source.candidates()]
+        lists = [folder / _split_file(source) for folder in source.candidates()]
         file = next((f for f in lists if f.is_file()), None)
         if file is not None:
             number = sum(bool(line.strip()) for line in file.read_text().splitlines())
-            if number == official:
-                found.append(f"{name} ({number} images)")
-            else:
-                yield warning(_SUBJECT, f"{name}: {file} lists {number} images, not {official}")
-    found += [
-        f.name
-        for f in sorted((root / "coco" / "annotations").glob("instances_*.json"))
-    ]  # fmt: skip
+            found.append(f"{name} ({number} images)")
+    annotations = datasets_root() / "coco" / "annotations"
+    found += [file.name for file in sorted(annotations.glob("instances_*.json"))]
     if found:
         yield ok(_SUBJECT, f"DETECTRON2_DATASETS ({root_in_words()}) has {', '.join(found)}")
         return
@@ -339,53 +303,33 @@ def check_data_root() -> Iterator[Finding]:
 def suggest_folder(name: str) -> str:
     """Say what to type if a VOC-format set lies a level above or below where it should.
 
-    Args:
-        name: registered name; unknown ones are none of VOC's.
-
-    Returns:
-        a sentence; "" if nothing was found near, or nothing is amiss.
+    "" if nothing was found nearby, or nothing is wrong, or the set is of another format.
     """
     source: Any = DatasetCatalog[name] if name in DatasetCatalog else None
     if not isinstance(source, VOCSource):
         return ""
-    wanted = Path("ImageSets", "Main", f"{source.split}.txt")
+    wanted = _split_file(source)
     if any((folder / wanted).is_file() for folder in source.candidates()):
         return ""
-    if source.official:
-        for folder in _near(datasets_root()):
-            for inner in ("", f"VOC{source.year}", f"VOCdevkit/VOC{source.year}"):
-                place = folder / inner
-                if place.name == f"VOC{source.year}" and (place / wanted).is_file():
-                    return (
-                        f"It seems to be one level off: export DETECTRON2_DATASETS={place.parent}"
-                    )
-        return ""
-    for folder in _near(source.candidates()[0]):
-        if (folder / wanted).is_file():
-            return f"It seems to be one level off: root: {folder}"
+    if not source.official:
+        nearby = (f for f in _near(source.candidates()[0]) if (f / wanted).is_file())
+        folder = next(nearby, None)
+        return f"It seems to be one level off: root: {folder}" if folder else ""
+    year = f"VOC{source.year}"
+    for folder in _near(datasets_root()):
+        for place in (folder, folder / year, folder / "VOCdevkit" / year):
+            if place.name == year and (place / wanted).is_file():
+                return f"It seems to be one level off: export DETECTRON2_DATASETS={place.parent}"
     return ""
+
+
+def _split_file(source: VOCSource) -> Path:
+    return Path("ImageSets", "Main", f"{source.split}.txt")
 
 
 def _near(folder: Path) -> Iterator[Path]:
     """Yield the folder, three above it, and two levels below it."""
     folder = folder.absolute()
-    yield folder
-    yield from folder.parents[:3]
-    below = list(_folders_in([folder]))
-    yield from below
-    yield from _folders_in(below)
-
-
-def _folders_in(folders: Iterable[Path]) -> Iterator[Path]:
-    number = 0
-    for folder in folders:
-        try:
-            entries = sorted(folder.iterdir())
-        except OSError:
-            continue
-        for entry in entries:
-            if entry.is_dir():
-                yield entry
-                number += 1
-                if number >= _MOST_FOLDERS:
-                    return
+    yield from (folder, *folder.parents[:3])
+    for pattern in ("*/", "*/*/"):
+        yield from islice(folder.glob(pattern), _MOST_FOLDERS)

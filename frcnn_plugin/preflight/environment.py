@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import importlib.util
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,14 +16,6 @@ from torchvision import ops
 from .finding import Finding, error, ok, plural, warning
 
 _SUBJECT = "environment"
-# By module: its packages on the index, any of which may be there.
-_PACKAGES = {
-    "numpy": ("numpy",),
-    "PIL": ("Pillow",),
-    "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python"),
-    "pycocotools": ("pycocotools",),
-    "fvcore": ("fvcore",),
-}
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -34,11 +25,11 @@ def check_environment(
     """Check versions, Detectron2, operators and devices.
 
     Args:
-        device: ``MODEL.DEVICE`` as it is used; "": CUDA if there is one.
+        device: ``MODEL.DEVICE``; "": CUDA if it can be used.
         num_processes: on this machine.
-        touch_gpus: try the operators on GPUs, for which this process takes memory there.
+        touch_gpus: try the operators on GPUs, which takes memory there.
     """
-    yield from _versions()
+    yield _versions()
     yield _detectron2()
     yield _operators("cpu")
     cuda = device.startswith("cuda") if device else torch.cuda.is_available()
@@ -48,52 +39,19 @@ def check_environment(
         yield from _no_gpu(num_processes)
 
 
-def _versions() -> Iterator[Finding]:
-    found, missing = [], []
-    for module, packages in _PACKAGES.items():
-        try:
-            importlib.import_module(module)
-        except ImportError as e:
-            missing.append(f"{packages[0]} ({e})")
-            continue
-        found.append(f"{packages[0].removesuffix('-headless')} {_version(packages)}")
-    versions = [
-        f"frcnn_plugin {_own_version()}",
-        f"Python {platform.python_version()}",
-        f"torch {torch.__version__}",
-        f"torchvision {_version(('torchvision',))}",
-        *found,
-    ]
-    yield ok(_SUBJECT, ", ".join(versions))
-    if missing:
-        names = " ".join(m.partition(" ")[0] for m in missing)
-        yield error(
-            _SUBJECT, f"cannot be imported: {'; '.join(missing)}", f"python -m pip install {names}"
-        )
-
-
-def _version(packages: tuple[str, ...]) -> str:
-    for package in packages:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "(version unknown)"
-
-
-def _own_version() -> str:
-    # Of the code that runs, which a checkout's may be without having been installed.
-    return str(importlib.import_module(__name__.partition(".")[0]).__version__)
+def _versions() -> Finding:
+    # From the loaded modules: importing the package here would turn the order of imports around.
+    names = ("frcnn_plugin", "torch", "torchvision", "numpy", "PIL", "cv2")
+    versions = [f"{name} {sys.modules[name].__version__}" for name in names]
+    return ok(_SUBJECT, f"Python {platform.python_version()}, {', '.join(versions)}")
 
 
 def _detectron2() -> Finding:
-    # By what is in it: every Detectron2 since 2021 calls itself 0.6.
-    newer = importlib.util.find_spec("detectron2.utils.torch_version_utils") is not None
-    era = "newer than January 2024" if newer else "of about January 2024"
+    folder = Path(detectron2.__file__).parent
     try:
         importlib.import_module("detectron2._C")
     except ImportError as e:
-        if "_C" not in str(e):  # it is there, for another torch
+        if "_C" not in str(e):  # it exists, but for another torch
             return error(
                 _SUBJECT,
                 f"the compiled part of Detectron2 does not fit this torch ({e})",
@@ -102,19 +60,18 @@ def _detectron2() -> Finding:
         compiled = "without compiled operators (fine: torchvision's are used)"
     else:
         compiled = "with compiled operators"
-    folder = Path(detectron2.__file__).parent
-    return ok(_SUBJECT, f"Detectron2 {era}, {compiled}, in {folder}")
+    return ok(_SUBJECT, f"Detectron2 in {folder}, {compiled}")
 
 
 def _operators(device: str) -> Finding:
-    """Run what the networks need of torchvision on numbers whose result is known."""
+    """Run the operators of torchvision that the networks need, on numbers with known results."""
     try:
         boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 29, 29]], device=device)
         kept = ops.nms(boxes, torch.tensor([0.5, 0.9, 0.1], device=device), 0.5).tolist()
         image = torch.arange(16.0, device=device).reshape(1, 1, 4, 4)
         roi = torch.tensor([[0.0, 0, 0, 3, 3]], device=device)
         pooled = ops.roi_pool(image, roi, (2, 2)).flatten().tolist()
-    except Exception as e:  # operators that do not fit raise all kinds
+    except Exception as e:  # operators that do not fit raise all kinds of errors
         problem = str(e).strip().partition("\n")[0]
     else:
         if kept == [1, 2] and pooled == [5.0, 7.0, 13.0, 15.0]:
@@ -128,23 +85,23 @@ def _operators(device: str) -> Finding:
 
 
 def _gpus(num_processes: int, touch: bool) -> Iterator[Finding]:
-    there = torch.cuda.device_count()
-    if num_processes > there:
+    visible = torch.cuda.device_count()
+    if num_processes > visible:
         yield error(
             _SUBJECT,
-            f"--num-gpus {num_processes}, but {plural(there, 'GPU')} can be seen",
-            f"Give --num-gpus {there}, or make more of them visible (CUDA_VISIBLE_DEVICES)",
+            f"--num-gpus {num_processes}, but {plural(visible, 'GPU')} can be seen",
+            f"Give --num-gpus {visible}, or make more of them visible (CUDA_VISIBLE_DEVICES)",
         )
         return
     for number in range(num_processes):
         name = torch.cuda.get_device_name(number)
-        total = torch.cuda.get_device_properties(number).total_memory
-        # Untouched, what other programs take counts as free.
-        free = torch.cuda.mem_get_info(number)[0] if touch else total
+        memory = f"{torch.cuda.get_device_properties(number).total_memory / 2**30:.1f} GiB"
+        if touch:  # only then it is known what other programs take
+            memory = f"{torch.cuda.mem_get_info(number)[0] / 2**30:.1f} of {memory} free"
         yield ok(
             _SUBJECT,
-            f"GPU {number}: {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, CUDA "
-            f"{torch.version.cuda}, driver {driver_version() or 'unknown'}",
+            f"GPU {number}: {name}, {memory}, CUDA {torch.version.cuda}, driver "
+            f"{driver_version() or 'unknown'}",
         )
         if touch:
             yield _operators(f"cuda:{number}")
@@ -152,19 +109,14 @@ def _gpus(num_processes: int, touch: bool) -> Iterator[Finding]:
 
 def _no_gpu(num_processes: int) -> Iterator[Finding]:
     cores, driver = os.cpu_count() or 1, driver_version()
-    if driver and torch.version.cuda is None and torch.version.hip is None:
+    if driver and torch.version.hip is None and not torch.cuda.is_available():
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         yield warning(
             _SUBJECT,
-            f"there is an NVIDIA driver ({driver}), but torch {torch.__version__} is a build "
-            "without CUDA: everything runs on the CPU",
-            "Install a build with CUDA: see pytorch.org",
-        )
-    elif driver and not torch.cuda.is_available():
-        yield warning(
-            _SUBJECT,
-            f"torch is built for CUDA {torch.version.cuda}, but finds no device with the NVIDIA "
-            f"driver {driver}: everything runs on the CPU",
-            "Update the driver, install an older torch, or look at CUDA_VISIBLE_DEVICES",
+            f"there is an NVIDIA driver ({driver}), but torch {torch.__version__}, {build}, finds "
+            "no device: everything runs on the CPU",
+            "Install a build of torch for this driver (pytorch.org), or look at "
+            "CUDA_VISIBLE_DEVICES",
         )
     else:
         yield ok(

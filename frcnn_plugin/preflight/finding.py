@@ -1,16 +1,20 @@
-"""One line of a preflight: what was looked at, how it is, what to do."""
+"""One line of a preflight: what was looked at, in what state it is, what to do."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["ok", "warning", "error"]
 
-MARKERS: dict[Level, str] = {"ok": "ok", "warning": "warn", "error": "FAIL"}
-_COLOURS: dict[Level, str] = {"ok": "\033[32m", "warning": "\033[33m", "error": "\033[31m"}
-_PLAIN = "\033[0m"
+# By level: the marker, and the code of its colour on a terminal.
+_MARKERS: dict[Level, tuple[str, int]] = {
+    "ok": ("ok  ", 32),
+    "warning": ("warn", 33),
+    "error": ("FAIL", 31),
+}
 _SUBJECT_WIDTH = 11  # of "environment", the longest
 
 
@@ -21,10 +25,9 @@ class Finding:
     Attributes:
         level: "ok"; "warning": the run works but may not do what is wanted; "error": it would fail,
             or its result would be worthless.
-        subject: group of the check: "environment", "data", "weights", "proposals", "schedule",
-            "output", "disk" or "memory".
-        text: what was found, without full stop; a list of missing files takes several lines.
-        fix: what to do, best an override to type; "" if there is nothing to do, or `text` says it.
+        subject: group of the check, such as "data" or "weights".
+        text: what was found, without a full stop; a list of missing files takes several lines.
+        fix: what to do, preferably an override to type; "" if nothing, or if `text` says it.
     """
 
     level: Level
@@ -34,18 +37,14 @@ class Finding:
 
     @property
     def sentence(self) -> str:
-        """Text and fix."""
+        """The text and the fix."""
         return f"{self.text}. {self.fix}" if self.fix else self.text
 
     def line(self, *, colour: bool = False) -> str:
-        """Return it for people: marker, subject, sentence; further lines of the text are indented.
-
-        Args:
-            colour: green, yellow or red marker, for terminals.
-        """
-        marker = f"{MARKERS[self.level]:4}"
+        """Return what people read: marker (green, yellow or red on request), subject, sentence."""
+        marker, code = _MARKERS[self.level]
         if colour:
-            marker = f"{_COLOURS[self.level]}{marker}{_PLAIN}"
+            marker = f"\033[{code}m{marker}\033[0m"
         sentence = self.sentence.replace("\n", "\n" + " " * (_SUBJECT_WIDTH + 10))
         return f"{marker}  {self.subject:{_SUBJECT_WIDTH}}  {sentence}"
 
@@ -61,16 +60,14 @@ def warning(subject: str, text: str, fix: str = "") -> Finding:
 
 
 def error(subject: str, text: str, fix: str = "") -> Finding:
-    """Say that the run would fail, or its result be worthless."""
+    """Say that the run would fail, or that its result would be worthless."""
     return Finding("error", subject, text, fix)
 
 
 def count(findings: Iterable[Finding]) -> dict[Level, int]:
     """Count the findings of each level."""
-    counts: dict[Level, int] = {"ok": 0, "warning": 0, "error": 0}
-    for finding in findings:
-        counts[finding.level] += 1
-    return counts
+    counted = Counter(finding.level for finding in findings)
+    return {level: counted[level] for level in _MARKERS}
 
 
 def plural(number: int, noun: str) -> str:

@@ -34,9 +34,9 @@ class PlannedRun:
         resume: a run in ``OUTPUT_DIR`` will be resumed.
         overwrite: a run in ``OUTPUT_DIR`` may be lost.
         num_processes: on all machines together.
-        num_machines: machines.
+        num_machines: among which they are divided equally.
         config_file: the file `cfg` was read from; "" if unknown.
-        every_image: look at all images, not at some; load every data set.
+        every_image: look at all images, not just some; load every data set.
         alone: nothing follows the checks in this process.
         failed: a check has found an error.
     """
@@ -54,11 +54,6 @@ class PlannedRun:
     _loaded: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check what is not in the config.
-
-        Raises:
-            UserError: there would be no process.
-        """
         if self.num_processes < 1:
             raise UserError(f"--num-gpus is {self.num_processes}: it must be 1 or more")
 
@@ -69,7 +64,7 @@ class PlannedRun:
 
     @property
     def may_touch_gpus(self) -> bool:
-        """Whether this process may use GPUs: memory that it takes is not there for workers."""
+        """Whether this process may use GPUs; the workers would lack the memory that it takes."""
         return self.alone or self.processes_here == 1
 
     @property
@@ -82,25 +77,33 @@ class PlannedRun:
         """Names of the test sets."""
         return tuple(self.cfg.DATASETS.TEST)
 
-    def load(self, name: str) -> Any:
-        """Load a registered data set, once.
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The checkpoint that ``OUTPUT_DIR`` names as its last, which may be missing."""
+        note = Path(self.cfg.OUTPUT_DIR) / "last_checkpoint"
+        return note.parent / note.read_text().strip() if note.is_file() else None
 
-        Raises:
-            UserError: it cannot be loaded.
-        """
+    @property
+    def weights(self) -> str:
+        """The file that the run loads first; "" if there is none."""
+        resumed = self.last_checkpoint if self.resume and not self.eval_only else None
+        return str(resumed or self.cfg.MODEL.WEIGHTS)
+
+    def load(self, name: str) -> Any:
+        """Load a registered data set, once."""
         if name not in self._loaded:
             self._loaded[name] = DatasetCatalog.get(name)
         return self._loaded[name]
 
     def is_quick(self, name: str) -> bool:
-        """Return whether a data set is loaded, or may be: all but those in large JSON files."""
+        """Say whether a data set is loaded, or may be: all but those in large JSON files."""
         file = MetadataCatalog.get(name).get("json_file")
         if name in self._loaded or self.every_image or not file:
             return True
         return Path(file).is_file() and Path(file).stat().st_size <= _MOST_JSON_BYTES
 
     def dicts(self, name: str) -> list[dict[str, Any]]:
-        """Return the images of a data set; none if they are not quick to have, or cannot be."""
+        """Return the images of a data set; none if it cannot be loaded, or not quickly."""
         try:
             loaded = self.load(name) if name in DatasetCatalog and self.is_quick(name) else []
         except Exception:  # check_data says what is wrong
@@ -118,11 +121,7 @@ class PlannedRun:
 
     @cached_property
     def scaled(self) -> CfgNode:
-        """The config as the trainer changes it for the number of processes.
-
-        Raises:
-            UserError: the batch cannot be divided.
-        """
+        """The config as the trainer changes it for the number of processes."""
         with muted("detectron2"):
             return DefaultTrainer.auto_scale_workers(self.cfg, self.num_processes)
 
@@ -137,49 +136,32 @@ class PlannedRun:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model: names and shapes, without memory for numbers.
-
-        Raises:
-            UserError: a part of the config is wrong.
-            Exception: a component cannot be built without numbers.
-        """
+        """The model: names and shapes, without memory for numbers."""
         with torch.device("meta"), muted("detectron2"):
             return build_model(self.model_cfg)
 
 
 @contextmanager
 def muted(name: str) -> Iterator[None]:
-    """Let a logger, and those below it, say nothing for a while."""
+    """Silence a logger and those below it for a while."""
     logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)  # which counts for those below it as well
+    logger.setLevel(logging.CRITICAL + 1)  # which the loggers below it inherit
     try:
         yield
     finally:
         logger.setLevel(level)
 
 
-class _Collect(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
 @contextmanager
 def warnings_of(name: str) -> Iterator[list[str]]:
-    """Collect what a logger, and those below it, warn of, instead of having it printed.
-
-    Yields:
-        the messages so far.
-    """
-    logger = logging.getLogger(name)
-    collect = _Collect()
+    """Collect what a logger, and those below it, warn about, instead of having it printed."""
+    logger, messages = logging.getLogger(name), []
+    collect = logging.Handler(logging.WARNING)
+    collect.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     handlers, propagate = logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [collect], False
     try:
-        yield collect.messages
+        yield messages
     finally:
         logger.handlers, logger.propagate = handlers, propagate

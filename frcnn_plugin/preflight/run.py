@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator
 
 from ..errors import UserError
 from .data_sets import check_data, check_data_root, check_proposal_files
-from .disk import check_disk
 from .environment import check_environment
 from .finding import Finding, error, warning
-from .memory import check_memory
-from .output import check_output
 from .planned_run import PlannedRun
+from .resources import check_disk, check_memory, check_output
 from .schedule import check_solver, check_start_of_stages
 from .weights import check_weights
 
@@ -25,7 +23,6 @@ def _environment(run: PlannedRun) -> Iterator[Finding]:
     )
 
 
-# Subject and function.
 _CHECKS: tuple[tuple[str, Check], ...] = (
     ("environment", _environment),
     ("output", check_output),
@@ -42,11 +39,8 @@ _SPACE: tuple[tuple[str, Check], ...] = (("disk", check_disk), ("memory", check_
 def preflight(run: PlannedRun) -> Iterator[Finding]:
     """Check everything that a run needs.
 
-    Args:
-        run: config, and how it is run.
-
     Yields:
-        findings as they are made, so that a caller may end it at the first error.
+        Findings as they are made, so that a caller may stop at the first error.
     """
     for subject, check in _CHECKS:
         for finding in _guarded(subject, check, run):
@@ -60,9 +54,6 @@ def stop_on_errors(run: PlannedRun) -> None:
     """Check what is about to run, and stop on what would fail, or silently go wrong, after hours.
 
     Warnings are printed to stderr.
-
-    Args:
-        run: config, from :func:`~frcnn_plugin.engine.setup.setup_cfg`, and how it is run.
 
     Raises:
         UserError: there are errors; all of them, one after the other, each with the key and the

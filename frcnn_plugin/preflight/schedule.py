@@ -14,7 +14,8 @@ from .finding import Finding, error, ok, plural, warning
 from .planned_run import PlannedRun, muted
 
 _SUBJECT = "schedule"
-_MUCH_HIGHER = 3.0  # a learning rate so many times that of the preset is likely to diverge
+_RATE_OF_ONE_PROCESS = 1e-3  # in four-step training on VOC (paper, section 3.1.3)
+_MUCH_HIGHER = 3.0  # times the rate of the preset: likely to diverge
 
 
 def check_start_of_stages(run: PlannedRun) -> Iterator[Finding]:
@@ -25,7 +26,7 @@ def check_start_of_stages(run: PlannedRun) -> Iterator[Finding]:
 
 
 def check_solver(run: PlannedRun) -> Iterator[Finding]:
-    """Check iterations, batch and learning rate, which needs neither the model nor images."""
+    """Check iterations, batch and learning rate, which takes neither the model nor images."""
     if run.eval_only:
         return
     findings = [*_numbers(run), *_batch(run)]
@@ -35,128 +36,114 @@ def check_solver(run: PlannedRun) -> Iterator[Finding]:
 
 
 def _numbers(run: PlannedRun) -> Iterator[Finding]:
-    solver = run.cfg.SOLVER
-    for key, lowest in (("MAX_ITER", 1), ("IMS_PER_BATCH", 1), ("CHECKPOINT_PERIOD", 1)):
-        if solver[key] < lowest:
-            yield error(_SUBJECT, f"SOLVER.{key} is {solver[key]}: it must be {lowest} or more")
+    solver, model = run.cfg.SOLVER, run.cfg.MODEL
+    for key in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
+        if solver[key] < 1:
+            yield error(_SUBJECT, f"SOLVER.{key} is {solver[key]}: it must be 1 or more")
     if not solver.BASE_LR > 0:
         yield error(_SUBJECT, f"SOLVER.BASE_LR is {solver.BASE_LR}: it must be positive")
-    steps = list(solver.STEPS)
+    steps = tuple(solver.STEPS)
     if any(s >= solver.MAX_ITER for s in steps):
         # Detectron2 ignores later ones with a warning, and fails on an equal one.
         yield error(
             _SUBJECT,
-            f"SOLVER.STEPS {tuple(steps)} must lie below SOLVER.MAX_ITER {solver.MAX_ITER}: the "
-            "learning rate would never drop. Type for example "
-            f'SOLVER.STEPS "({solver.MAX_ITER * 5 // 7},)"',
+            f"SOLVER.STEPS {steps} must lie below SOLVER.MAX_ITER {solver.MAX_ITER}: the "
+            "learning rate would never drop",
+            f'Type for example SOLVER.STEPS "({solver.MAX_ITER * 5 // 7},)"',
         )
-    elif steps != sorted(set(steps)):
+    elif steps != (ascending := tuple(sorted(set(steps)))):
         yield error(
-            _SUBJECT,
-            f"SOLVER.STEPS {tuple(steps)} must grow",
-            f'Type SOLVER.STEPS "{tuple(sorted(set(steps)))}"',
+            _SUBJECT, f"SOLVER.STEPS {steps} must ascend", f'Type SOLVER.STEPS "{ascending}"'
         )
-    model = run.cfg.MODEL
     on_cpu = model.DEVICE == "cpu" and model.META_ARCHITECTURE == "PaperRCNN"
     if solver.AMP.ENABLED and not (model.DEVICE.startswith("cuda") or on_cpu):
         yield error(
             _SUBJECT,
             f"SOLVER.AMP.ENABLED with MODEL.DEVICE {model.DEVICE} and MODEL.META_ARCHITECTURE "
             f"{model.META_ARCHITECTURE}: without CUDA only PaperRCNN trains in mixed precision, on "
-            "the CPU; add SOLVER.AMP.ENABLED False",
+            "the CPU",
+            "Type SOLVER.AMP.ENABLED False",
         )
 
 
 def _batch(run: PlannedRun) -> Iterator[Finding]:
-    cfg, processes = run.cfg, run.num_processes
-    if cfg.FOUR_STEP.ENABLED:  # whose batches are per process
+    if run.cfg.FOUR_STEP.ENABLED:  # whose batches are per process
         return
-    reference, images = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
+    images, reference = run.cfg.SOLVER.IMS_PER_BATCH, run.cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference > 0 and images % reference:
         yield error(
             _SUBJECT,
-            f"SOLVER.IMS_PER_BATCH {images} is no multiple of SOLVER.REFERENCE_WORLD_SIZE "
+            f"SOLVER.IMS_PER_BATCH {images} is not a multiple of SOLVER.REFERENCE_WORLD_SIZE "
             f"{reference}, the number of processes it is meant for",
             f"Type SOLVER.IMS_PER_BATCH {max(1, images // reference) * reference}",
         )
-    elif run.scaled.SOLVER.IMS_PER_BATCH % processes:
+    elif run.scaled.SOLVER.IMS_PER_BATCH % run.num_processes:
+        batch = max(1, images // run.num_processes) * run.num_processes
         yield error(
             _SUBJECT,
-            f"SOLVER.IMS_PER_BATCH {images} cannot be divided among {processes} processes",
-            f"Type SOLVER.IMS_PER_BATCH {max(1, images // processes) * processes}",
+            f"SOLVER.IMS_PER_BATCH {images} cannot be divided among {run.num_processes} processes",
+            f"Type SOLVER.IMS_PER_BATCH {batch}",
         )
 
 
 def _epochs(run: PlannedRun) -> Iterator[Finding]:
-    images = sum(map(run.size, run.train))
-    seen = max(_images_seen(run).values())
-    if 0 < seen < images:
+    cfg, images = run.scaled, sum(map(run.size, run.train))
+    if cfg.FOUR_STEP.ENABLED:
+        seen = max(s.iters * s.images for s in build_stages(cfg)) * run.num_processes
+        keys = "FOUR_STEP.ITERS and FOUR_STEP.DROPS"
+    else:
+        seen = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+        keys = "SOLVER.MAX_ITER and SOLVER.STEPS"
+    if seen < images:
         yield warning(
             _SUBJECT,
             f"training sees {seen:,} images, less than one pass over the {images:,} of "
             "DATASETS.TRAIN",
-            "Raise FOUR_STEP.ITERS and FOUR_STEP.DROPS"
-            if run.cfg.FOUR_STEP.ENABLED
-            else "Raise SOLVER.MAX_ITER and SOLVER.STEPS",
+            f"Raise {keys}",
         )
-
-
-def _images_seen(run: PlannedRun) -> dict[int, int]:
-    """Return the images that training takes, by stage; 0 stands for training without stages."""
-    cfg = run.scaled
-    if not cfg.FOUR_STEP.ENABLED:
-        return {0: cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH}
-    return {s.number: s.iters * s.images * run.num_processes for s in build_stages(cfg)}
 
 
 def _periods(run: PlannedRun) -> Iterator[Finding]:
-    cfg = run.scaled
-    period, tested = cfg.TEST.EVAL_PERIOD, sum(map(run.size, run.test))
-    if 0 < period * cfg.SOLVER.IMS_PER_BATCH < tested and period < cfg.SOLVER.MAX_ITER:
+    solver, period = run.scaled.SOLVER, run.cfg.TEST.EVAL_PERIOD
+    trained, tested = period * solver.IMS_PER_BATCH, sum(map(run.size, run.test))
+    if 0 < trained < tested and period < solver.MAX_ITER:
         yield warning(
             _SUBJECT,
             f"TEST.EVAL_PERIOD {period}: between two evaluations fewer images are trained on "
-            f"({period * cfg.SOLVER.IMS_PER_BATCH:,}) than evaluated ({tested:,})",
-            f"Type TEST.EVAL_PERIOD {max(1, cfg.SOLVER.MAX_ITER // 10)}",
+            f"({trained:,}) than evaluated ({tested:,})",
+            f"Type TEST.EVAL_PERIOD {max(1, solver.MAX_ITER // 10)}",
         )
-    if period > 0 and not run.test:
-        yield warning(_SUBJECT, "TEST.EVAL_PERIOD is set, but DATASETS.TEST is empty")
-    if cfg.SOLVER.CHECKPOINT_PERIOD >= cfg.SOLVER.MAX_ITER > 5000:
+    if solver.CHECKPOINT_PERIOD >= solver.MAX_ITER > 5000:
         yield warning(
             _SUBJECT,
-            f"SOLVER.CHECKPOINT_PERIOD {cfg.SOLVER.CHECKPOINT_PERIOD} is not below "
-            f"SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: an interruption loses everything",
-            f"Type SOLVER.CHECKPOINT_PERIOD {cfg.SOLVER.MAX_ITER // 10}",
+            f"SOLVER.CHECKPOINT_PERIOD {solver.CHECKPOINT_PERIOD} is not below "
+            f"SOLVER.MAX_ITER {solver.MAX_ITER}: an interruption loses everything",
+            f"Type SOLVER.CHECKPOINT_PERIOD {solver.MAX_ITER // 10}",
         )
 
 
 def _rate(run: PlannedRun) -> Iterator[Finding]:
+    """Compare the learning rate with that of the preset, in proportion to the batch."""
     preset = find_preset(run.config_file)
     if preset is None:
         return
     file, before = preset
     cfg, rate = run.scaled, run.scaled.SOLVER.BASE_LR
     if cfg.FOUR_STEP.ENABLED:
-        # Rate and iterations stay when processes add to the batch.
-        if run.num_processes > 1 and rate == _rate_of_one_process():
-            yield warning(
-                _SUBJECT,
-                f"{run.num_processes} processes make batches {run.num_processes} times as large, "
-                f"but FOUR_STEP keeps rate and iterations, and SOLVER.BASE_LR {rate:g} is that of "
-                "one process",
-                f"In proportion: SOLVER.BASE_LR {rate * run.num_processes:g} and FOUR_STEP.ITERS "
-                f"and DROPS divided by {run.num_processes}",
-            )
-        factor = 1.0
+        # It keeps rate and iterations when processes add to the batch. Presets made for several
+        # processes have a higher rate than that of one.
+        factor, usual, whose = float(run.num_processes), _RATE_OF_ONE_PROCESS, "one process"
+        keys = "FOUR_STEP.ITERS and DROPS"
     else:
         factor = cfg.SOLVER.IMS_PER_BATCH / before.SOLVER.IMS_PER_BATCH
+        usual, whose = before.SOLVER.BASE_LR, Path(file).name
+        keys = "SOLVER.MAX_ITER and STEPS"
     expected = before.SOLVER.BASE_LR * factor
-    if factor != 1 and rate == before.SOLVER.BASE_LR:
+    if factor != 1 and rate == usual:
         yield warning(
             _SUBJECT,
-            f"a batch is {cfg.SOLVER.IMS_PER_BATCH} images, {factor:g} times that of "
-            f"{Path(file).name}, but SOLVER.BASE_LR is still {rate:g}",
-            f"In proportion: SOLVER.BASE_LR {expected:g}, and SOLVER.MAX_ITER and STEPS "
+            f"a batch is {factor:g} times that of {whose}, but SOLVER.BASE_LR is still {rate:g}",
+            f"In proportion: SOLVER.BASE_LR {usual * factor:g}, and {keys} "
             f"{'divided' if factor > 1 else 'multiplied'} by {max(factor, 1 / factor):g}",
         )
     elif rate > _MUCH_HIGHER * expected:
@@ -171,12 +158,9 @@ def _rate(run: PlannedRun) -> Iterator[Finding]:
 def find_preset(config_file: str) -> tuple[str, CfgNode] | None:
     """Find the config that a user's choices are compared with.
 
-    Args:
-        config_file: what the run was started with.
-
     Returns:
-        path and content of the first config of this plugin in its chain of ``_BASE_``, itself
-        included; None if there is none.
+        Path and content of the first config of this plugin in the chain of ``_BASE_``, the file
+        itself included; None if there is none.
     """
     ours = Path(get_config_file("Base-PyEnd2End.yaml")).resolve().parent
     for path in base_chain(config_file) if config_file else ():
@@ -186,12 +170,6 @@ def find_preset(config_file: str) -> tuple[str, CfgNode] | None:
                 cfg.merge_from_file(str(path))
             return str(path), cfg
     return None
-
-
-def _rate_of_one_process() -> float:
-    preset = find_preset(get_config_file("Base-PyEnd2End.yaml"))
-    assert preset is not None
-    return float(preset[1].SOLVER.BASE_LR)
 
 
 def _describe(run: PlannedRun) -> str:

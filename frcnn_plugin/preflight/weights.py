@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
-from torch import nn
 
 from ..checkpoint.catalog.download import cached_path
 from ..checkpoint.catalog.known_files import find
@@ -33,7 +31,7 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
     try:
         model = run.model
     except KeyError as e:
-        # Of a registry: "No object named 'VGG17' found in 'BACKBONE' registry!"
+        # From a registry: "No object named 'VGG17' found in 'BACKBONE' registry!"
         yield error(_SUBJECT, f"the model cannot be built: {e.args[0] if e.args else e}")
         return
     except UserError:
@@ -44,57 +42,38 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     network = f"{run.cfg.MODEL.META_ARCHITECTURE}, {run.cfg.MODEL.BACKBONE.NAME}"
-    yield ok(
-        _SUBJECT,
-        f"model: {network}, {total / 1e6:.1f} M parameters ({trained / 1e6:.1f} M trained)",
-    )
-    file = start_file(run)
+    numbers = f"{total / 1e6:.1f} M parameters ({trained / 1e6:.1f} M trained)"
+    yield ok(_SUBJECT, f"model: {network}, {numbers}")
+    file = run.weights
     if not file:
         yield ok(_SUBJECT, "none: training starts from random weights")
-    elif not file.startswith(PREFIX):
-        if "://" in file:
-            yield ok(_SUBJECT, f"{file} is fetched when the run starts, and looked at then")
-        else:
-            yield from _compare(run, file)
-    elif cached_path(find(file.removeprefix(PREFIX))).is_file() or _may_download(run):
-        # Here, where one process downloads what all of them will use.
+    elif "://" not in file:
+        yield from _compare(run, file)
+    elif file.startswith(PREFIX) and (
+        cached_path(find(file.removeprefix(PREFIX))).is_file() or not (run.alone or run.failed)
+    ):
+        # If a run is about to start, one process downloads here what all of them will use.
         yield from _compare(run, PathManager.get_local_path(file))
     else:
-        yield ok(_SUBJECT, f"{file} is downloaded when the run starts, and looked at then")
-
-
-def _may_download(run: PlannedRun) -> bool:
-    """Return whether the file, which is large, is about to be used."""
-    return not (run.alone or run.failed)
-
-
-def start_file(run: PlannedRun) -> str:
-    """Return the file that the run loads first; "" if there is none."""
-    last = Path(run.cfg.OUTPUT_DIR) / "last_checkpoint"
-    if run.resume and not run.eval_only and last.is_file():
-        return str(last.parent / last.read_text().strip())
-    return str(run.cfg.MODEL.WEIGHTS)
+        yield ok(_SUBJECT, f"{file} is downloaded when the run starts, and checked then")
 
 
 def _missing(run: PlannedRun) -> str:
     """Return what is wrong with the names of files."""
-    cfg, file = run.cfg, start_file(run)
+    cfg, file = run.cfg, run.weights
     initial = cfg.FOUR_STEP.INITIAL_WEIGHTS if cfg.FOUR_STEP.ENABLED else ""
     if initial and not run.eval_only and not Path(initial).is_file():
         return f"FOUR_STEP.INITIAL_WEIGHTS: there is no file '{initial}'"
-    if run.eval_only and file and not names_detector(cfg):
+    if run.eval_only and not (file and names_detector(cfg)):
+        which = f", which {file} are not" if file else ""
         return (
-            f"--eval-only needs trained weights, which {file} are not: add MODEL.WEIGHTS "
-            "path/to/model_final.pth"
+            f"--eval-only needs trained weights{which}: add MODEL.WEIGHTS path/to/model_final.pth"
         )
     if file:
-        # The file of a resumed run is missed with better advice when it is looked at.
+        # If the file of a resumed run is missing, loading it gives better advice.
         there = "://" in file or Path(file.partition("?")[0]).is_file()
-        if there or file != cfg.MODEL.WEIGHTS:
-            return ""
-        return f"MODEL.WEIGHTS: there is no file '{file}'"
-    if run.eval_only:
-        return "--eval-only needs trained weights: add MODEL.WEIGHTS path/to/model_final.pth"
+        missing = file == cfg.MODEL.WEIGHTS and not there
+        return f"MODEL.WEIGHTS: there is no file '{file}'" if missing else ""
     if cfg.MODEL.BACKBONE.NAME in ("VGG16", "ZF") and cfg.MODEL.BACKBONE.FREEZE_AT > 0:
         return (
             f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is "
@@ -107,7 +86,7 @@ def _missing(run: PlannedRun) -> str:
 
 def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
     folder = "" if run.eval_only else run.cfg.OUTPUT_DIR
-    loader = _ShapesOnly(run.model, folder, run.model_cfg, evaluating=run.eval_only)
+    loader = _ShapesOnly(run.model, folder, cfg=run.model_cfg, evaluating=run.eval_only)
     with warnings_of("frcnn_plugin") as messages, muted("detectron2"), muted("fvcore"):
         loader.load(file)
     yield from (warning(_SUBJECT, message) for message in messages)
@@ -119,24 +98,18 @@ def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
             f"{run.cfg.INPUT.FORMAT} and MODEL.PIXEL_MEAN are taken on trust",
             "frcnn weights convert writes files that say so",
         )
-    facts = [f"{loader.found} of {loader.wanted} weights of the model"]
-    if metadata is not None:
-        facts.append({"imagenet": "ImageNet"}.get(metadata.kind, metadata.kind))
-        if metadata.preprocessing is not None:
-            facts.append(f"{metadata.preprocessing.format} images as in the config")
-        if metadata.classes is not None:
-            facts.append(f"{len(metadata.classes)} classes")
-    yield ok(_SUBJECT, f"{file}: {', '.join(facts)}")
+    kind = f", {metadata.kind}" if metadata is not None else ""
+    classes = f", {len(metadata.classes)} classes" if metadata and metadata.classes else ""
+    yield ok(
+        _SUBJECT, f"{file}: {loader.found} of {loader.wanted} weights of the model{kind}{classes}"
+    )
 
 
 class _ShapesOnly(AtomicCheckpointer):
-    """Loads a file without reading the numbers in it, where the format allows that."""
+    """Loads a file into a model on the meta device, without reading numbers if it can."""
 
-    def __init__(self, model: nn.Module, save_dir: str, cfg: CfgNode, *, evaluating: bool) -> None:
-        """Take a model on the meta device, whose weights have shapes only."""
-        super().__init__(model, save_dir, cfg=cfg, evaluating=evaluating)
-        self.metadata: Metadata | None = None
-        self.found = self.wanted = 0
+    metadata: Metadata | None = None
+    found = wanted = 0
 
     def _torch_load(self, f: str) -> Any:
         try:
@@ -147,7 +120,7 @@ class _ShapesOnly(AtomicCheckpointer):
     def _load_model(self, checkpoint: Any) -> Any:
         self.metadata = Metadata.from_dict(checkpoint.get(KEY))
         with python_warnings.catch_warnings():
-            # That copying to the meta device does nothing: it is what it is used for.
+            # They say that copying to the meta device does nothing, which is the point of it.
             python_warnings.simplefilter("ignore")
             incompatible = super()._load_model(checkpoint)
         self.wanted = len(self.model.state_dict())

@@ -1,4 +1,4 @@
-"""Tiny joint runs: the tiny four-step config with its steps taken out."""
+"""Tiny joint runs: the tiny four-step config without its stages."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ JOINT = [
 def make_joint_trainer(
     folder: Path, opts: Sequence[str] = (), *, resume: bool = False
 ) -> PaperTrainer:
-    """A trainer as tools/train_net.py has it in front of ``train()``."""
+    """A trainer as `frcnn train` has it before ``train()``."""
     return make_trainer(folder, [*JOINT, *opts], resume=resume)

@@ -72,51 +72,53 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-XML = """
+CONFIG = """
 _BASE_: "{base}"
 MODEL: {{ROI_HEADS: {{NUM_CLASSES: 3}}}}
 DATASETS:
   REGISTER:
-    - {{name: my_train, xml: {root}/mine, classes: auto, train_fraction: 0.75, split: train{more}}}
-    - {{name: my_test, xml: {root}/mine, classes: auto, train_fraction: 0.75, split: test{more}}}
+    - {{name: my_train, %s{more}}}
+    - {{name: my_test, %s{more}}}
   TRAIN: ("my_train",)
   TEST: ("my_test",)
 """
-COCO = """
-_BASE_: "{base}"
-MODEL: {{ROI_HEADS: {{NUM_CLASSES: 3}}}}
-DATASETS:
-  REGISTER:
-    - {{name: my_train, json: {root}/trainval.json, images: {root}/mine{more}}}
-    - {{name: my_test, json: {root}/test.json, images: {root}/mine{more}}}
-  TRAIN: ("my_train",)
-  TEST: ("my_test",)
-"""
-
-
-@pytest.mark.parametrize(
-    ("text", "config", "more", "metric"),
-    [
-        (XML, "demo/vgg16_shapes_joint.yaml", "", "AP50-11point"),
-        (XML, "demo/vgg16_shapes_joint.yaml", ", evaluator: coco", "APs"),
-        (COCO, "demo/vgg16_shapes_joint.yaml", "", "APs"),
-        (COCO, "demo/vgg16_shapes_joint.yaml", ", evaluator: voc", "AP50-11point"),
-    ],
-    ids=["xml", "xml-coco", "coco", "coco-voc"],
+FOLDER = "xml: {root}/mine, classes: auto, train_fraction: 0.75, split: "
+XML = CONFIG % (f"{FOLDER}train", f"{FOLDER}test")
+COCO = CONFIG % (
+    "json: {root}/trainval.json, images: {root}/mine",
+    "json: {root}/test.json, images: {root}/mine",
 )
-def test_from_a_folder_to_a_detector(
-    folder: Path, tmp_path: Path, text: str, config: str, more: str, metric: str
-) -> None:
-    path = tmp_path / "my.yaml"
-    path.write_text(text.format(base=get_config_file(config), root=folder, more=more))
-    opts = [*SMALL, "OUTPUT_DIR", str(tmp_path / "run")]
+
+
+def train(path: Path, opts: list[str]) -> Any:
+    """Train as the command does; returns the metrics."""
     cfg = setup_cfg(str(path), opts)
     stop_on_errors(PlannedRun(cfg))
     trainer = PaperTrainer(cfg)
     trainer.resume_or_load(resume=False)
     # So that something is found: an untrained predictor may call all of it background.
     torch.nn.init.constant_(trainer.model.roi_heads.box_predictor.cls_score.bias[-1:], -9.0)
-    results = trainer.train()
+    return trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "metric"),
+    [
+        (XML, "", "AP50-11point"),
+        (XML, ", evaluator: coco", "APs"),
+        (COCO, "", "APs"),
+        (COCO, ", evaluator: voc", "AP50-11point"),
+    ],
+    ids=["xml", "xml-coco", "coco", "coco-voc"],
+)
+def test_from_a_folder_to_a_detector(
+    folder: Path, tmp_path: Path, text: str, more: str, metric: str
+) -> None:
+    path = tmp_path / "my.yaml"
+    base = get_config_file("demo/vgg16_shapes_joint.yaml")
+    path.write_text(text.format(base=base, root=folder, more=more))
+    opts = [*SMALL, "OUTPUT_DIR", str(tmp_path / "run")]
+    results = train(path, opts)
     assert results is not None and metric in results["bbox"]
     assert MetadataCatalog.get("my_test").thing_classes == list(SHAPE_CLASSES)
 
@@ -138,10 +140,6 @@ def test_in_four_steps(folder: Path, tmp_path: Path, text: str) -> None:
         *("FOUR_STEP.EVALUATE_STEPS", "False", "FOUR_STEP.PRE_NMS_TOPK", "300"),
         *("FOUR_STEP.POST_NMS_TOPK", "20", "OUTPUT_DIR", str(tmp_path / "run")),
     ]
-    cfg = setup_cfg(str(path), opts)
-    stop_on_errors(PlannedRun(cfg))
-    trainer = PaperTrainer(cfg)
-    trainer.resume_or_load(resume=False)
-    results = trainer.train()
+    results = train(path, opts)
     assert results is not None and "AP50" in results["bbox"]
     assert (tmp_path / "run" / "proposals" / "stage3" / "my_train.pkl").is_file()

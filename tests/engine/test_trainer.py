@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import SimpleTrainer
 from detectron2.solver import build_lr_scheduler
 
@@ -15,6 +13,7 @@ from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.coco import RecordingCOCOEvaluator
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalEvaluator
 from frcnn_plugin.evaluation.voc import VOCEvaluator
+from frcnn_plugin.host import replace_metadata
 
 
 class Unit(torch.nn.Module):
@@ -57,7 +56,7 @@ def test_fused_sgd_is_used_and_equals_the_plain_one(tiny_cfg) -> None:
 
 
 def test_amp_on_the_cpu_needs_no_scaler(tiny_cfg, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host's AMPTrainer refuses to run without CUDA."""
+    """Detectron2's AMPTrainer refuses to run without CUDA."""
     monkeypatch.setattr(PaperTrainer, "build_train_loader", classmethod(lambda cls, cfg: [[]]))
     trainer = PaperTrainer(tiny_cfg("SOLVER.AMP.ENABLED", True))
     assert type(trainer._trainer) is SimpleTrainer
@@ -78,20 +77,23 @@ def test_joint_schedule_e31(tiny_cfg) -> None:
     assert rate == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
 
 
-@pytest.mark.parametrize(("phase", "kind"), [("joint", VOCEvaluator), ("rpn", ProposalEvaluator)])
-def test_evaluator_of_voc_sets(tiny_cfg, tmp_path, phase: str, kind: type) -> None:
-    name = f"evaluator_test_{phase}"
-    register_voc(name, str(tmp_path), "test", ["cat"])
-    cfg: CfgNode = tiny_cfg("MODEL.PAPER_RCNN.PHASE", phase, "OUTPUT_DIR", str(tmp_path))
-    assert type(PaperTrainer.build_evaluator(cfg, name)) is kind
-
-
-def test_evaluator_of_coco_sets(tiny_cfg, tmp_path) -> None:
-    json_file = tmp_path / "instances.json"
-    json_file.write_text('{"images": [], "annotations": [], "categories": []}')
-    MetadataCatalog.get("coco_evaluator_test").set(evaluator_type="coco", json_file=str(json_file))
-    cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path))
-    assert type(PaperTrainer.build_evaluator(cfg, "coco_evaluator_test")) is RecordingCOCOEvaluator
+@pytest.mark.parametrize(
+    ("evaluator_type", "phase", "kind"),
+    [
+        ("voc", "joint", VOCEvaluator),
+        ("voc", "rpn", ProposalEvaluator),
+        ("coco", "joint", RecordingCOCOEvaluator),
+    ],
+)
+@pytest.mark.usefixtures("restore_catalogs")
+def test_evaluators(tiny_cfg, tmp_path, evaluator_type: str, phase: str, kind: type) -> None:
+    register_voc("evaluated", str(tmp_path), "test", ["cat"])
+    if evaluator_type == "coco":
+        json_file = tmp_path / "instances.json"
+        json_file.write_text('{"images": [], "annotations": [], "categories": []}')
+        replace_metadata("evaluated", evaluator_type="coco", json_file=str(json_file))
+    cfg = tiny_cfg("MODEL.PAPER_RCNN.PHASE", phase, "OUTPUT_DIR", str(tmp_path))
+    assert type(PaperTrainer.build_evaluator(cfg, "evaluated")) is kind
 
 
 def test_batch_that_cannot_be_divided(tiny_cfg, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,11 +60,8 @@ def test_a_real_one(tiny_cfg) -> None:
     with pytest.raises(UserError) as caught, memory_errors_explained(tiny_cfg()):
         torch.empty(1 << 62, dtype=torch.uint8)
     message = str(caught.value)
-    assert message.startswith(
-        "this machine ran out of memory (DefaultCPUAllocator: can't allocate memory: you tried to "
-        "allocate 4611686018427387904 bytes). Peak so far: "
-    )
-    assert "GiB (this process)" in message
+    assert message.startswith("this machine ran out of memory ([enforce fail at alloc_cpu.cpp")
+    assert "you tried to allocate 4611686018427387904 bytes" in message
 
 
 def test_keys_in_order_of_effect(tiny_cfg, tmp_path: Path) -> None:
@@ -73,7 +70,7 @@ def test_keys_in_order_of_effect(tiny_cfg, tmp_path: Path) -> None:
     (tmp_path / "last_checkpoint").write_text("model_0009999.pth")
     lines = explain_out_of_memory(cfg, RuntimeError(CUDA), batch).splitlines()
     assert lines[0].startswith(
-        "the GPU ran out of memory (CUDA out of memory. Tried to allocate 2.00 GiB). Peak so far: "
+        "the GPU ran out of memory (CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a "
     )
     assert lines[1:] == [
         "The batch: 2 images of 800x600, 450x600 pixels (as the network sees them)",
@@ -81,9 +78,9 @@ def test_keys_in_order_of_effect(tiny_cfg, tmp_path: Path) -> None:
         "  1. INPUT.MIN_SIZE_TRAIN (now (600,)) and INPUT.MAX_SIZE_TRAIN (now 1000): memory grows "
         "with the area. Lower the _TEST keys alike",
         "  2. SOLVER.IMS_PER_BATCH (now 2), and SOLVER.BASE_LR (now 0.001) in proportion",
-        "  3. MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE (now 128 RoIs per image)",
+        "  3. MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE (now 128 RoIs per image; not for an RPN alone)",
         "  4. or set SOLVER.AMP.ENABLED True (now False): mixed precision",
-        "The last checkpoint, model_0009999.pth, is whole: go on from it with --resume and the "
+        "The last checkpoint, model_0009999.pth, is whole: continue from it with --resume and the "
         "lower values",
     ]
 
@@ -91,8 +88,8 @@ def test_keys_in_order_of_effect(tiny_cfg, tmp_path: Path) -> None:
 def test_what_cannot_be_lowered_is_left_out(tiny_cfg) -> None:
     batch = [make_input(60, 80, [])]
     cfg = tiny_cfg("SOLVER.IMS_PER_BATCH", 1)
-    message = explain_out_of_memory(cfg, RuntimeError(CPU), batch, "rpn")
-    assert "  1. INPUT.MIN_SIZE_TRAIN" in message and "  2. " not in message
+    message = explain_out_of_memory(cfg, RuntimeError(CPU), batch)
+    assert "IMS_PER_BATCH" not in message
     message = explain_out_of_memory(
         tiny_cfg("MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", True), RuntimeError(CUDA), batch
     )
@@ -127,17 +124,16 @@ def test_in_a_joint_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("with_data")
-def test_in_four_steps(tmp_path: Path) -> None:
+def test_in_four_stages(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     fail_in(trainer.model.proposal_generator)
-    with pytest.raises(UserError, match=r"FOUR_STEP.IMS_PER_BATCH \(now \[1, 2, 1, 2\]") as caught:
+    with pytest.raises(UserError, match=r"FOUR_STEP.IMS_PER_BATCH \(now \[1, 2, 1, 2\]"):
         trainer.train()
-    assert "BATCH_SIZE_PER_IMAGE" not in str(caught.value)  # the RPN alone
 
 
 @pytest.mark.usefixtures("with_data")
-def test_between_the_steps(tmp_path: Path) -> None:
-    """While the proposals for step 2 are made."""
+def test_between_the_stages(tmp_path: Path) -> None:
+    """While the proposals for stage 2 are made."""
     trainer = make_trainer(tmp_path, ["FOUR_STEP.ITERS", "[1,4,4,4]", "FOUR_STEP.DROPS",
                                       "[[],[2],[2],[2]]"])  # fmt: skip
     generator = trainer.model.proposal_generator

@@ -1,0 +1,210 @@
+"""What a run needs of the machine: an output folder, disk space, memory."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..checkpoint.read import peek
+from ..errors import UserError
+from ..four_step.stages import build_stages
+from .finding import Finding, error, ok, plural, warning
+from .planned_run import PlannedRun
+
+_GIB = 2**30
+_FLOAT = 4  # bytes
+_PROPOSAL = 5 * _FLOAT  # four coordinates and a logit
+_TIGHT = 0.8  # the share of the free space from which on a warning is due
+
+# Peaks of docs/benchmarks.md: one process on a CPU, VGG16 at its full width. Nothing is estimated,
+# so nothing is said about what was not measured: other networks, smaller images, GPUs.
+_SHORT_SIDE, _LONG_SIDE = 600, 1000
+# What runs: images that pass through the network together, and the peak in MiB.
+_MEASURED = {
+    "inference": (1, 1719),  # "Inference", ours
+    "joint training": (1, 3076),  # "Training", ours
+    "four-step training": (2, 4261),  # "What four-step training costs ...", stage 2
+}
+
+
+# ---- the output folder ----------------------------------------------------------------------
+
+
+def check_output(run: PlannedRun) -> Iterator[Finding]:
+    """Check that ``OUTPUT_DIR`` is free, or that the run in it is what the user means."""
+    if run.eval_only:
+        return
+    folder = Path(run.cfg.OUTPUT_DIR)
+    problem = _why_not_writable(folder)
+    if run.last_checkpoint and not (run.resume or run.overwrite):
+        yield error(
+            "output",
+            f"OUTPUT_DIR {folder} holds a run already: continue it (--resume), start again and "
+            "lose it (--overwrite), or choose another OUTPUT_DIR",
+        )
+    elif problem:
+        yield error(
+            "output",
+            f"OUTPUT_DIR {folder} cannot be written to ({problem})",
+            "Give another one, for example OUTPUT_DIR /tmp/run",
+        )
+    elif run.last_checkpoint and run.resume:
+        yield from _resumed(run, run.last_checkpoint)
+    elif run.last_checkpoint:
+        yield warning("output", f"the run in {folder} is overwritten (--overwrite)")
+    elif run.resume:
+        yield warning(
+            "output",
+            f"--resume, but there is no run in {folder}: training starts at iteration 0",
+            "If there should be one, check OUTPUT_DIR",
+        )
+    elif (folder / "metrics.json").exists():
+        yield warning(
+            "output",
+            f"{folder} holds the log of another run (metrics.json), which would be continued",
+            "Choose another OUTPUT_DIR",
+        )
+    else:
+        yield ok("output", f"OUTPUT_DIR {folder} is free")
+
+
+def _resumed(run: PlannedRun, file: Path) -> Iterator[Finding]:
+    try:
+        iteration = peek(file).iteration
+    except UserError:  # missing or damaged, as the check of the weights will say
+        return
+    start, end = 0 if iteration is None else iteration + 1, run.scaled.SOLVER.MAX_ITER
+    if start >= end:
+        yield warning(
+            "output",
+            f"the run in {file.parent} is finished ({file.name}, iteration {start:,} of {end:,}): "
+            "nothing is left to train",
+        )
+    else:
+        yield ok("output", f"resuming from {file} at iteration {start:,} of {end:,}")
+
+
+def _nearest_folder(path: Path) -> Path:
+    """Return the path itself, or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next((p for p in (path, *path.parents) if p.exists()), path)
+
+
+def _why_not_writable(folder: Path) -> str:
+    """Return what the system says when a file is written where the folder is or would be made."""
+    try:
+        # Trying is the only test that knows about read-only disks and quotas.
+        with tempfile.TemporaryFile(dir=_nearest_folder(folder)):
+            return ""
+    except OSError as e:
+        return e.strerror or str(e)
+
+
+# ---- disk -----------------------------------------------------------------------------------
+
+
+def check_disk(run: PlannedRun) -> Iterator[Finding]:
+    """Compare what the run writes with what is free."""
+    if run.eval_only:
+        return
+    folder = _nearest_folder(Path(run.cfg.OUTPUT_DIR))
+    free = shutil.disk_usage(folder).free
+    number, size = number_of_checkpoints(run), checkpoint_bytes(run)
+    need = number * size + proposal_bytes(run)
+    text = (
+        f"the run writes up to {_text(need)} ({plural(number, 'checkpoint')} of up to "
+        f"{_text(size)}) and {_text(free)} are free in {folder}"
+    )
+    if need <= _TIGHT * free:
+        yield ok("disk", text)
+    else:
+        fix = "Free some, or choose another OUTPUT_DIR, or lower SOLVER.CHECKPOINTS_KEPT"
+        yield (error if need > free else warning)("disk", text, fix)
+
+
+def number_of_checkpoints(run: PlannedRun) -> int:
+    """Count the files of weights that stay."""
+    solver, four_step = run.scaled.SOLVER, run.cfg.FOUR_STEP.ENABLED
+    periodic = solver.MAX_ITER // max(1, solver.CHECKPOINT_PERIOD)
+    kept = min(periodic, solver.CHECKPOINTS_KEPT or periodic)
+    # Four-step training has two detectors, and keeps its initial weights and the end of each stage.
+    best = 1 + four_step if run.cfg.TEST.EVAL_PERIOD > 0 else 0
+    return kept + 1 + best + (5 if four_step else 0)
+
+
+def checkpoint_bytes(run: PlannedRun) -> int:
+    """Return the most that a checkpoint takes: all weights, and the momentum of what trains."""
+    parameters = list(run.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return (sum(p.numel() for p in parameters) + trained) * _FLOAT
+
+
+def proposal_bytes(run: PlannedRun) -> int:
+    """Return what the proposals take that four-step training caches."""
+    cfg = run.cfg
+    if not cfg.FOUR_STEP.ENABLED:
+        return 0
+    copies = 2 if cfg.FOUR_STEP.MIRRORED_PROPOSALS == "recompute" else 1
+    images = copies * sum(map(run.size, run.train)) + sum(map(run.size, run.test))
+    rpn_stages = sum(stage.phase == "rpn" for stage in build_stages(cfg))
+    return rpn_stages * images * cfg.FOUR_STEP.POST_NMS_TOPK * _PROPOSAL
+
+
+def _text(size: float) -> str:
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+# ---- memory ---------------------------------------------------------------------------------
+
+
+def check_memory(run: PlannedRun) -> Iterator[Finding]:
+    """Compare the measured peak of such a run with what is free on this machine."""
+    free = free_ram()
+    if free is None or not _is_like_the_measured(run):
+        return
+    what = "joint training"
+    if run.eval_only:
+        what = "inference"
+    elif run.cfg.FOUR_STEP.ENABLED:
+        what = "four-step training"
+    images, mib = _MEASURED[what]
+    text = (
+        f"{what} of VGG16 took {mib / 1024:.1f} GiB per process, measured with "
+        f"{plural(images, 'image')} of {_SHORT_SIDE}x{_LONG_SIDE} pixels; {_text(free)} of RAM are "
+        f"free for {plural(run.processes_here, 'process')}"
+    )
+    if mib * 2**20 * run.processes_here <= free:
+        yield ok("memory", text)
+    else:
+        yield warning(
+            "memory", text, 'If it runs out, see docs/troubleshooting.md, "Out of memory"'
+        )
+
+
+def free_ram() -> int | None:
+    """Return the bytes of RAM that can be taken without swapping; None if that is not known."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            kib = next(line.split()[1] for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        return None
+    return int(kib) * 1024
+
+
+def _is_like_the_measured(run: PlannedRun) -> bool:
+    model, sizes = run.cfg.MODEL, run.cfg.INPUT
+    network = (model.META_ARCHITECTURE, model.BACKBONE.NAME, model.ROI_BOX_HEAD.FC_DIM)
+    if run.eval_only:
+        short, long = sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST
+    else:
+        short, long = max(sizes.MIN_SIZE_TRAIN), sizes.MAX_SIZE_TRAIN
+    return (
+        model.DEVICE == "cpu"
+        and network == ("PaperRCNN", "VGG16", 4096)
+        and model.VGG.CHANNELS == [64, 128, 256, 512, 512]
+        and run.model_cfg.MODEL.PAPER_RCNN.PHASE == "joint"
+        and short >= _SHORT_SIDE
+        and long >= _LONG_SIDE
+    )

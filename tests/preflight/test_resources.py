@@ -1,0 +1,211 @@
+"""The output folder, the disk, and memory: measured peaks beside what is free."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from frcnn_plugin import get_config_file
+from frcnn_plugin.preflight import resources
+from frcnn_plugin.preflight.resources import (
+    check_memory,
+    check_output,
+    checkpoint_bytes,
+    free_ram,
+    number_of_checkpoints,
+    proposal_bytes,
+)
+from tests.conftest import CONFIGS
+from tests.preflight.conftest import only
+
+FOUR_STEPS = get_config_file("demo/vgg16_shapes.yaml")
+Usage = namedtuple("Usage", "total used free")
+
+
+def leave_run(folder: Path, iteration: int = 99, name: str = "model_0000099.pth") -> Path:
+    """What an interrupted run leaves."""
+    folder.mkdir(parents=True)
+    torch.save({"model": {}, "iteration": iteration}, folder / name)
+    (folder / "last_checkpoint").write_text(name)
+    return folder
+
+
+# ---- the output folder ----------------------------------------------------------------------
+
+
+def test_run_in_the_folder(find, tmp_path: Path) -> None:
+    folder = leave_run(tmp_path / "run")
+    sentence = only(find("OUTPUT_DIR", folder), "output")
+    assert "holds a run already" in sentence
+    assert "--resume" in sentence and "--overwrite" in sentence
+    findings = find("OUTPUT_DIR", folder, overwrite=True)
+    assert "is overwritten" in only(findings, "output", "warning")
+
+
+def test_stale_last_checkpoint(find, tmp_path: Path) -> None:
+    folder = leave_run(tmp_path / "run")
+    (folder / "last_checkpoint").write_text("model_0000199.pth")
+    sentence = only(find("OUTPUT_DIR", folder, resume=True), "weights")
+    missing = f"there is no checkpoint {folder}/model_0000199.pth. {folder}/last_checkpoint"
+    assert missing in sentence
+    assert "write the name of another one into it" in sentence and "(model_0000099.pth)" in sentence
+
+
+@pytest.mark.parametrize(
+    ("iteration", "level", "message"),
+    [(99, "ok", "at iteration 100 of 1,200"), (1199, "warning", "nothing is left to train")],
+)
+def test_resuming(plan, tmp_path: Path, iteration: int, level: str, message: str) -> None:
+    run = plan("OUTPUT_DIR", leave_run(tmp_path / "run", iteration), resume=True)
+    (finding,) = check_output(run)
+    assert finding.level == level and message in finding.text
+
+
+def test_nothing_to_resume(find, tmp_path: Path) -> None:
+    sentence = only(find("OUTPUT_DIR", tmp_path / "no", resume=True), "output", "warning")
+    assert "training starts at iteration 0" in sentence and "OUTPUT_DIR" in sentence
+
+
+def test_log_of_another_run(find, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.json").touch()
+    assert "metrics.json" in only(find("OUTPUT_DIR", tmp_path / "run"), "output", "warning")
+
+
+def test_read_only_folder(find, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Permission bits do not stop root, who may be running the tests.
+    def refuse(dir: Any) -> Any:
+        assert dir == tmp_path  # where the folder would be made
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    sentence = only(find("OUTPUT_DIR", tmp_path / "a" / "b"), "output")
+    assert f"{tmp_path}/a/b cannot be written to (Permission denied)" in sentence
+    assert "OUTPUT_DIR /tmp/run" in sentence
+
+
+def test_output_below_a_file(find, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "Not a directory" in only(find("OUTPUT_DIR", tmp_path / "file" / "run"), "output")
+
+
+# ---- disk -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "level"), [(0.9, "error"), (1.1, "warning")])
+def test_full_disk(find, plan, monkeypatch: pytest.MonkeyPatch, share: float, level: str) -> None:
+    """1200 iterations, every tenth and the final one: 121."""
+    opts = ["SOLVER.CHECKPOINT_PERIOD", "10", "SOLVER.CHECKPOINTS_KEPT", "0"]
+    free = int(share * 121 * checkpoint_bytes(plan(*opts)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 2**40 - free, free))
+    sentence = only(find(*opts), "disk", level)
+    assert "(121 checkpoints of up to" in sentence and "are free in" in sentence
+    assert sentence.endswith("or lower SOLVER.CHECKPOINTS_KEPT")
+
+
+@pytest.mark.parametrize(
+    ("opts", "config", "number"),
+    [
+        ([], "demo/vgg16_shapes_joint.yaml", 3),  # two of 600 iterations each, and the final one
+        (["SOLVER.CHECKPOINT_PERIOD", "10"], "demo/vgg16_shapes_joint.yaml", 4),
+        (["TEST.EVAL_PERIOD", "100"], "demo/vgg16_shapes_joint.yaml", 4),
+        (["SOLVER.CHECKPOINT_PERIOD", "9999"], "demo/vgg16_shapes.yaml", 6),
+        (
+            ["SOLVER.CHECKPOINT_PERIOD", "9999", "TEST.EVAL_PERIOD", "100"],
+            "demo/vgg16_shapes.yaml",
+            8,
+        ),
+    ],
+)
+def test_number_of_checkpoints(plan, opts: list[str], config: str, number: int) -> None:
+    """The newest three, the final one, the best; in four stages those of the stages too."""
+    assert number_of_checkpoints(plan(*opts, config=get_config_file(config))) == number
+
+
+def test_sizes(plan) -> None:
+    """Weights and momentum, 4 bytes each; 300 boxes of 5 numbers for all images, in two stages."""
+    run = plan()
+    parameters = sum(p.numel() for p in run.model.parameters())
+    assert checkpoint_bytes(run) == parameters * 8
+    assert proposal_bytes(run) == 0
+    run = plan(config=FOUR_STEPS)
+    train = run.size("shapes_trainval")
+    assert proposal_bytes(run) == 2 * (train + 3) * 300 * 20
+    run = plan("FOUR_STEP.MIRRORED_PROPOSALS", "recompute", config=FOUR_STEPS)
+    assert proposal_bytes(run) == 2 * (2 * train + 3) * 300 * 20
+
+
+# ---- memory ---------------------------------------------------------------------------------
+
+FULL = [
+    *("MODEL.VGG.CHANNELS", "[64,128,256,512,512]"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "4096"),
+    *("MODEL.WEIGHTS", ""),
+]
+
+
+@pytest.fixture
+def check(plan):
+    """A function that gives the findings of a run of VGG16 at full width."""
+
+    def build(*opts: Any, config: str = "faster_rcnn_vgg16_voc_joint.yaml", **how: Any):
+        return list(check_memory(plan(*FULL, *opts, config=get_config_file(config), **how)))
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("config", "eval_only", "words"),
+    [
+        ("faster_rcnn_vgg16_voc_joint.yaml", True, "inference of VGG16 took 1.7 GiB"),
+        ("faster_rcnn_vgg16_voc_joint.yaml", False, "joint training of VGG16 took 3.0 GiB"),
+        ("faster_rcnn_vgg16_voc.yaml", False, "four-step training of VGG16 took 4.2 GiB"),
+    ],
+)
+def test_measured_runs(
+    check, monkeypatch: pytest.MonkeyPatch, config: str, eval_only: bool, words: str
+) -> None:
+    monkeypatch.setattr(resources, "free_ram", lambda: 2**34)
+    (finding,) = check(config=config, eval_only=eval_only)
+    assert finding.level == "ok" and finding.text.startswith(words)
+    assert "600x1000 pixels; 16.0 GiB of RAM are free" in finding.text
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ["MODEL.ROI_BOX_HEAD.FC_DIM", "16"],
+        ["MODEL.VGG.CHANNELS", "[4,4,8,8,8]"],
+        ["INPUT.MIN_SIZE_TRAIN", "(300,)"],
+        ["MODEL.PAPER_RCNN.PHASE", "rpn"],
+    ],
+)
+def test_nothing_is_said_about_what_was_not_measured(check, opts: list[str]) -> None:
+    assert check(*opts) == []
+
+
+def test_peaks_are_those_of_the_documentation() -> None:
+    text = (CONFIGS.parent / "docs" / "benchmarks.md").read_text()
+    for _, peak in resources._MEASURED.values():
+        assert f" {peak} " in text
+
+
+def test_too_little_memory(check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "free_ram", lambda: 2**31)
+    message = only(check(), "memory", "warning")
+    assert "2.0 GiB of RAM are free for 1 process. If it runs out" in message
+    assert check(eval_only=True)[0].level == "ok"
+    message = only(check(eval_only=True, num_processes=2), "memory", "warning")
+    assert "for 2 processes" in message and "docs/troubleshooting.md" in message
+
+
+def test_free_memory_is_plausible() -> None:
+    free = free_ram()
+    assert free is None or 2**24 < free < 2**50
