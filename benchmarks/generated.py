@@ -9,8 +9,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from frcnn_plugin.data import register_voc
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
-from frcnn_plugin.data.synthetic.scene import SHAPE_CLASSES
+from frcnn_plugin.data.synthetic import SHAPE_CLASSES, write_synthetic_voc
 
 
 @contextmanager

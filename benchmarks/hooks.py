@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from benchmarks.environment import headline
 from benchmarks.report import write_json
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import PaperTrainer, SeedEveryIteration, setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step import FourStepHook

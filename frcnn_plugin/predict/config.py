@@ -39,7 +39,7 @@ def predictor_cfg(
         score_threshold: of detections, 0 to 1; None: the config's.
 
     Returns:
-        the config, without data sets, its ``MODEL.WEIGHTS`` a local file, and one name per class.
+        The config, without data sets, its ``MODEL.WEIGHTS`` a local file, and one name per class.
 
     Raises:
         UserError: the weights are missing, no detector's, or carry no config; bad values.

@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from frcnn_plugin import get_config_file
 from frcnn_plugin.cli import visualize
 from frcnn_plugin.cli.__main__ import parse
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from tests.cli.conftest import frcnn
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.data import SHAPE_CLASSES
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.visualization import Canvas

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UserError
-from ..datasets.builtin import OFFICIAL_IMAGE_COUNTS
+from ..datasets.voc import OFFICIAL_IMAGE_COUNTS
 from .files import MAKE_PROPOSALS, Proposals, load_proposals
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ _BORDER = 1.0  # pixels that a box may stick out: py-faster-rcnn's decoding grow
 def check_proposals(
     path: str | os.PathLike[str], dataset_dicts: Sequence[Mapping[str, Any]], dataset_name: str
 ) -> Proposals:
-    """Read a proposal file and checks that it is one of this data set.
+    """Read a proposal file and check that it is one of this data set.
 
     Args:
         path: the file.
@@ -84,16 +84,7 @@ def validate_proposals(
 def describe_missing(
     found: Collection[str], wanted: Sequence[str], dataset_name: str
 ) -> str | None:
-    """Say which images of a data set have no entry.
-
-    Args:
-        found: image ids that there are entries of.
-        wanted: image ids of the data set.
-        dataset_name: its name.
-
-    Returns:
-        Text that follows the name of the file; None if no image is missing.
-    """
+    """Say, after a file's name, which ``wanted`` image ids have no entry; None if all have."""
     covered = set(found)
     missing = [image_id for image_id in wanted if image_id not in covered]
     if not missing:
@@ -133,10 +124,8 @@ def _find_problem(
     """Say what is wrong with the boxes of one image of ``size`` (width, height)."""
     if len(boxes) == 0:
         return None
-    for name, bad in (
-        ("box", ~np.isfinite(boxes).all(axis=1)),
-        ("logit", ~np.isfinite(logits)),
-    ):
+    infinite = {"box": ~np.isfinite(boxes).all(axis=1), "logit": ~np.isfinite(logits)}
+    for name, bad in infinite.items():
         if bad.any():
             return f"{name} {bad.argmax()} is not finite; the weights diverged, or {MAKE_PROPOSALS}"
     flat = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)

@@ -81,7 +81,6 @@ def convert_selective_search_mat(
         if image_id in wanted:
             rows = _as_rows(cell, (4,), f"{mat_path}, image {image_id}")
             entries[image_id] = _from_selective_search(rows)
-    _note_unused(len(ids) - len(entries), mat_path, dataset_name)
     return _write(entries, ids, dataset_dicts, out, dataset_name, mat_path)
 
 
@@ -97,18 +96,8 @@ def convert_npz(
     in pixels of the original image, best first; or (N, 5) with a score, higher is better, by which
     it is sorted (equal scores keep their order). No box is dropped.
 
-    Args:
-        npz_path: the file.
-        dataset_dicts: the data set. Images that only the file has are left out.
-        out: proposal file to write.
-        dataset_name: name of the data set, for messages.
-
-    Returns:
-        What was written.
-
-    Raises:
-        UserError: for a missing, damaged or foreign file, or one that does not fit the data set.
-            Nothing is written then.
+    The other arguments, the result and the errors are those of
+    :func:`convert_selective_search_mat`.
     """
     if not Path(npz_path).is_file():
         raise UserError(f"there is no file {npz_path}")
@@ -131,7 +120,6 @@ def convert_npz(
         image_id: _best_first(array, f"{npz_path}, image {image_id}")
         for image_id, array in arrays.items()
     }
-    _note_unused(len(ids) - len(entries), npz_path, dataset_name)
     return _write(entries, ids, dataset_dicts, out, dataset_name, npz_path)
 
 
@@ -182,7 +170,7 @@ def _as_rows(value: Any, widths: tuple[int, ...], where: str) -> FloatArray:
 
 
 def _from_selective_search(rows: FloatArray) -> FloatArray:
-    """Turn (M, 4) y1, x1, y2, x2, 1-based and inclusive, into (N, 4) XYXY; drop as said above."""
+    """Turn (M, 4) y1, x1, y2, x2, 1-based and inclusive, into (N, 4) XYXY, without bad boxes."""
     boxes = rows[:, [1, 0, 3, 2]] - 1
     _, first = np.unique(boxes, axis=0, return_index=True)
     boxes = boxes[np.sort(first)]
@@ -201,11 +189,6 @@ def _best_first(value: Any, where: str) -> FloatArray:
     return rows[:, :4]
 
 
-def _note_unused(count: int, path: str | os.PathLike[str], dataset_name: str) -> None:
-    if count:
-        logger.info("%s: %d images are not in %s and left out", path, count, dataset_name)
-
-
 def _write(
     entries: Mapping[str, FloatArray],
     covered: Sequence[str],
@@ -214,7 +197,12 @@ def _write(
     dataset_name: str,
     source: str | os.PathLike[str],
 ) -> Proposals:
-    """Check and write boxes that are sorted, best first."""
+    """Check and write boxes that are sorted, best first; ``covered``: ids in the source."""
+    if len(covered) > len(entries):
+        logger.info(
+            "%s: %d images are not in %s and left out",
+            source, len(covered) - len(entries), dataset_name,
+        )  # fmt: skip
     ids = [str(item["image_id"]) for item in dataset_dicts]
     missing = describe_missing(covered, ids, dataset_name)
     if missing:
@@ -226,6 +214,4 @@ def _write(
     )
     validate_proposals(proposals, dataset_dicts, dataset_name, str(source))
     save_proposals(out, proposals.ids, proposals.boxes, proposals.logits)
-    counts = [len(boxes) for boxes in proposals.boxes]
-    logger.info("%s: %d images, %.1f proposals per image", out, len(ids), np.mean(counts))
     return proposals

@@ -44,16 +44,10 @@ class Proposals:
     logits: list[npt.NDArray[np.float32]]
 
     def reordered(self, ids: Sequence[str]) -> "Proposals":
-        """Return the entries of ``ids``, in that order.
-
-        Args:
-            ids: image ids, all of which must be here.
-        """
+        """Return the entries of ``ids``, which must all be here, in that order."""
         index_of = {image_id: index for index, image_id in enumerate(self.ids)}
         order = [index_of[image_id] for image_id in ids]
-        return Proposals(
-            list(ids), [self.boxes[index] for index in order], [self.logits[i] for i in order]
-        )
+        return Proposals(list(ids), [self.boxes[i] for i in order], [self.logits[i] for i in order])
 
 
 def save_proposals(

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.data.loading.train_loader import build_train_loader
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
 

@@ -8,8 +8,8 @@ import pytest
 
 from frcnn_plugin.cli.__main__ import main
 from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances, write_synthetic_voc
+from frcnn_plugin.data.synthetic import draw_scene, tight_box
 from frcnn_plugin.data.synthetic import generator as synthetic
-from frcnn_plugin.data.synthetic.scene import draw_scene, tight_box
 from frcnn_plugin.errors import UserError
 
 
