@@ -115,14 +115,14 @@ def load_boxes(path: str | os.PathLike[str], images: Sequence[Path]) -> list[Box
         UserError: the file is missing or of another format; an image is not in it.
     """
     with reading_json(path, "boxes by image", f": {_BOX_FORMATS}") as content:
-        if {"images", "annotations"} <= content.keys():
-            boxes = _boxes_in_coco(content)
-        else:
-            boxes = {name: list(rows) for name, rows in content.items()}
+        is_coco = {"images", "annotations"} <= content.keys()
+        boxes = _coco_boxes(content) if is_coco else {k: list(v) for k, v in content.items()}
     for name, rows in boxes.items():
         for i, row in enumerate(rows):
             if not (isinstance(row, list) and len(row) == 4 and all(map(_is_number, row))):
                 raise UserError(f"{path}: box {i} of {name} is {row}, not four numbers")
+        if is_coco:
+            boxes[name] = [[x, y, x + width, y + height] for x, y, width, height in rows]
     bare = [image.name for image in images]
     result = []
     for image in images:
@@ -140,12 +140,12 @@ def load_boxes(path: str | os.PathLike[str], images: Sequence[Path]) -> list[Box
     return result
 
 
-def _boxes_in_coco(content: dict[str, Any]) -> dict[str, BoxList]:
+def _coco_boxes(content: dict[str, Any]) -> dict[str, BoxList]:
+    """Return XYWH boxes by file name."""
     names = {image["id"]: str(image["file_name"]) for image in content["images"]}
     boxes: dict[str, BoxList] = {name: [] for name in names.values()}
     for annotation in content["annotations"]:
-        x, y, width, height = annotation["bbox"]
-        boxes[names[annotation["image_id"]]].append([x, y, x + width, y + height])
+        boxes[names[annotation["image_id"]]].append(annotation["bbox"])
     return boxes
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from frcnn_plugin.data import register_voc, register_xml_folder
 from frcnn_plugin.data.loading.image_reader import IMAGE_SUFFIXES, read_bgr, read_image_size
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.predict.image_files import find_images
+from frcnn_plugin.predict.inputs import find_images
 
 from ..datasets.voc_folder import add_image, obj
 
