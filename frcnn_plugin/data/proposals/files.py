@@ -8,10 +8,10 @@ set.
 Detectron2 sorts by the logits when it loads a file and does not keep the order of equal ones.
 """
 
+import codecs
 import os
 import pickle
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from ...errors import UserError
 
 MAKE_PROPOSALS = "make one with `frcnn proposals dump` or `frcnn proposals convert`"
 _OLD_KEYS = {"indexes": "ids", "scores": "objectness_logits"}  # of Detectron; Detectron2 reads both
-_PLAIN_TYPE = re.compile(r"[|<>=]?([biufSU]\d+|\?)")  # numbers, bytes and text of a fixed size
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def load_proposals(path: str | os.PathLike[str]) -> Proposals:
         raise UserError(f"there is no proposal file {path}; {MAKE_PROPOSALS}")
     try:
         with local.open("rb") as file:
-            content = _in_plain(_Unpickler(file, encoding="latin1").load())
+            content = _Unpickler(file, encoding="latin1").load()
     except OSError as error:
         raise UserError(f"cannot read proposal file {path}: {error}") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
@@ -119,12 +118,7 @@ def load_proposals(path: str | os.PathLike[str]) -> Proposals:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Give a file the few classes and functions that proposals need, and nothing that runs code.
-
-    numpy's own are among them only as stand-ins: numpy restores its types from what the file says
-    without a check, and a damaged file crashes the process. What the stand-ins hold is looked at
-    when they are made into arrays.
-    """
+    """Give a file the few classes and functions that proposals need, and nothing that runs code."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -133,67 +127,19 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it contains {module}.{name}") from None
 
 
-class _DType:
-    def __init__(self, name: str, *_: Any) -> None:
-        self.name = name
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.name = state[1] + self.name  # the order of the bytes, as in "<f4"
-
-
-class _Array:
-    def __init__(self, *_: Any) -> None:
-        self.state: tuple[Any, ...] = ()
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.state = state
-
-
-def _from_buffer(data: Any, dtype: _DType, shape: Any, order: Any) -> Any:
-    """Make an array of what its stand-in holds; this is also how protocol 5 writes one."""
-    if dtype.name.lstrip("|").startswith("O"):
-        if not isinstance(data, list) or shape != (len(data),):
-            raise pickle.UnpicklingError("it contains an array of objects of several dimensions")
-        return _in_plain(data)
-    if not _PLAIN_TYPE.fullmatch(dtype.name):
-        raise pickle.UnpicklingError(f"it contains an array of type {dtype.name}")
-    if isinstance(data, str):  # of Python 2
-        data = data.encode("latin1")
-    return np.frombuffer(data, dtype=np.dtype(dtype.name)).reshape(shape, order=order)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Make bytes as protocols 0 to 2 write them."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it contains bytes in the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _DType,
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
+# Nothing here takes memory or a function from its arguments. numpy restores its types without a
+# check; a file made to exploit that does the same to Detectron2, which loads it once more.
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): None,  # only named as an argument of the next
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: np.empty(0),  # filled by its state
+    ("numpy", "dtype"): np.dtype,
     # An image id that numpy read from a text file.
-    ("numpy.core.multiarray", "scalar"): lambda dtype, data: _from_buffer(
-        data, dtype, (1,), "C"
-    ).item(),
-    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-    ("_codecs", "encode"): _encode,
+    ("numpy.core.multiarray", "scalar"): np.float32(0).__reduce__()[0],
+    ("numpy.core.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0],
+    ("_codecs", "encode"): codecs.encode,  # bytes, as protocols 0 to 2 write them
     ("__builtin__", "bytes"): lambda: b"",  # without arguments: a number would ask for memory
-    ("detectron2.structures.boxes", "BoxMode"): int,
+    ("detectron2.structures.boxes", "BoxMode"): BoxMode,
 }
-
-
-def _in_plain(value: Any) -> Any:
-    """Replace the stand-ins in nested lists, tuples and dicts."""
-    if isinstance(value, _Array):
-        _, shape, dtype, is_fortran, data = value.state
-        return _from_buffer(data, dtype, shape, "F" if is_fortran else "C")
-    if isinstance(value, dict):
-        return {_in_plain(key): _in_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_in_plain(item) for item in value]
-    return value
 
 
 def _parse(content: Any, path: str | os.PathLike[str]) -> Proposals:
