@@ -28,9 +28,14 @@ from .loading.train_loader import (
     build_train_loader,
     training_dicts,
 )
-from .proposals.checks import check_proposals, validate_proposals
 from .proposals.converters import convert_npz, convert_selective_search_mat
-from .proposals.files import Proposals, load_proposals, save_proposals
+from .proposals.files import (
+    Proposals,
+    check_proposals,
+    load_proposals,
+    save_proposals,
+    validate_proposals,
+)
 from .synthetic import SHAPE_CLASSES, write_synthetic_voc
 
 __all__ = [

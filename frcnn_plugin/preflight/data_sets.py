@@ -21,7 +21,7 @@ from ..data.datasets.arguments import datasets_root, root_in_words
 from ..data.datasets.checks import check_datasets, check_same_classes
 from ..data.datasets.voc import OFFICIAL_IMAGE_COUNTS, VOCSource
 from ..data.loading.image_reader import read_bgr
-from ..data.proposals.checks import check_proposals
+from ..data.proposals.files import check_proposals
 from ..errors import UserError
 from .finding import Finding, error, ok, warning
 from .planned_run import PlannedRun, warnings_of

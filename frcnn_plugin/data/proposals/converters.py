@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UserError
-from .checks import describe_missing, validate_proposals
-from .files import Proposals, save_proposals
+from .files import Proposals, describe_missing, save_proposals, validate_proposals
 
 logger = logging.getLogger(__name__)
 
