@@ -31,7 +31,7 @@ def test_weights_alone(predictor: FasterRCNNPredictor) -> None:
     assert set(result.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
 
 
-def test_equals_the_hosts_predictor(predictor: FasterRCNNPredictor) -> None:
+def test_equals_detectron2s_predictor(predictor: FasterRCNNPredictor) -> None:
     host = DefaultPredictor(predictor.cfg)
     for image in (squares(100, 150), squares(97, 61, 1), squares(400, 300, 2)):
         assert_same(predictor(image), host(image)["instances"])

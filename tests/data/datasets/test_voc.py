@@ -380,10 +380,3 @@ def test_a_share_that_leaves_nothing(tmp_path):
     add(tmp_path, tmp_path, "a", obj("cat"))
     register_xml_folder("mine", tmp_path, ["cat"], split="test", train_fraction=0.8)
     assert "train_fraction 0.8 of 1 XML files leaves one side empty" in problem()
-
-
-def test_a_name_that_is_taken(tmp_path):
-    register_xml_folder("mine", tmp_path, ["cat"])
-    register_xml_folder("mine", tmp_path, ["cat"])
-    with pytest.raises(UserError, match="'mine' is already registered with other arguments"):
-        register_xml_folder("mine", tmp_path, ["dog"])

@@ -27,43 +27,39 @@ from frcnn_plugin.data.loading.mappers import (
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.errors import UserError
 
+E7 = [
+    ((375, 500), (600, 800), 1.6),
+    ((333, 500), (600, 901), 600 / 333),
+    ((300, 500), (600, 1000), 2.0),
+    ((299, 500), (598, 1000), 2.0),
+    ((200, 500), (400, 1000), 2.0),
+]
+
 
 @pytest.mark.parametrize(
     ("size", "new", "factor"),
     [
-        ((375, 500), (600, 800), 1.6),
-        ((333, 500), (600, 901), 600 / 333),
-        ((300, 500), (600, 1000), 2.0),
-        ((299, 500), (598, 1000), 2.0),
-        ((200, 500), (400, 1000), 2.0),
+        *E7,
         ((400, 503), (600, 754), 1.5),  # 754.5; Detectron2: 755
         ((1200, 2001), (600, 1000), 0.5),  # 1000.5 rounds to 1000: not limited
         ((1200, 900), (800, 600), 2 / 3),
     ],
 )
 def test_sizes_e7(size: tuple[int, int], new: tuple[int, int], factor: float) -> None:
-    transform = FloatResizeShortestEdge(600, 1000).get_transform(np.zeros((*size, 3), np.uint8))
-    assert transform.apply_image(np.zeros((*size, 3), np.uint8)).shape == (*new, 3)
+    image = np.zeros((*size, 3), np.uint8)
+    transform = FloatResizeShortestEdge(600, 1000).get_transform(image)
+    assert transform.apply_image(image).shape == (*new, 3)
     assert transform.factor == pytest.approx(factor, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ((375, 500), (600, 800)),
-        ((333, 500), (600, 901)),
-        ((300, 500), (600, 1000)),
-        ((299, 500), (598, 1000)),
-        ((200, 500), (400, 1000)),
-    ],
-)
-def test_sizes_of_detectron2_e7(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_sizes_of_detectron2_e7() -> None:
     """By Detectron2's resize, with the numbers of the presets."""
     cfg = plugin_cfg()
     cfg.merge_from_file(get_config_file("Base-PyEnd2End.yaml"))
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, "choice")
-    transform = resize.get_transform(np.zeros((*size, 3), dtype=np.uint8))
-    assert (transform.new_h, transform.new_w) == expected
+    for size, new, _ in E7:
+        transform = resize.get_transform(np.zeros((*size, 3), dtype=np.uint8))
+        assert (transform.new_h, transform.new_w) == new
 
 
 def bilinear(image: np.ndarray, factor: float, height: int, width: int) -> np.ndarray:
@@ -109,19 +105,16 @@ def test_grey_images_and_segmentations() -> None:
     assert transform.apply_box(np.array([[1.0, 1, 3, 4]])).tolist() == [[2, 2, 6, 8]]
 
 
-def config(resize: str) -> CfgNode:
-    cfg = plugin_cfg()
-    cfg.INPUT.RESIZE = resize
-    return cfg
-
-
 def test_only_the_resize_is_replaced() -> None:
     flip = T.RandomFlip()
     host = [T.ResizeShortestEdge((480, 600), 1000, "choice"), flip]
-    ours = with_resize(config("opencv"), host)
+    cfg = plugin_cfg()
+    cfg.INPUT.RESIZE = "opencv"
+    ours = with_resize(cfg, host)
     assert type(ours[0]) is FloatResizeShortestEdge and ours[1] is flip
     assert (tuple(ours[0].short_edge_length), ours[0].max_size) == ((480, 600), 1000)
-    assert with_resize(config("pillow"), host) == host
+    cfg.INPUT.RESIZE = "pillow"
+    assert with_resize(cfg, host) == host
 
 
 def test_a_range_of_sizes_and_none() -> None:
