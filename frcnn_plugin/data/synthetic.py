@@ -342,15 +342,15 @@ def _background(rng: np.random.Generator, width: int, height: int) -> FloatArray
 
 
 def _texture(
-    rng: np.random.Generator, name: str, behind: FloatArray, patch: tuple[int, int], size: float
+    rng: np.random.Generator, name: str, covered: FloatArray, patch: tuple[int, int], size: float
 ) -> FloatArray:
-    """Make a shape's paint, (h, w, 3) for a ``patch`` of (w, h), unlike ``behind``, (n, 3)."""
-    first = _contrasting_colour(rng, name, behind)
+    """Make a shape's paint, (h, w, 3) for a ``patch`` of (w, h), unlike ``covered``, (n, 3)."""
+    first = _contrasting_colour(rng, name, covered)
     y, x = np.mgrid[0 : patch[1], 0 : patch[0]].astype(np.float32)
     paint = np.broadcast_to(first, (patch[1], patch[0], 3)).astype(np.float32)
     kind = rng.integers(8) if size >= 20 else 0
     if kind >= 6:
-        second = _contrasting_colour(rng, name, behind)
+        second = _contrasting_colour(rng, name, covered)
         period = max(5.0, size * rng.uniform(0.12, 0.3))
         angle = rng.uniform(0, math.pi)
         u = (x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / period)
@@ -362,10 +362,10 @@ def _texture(
 
 
 def _contrasting_colour(
-    rng: np.random.Generator, name: str, behind: FloatArray
+    rng: np.random.Generator, name: str, covered: FloatArray
 ) -> npt.NDArray[np.float64]:
-    """Return the first of 24 vivid RGB colours far from nearly all of ``behind``, else the best."""
-    sample = behind[:: max(1, len(behind) // 400)]
+    """Return the first of 24 vivid RGB colours far from most of ``covered``, else the best."""
+    sample = covered[:: max(1, len(covered) // 400)]
     middle = SHAPE_CLASSES.index(name) / len(SHAPE_CLASSES)
     low, high = (middle - _HUE_SPREAD, 0.55, 0.8), (middle + _HUE_SPREAD, 1, 1)
     candidates = np.array(

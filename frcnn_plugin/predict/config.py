@@ -29,7 +29,7 @@ def predictor_cfg(
     device: str | None = None,
     score_threshold: float | None = None,
 ) -> tuple[CfgNode, tuple[str, ...]]:
-    """Make the config of a model that is to be run, and find the names of its classes.
+    """Make the config of a model for running it, and find the names of its classes.
 
     Args:
         weights: file; its own config is used unless ``config_file`` is given.
@@ -42,7 +42,7 @@ def predictor_cfg(
         The config, without data sets, its ``MODEL.WEIGHTS`` a local file, and one name per class.
 
     Raises:
-        UserError: the weights are missing, no detector's, or carry no config; bad values.
+        UserError: the weights are missing, are not a detector's or carry no config; a value is bad.
     """
     path = PathManager.get_local_path(weights) if "://" in weights else weights
     metadata = read_metadata(path)
@@ -75,7 +75,7 @@ def predictor_cfg(
         cfg.MODEL.PAPER_RCNN.PHASE = stage.phase
     names = _names(cfg, metadata, weights)
     cfg.MODEL.WEIGHTS = path
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # none is needed, or has to be there
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # none is needed
     cfg.DATASETS.REGISTER = []
     cfg.freeze()
     return cfg, names

@@ -1,4 +1,4 @@
-"""What users give to a detector: image files, found and named, and boxes of their own."""
+"""What users give to a detector: image files, found and named, and boxes to classify."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import UserError
 BoxList = list[list[float]]
 
 _BOX_FORMATS = (
-    'needed is {"photo.jpg": [[x1, y1, x2, y2], ...], ...} or COCO\'s format, with "images" and '
+    'give {"photo.jpg": [[x1, y1, x2, y2], ...], ...} or COCO\'s format, with "images" and '
     '"annotations"'
 )
 _VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -65,25 +65,22 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     """Name what is made of each of different files, no two the same on any file system.
 
     A name is the file's without extension; where several have it, with their folders, as far as
-    these differ: "a__001" and "b__001"; where that is not enough, with the extension.
+    these differ: "a__001" and "b__001"; where that is not enough, with a number.
     """
     common = Path(os.path.commonpath([p.absolute().parent for p in paths])) if paths else Path()
-    relative = [path.absolute().relative_to(common) for path in paths]
-    choices = [
-        [r.stem for r in relative],
-        ["__".join(r.with_suffix("").parts) for r in relative],
-        ["__".join(r.parts) for r in relative],
-    ]
     # Some file systems ignore case.
-    counts = [Counter(name.lower() for name in names) for names in choices]
-    names: list[str] = []
+    stems = Counter(path.stem.lower() for path in paths)
     taken: set[str] = set()
-    for options in zip(*choices, strict=True):
-        unique = [n for n, c in zip(options, counts, strict=True) if c[n.lower()] == 1]
-        name = next((n for n in unique if n.lower() not in taken), options[-1])
-        number = 2
+    names = []
+    for path in paths:
+        name = base = path.stem
+        if stems[name.lower()] > 1:
+            relative = path.absolute().relative_to(common).with_suffix("")
+            name = base = "__".join(relative.parts)
+        number = 1
         while name.lower() in taken:
-            name, number = f"{options[-1]}_{number}", number + 1
+            number += 1
+            name = f"{base}_{number}"
         taken.add(name.lower())
         names.append(name)
     return names

@@ -55,7 +55,7 @@ class FasterRCNNPredictor:
             weights: checkpoint, or any file of a whole detector that ``MODEL.WEIGHTS`` takes.
             config_file: YAML, instead of the checkpoint's own config.
             opts: ``KEY VALUE ...`` overrides.
-            device: "cpu", "cuda"; None: the config's, or the CPU if it is not there.
+            device: "cpu", "cuda"; None: the config's; without CUDA, the CPU.
             score_threshold: of detections; None: ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``.
 
         Raises:
@@ -83,7 +83,7 @@ class FasterRCNNPredictor:
             )
 
     def __call__(self, image: ImageLike, **kwargs: Any) -> Instances:
-        """Detect in one image; arguments and result as of :meth:`predict`."""
+        """Detect in one image; arguments and result are those of :meth:`predict`."""
         return self.predict([image], **kwargs)[0]
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class FasterRCNNPredictor:
             (0..1), ``proposal_index`` (R,; row of :meth:`propose`), ``proposal_boxes``.
 
         Raises:
-            UserError: an image cannot be used; the checkpoint is no whole detector.
+            UserError: an image cannot be used; the checkpoint is not a whole detector.
         """
         self.check_detects()
 
@@ -133,7 +133,7 @@ class FasterRCNNPredictor:
             and ``objectness`` (0..1).
 
         Raises:
-            UserError: an image cannot be used; the checkpoint has no RPN of its own.
+            UserError: an image cannot be used; the checkpoint has no RPN.
         """
         if not self._proposes:
             raise UserError(
@@ -244,23 +244,17 @@ class FasterRCNNPredictor:
         if isinstance(image, str | os.PathLike):
             array, image_format = read_bgr(image), "BGR"
         else:
-            array = _check_image(image, number)
+            array = np.asarray(image)
+            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+                raise UserError(
+                    f"image {number} is an array of {array.dtype} {array.shape}: give uint8 "
+                    "(height, width, 3), or the path of a file"
+                )
         if image_format != self.cfg.INPUT.FORMAT:
             array = array[:, :, ::-1]
         resized = self._resize.get_transform(array).apply_image(array)
         tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
         return {"image": tensor, "height": array.shape[0], "width": array.shape[1]}
-
-
-def _check_image(image: Any, number: int) -> npt.NDArray[np.uint8]:
-    """Make sure that image ``number`` is (H, W, 3) uint8."""
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise UserError(
-            f"image {number} is an array of {array.dtype} {array.shape}: needed is uint8 "
-            "(height, width, 3), or the path of a file"
-        )
-    return array
 
 
 def _check_boxes(boxes: Any, height: int, width: int) -> torch.Tensor:

@@ -60,9 +60,9 @@ def test_names_do_not_collide() -> None:
 
     assert names("x/a.jpg", "x/b.jpg") == ["a", "b"]
     assert names("x/a.jpg", "y/a.jpg", "b.png") == ["x__a", "y__a", "b"]
-    assert names("x/a.jpg", "x/a.png", "y/a.png") == ["x__a.jpg", "x__a.png", "y__a"]
-    assert names("x/A.jpg", "x/a.jpg") == ["A.jpg", "a.jpg_2"]  # some file systems ignore case
-    assert names("x/a.jpg", "y/a.jpg", "x__a.png") == ["x__a.jpg", "y__a", "x__a"]
+    assert names("x/a.jpg", "x/a.png", "y/a.png") == ["x__a", "x__a_2", "y__a"]
+    assert names("x/A.jpg", "x/a.jpg") == ["A", "a_2"]  # some file systems ignore case
+    assert names("x/a.jpg", "y/a.jpg", "x__a.png") == ["x__a", "y__a", "x__a_2"]
     assert names("a.v1.jpg", "a.v2.jpg") == ["a.v1", "a.v2"]
     assert names() == []
 
@@ -99,12 +99,12 @@ def test_bare_name_of_two_images(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "holds no boxes by image (Expecting property name"),
-        ([[1, 2, 3, 4]], "has no attribute 'keys'): needed is {"),
+        ([[1, 2, 3, 4]], "has no attribute 'keys'): give {"),
         ({"a.jpg": [1, 2, 3, 4]}, "box 0 of a.jpg is 1, not four numbers"),
         ({"a.jpg": [[1, 2, 3, 4], [1, 2, 3]]}, "box 1 of a.jpg is [1, 2, 3], not four numbers"),
         (
             {"images": [{"id": 1}], "annotations": []},
-            "holds no boxes by image ('file_name'): needed is",
+            "holds no boxes by image ('file_name'): give",
         ),
         (
             {

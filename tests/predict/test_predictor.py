@@ -90,7 +90,7 @@ def test_threshold_device_and_overrides(save_detector: Callable, tmp_path: Path)
         FasterRCNNPredictor(path, str(tmp_path / "own.yaml"))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is available")
 def test_without_cuda_the_cpu(save_detector: Callable, caplog: pytest.LogCaptureFixture) -> None:
     path = save_detector("MODEL.DEVICE", "cpu")
     with caplog.at_level(logging.WARNING):
@@ -115,8 +115,8 @@ def test_wrong_arguments(save_detector: Callable, arguments: dict, message: str)
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((4, 4, 3)), r"image 1 is an array of float64 \(4, 4, 3\): needed is uint8"),
-        (np.zeros((4, 4), np.uint8), r"image 1 is an array of uint8 \(4, 4\): needed is"),
+        (np.zeros((4, 4, 3)), r"image 1 is an array of float64 \(4, 4, 3\): give uint8"),
+        (np.zeros((4, 4), np.uint8), r"image 1 is an array of uint8 \(4, 4\): give"),
         (np.zeros((0, 4, 3), np.uint8), r"image 1 is an array of uint8 \(0, 4, 3\)"),
         ("missing.jpg", r"there is no file missing.jpg"),
     ],

@@ -96,7 +96,7 @@ def _check_files(name: str, metadata: Metadata) -> None:
                 f"{name}: missing {path} ({root}). Expected layout: the JSON file at {json_file}, "
                 f"the images in {image_root}; for COCO that is $DETECTRON2_DATASETS/coco with "
                 f"annotations/instances_*.json and train2017/, val2017/ etc. beside it. "
-                f"No data at hand? `make demo` writes a small set"
+                f"No data yet? `make demo` writes a small set"
             )
 
 

@@ -43,7 +43,7 @@ def register_coco(
         evaluator: "coco" (COCO's metric) or "voc" (AP50 by the rules of VOC).
 
     Raises:
-        UserError: if ``name`` is taken, or ``classes`` is no list of distinct names.
+        UserError: if ``name`` is taken, or ``classes`` is not a list of distinct names.
     """
     paths = {"json_file": str(resolve_root(json_file)), "image_root": str(resolve_root(images))}
     more = {} if classes is None else {"thing_classes": list(check_classes(name, classes))}

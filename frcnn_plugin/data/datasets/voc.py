@@ -261,9 +261,9 @@ class XMLFolderSource(Source):
         for key, folder in (("xml", annotations), ("images", images)):
             if not folder.is_dir():
                 raise UserError(
-                    f"{self.name}: `{key}` names {folder}, which is no folder. A relative path is "
-                    f"looked for under $DETECTRON2_DATASETS ({root_in_words()}), one that starts "
-                    f"with ./ or ../ under the current folder"
+                    f"{self.name}: `{key}` names {folder}, which is not a folder. A relative path "
+                    f"is looked for under $DETECTRON2_DATASETS ({root_in_words()}), one that "
+                    f"starts with ./ or ../ under the current folder"
                 )
         if self.image_list:
             return read_image_ids(resolve_root(self.image_list)), annotations, images
@@ -372,8 +372,8 @@ def register_xml_folder(
             :func:`register_voc`.
 
     Raises:
-        UserError: if ``name`` is taken, ``classes`` is no list of distinct names, or the set is not
-            clearly described.
+        UserError: if ``name`` is taken, ``classes`` is not a list of distinct names, or the set is
+            not clearly described.
     """
     where = f"data set '{name}'"
     if (train_fraction is None) != (split == ""):

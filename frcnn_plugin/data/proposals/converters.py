@@ -114,7 +114,7 @@ def convert_npz(
     except UserError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{npz_path} is damaged, or no .npz file: {error}") from error
+        raise UserError(f"{npz_path} is damaged, or not an .npz file: {error}") from error
     entries = {
         image_id: _best_first(array, f"{npz_path}, image {image_id}")
         for image_id, array in arrays.items()
@@ -141,14 +141,16 @@ def _load_mat(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             f"{path} is in MATLAB's 7.3 format; save it again in MATLAB with save(..., '-v7')"
         ) from error
     except Exception as error:  # scipy raises whatever a damaged file happens to say
-        raise UserError(f"{path} is damaged, or no MATLAB file: {error}") from error
+        raise UserError(f"{path} is damaged, or not a MATLAB file: {error}") from error
 
 
 def _cell_text(cell: Any) -> str:
     """Return the text in a cell, which scipy wraps in one array or two."""
     while isinstance(cell, np.ndarray):
         if cell.size != 1:
-            raise UserError(f"'images' of a selective search file holds {cell.tolist()!r}, no id")
+            raise UserError(
+                f"'images' of a selective search file holds {cell.tolist()!r}, not an id"
+            )
         cell = cell.item()
     return str(cell)
 
@@ -159,7 +161,7 @@ def _as_rows(value: Any, widths: tuple[int, ...], where: str) -> FloatArray:
         # Before any arithmetic: the originals store 16-bit unsigned numbers.
         rows = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: no array of numbers ({error})") from error
+        raise UserError(f"{where}: not an array of numbers ({error})") from error
     if rows.size == 0:
         return np.zeros((0, widths[0]))
     if rows.ndim != 2 or rows.shape[1] not in widths:

@@ -117,7 +117,7 @@ def load_proposals(path: str | os.PathLike[str]) -> Proposals:
         raise UserError(f"cannot read proposal file {path}: {error}") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
         raise UserError(
-            f"{path} is damaged, or no proposal file ({str(error) or type(error).__name__}); "
+            f"{path} is damaged, or not a proposal file ({str(error) or type(error).__name__}); "
             f"{MAKE_PROPOSALS}"
         ) from error
     return _parse(content, path)
@@ -151,21 +151,21 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 def _parse(content: Any, path: str | os.PathLike[str]) -> Proposals:
     """Turn what the file holds into entries of the right types."""
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, no proposals; {MAKE_PROPOSALS}")
+        raise UserError(f"{path} holds a {type(content).__name__}, not proposals; {MAKE_PROPOSALS}")
     content = {_OLD_KEYS.get(key, key): value for key, value in content.items()}
     keys = ("ids", "boxes", "objectness_logits")
     missing = [key for key in keys if key not in content]
     if missing:
         found = ", ".join(str(key) for key in list(content)[:5]) or "nothing"
         raise UserError(
-            f"{path} is no proposal file: it has no {', '.join(missing)} (but {found}); "
+            f"{path} is not a proposal file: it has no {', '.join(missing)} (but {found}); "
             f"{MAKE_PROPOSALS}"
         )
     try:
         counts = [len(content[key]) for key in keys]
         mode = BoxMode(content.get("bbox_mode", BoxMode.XYXY_ABS))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is no proposal file: {error}; {MAKE_PROPOSALS}") from error
+        raise UserError(f"{path} is not a proposal file: {error}; {MAKE_PROPOSALS}") from error
     if len(set(counts)) > 1:
         raise UserError(
             f"{path} is inconsistent: {counts[0]} ids, {counts[1]} arrays of boxes and "
@@ -308,7 +308,7 @@ def _check_ids(found: list[str], wanted: list[str], dataset_name: str, source: s
     if extra:
         raise UserError(
             f"{source} has entries for {len(extra)} images that are not in {dataset_name} (first: "
-            f"{extra[0]}); each data set needs a file of its own"
+            f"{extra[0]}); each data set needs its own file"
         )
     if len(found) > len(known):
         twice = Counter(found).most_common(1)[0][0]

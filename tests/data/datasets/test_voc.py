@@ -341,7 +341,9 @@ def test_coco_metric_needs_numbers(tmp_path):
 def test_missing_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     register_xml_folder("mine", "nothing", ["cat"])
-    assert problem().startswith(f"mine: `xml` names {tmp_path}/nothing, which is no folder. A rel")
+    assert problem().startswith(
+        f"mine: `xml` names {tmp_path}/nothing, which is not a folder. A rel"
+    )
     (tmp_path / "empty").mkdir()
     register_xml_folder("empty", "empty", ["cat"])
     assert problem("empty") == f"empty: there are no .xml files in {tmp_path}/empty"

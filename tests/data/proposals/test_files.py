@@ -149,7 +149,9 @@ def test_missing_file(path, tmp_path):
 def test_truncated_file(path, keep):
     save(path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"p\.pkl is damaged, or no proposal file \(.+\); make one"):
+    with pytest.raises(
+        UserError, match=r"p\.pkl is damaged, or not a proposal file \(.+\); make one"
+    ):
         load_proposals(path)
 
 
@@ -209,12 +211,12 @@ def test_no_memory_beyond_the_size_of_the_file(path, call):
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        ([1, 2], "holds a list, no proposals"),
+        ([1, 2], "holds a list, not proposals"),
         ({"model": {}}, r"it has no ids, boxes, objectness_logits \(but model\)"),
         (content(boxes=[]), "inconsistent: 3 ids, 0 arrays of boxes and 3 of logits"),
         (content(bbox_mode=int(BoxMode.XYXY_REL)), "boxes are in mode XYXY_REL; XYXY_ABS is"),
-        (content(bbox_mode=77), "no proposal file: 77 is not a valid BoxMode"),
-        (content(ids=None), "no proposal file: object of type 'NoneType' has no len"),
+        (content(bbox_mode=77), "not a proposal file: 77 is not a valid BoxMode"),
+        (content(ids=None), "not a proposal file: object of type 'NoneType' has no len"),
         (
             content(objectness_logits=[np.zeros(2), np.zeros(0), np.zeros(3)]),
             r"image 000009: boxes of shape \(1, 4\) and logits of shape \(3,\)",
