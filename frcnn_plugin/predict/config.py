@@ -64,8 +64,6 @@ def predictor_cfg(
         if not 0 <= score_threshold <= 1:
             raise UserError(f"the score threshold is {score_threshold}: it must be from 0 to 1")
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
-    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: images are BGR or RGB")
     stage = stage_of(path)
     if stage is not None and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
         logger.info(

@@ -103,7 +103,6 @@ def test_without_cuda_the_cpu(save_detector: Callable, caplog: pytest.LogCapture
     [
         ({"score_threshold": 50}, "the score threshold is 50: it must be from 0 to 1"),
         ({"device": "gpu"}, "there is no device 'gpu': give cpu, cuda or cuda:1"),
-        ({"opts": ["INPUT.FORMAT", "L"]}, "INPUT.FORMAT is L: images are BGR or RGB"),
         ({"opts": ["INPUT.FORMAT"]}, "overrides come as KEY VALUE pairs, but there are 1 words"),
     ],
 )

@@ -115,13 +115,7 @@ def _files_in_layout(root: Path, split: str) -> Files:
 class Source:
     """Where a registered set of VOC annotation files comes from; calling it loads the set.
 
-    Attributes:
-        name: the registered name.
-        classes: class names, background not counted; empty: those that occur in the files.
-        year: 2007 or 2012, etc.: decides the headline metric (11-point before 2010).
-        use_difficult: difficult objects take part in training.
-        strict: a bad box raises instead of being dropped.
-        evaluator: "voc" or "coco": whose metric.
+    The attributes are as for :func:`register_voc`; no ``classes``: those that occur in the files.
     """
 
     name: str

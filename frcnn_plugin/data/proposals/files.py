@@ -112,7 +112,7 @@ def load_proposals(path: str | os.PathLike[str]) -> Proposals:
         raise UserError(f"there is no proposal file {path}; {MAKE_PROPOSALS}")
     try:
         with local.open("rb") as file:
-            content = _Unpickler(file, encoding="latin1").load()
+            return _parse(_Unpickler(file, encoding="latin1").load())
     except OSError as error:
         raise UserError(f"cannot read proposal file {path}: {error}") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
@@ -120,7 +120,6 @@ def load_proposals(path: str | os.PathLike[str]) -> Proposals:
             f"{path} is damaged, or not a proposal file ({str(error) or type(error).__name__}); "
             f"{MAKE_PROPOSALS}"
         ) from error
-    return _parse(content, path)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -148,43 +147,32 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-def _parse(content: Any, path: str | os.PathLike[str]) -> Proposals:
-    """Turn what the file holds into entries of the right types."""
+def _parse(content: Any) -> Proposals:
+    """Turn what a file holds into entries of the right types; ValueError says what is wrong."""
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not proposals; {MAKE_PROPOSALS}")
+        raise ValueError(f"it holds a {type(content).__name__}")
     content = {_OLD_KEYS.get(key, key): value for key, value in content.items()}
     keys = ("ids", "boxes", "objectness_logits")
     missing = [key for key in keys if key not in content]
     if missing:
         found = ", ".join(str(key) for key in list(content)[:5]) or "nothing"
-        raise UserError(
-            f"{path} is not a proposal file: it has no {', '.join(missing)} (but {found}); "
-            f"{MAKE_PROPOSALS}"
-        )
-    try:
-        counts = [len(content[key]) for key in keys]
-        mode = BoxMode(content.get("bbox_mode", BoxMode.XYXY_ABS))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a proposal file: {error}; {MAKE_PROPOSALS}") from error
-    if len(set(counts)) > 1:
-        raise UserError(
-            f"{path} is inconsistent: {counts[0]} ids, {counts[1]} arrays of boxes and "
-            f"{counts[2]} of logits; {MAKE_PROPOSALS}"
-        )
+        raise ValueError(f"it has no {', '.join(missing)} (but {found})")
+    ids, boxes, logits = (content[key] for key in keys)
+    if not len(ids) == len(boxes) == len(logits):
+        raise ValueError(f"{len(ids)} ids, {len(boxes)} arrays of boxes, {len(logits)} of logits")
+    mode = BoxMode(content.get("bbox_mode", BoxMode.XYXY_ABS))
     if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
-        raise UserError(
-            f"{path}: boxes are in mode {mode.name}; XYXY_ABS is needed; {MAKE_PROPOSALS}"
-        )
-    result = Proposals([str(image_id) for image_id in content["ids"]], [], [])
-    for image_id, boxes, logits in zip(*(content[key] for key in keys), strict=True):
+        raise ValueError(f"boxes are in mode {mode.name}; XYXY_ABS is needed")
+    result = Proposals([str(image_id) for image_id in ids], [], [])
+    for image_id, *pair in zip(ids, boxes, logits, strict=True):
         try:
-            pair = _as_arrays(boxes, logits)
+            box_array, logit_array = _as_arrays(*pair)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{path}, image {image_id}: {error}; {MAKE_PROPOSALS}") from error
+            raise ValueError(f"image {image_id}: {error}") from error
         if mode == BoxMode.XYWH_ABS:
-            pair[0][:, 2:] += pair[0][:, :2]
-        result.boxes.append(pair[0])
-        result.logits.append(pair[1])
+            box_array[:, 2:] += box_array[:, :2]
+        result.boxes.append(box_array)
+        result.logits.append(logit_array)
     return result
 
 

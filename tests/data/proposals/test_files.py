@@ -211,12 +211,12 @@ def test_no_memory_beyond_the_size_of_the_file(path, call):
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        ([1, 2], "holds a list, not proposals"),
+        ([1, 2], "it holds a list"),
         ({"model": {}}, r"it has no ids, boxes, objectness_logits \(but model\)"),
-        (content(boxes=[]), "inconsistent: 3 ids, 0 arrays of boxes and 3 of logits"),
+        (content(boxes=[]), "3 ids, 0 arrays of boxes, 3 of logits"),
         (content(bbox_mode=int(BoxMode.XYXY_REL)), "boxes are in mode XYXY_REL; XYXY_ABS is"),
-        (content(bbox_mode=77), "not a proposal file: 77 is not a valid BoxMode"),
-        (content(ids=None), "not a proposal file: object of type 'NoneType' has no len"),
+        (content(bbox_mode=77), "77 is not a valid BoxMode"),
+        (content(ids=None), "object of type 'NoneType' has no len"),
         (
             content(objectness_logits=[np.zeros(2), np.zeros(0), np.zeros(3)]),
             r"image 000009: boxes of shape \(1, 4\) and logits of shape \(3,\)",
