@@ -230,13 +230,13 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         """Write the file, or forget all."""
         try:
             if kind is None:
+                content: dict[str, Any] = {
+                    "file_names": np.array(self._files, dtype=np.str_),
+                    "image_sizes": np.array(self._sizes, dtype=np.int64).reshape(-1, 2),
+                    "class_names": np.array(self._class_names, dtype=np.str_),
+                    **{name: self._column(name) for name in self._empty},
+                }
                 with replacing(self._path) as temporary, temporary.open("wb") as file:
-                    np.savez(
-                        file,
-                        file_names=np.array(self._files, dtype=np.str_),
-                        image_sizes=np.array(self._sizes, dtype=np.int64).reshape(-1, 2),
-                        class_names=np.array(self._class_names, dtype=np.str_),
-                        **{name: self._column(name) for name in self._empty},
-                    )
+                    np.savez(file, **content)
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)

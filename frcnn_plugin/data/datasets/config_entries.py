@@ -98,9 +98,8 @@ def register_from_config_entries(entries: Sequence[Any]) -> None:
             if missing == ["classes"]:
                 hint = " (classes: auto takes the names that occur in the files)"
             raise UserError(f"{where}: missing {', '.join(missing)}{hint}; example: {form.example}")
-        form.register(
-            **{_ARGUMENTS.get(key, key): _checked(where, key, entry[key]) for key in entry}
-        )
+        arguments = {str(key): _checked(where, key, entry[key]) for key in entry}
+        form.register(**{_ARGUMENTS.get(key, key): value for key, value in arguments.items()})
 
 
 def _checked(where: str, key: str, value: object) -> Any:
