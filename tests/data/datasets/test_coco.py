@@ -65,18 +65,14 @@ def test_a_sound_file(register, content, caplog):
     assert [a["category_id"] for a in dicts[0]["annotations"]] == [0, 1]
 
 
-def test_class_count(register, content):
-    register(content)
+def test_class_count_and_expected_classes(register, content):
+    register(content, classes=["cat", "dog"])
+    assert MetadataCatalog.get("mine").thing_classes == ["cat", "dog"]
+    check_datasets(["mine"], 2)
     assert problem(20) == (
         "NUM_CLASSES is 20 but dataset 'mine' has 2 classes (cat, dog). Type: "
         "MODEL.ROI_HEADS.NUM_CLASSES 2 (background is not counted)"
     )
-
-
-def test_expected_classes(register, content):
-    register(content, classes=["cat", "dog"])
-    assert MetadataCatalog.get("mine").thing_classes == ["cat", "dog"]
-    check_datasets(["mine"], 2)
 
 
 def test_other_classes_than_expected(register, content):

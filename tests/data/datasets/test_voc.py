@@ -131,21 +131,13 @@ def test_official_counts():
     assert list(OFFICIAL_IMAGE_COUNTS) == NAMES
 
 
-@pytest.mark.parametrize("layout", ["VOCdevkit/VOC2007", "VOC2007"])
-def test_both_layouts_are_found_at_load_time(monkeypatch, tmp_path, layout):
+def test_both_layouts_are_found_at_load_time_and_may_be_mixed(monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    add_image(tmp_path / layout, "000005", obj("person"), split="test")
-    (item,) = DatasetCatalog.get("voc07_test")
-    assert item["annotations"][0]["category_id"] == VOC_CLASSES.index("person")
-    assert MetadataCatalog.get("voc07_test").dirname == str(tmp_path / layout)
-
-
-def test_layouts_may_be_mixed(monkeypatch, tmp_path):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    add_image(tmp_path / "VOCdevkit" / "VOC2007", "000005", split="trainval")
-    add_image(tmp_path / "VOC2007", "000001", split="test")
-    assert DatasetCatalog.get("voc07_trainval")[0]["image_id"] == "000005"
-    assert DatasetCatalog.get("voc07_test")[0]["image_id"] == "000001"
+    for layout, split in (("VOCdevkit/VOC2007", "trainval"), ("VOC2007", "test")):
+        add_image(tmp_path / layout, split, obj("person"), split=split)
+        (item,) = DatasetCatalog.get(f"voc07_{split}")
+        assert item["annotations"][0]["category_id"] == VOC_CLASSES.index("person")
+        assert MetadataCatalog.get(f"voc07_{split}").dirname == str(tmp_path / layout)
 
 
 def test_import_is_light_and_touches_no_folder(tmp_path):
