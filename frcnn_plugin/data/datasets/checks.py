@@ -70,7 +70,7 @@ def _check_known(name: str) -> None:
     if name in DatasetCatalog:
         return
     near = difflib.get_close_matches(name, DatasetCatalog.list(), n=5, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else "voc07_trainval is one that is"
+    hint = f"did you mean {', '.join(near)}?" if near else "voc07_trainval is, for example."
     raise UserError(
         f"data set '{name}' is not registered; {hint} Your own VOC-format set: DATASETS.REGISTER "
         f"in the config, or frcnn_plugin.data.register_voc in Python"
@@ -113,9 +113,8 @@ def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
         return
     if not dicts:
         raise UserError(
-            f"{name}: no images; its image set (or COCO file) lists none. For a VOC-format set "
-            f"write one image id per line into ImageSets/Main/<split>.txt, or name another set in "
-            f"DATASETS"
+            f"{name}: no images; its image set (or COCO file) lists none. Add them to it, or name "
+            f"another set in DATASETS"
         )
     expected = OFFICIAL_IMAGE_COUNTS.get(name)
     if expected is not None and expected != len(dicts):
