@@ -4,10 +4,8 @@ import pytest
 from detectron2.data import DatasetMapper
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.structures import BoxMode
-from PIL import Image
 
 from frcnn_plugin.data import VOC_CLASSES, load_voc_instances
-from frcnn_plugin.data.loading.image_reader import read_image_size
 from frcnn_plugin.errors import UserError
 
 from .voc_folder import SIZE, add_image, add_line, obj, write_image
@@ -65,13 +63,6 @@ def test_objects_and_sizes_that_are_fine(tmp_path, text, size, box):
     assert (item["width"], item["height"]) == (100, 80)  # from the image, if need be
     assert [obj["bbox"] for obj in item["annotations"]] == ([] if box is None else [box])
     assert all(obj["difficult"] == 0 for obj in item["annotations"])
-
-
-def test_size_follows_exif_rotation(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (100, 80)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_image_size(tmp_path / "a.jpg") == (80, 100)
 
 
 @pytest.mark.parametrize(
