@@ -32,7 +32,7 @@ from benchmarks.contenders import Contender, Sample, calibrated_weights
 from benchmarks.measuring import Ratio, by_section, in_turn, medians, ratio, spread, tune
 from benchmarks.output import bar_chart, headline, write_results
 from benchmarks.work import generated_set, random_boxes, specs_from, work_from
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import PaperTrainer, SeedEveryIteration, setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalCollector

@@ -16,8 +16,7 @@ from detectron2.structures import Boxes, Instances
 from torch.nn import functional as F
 
 from frcnn_plugin.data import register_voc
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
-from frcnn_plugin.data.synthetic.scene import SHAPE_CLASSES
+from frcnn_plugin.data.synthetic import SHAPE_CLASSES, write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from frcnn_plugin import get_config_file
 from frcnn_plugin.cli.__main__ import parse
 from frcnn_plugin.data.loading.image_reader import read_bgr
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step import STAGES

@@ -20,8 +20,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 
 from ..data import check_datasets
-from ..data.proposals.checks import check_proposals
 from ..data.proposals.converters import convert_npz, convert_selective_search_mat
+from ..data.proposals.files import check_proposals
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth

@@ -34,8 +34,7 @@ from ..atomic_files import sha256
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..data import check_datasets
 from ..data.loading.mappers import build_mapper
-from ..data.proposals.checks import check_proposals
-from ..data.proposals.files import save_proposals
+from ..data.proposals.files import check_proposals, save_proposals
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth

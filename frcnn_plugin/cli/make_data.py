@@ -13,7 +13,7 @@ Train on it by naming it in a config:
 import argparse
 import logging
 
-from ..data.synthetic.generator import write_synthetic_voc
+from ..data.synthetic import write_synthetic_voc
 from ..errors import UserError
 
 

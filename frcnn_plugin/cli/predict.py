@@ -30,9 +30,14 @@ from ..config import plugin_cfg
 from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
 from ..predict import FasterRCNNPredictor
-from ..predict.given_boxes import BoxList, load_boxes
-from ..predict.image_files import check_overwrites, find_images, output_names
-from ..predict.writer import DetectionWriter
+from ..predict.inputs import (
+    BoxList,
+    check_overwrites,
+    find_images,
+    load_boxes,
+    output_names,
+)
+from ..predict.outputs import DetectionWriter
 from ..process import tune_process
 
 # Detections between this score and --score are counted, and said to have been left out.

@@ -39,7 +39,7 @@ from ..data import check_datasets
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
-from ..predict.image_files import find_images, output_names
+from ..predict.inputs import find_images, output_names
 from ..visualization.pictures import MODES, Options, Pictures, is_of_training
 
 FIRST = 4  # images of a data set that are drawn by default

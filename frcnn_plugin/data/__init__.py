@@ -3,22 +3,40 @@
 Importing this package registers the built-in names (``voc07_trainval``, ``voc07_test``, ...).
 """
 
-from .datasets.builtin import OFFICIAL_IMAGE_COUNTS, register_builtin
 from .datasets.checks import check_datasets
 from .datasets.coco import register_coco
 from .datasets.config_entries import register_from_config_entries
-from .datasets.voc import VOC_CLASSES, load_voc_instances, register_voc
-from .datasets.voc_xml_folder import register_xml_folder
+from .datasets.voc import (
+    OFFICIAL_IMAGE_COUNTS,
+    VOC_CLASSES,
+    load_voc_instances,
+    register_builtin,
+    register_voc,
+    register_xml_folder,
+)
 from .loading.image_reader import IMAGE_SUFFIXES, read_bgr
-from .loading.mappers import MirroringMapper, build_mapper
-from .loading.resize import FloatResizeShortestEdge, FloatResizeTransform, with_resize
-from .loading.samplers import MirroredDataset, OrientationBatchSampler
-from .loading.train_loader import build_train_loader, training_dicts
-from .proposals.checks import check_proposals, validate_proposals
+from .loading.mappers import (
+    FloatResizeShortestEdge,
+    FloatResizeTransform,
+    MirroringMapper,
+    build_mapper,
+    with_resize,
+)
+from .loading.train_loader import (
+    MirroredDataset,
+    OrientationBatchSampler,
+    build_train_loader,
+    training_dicts,
+)
 from .proposals.converters import convert_npz, convert_selective_search_mat
-from .proposals.files import Proposals, load_proposals, save_proposals
-from .synthetic.generator import write_synthetic_voc
-from .synthetic.scene import SHAPE_CLASSES
+from .proposals.files import (
+    Proposals,
+    check_proposals,
+    load_proposals,
+    save_proposals,
+    validate_proposals,
+)
+from .synthetic import SHAPE_CLASSES, write_synthetic_voc
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -28,7 +28,7 @@ from torch import nn
 from ..atomic_files import sha256
 from ..data.loading.mappers import MirroringMapper, build_mapper
 from ..data.loading.train_loader import training_dicts
-from ..data.proposals.checks import check_proposals
+from ..data.proposals.files import check_proposals
 from ..errors import UserError
 from ..evaluation.proposals.evaluator import ProposalCollector, ProposalEvaluator
 from ..modeling.box_ops import mirror

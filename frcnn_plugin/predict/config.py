@@ -29,7 +29,7 @@ def predictor_cfg(
     device: str | None = None,
     score_threshold: float | None = None,
 ) -> tuple[CfgNode, tuple[str, ...]]:
-    """Make the config of a model that is to be run, and find the names of its classes.
+    """Make the config of a model for running it, and find the names of its classes.
 
     Args:
         weights: file; its own config is used unless ``config_file`` is given.
@@ -39,10 +39,10 @@ def predictor_cfg(
         score_threshold: of detections, 0 to 1; None: the config's.
 
     Returns:
-        the config, without data sets, its ``MODEL.WEIGHTS`` a local file, and one name per class.
+        The config, without data sets, its ``MODEL.WEIGHTS`` a local file, and one name per class.
 
     Raises:
-        UserError: the weights are missing, no detector's, or carry no config; bad values.
+        UserError: the weights are missing, are not a detector's or carry no config; a value is bad.
     """
     path = PathManager.get_local_path(weights) if "://" in weights else weights
     metadata = read_metadata(path)
@@ -64,8 +64,6 @@ def predictor_cfg(
         if not 0 <= score_threshold <= 1:
             raise UserError(f"the score threshold is {score_threshold}: it must be from 0 to 1")
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
-    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: images are BGR or RGB")
     stage = stage_of(path)
     if stage is not None and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
         logger.info(
@@ -75,7 +73,7 @@ def predictor_cfg(
         cfg.MODEL.PAPER_RCNN.PHASE = stage.phase
     names = _names(cfg, metadata, weights)
     cfg.MODEL.WEIGHTS = path
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # none is needed, or has to be there
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # none is needed
     cfg.DATASETS.REGISTER = []
     cfg.freeze()
     return cfg, names

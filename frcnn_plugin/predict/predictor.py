@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 
 from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..data.loading.image_reader import read_bgr
-from ..data.loading.resize import with_resize
+from ..data.loading.mappers import with_resize
 from ..errors import UserError
 from ..modeling import PaperRCNN
 from .config import predictor_cfg
@@ -55,7 +55,7 @@ class FasterRCNNPredictor:
             weights: checkpoint, or any file of a whole detector that ``MODEL.WEIGHTS`` takes.
             config_file: YAML, instead of the checkpoint's own config.
             opts: ``KEY VALUE ...`` overrides.
-            device: "cpu", "cuda"; None: the config's, or the CPU if it is not there.
+            device: "cpu", "cuda"; None: the config's; without CUDA, the CPU.
             score_threshold: of detections; None: ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``.
 
         Raises:
@@ -83,7 +83,7 @@ class FasterRCNNPredictor:
             )
 
     def __call__(self, image: ImageLike, **kwargs: Any) -> Instances:
-        """Detect in one image; arguments and result as of :meth:`predict`."""
+        """Detect in one image; arguments and result are those of :meth:`predict`."""
         return self.predict([image], **kwargs)[0]
 
     @torch.no_grad()
@@ -98,13 +98,13 @@ class FasterRCNNPredictor:
             image_format: of arrays, "BGR" or "RGB".
 
         Returns:
-            per image, on the CPU: ``pred_boxes`` (continuous XYXY, original-image pixels),
+            Per image, on the CPU: ``pred_boxes`` (continuous XYXY, original-image pixels),
             ``scores``, ``pred_classes``, sorted by score. With ``features`` also ``fc7``
             (R, 4096), ``scores_all`` (R, K+1; background last), ``objectness`` (R,) of the proposal
             (0..1), ``proposal_index`` (R,; row of :meth:`propose`), ``proposal_boxes``.
 
         Raises:
-            UserError: an image cannot be used; the checkpoint is no whole detector.
+            UserError: an image cannot be used; the checkpoint is not a whole detector.
         """
         self.check_detects()
 
@@ -129,11 +129,11 @@ class FasterRCNNPredictor:
             image_format: see :meth:`predict`.
 
         Returns:
-            per image, on the CPU, by descending score: ``proposal_boxes`` (original-image pixels)
+            Per image, on the CPU, by descending score: ``proposal_boxes`` (original-image pixels)
             and ``objectness`` (0..1).
 
         Raises:
-            UserError: an image cannot be used; the checkpoint has no RPN of its own.
+            UserError: an image cannot be used; the checkpoint has no RPN.
         """
         if not self._proposes:
             raise UserError(
@@ -165,7 +165,7 @@ class FasterRCNNPredictor:
             image_format: see :meth:`predict`.
 
         Returns:
-            on the CPU, ``proposal_boxes`` (as given), ``fc7`` (R, 4096) and ``scores_all``
+            On the CPU, ``proposal_boxes`` (as given), ``fc7`` (R, 4096) and ``scores_all``
             (R, K+1; background last).
 
         Raises:
@@ -244,7 +244,12 @@ class FasterRCNNPredictor:
         if isinstance(image, str | os.PathLike):
             array, image_format = read_bgr(image), "BGR"
         else:
-            array = _check_image(image, number)
+            array = np.asarray(image)
+            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+                raise UserError(
+                    f"image {number} is an array of {array.dtype} {array.shape}: give uint8 "
+                    "(height, width, 3), or the path of a file"
+                )
         if image_format != self.cfg.INPUT.FORMAT:
             array = array[:, :, ::-1]
         resized = self._resize.get_transform(array).apply_image(array)
@@ -252,30 +257,11 @@ class FasterRCNNPredictor:
         return {"image": tensor, "height": array.shape[0], "width": array.shape[1]}
 
 
-def _check_image(image: Any, number: int) -> npt.NDArray[np.uint8]:
-    """Make sure that an image is (H, W, 3) uint8; ``number`` is its place, for the message."""
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise UserError(
-            f"image {number} is an array of {array.dtype} {array.shape}: needed is uint8 "
-            "(height, width, 3), or the path of a file"
-        )
-    return array
-
-
 def _check_boxes(boxes: Any, height: int, width: int) -> torch.Tensor:
-    """Make sure that boxes have area and lie, in part at least, in the image.
+    """Make sure that boxes, (R, 4) XYXY, have area and lie, in part at least, in the image.
 
-    Args:
-        boxes: (R, 4), XYXY in pixels of the image.
-        height: of the image.
-        width: of the image.
-
-    Returns:
-        (R, 4) float64: float32 would move corners, and so now and then the cells that are pooled.
-
-    Raises:
-        UserError: names the first box that is wrong.
+    They are returned in float64: float32 would move corners, and so now and then the cells that
+    are pooled.
     """
     try:
         array = np.asarray(boxes, dtype=np.float64)
@@ -307,10 +293,7 @@ def _to_image(boxes: Boxes, size: tuple[int, int], entry: dict[str, Any]) -> Box
 def _postprocess(instances: Instances, size: tuple[int, int], entry: dict[str, Any]) -> Instances:
     """Run Detectron2's postprocessing of detections that have ``proposal_boxes``.
 
-    Args:
-        instances: in network-input pixels; changed.
-        size: (height, width) of the network input.
-        entry: with "height" and "width" of the original image.
+    ``instances`` are in pixels of the network input of ``size`` (height, width), and are changed.
     """
     instances.proposal_boxes = _to_image(instances.proposal_boxes, size, entry)
     result = detector_postprocess(instances, entry["height"], entry["width"])

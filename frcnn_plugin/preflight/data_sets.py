@@ -19,12 +19,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
-from ..data.datasets.builtin import OFFICIAL_IMAGE_COUNTS
+from ..data.datasets.arguments import datasets_root, root_in_words
 from ..data.datasets.checks import check_datasets, check_same_classes
-from ..data.datasets.roots import datasets_root, root_in_words
-from ..data.datasets.voc import VOCSource
+from ..data.datasets.voc import OFFICIAL_IMAGE_COUNTS, VOCSource
 from ..data.loading.image_reader import read_bgr
-from ..data.proposals.checks import check_proposals
+from ..data.proposals.files import check_proposals
 from ..errors import UserError
 from .finding import Finding, error, ok, warning
 from .planned_run import PlannedRun, warnings_of

@@ -19,9 +19,8 @@ from detectron2.data.build import load_proposals_into_dataset
 from detectron2.modeling import build_model
 
 from frcnn_plugin import get_config_file
-from frcnn_plugin.data.proposals.checks import check_proposals
-from frcnn_plugin.data.proposals.files import load_proposals
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.proposals.files import check_proposals, load_proposals
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalShards
 from tests.cli.conftest import frcnn

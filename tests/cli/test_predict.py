@@ -42,7 +42,7 @@ NAMES = ("circle", "square", "triangle")
 KILLED = """
 import os, signal, sys
 from frcnn_plugin.cli.__main__ import main
-from frcnn_plugin.predict.writer import DetectionWriter
+from frcnn_plugin.predict.outputs import DetectionWriter
 stock, calls = DetectionWriter.add, []
 def add(self, *args, **kwargs):
     calls.append(stock(self, *args, **kwargs))

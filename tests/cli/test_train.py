@@ -17,7 +17,7 @@ from detectron2.utils.logger import setup_logger
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.cli.__main__ import parse
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.report import write_report
 from tests.cli.conftest import frcnn
 

@@ -12,7 +12,7 @@ import pytest
 
 from frcnn_plugin.cli import visualize
 from frcnn_plugin.cli.__main__ import parse
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from tests.cli.conftest import frcnn
 from tests.visualization.shapes import DEMO, SMALL, random_weights

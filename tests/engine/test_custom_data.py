@@ -13,7 +13,7 @@ from detectron2.data import MetadataCatalog
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import PaperTrainer, evaluate_checkpoint, setup_cfg
 from frcnn_plugin.preflight import PlannedRun, stop_on_errors
 

@@ -11,7 +11,7 @@ import torch
 from detectron2.data import MetadataCatalog
 
 from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.predict import FasterRCNNPredictor
 from tests.four_step.four_step_recorder import Recorder

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.data import get_detection_dataset_dicts
 
-from frcnn_plugin.data.proposals.checks import check_proposals
+from frcnn_plugin.data.proposals.files import check_proposals
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.four_step import weights as stage_weights
 from frcnn_plugin.modeling.target_statistics import TargetStatistics

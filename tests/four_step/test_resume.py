@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 
 ROOT = Path(__file__).resolve().parents[2]
 

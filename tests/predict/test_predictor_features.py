@@ -114,7 +114,7 @@ def test_autocast_and_compiled_parts(predictor: FasterRCNNPredictor) -> None:
 
 
 def test_index_counts_proposals_that_are_not_finite(predictor: FasterRCNNPredictor) -> None:
-    """The host drops them and numbers the rest anew."""
+    """Detectron2 drops them and renumbers the rest."""
     heads = predictor.model.roi_heads
     maps = {"conv5": torch.rand(1, 8, 9, 12)}
     proposals = Instances((128, 192), proposal_boxes=Boxes(torch.tensor(BOXES)))

@@ -28,6 +28,14 @@ def stock_cfg(*opts: object) -> CfgNode:
     return cfg
 
 
+def saved(folder: Path, cfg: CfgNode) -> tuple[Path, str]:
+    """Weights of its model, and the config file that they need: nothing of Detectron2's has one."""
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, folder / "stock.pth")
+    (folder / "stock.yaml").write_text(cfg.dump())
+    return folder / "stock.pth", str(folder / "stock.yaml")
+
+
 ONE_LAYER = (
     *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
     *("MODEL.ROI_BOX_HEAD.NUM_FC", 1, "MODEL.ROI_BOX_HEAD.FC_DIM", 9),
@@ -42,13 +50,7 @@ ONE_LAYER = (
     ],
 )
 def test_stock_models(tmp_path: Path, opts: tuple, width: int) -> None:
-    """With a config file, as nothing of Detectron2's own carries one."""
-    cfg = stock_cfg(*opts)
-    torch.manual_seed(0)
-    path, config = tmp_path / "stock.pth", tmp_path / "stock.yaml"
-    torch.save({"model": build_model(cfg).state_dict()}, path)
-    config.write_text(cfg.dump())
-    predictor = FasterRCNNPredictor(path, str(config), score_threshold=0.0)
+    predictor = FasterRCNNPredictor(*saved(tmp_path, stock_cfg(*opts)), score_threshold=0.0)
     image = squares(60, 90)
     detected = predictor(image, features=True)
     assert_same(detected, predictor(image))
@@ -60,10 +62,7 @@ def test_stock_models(tmp_path: Path, opts: tuple, width: int) -> None:
 def test_heads_without_one_feature_vector(tmp_path: Path) -> None:
     agnostic = ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)
     cfg = stock_cfg("MODEL.ROI_HEADS.NAME", "CascadeROIHeads", *agnostic, *ONE_LAYER)
-    path, config = tmp_path / "cascade.pth", tmp_path / "cascade.yaml"
-    torch.save({"model": build_model(cfg).state_dict()}, path)
-    config.write_text(cfg.dump())
-    predictor = FasterRCNNPredictor(path, str(config))
+    predictor = FasterRCNNPredictor(*saved(tmp_path, cfg))
     predictor(squares(60, 90))
     with pytest.raises(UserError, match=r"CascadeROIHeads has not one feature vector per box: f"):
         predictor(squares(60, 90), features=True)
@@ -71,19 +70,13 @@ def test_heads_without_one_feature_vector(tmp_path: Path) -> None:
 
 def test_another_family(tmp_path: Path) -> None:
     cfg = stock_cfg(
-        *(
-            "MODEL.META_ARCHITECTURE",
-            "RetinaNet",
-            "MODEL.FPN.IN_FEATURES",
-            ["res3", "res4", "res5"],
-        ),
+        *("MODEL.META_ARCHITECTURE", "RetinaNet"),
+        *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
         *("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
         *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"], "MODEL.RETINANET.NUM_CONVS", 1),
         *("MODEL.FPN.OUT_CHANNELS", 8, "MODEL.RETINANET.NUM_CLASSES", 3),
         *("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64], [128], [256], [512]]),
     )
-    path, config = tmp_path / "retina.pth", tmp_path / "retina.yaml"
-    torch.save({"model": build_model(cfg).state_dict()}, path)
-    config.write_text(cfg.dump())
+    path, config = saved(tmp_path, cfg)
     with pytest.raises(UserError, match=r"RetinaNet has neither proposals nor ROI heads: a model"):
-        FasterRCNNPredictor(path, str(config))
+        FasterRCNNPredictor(path, config)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from frcnn_plugin import get_config_file
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine.setup import setup_cfg
 from frcnn_plugin.preflight import Finding, PlannedRun, preflight
 

@@ -12,7 +12,7 @@ import torch
 from detectron2.data import DatasetCatalog
 
 from frcnn_plugin.data import SHAPE_CLASSES
-from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.visualization import Canvas

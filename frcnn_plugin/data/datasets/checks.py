@@ -1,4 +1,4 @@
-"""Checks of the data sets before anything else starts, so that mistakes cost seconds."""
+"""Check the data sets before anything else starts, so that mistakes cost seconds."""
 
 import difflib
 import logging
@@ -9,10 +9,9 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from ...errors import UserError
-from .builtin import OFFICIAL_IMAGE_COUNTS
-from .class_names import is_background
+from .arguments import datasets_root, is_background
 from .coco import check_coco_file
-from .roots import datasets_root
+from .voc import OFFICIAL_IMAGE_COUNTS
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ def _check_known(name: str) -> None:
     if name in DatasetCatalog:
         return
     near = difflib.get_close_matches(name, DatasetCatalog.list(), n=5, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else "voc07_trainval is one that is"
+    hint = f"did you mean {', '.join(near)}?" if near else "voc07_trainval is, for example."
     raise UserError(
         f"data set '{name}' is not registered; {hint} Your own VOC-format set: DATASETS.REGISTER "
         f"in the config, or frcnn_plugin.data.register_voc in Python"
@@ -97,7 +96,7 @@ def _check_files(name: str, metadata: Metadata) -> None:
                 f"{name}: missing {path} ({root}). Expected layout: the JSON file at {json_file}, "
                 f"the images in {image_root}; for COCO that is $DETECTRON2_DATASETS/coco with "
                 f"annotations/instances_*.json and train2017/, val2017/ etc. beside it. "
-                f"No data at hand? `make demo` writes a small set by itself"
+                f"No data yet? `make demo` writes a small set"
             )
 
 
@@ -114,9 +113,8 @@ def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
         return
     if not dicts:
         raise UserError(
-            f"{name}: no images; its image set (or COCO file) lists none. For a VOC-format set "
-            f"write one image id per line into ImageSets/Main/<split>.txt, or name another set in "
-            f"DATASETS"
+            f"{name}: no images; its image set (or COCO file) lists none. Add them to it, or name "
+            f"another set in DATASETS"
         )
     expected = OFFICIAL_IMAGE_COUNTS.get(name)
     if expected is not None and expected != len(dicts):
@@ -137,10 +135,10 @@ def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
 
 def _check_class_count(name: str, classes: Sequence[str], num_classes: int | None) -> None:
     listed = ", ".join(classes[:_MANY]) + (", ..." if len(classes) > _MANY else "")
-    background = [class_name for class_name in classes if is_background(class_name)]
+    background = next(filter(is_background, classes), None)
     if background:
         raise UserError(
-            f"dataset '{name}' lists '{background[0]}' as a class ({listed}): background is not "
+            f"dataset '{name}' lists '{background}' as a class ({listed}): background is not "
             f"counted, remove it from thing_classes"
         )
     if num_classes is not None and num_classes != len(classes):
@@ -160,10 +158,8 @@ def check_same_classes(classes: dict[str, list[str]]) -> None:
     Raises:
         UserError: they do not; names the first class that differs.
     """
-    if not classes:
-        return
-    first, expected = next(iter(classes.items()))
     for name, found in classes.items():
+        first, expected = next(iter(classes.items()))
         if found == expected:
             continue
         if len(found) != len(expected):

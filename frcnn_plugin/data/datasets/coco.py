@@ -15,9 +15,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from ...errors import UserError
 from ...host import replace_metadata
-from .class_names import check_classes, is_background
-from .roots import resolve_root
-from .voc_image_set import examples, warn_once
+from .arguments import check_classes, examples, is_background, resolve_root, warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ def register_coco(
         evaluator: "coco" (COCO's metric) or "voc" (AP50 by the rules of VOC).
 
     Raises:
-        UserError: if ``name`` is taken, or ``classes`` is no list of distinct names.
+        UserError: if ``name`` is taken, or ``classes`` is not a list of distinct names.
     """
     paths = {"json_file": str(resolve_root(json_file)), "image_root": str(resolve_root(images))}
     more = {} if classes is None else {"thing_classes": list(check_classes(name, classes))}
@@ -69,16 +67,16 @@ def check_coco_file(
     classes: Sequence[str] | None = None,
     needs_area: bool = False,
 ) -> None:
-    """Check what Detectron2's loader and COCO's metric take for granted.
+    """Check what Detectron2's loader and COCO's metric take for granted, of files that exist.
 
     Odd boxes and unused categories are counted in a warning; Detectron2 clips boxes to the image
     and leaves empty ones out of training.
 
     Args:
         name: registered name, for messages.
-        json_file: the annotation file, which exists.
-        image_root: folder of the images, which exists.
-        classes: names that the categories must have, in the order of their ids; None: any.
+        json_file: see :func:`register_coco`.
+        image_root: see there.
+        classes: see there.
         needs_area: the set is evaluated by COCO's metric.
 
     Raises:
@@ -87,7 +85,7 @@ def check_coco_file(
     content = _read(json_file)
     categories = _check_categories(json_file, content["categories"], classes)
     images = _check_images(json_file, content["images"], image_root)
-    annotations = content.get("annotations", [])
+    annotations = content["annotations"]
     _check_annotations(name, json_file, annotations, images, categories, needs_area)
     used = {annotation["category_id"] for annotation in annotations}
     unused = [text for number, text in categories.items() if number not in used]
@@ -109,14 +107,30 @@ def _read(json_file: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{json_file}: not readable as JSON ({error})") from error
     lists = content if isinstance(content, dict) else {}
-    # A test set whose answers are not public has no annotations.
-    missing = [key for key in _LISTS[:2] if not isinstance(lists.get(key), list)]
-    if missing or not isinstance(lists.get("annotations", []), list):
+    lists.setdefault("annotations", [])  # a test set whose answers are not public has none
+    missing = [key for key in _LISTS if not isinstance(lists.get(key), list)]
+    if missing:
         raise UserError(
             f"{json_file}: not COCO's format for detection: it needs the lists "
-            f"{', '.join(_LISTS)}; missing {', '.join(missing or ['annotations'])}"
+            f"{', '.join(_LISTS)}; missing {', '.join(missing)}"
         )
     return lists
+
+
+def _check_keys(json_file: str, what: str, entry: Mapping[str, Any], *keys: str) -> None:
+    missing = [key for key in keys if key not in entry]
+    if missing:
+        raise UserError(f"{json_file}: {what} has no {', '.join(missing)}: {entry!r:.120}")
+
+
+def _check_distinct(json_file: str, entries: Sequence[Any], what: str, key: str = "id") -> None:
+    counts = Counter(entry[key] for entry in entries)
+    repeated = [str(value) for value, count in counts.items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"{json_file}: {what} {key} {examples(repeated)} occurs more than once; it must be "
+            f"unique"
+        )
 
 
 def _check_categories(
@@ -124,18 +138,11 @@ def _check_categories(
 ) -> dict[int, str]:
     """Return name by id."""
     for entry in categories:
-        if not isinstance(entry, Mapping) or not {"id", "name"} <= entry.keys():
-            raise UserError(f"{json_file}: a category needs an id and a name; got {entry!r}")
+        _check_keys(json_file, "a category", entry, "id", "name")
     if not categories:
         raise UserError(f"{json_file}: categories is empty: there are no classes to detect")
     for key in ("id", "name"):
-        counts = Counter(entry[key] for entry in categories)
-        repeated = [str(value) for value, count in counts.items() if count > 1]
-        if repeated:
-            raise UserError(
-                f"{json_file}: category {key} {examples(repeated)} occurs more than once; every "
-                f"class is listed once, with an id of its own"
-            )
+        _check_distinct(json_file, categories, "category", key)
     found = {entry["id"]: str(entry["name"]) for entry in categories}
     background = [number for number, text in found.items() if is_background(text)]
     if background:
@@ -159,13 +166,8 @@ def _check_images(
 ) -> dict[Any, tuple[float, float]]:
     """Return (width, height) by id."""
     for entry in images:
-        missing = [key for key in ("id", "file_name", "width", "height") if key not in entry]
-        if missing:
-            raise UserError(f"{json_file}: an image has no {', '.join(missing)}: {entry!r:.120}")
-    counts = Counter(entry["id"] for entry in images)
-    repeated = [str(value) for value, count in counts.items() if count > 1]
-    if repeated:
-        raise UserError(f"{json_file}: image id {examples(repeated)} occurs more than once")
+        _check_keys(json_file, "an image", entry, "id", "file_name", "width", "height")
+    _check_distinct(json_file, images, "image")
     names = [str(entry["file_name"]) for entry in images]
     absent = [text for text in names if not os.path.isfile(os.path.join(image_root, text))]
     if absent:
@@ -184,20 +186,15 @@ def _check_annotations(
     categories: Mapping[int, str],
     needs_area: bool,
 ) -> None:
-    needed = ("id", "image_id", "category_id", "bbox", *(["area"] if needs_area else []))
     empty, outside = [], []
     for entry in annotations:
-        missing = [key for key in needed if key not in entry]
-        if missing == ["area"]:
-            raise UserError(
-                f"{json_file}: annotation {entry['id']} has no area, which COCO's metric needs: "
-                f"add it (width x height of the box), or evaluate with `evaluator: voc`"
-            )
-        if missing:
-            raise UserError(
-                f"{json_file}: an annotation has no {', '.join(missing)}: {entry!r:.120}"
-            )
+        _check_keys(json_file, "an annotation", entry, "id", "image_id", "category_id", "bbox")
         where = f"{json_file}: annotation {entry['id']}"
+        if needs_area and "area" not in entry:
+            raise UserError(
+                f"{where} has no area, which COCO's metric needs: add it (width x height of the "
+                f"box), or evaluate with `evaluator: voc`"
+            )
         if entry["category_id"] not in categories:
             known = ", ".join(f"{number} {text}" for number, text in sorted(categories.items()))
             raise UserError(
@@ -213,21 +210,12 @@ def _check_annotations(
             )
         text = f"annotation {entry['id']} '{categories[entry['category_id']]}' {box}"
         width, height = images[entry["image_id"]]
+        beyond = max(-box[0], -box[1], box[0] + box[2] - width, box[1] + box[3] - height)
         if box[2] <= 0 or box[3] <= 0:
             empty.append(text)
-        elif (
-            min(box[:2]) < -_OVERHANG
-            or box[0] + box[2] > width + _OVERHANG
-            or box[1] + box[3] > height + _OVERHANG
-        ):
+        elif beyond > _OVERHANG:
             outside.append(f"{text} in an image of {width}x{height}")
-    counts = Counter(entry["id"] for entry in annotations)
-    repeated = [str(value) for value, count in counts.items() if count > 1]
-    if repeated:
-        raise UserError(
-            f"{json_file}: annotation id {examples(repeated)} occurs more than once; number the "
-            f"annotations through"
-        )
+    _check_distinct(json_file, annotations, "annotation")
     parts = []
     if empty:
         parts.append(f"{len(empty)} boxes without area, not trained on: {examples(empty)}")

@@ -8,8 +8,7 @@ from typing import Any
 
 from ...errors import UserError
 from .coco import register_coco
-from .voc import register_voc
-from .voc_xml_folder import register_xml_folder
+from .voc import register_voc, register_xml_folder
 
 EVALUATORS = ("voc", "coco")
 
@@ -28,6 +27,9 @@ _TYPES: dict[str, type] = {
     "train_fraction": float,
     "json": str,
 }
+
+# Keys of an entry whose name Python uses for something else.
+_ARGUMENTS = {"list": "image_list", "json": "json_file"}
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,12 @@ def register_from_config_entries(entries: Sequence[Any]) -> None:
         UserError: for an unknown or missing key, a value of the wrong type, a bad class list, or
             a name that is taken.
     """
+    example = _FORMS["root"].example
     if isinstance(entries, Mapping | str) or not isinstance(entries, Sequence):
-        example = _FORMS["root"].example
         raise UserError(f"DATASETS.REGISTER must be a list, such as [{example}]; got {entries!r}")
     for position, entry in enumerate(entries):
         where = f"DATASETS.REGISTER[{position}]"
         if not isinstance(entry, Mapping):
-            example = _FORMS["root"].example
             raise UserError(f"{where} must be a mapping such as {example}; got {entry!r}")
         form = _FORMS["json" if "json" in entry else "xml" if "xml" in entry else "root"]
         known = (*form.required, *form.optional)
@@ -97,12 +98,8 @@ def register_from_config_entries(entries: Sequence[Any]) -> None:
             if missing == ["classes"]:
                 hint = " (classes: auto takes the names that occur in the files)"
             raise UserError(f"{where}: missing {', '.join(missing)}{hint}; example: {form.example}")
-        arguments = {key: _checked(where, key, value) for key, value in entry.items()}
+        arguments = {str(key): _checked(where, key, entry[key]) for key in entry}
         form.register(**{_ARGUMENTS.get(key, key): value for key, value in arguments.items()})
-
-
-# Keys of an entry whose name Python uses for something else.
-_ARGUMENTS = {"list": "image_list", "json": "json_file"}
 
 
 def _checked(where: str, key: str, value: object) -> Any:

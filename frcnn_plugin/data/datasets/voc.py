@@ -3,9 +3,17 @@
     register_voc("my_train", root="/data/my", split="train", classes=["cat", "dog"])
 
 Nothing is read or looked for at import or registration: the folder is found when the set is loaded,
-so ``$DETECTRON2_DATASETS`` and the files may come later.
+so ``$DETECTRON2_DATASETS`` and the files may come later. Only class names that are to be taken from
+the files are looked up at once if the files exist.
+
+Detectron2 itself registers ``voc_2007_*`` and ``voc_2012_*``; those keep difficult objects in
+training. Ours are ``voc07_*`` and ``voc12_*``; 07+12 is the two listed together in
+``DATASETS.TRAIN``.
 """
 
+from __future__ import annotations
+
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -17,10 +25,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import UserError
 from ...host import replace_metadata
-from .class_names import check_classes, classes_in_folder
-from .roots import resolve_root, root_in_words
-from .voc_image_set import index_images, read_image_ids
-from .voc_instances import load_voc_files
+from .arguments import check_classes, resolve_root, root_in_words, warn_once
+from .voc_files import classes_in_folder, index_images, load_voc_files, read_image_ids, xml_files
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +38,21 @@ VOC_CLASSES: tuple[str, ...] = (
 )
 # fmt: on
 
+# Registered name -> number of images in PASCAL's image set, as the VOC site gives it.
+OFFICIAL_IMAGE_COUNTS: dict[str, int] = {
+    "voc07_train": 2501,
+    "voc07_val": 2510,
+    "voc07_trainval": 5011,
+    "voc07_test": 4952,
+    "voc12_train": 5717,
+    "voc12_val": 5823,
+    "voc12_trainval": 11540,
+}
+
 EVALUATOR_TYPE = "voc"  # metadata.evaluator_type of every set registered here
+
+# The image ids of a set, the folder of its XML files and that of its images.
+Files = tuple[list[str], Path, Path]
 
 _ARCHIVES = "VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012.tar"
 _LAYOUT = "a folder holding Annotations/, ImageSets/Main/ and JPEGImages/"
@@ -74,10 +94,7 @@ def load_voc_instances(
     """
     root = Path(dirname)
     return load_voc_files(
-        read_image_ids(root / "ImageSets" / "Main" / f"{split}.txt"),
-        root / "Annotations",
-        root / "JPEGImages",
-        index_images(root / "JPEGImages"),
+        *_files_in_layout(root, split),
         classes,
         use_difficult=use_difficult,
         strict=strict,
@@ -86,17 +103,19 @@ def load_voc_instances(
     )
 
 
+def _split_file(root: Path, split: str) -> Path:
+    return root / "ImageSets" / "Main" / f"{split}.txt"
+
+
+def _files_in_layout(root: Path, split: str) -> Files:
+    return read_image_ids(_split_file(root, split)), root / "Annotations", root / "JPEGImages"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """Where a registered set of VOC annotation files comes from; calling it loads the set.
 
-    Attributes:
-        name: the registered name.
-        classes: class names, background not counted; empty: those that occur in the files.
-        year: 2007 or 2012, etc.: decides the headline metric (11-point before 2010).
-        use_difficult: difficult objects take part in training.
-        strict: a bad box raises instead of being dropped.
-        evaluator: "voc" or "coco": whose metric.
+    The attributes are as for :func:`register_voc`; no ``classes``: those that occur in the files.
     """
 
     name: str
@@ -106,35 +125,34 @@ class Source:
     strict: bool = False
     evaluator: str = EVALUATOR_TYPE
 
-    def __call__(self) -> list[dict[str, Any]]:
-        """Load the set, in Detectron2's format.
-
-        Raises:
-            UserError: a folder or file is missing or unreadable; see ``load_voc_instances``.
-        """
-        raise NotImplementedError
-
     def annotation_folder(self) -> Path:
         """Return the folder of the XML files, which need not exist."""
+        raise NotImplementedError
+
+    def files(self) -> Files:
+        """Find the files of the set."""
         raise NotImplementedError
 
     def metadata(self) -> dict[str, Any]:
         """Return what the catalog is to know of the set."""
         return {"year": self.year, "evaluator_type": self.evaluator}
 
-    def options(self, annotations: Path) -> dict[str, Any]:
-        """Return the arguments of ``load_voc_files`` that all sources have in common."""
-        return {
-            "classes": self.class_names(annotations),
-            "use_difficult": self.use_difficult,
-            "strict": self.strict,
-            "numbered": self.evaluator == "coco",
-        }
+    def __call__(self) -> list[dict[str, Any]]:
+        """Load the set; see :func:`load_voc_instances`."""
+        ids, annotations, images = self.files()
+        return load_voc_files(
+            ids,
+            annotations,
+            images,
+            self.classes or self.look_up_classes(annotations),
+            use_difficult=self.use_difficult,
+            strict=self.strict,
+            title=self.name,
+            numbered=self.evaluator == "coco",
+        )
 
-    def class_names(self, annotations: Path) -> tuple[str, ...]:
-        """Return the class names; note those that are looked up in the metadata and the log."""
-        if self.classes:
-            return self.classes
+    def look_up_classes(self, annotations: Path) -> tuple[str, ...]:
+        """Collect the class names that occur; note them in the metadata and the log."""
         classes = classes_in_folder(annotations)
         # The files may change while a notebook is open.
         replace_metadata(self.name, thing_classes=list(classes))
@@ -144,7 +162,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class VOCSource(Source):
-    """A set in VOC's three folders. For the other fields see :class:`Source`.
+    """A set in VOC's three folders.
 
     Attributes:
         roots: folders to try in this order, relative ones under ``$DETECTRON2_DATASETS``.
@@ -156,83 +174,122 @@ class VOCSource(Source):
     split: str
     official: bool = False
 
-    def __call__(self) -> list[dict[str, Any]]:
-        """Load the set; see :class:`Source`."""
-        root = self.directory()
-        return load_voc_instances(
-            root, self.split, name=self.name, **self.options(root / "Annotations")
-        )
+    def candidates(self) -> list[Path]:
+        """List the folders that are tried, in order."""
+        return [resolve_root(root) for root in self.roots]
 
     def annotation_folder(self) -> Path:
         """Return the folder of the XML files, which need not exist."""
         folders = [candidate / "Annotations" for candidate in self.candidates()]
-        return next((folder for folder in folders if folder.is_dir()), folders[0])
+        return next(filter(Path.is_dir, folders), folders[0])
 
     def metadata(self) -> dict[str, Any]:
         """Return what the catalog is to know of the set."""
         return {"dirname": str(self.candidates()[0]), "split": self.split, **super().metadata()}
 
-    def candidates(self) -> list[Path]:
-        """List the folders that are tried, in order."""
-        return [resolve_root(root) for root in self.roots]
-
-    def directory(self) -> Path:
-        """Find the folder of the set and note it in the metadata as ``dirname``.
-
-        Returns:
-            The first candidate that has the split file.
+    def files(self) -> Files:
+        """Find the first candidate with the split file; note it in the metadata as ``dirname``.
 
         Raises:
-            UserError: if a folder or file is missing; names it, the accepted layouts, and where
-                the data come from.
+            UserError: a folder or file is missing; names it, the accepted layouts, and where the
+                data come from.
         """
         candidates = self.candidates()
-        for candidate in candidates:
-            if self._split_file(candidate).is_file():
+        for root in candidates:
+            if _split_file(root, self.split).is_file():
                 # Annotations may be missing: a test set whose answers are not public.
-                if not (candidate / "JPEGImages").is_dir():
-                    raise UserError(self._missing(candidate / "JPEGImages"))
+                if not (root / "JPEGImages").is_dir():
+                    raise self._missing(root / "JPEGImages")
                 # The folder may change with the environment.
-                replace_metadata(self.name, dirname=str(candidate))
-                return candidate
-        existing = [candidate for candidate in candidates if candidate.is_dir()]
-        if not existing:
-            raise UserError(self._missing(candidates[-1]))
-        for folder in ("ImageSets", "ImageSets/Main"):
-            if not (existing[0] / folder).is_dir():
-                raise UserError(self._missing(existing[0] / folder))
-        raise UserError(self._missing(self._split_file(existing[0])))
+                replace_metadata(self.name, dirname=str(root))
+                return _files_in_layout(root, self.split)
+        root = next(filter(Path.is_dir, candidates), candidates[-1])
+        for folder in (root, root / "ImageSets", root / "ImageSets" / "Main"):
+            if not folder.is_dir():
+                raise self._missing(folder)
+        raise self._missing(_split_file(root, self.split))
 
-    def _split_file(self, root: Path) -> Path:
-        return root / "ImageSets" / "Main" / f"{self.split}.txt"
-
-    def _missing(self, path: Path) -> str:
+    def _missing(self, path: Path) -> UserError:
         """Describe a missing ``path``: layouts that are accepted, and where the data come from."""
         lines = [f"{self.name}: missing {path}", f"DETECTRON2_DATASETS is {root_in_words()}"]
-        main = path.parent if path.parent.name == "Main" else None
-        if main is not None:
-            found = sorted(entry.stem for entry in main.glob("*.txt") if "_" not in entry.stem)
-            lines.append(f"Image sets that are there: {', '.join(found[:10]) or 'none'}")
+        if path.parent.name == "Main":
+            found = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
+            lines.append(f"Image sets found: {', '.join(found[:10]) or 'none'}")
         if self.official:
             year = f"VOC{self.year}"
             lines += [
                 f"Accepted layouts: $DETECTRON2_DATASETS/VOCdevkit/{year} and "
                 f"$DETECTRON2_DATASETS/{year}, {_LAYOUT}",
                 f"Extract the official archives {_ARCHIVES} all into one folder: they merge",
-                "Without them: `make demo` writes a small data set by itself and trains on it",
+                "Without them: `make demo` writes a small data set and trains on it",
             ]
         else:
             lines.append(
                 f"root must be {_LAYOUT}; a relative root is looked for under "
                 f"$DETECTRON2_DATASETS, one that starts with ./ or ../ under the current folder"
             )
-            lines += [
-                f"There is {Path(root).absolute()}: write ./{root} for it"
-                for root in self.roots
-                if not path.exists() and not root.startswith("~") and Path(root).is_dir()
-                and resolve_root(root) != Path(root)
-            ]  # fmt: skip
-        return "\n  ".join(lines)
+        return UserError("\n  ".join(lines))
+
+
+@dataclass(frozen=True, kw_only=True)
+class XMLFolderSource(Source):
+    """A folder of XML files that is not laid out as VOC's; see :func:`register_xml_folder`.
+
+    XML files and images may lie in one folder or in two, in sub-folders or not. Which of them
+    belong to the set is said by a list, by a share of all, or not at all.
+    """
+
+    xml: str
+    images: str
+    image_list: str = ""
+    split: str = ""
+    train_fraction: float | None = None
+
+    def annotation_folder(self) -> Path:
+        """Return the folder of the XML files, which need not exist."""
+        return resolve_root(self.xml)
+
+    def files(self) -> Files:
+        """Find the files of the set; warn of images without XML file."""
+        annotations, images = resolve_root(self.xml), resolve_root(self.images)
+        for key, folder in (("xml", annotations), ("images", images)):
+            if not folder.is_dir():
+                raise UserError(
+                    f"{self.name}: `{key}` names {folder}, which is not a folder. A relative path "
+                    f"is looked for under $DETECTRON2_DATASETS ({root_in_words()}), one that "
+                    f"starts with ./ or ../ under the current folder"
+                )
+        if self.image_list:
+            return read_image_ids(resolve_root(self.image_list)), annotations, images
+        ids = [
+            file.relative_to(annotations).with_suffix("").as_posix()
+            for file in xml_files(annotations)
+        ]
+        if not ids:
+            raise UserError(f"{self.name}: there are no .xml files in {annotations}")
+        lacking = index_images(images).keys() - set(ids)
+        if lacking:
+            warn_once(
+                f"{self.name}: {len(lacking)} images in {images} have no XML file in "
+                f"{annotations} and are left out; for an image without objects write an XML "
+                f"without <object>"
+            )
+        if self.train_fraction is None:
+            return ids, annotations, images
+        train = choose(ids, self.train_fraction)
+        chosen = [i for i in ids if (i in train) == (self.split == "train")]
+        if not chosen or len(chosen) == len(ids):
+            raise UserError(
+                f"{self.name}: train_fraction {self.train_fraction} of {len(ids)} XML files leaves "
+                f"one side empty; choose another, or give lists"
+            )
+        return chosen, annotations, images
+
+
+def choose(ids: Sequence[str], fraction: float) -> set[str]:
+    """Choose a fixed share of ``ids``: those whose SHA-256 comes first, rounded to whole ones."""
+    ordered = sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode()).hexdigest())
+    return set(ordered[: round(fraction * len(ids))])
 
 
 def register_voc(
@@ -240,15 +297,14 @@ def register_voc(
     root: str | os.PathLike[str],
     split: str,
     classes: Sequence[str] | None = VOC_CLASSES,
-    year: int | None = None,
+    year: int = 2007,
     use_difficult: bool = False,
     strict: bool = False,
     evaluator: str = EVALUATOR_TYPE,
 ) -> None:
-    """Register a VOC-format data set under ``name``.
+    """Register a VOC-format data set under ``name``; registering the same again does nothing.
 
-    Registering the same again changes nothing. Sets the metadata ``thing_classes``, ``dirname``,
-    ``split``, ``year`` and ``evaluator_type`` ("voc").
+    Sets the metadata ``thing_classes``, ``dirname``, ``split``, ``year`` and ``evaluator_type``.
 
     Args:
         name: the name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
@@ -259,7 +315,7 @@ def register_voc(
         classes: class names; background is not counted. None: those that occur in any file of
             ``Annotations``, sorted.
         year: from 2010 on the evaluator's headline is the area under the curve, before it the
-            11-point mean; None means 2007.
+            11-point mean.
         use_difficult: let difficult objects take part in training. Evaluation ignores them anyway.
         strict: raise on a bad box instead of dropping it with a warning.
         evaluator: "voc", or "coco" for COCO's metric.
@@ -267,13 +323,13 @@ def register_voc(
     Raises:
         UserError: if ``name`` is taken, or ``classes`` is not a list of distinct names.
     """
-    register_source(
+    _register(
         VOCSource(
             name=name,
             roots=(os.fspath(root),),
             split=split,
-            classes=() if classes is None else check_classes(name, classes),
-            year=2007 if year is None else year,
+            classes=check_classes(name, classes),
+            year=year,
             use_difficult=use_difficult,
             strict=strict,
             evaluator=evaluator,
@@ -281,12 +337,83 @@ def register_voc(
     )
 
 
-def register_source(source: Source) -> None:
-    """Register ``source`` under its own name; a no-op if it already is.
+def register_xml_folder(
+    name: str,
+    xml: str | os.PathLike[str],
+    classes: Sequence[str] | None,
+    images: str | os.PathLike[str] | None = None,
+    image_list: str = "",
+    split: str = "",
+    train_fraction: float | None = None,
+    **options: Any,
+) -> None:
+    """Register a folder of VOC XML files under ``name``; registering the same again does nothing.
+
+    Args:
+        name: the name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        xml: folder of the XML files; sub-folders are searched, too. A relative path is treated as
+            by :func:`register_voc`.
+        classes: class names without background; None: those that occur in any XML file of the
+            folder, sorted.
+        images: folder of the images, named as the XML files or as their ``<filename>`` says, with
+            any suffix of ``IMAGE_SUFFIXES``; None: the same folder.
+        image_list: text file that lists the images of the set, one per line, with or without
+            suffix; "": all XML files.
+        split: with ``train_fraction``, "train" or "test": which side this set is.
+        train_fraction: share of the XML files, in (0, 1), that is for training. Chosen by a hash
+            of the names, so that it does not depend on order, machine or run.
+        **options: ``year``, ``use_difficult``, ``strict``, ``evaluator``, as for
+            :func:`register_voc`.
 
     Raises:
-        UserError: if the name belongs to something else.
+        UserError: if ``name`` is taken, ``classes`` is not a list of distinct names, or the set is
+            not clearly described.
     """
+    where = f"data set '{name}'"
+    if (train_fraction is None) != (split == ""):
+        raise UserError(
+            f"{where}: split and train_fraction come together, as in train_fraction: 0.8, split: "
+            f"train (and the same with split: test for the other set)"
+        )
+    if split not in ("", "train", "test"):
+        raise UserError(f"{where}: split must be train or test; got {split!r}")
+    if train_fraction is not None and not 0 < train_fraction < 1:
+        raise UserError(f"{where}: train_fraction must be between 0 and 1; got {train_fraction}")
+    if train_fraction is not None and image_list:
+        raise UserError(f"{where}: give either a list or a train_fraction, not both")
+    _register(
+        XMLFolderSource(
+            name=name,
+            xml=os.fspath(xml),
+            images=os.fspath(xml if images is None else images),
+            classes=check_classes(name, classes),
+            image_list=image_list,
+            split=split,
+            train_fraction=train_fraction,
+            **options,
+        )
+    )
+
+
+def register_builtin() -> None:
+    """Register PASCAL VOC 2007 and 2012; a second call changes nothing."""
+    for name in OFFICIAL_IMAGE_COUNTS:
+        short_year, split = name.removeprefix("voc").split("_")
+        year = 2000 + int(short_year)
+        _register(
+            VOCSource(
+                name=name,
+                roots=(f"VOCdevkit/VOC{year}", f"VOC{year}"),
+                split=split,
+                classes=VOC_CLASSES,
+                year=year,
+                official=True,
+            )
+        )
+
+
+def _register(source: Source) -> None:
+    """Register ``source`` under its own name, unless it is; raise if that is taken."""
     if source.name in DatasetCatalog:
         existing: Any = DatasetCatalog[source.name]
         # Compared by value: the class object changes when the module is imported a second time.
@@ -302,4 +429,4 @@ def register_source(source: Source) -> None:
     if source.classes:
         metadata.set(thing_classes=list(source.classes))
     elif source.annotation_folder().is_dir():  # else when the set is loaded
-        source.class_names(source.annotation_folder())
+        source.look_up_classes(source.annotation_folder())

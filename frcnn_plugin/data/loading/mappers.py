@@ -6,14 +6,96 @@ Detectron2's mapper opens files by its own function. It gives the pixels that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import cv2
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
+from fvcore.transforms.transform import NoOpTransform, Transform
 
-from .resize import with_resize
+from ...errors import UserError
+
+RESIZERS = ("pillow", "opencv")
+
+
+class FloatResizeTransform(T.ResizeTransform):
+    """Scale as py-faster-rcnn does: OpenCV's bilinear interpolation of float pixels, by one factor.
+
+    There is no antialiasing, and pixels are not rounded. The originals subtract the mean first. As
+    interpolation weights sum to 1, subtracting it afterwards, as the model does, is the same.
+    Coordinates go by the ratios of the sides, as in Detectron2.
+    """
+
+    def __init__(self, height: int, width: int, factor: float) -> None:
+        """Set the size of the image and the factor; OpenCV rounds sizes half to even."""
+        super().__init__(height, width, int(np.rint(height * factor)), int(np.rint(width * factor)))
+        self.factor = factor
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resize an image.
+
+        Args:
+            img: (H, W) or (H, W, C).
+            interp: a Pillow method, which Detectron2 asks for with segmentations: resized by it.
+
+        Returns:
+            float32 if ``interp`` is None.
+        """
+        if interp is not None:
+            return super().apply_image(img, interp)
+        pixels = np.ascontiguousarray(img, dtype=np.float32)
+        # Given the factor and no size, OpenCV samples at (x + 0.5) / factor - 0.5.
+        resized = cv2.resize(
+            pixels, None, fx=self.factor, fy=self.factor, interpolation=cv2.INTER_LINEAR
+        )
+        return resized.reshape(self.new_h, self.new_w, *img.shape[2:])
+
+
+class FloatResizeShortestEdge(T.ResizeShortestEdge):
+    """Choose a size as Detectron2 does, and resize by :class:`FloatResizeTransform`.
+
+    The longer side is limited if it would be too long *after* rounding, as in py-faster-rcnn.
+    """
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Choose a size for an image (H, W) or (H, W, C)."""
+        height, width = image.shape[:2]
+        if self.is_range:
+            low, high = self.short_edge_length
+            size = np.random.randint(low, high + 1)
+        else:
+            size = np.random.choice(self.short_edge_length)
+        if size == 0:
+            return NoOpTransform()
+        factor = size / min(height, width)
+        if np.rint(factor * max(height, width)) > self.max_size:
+            factor = self.max_size / max(height, width)
+        return FloatResizeTransform(height, width, float(factor))
+
+
+def with_resize(cfg: CfgNode, augmentations: Sequence[Any]) -> list[Any]:
+    """Replace the resize in Detectron2's ``augmentations`` by that of ``INPUT.RESIZE``.
+
+    "pillow" is Detectron2's antialiased one, "opencv" py-faster-rcnn's.
+
+    Raises:
+        UserError: unknown ``INPUT.RESIZE``.
+    """
+    if cfg.INPUT.RESIZE not in RESIZERS:
+        raise UserError(f"INPUT.RESIZE is '{cfg.INPUT.RESIZE}': use one of {', '.join(RESIZERS)}")
+    if cfg.INPUT.RESIZE == "pillow":
+        return list(augmentations)
+    return [
+        FloatResizeShortestEdge(
+            a.short_edge_length, a.max_size, "range" if a.is_range else "choice"
+        )
+        if type(a) is T.ResizeShortestEdge
+        else a
+        for a in augmentations
+    ]
 
 
 def build_mapper(cfg: CfgNode, *, is_train: bool) -> DatasetMapper:
@@ -27,7 +109,6 @@ class MirroringMapper:
     """Detectron2's mapper, which flips exactly the entries marked ``"mirrored"``."""
 
     def __init__(self, cfg: CfgNode, *, is_train: bool) -> None:
-        """Make both mappers from ``INPUT``, without its random flip."""
         cfg = cfg.clone()
         cfg.defrost()
         cfg.INPUT.RANDOM_FLIP = "none"

@@ -7,8 +7,6 @@ the logit, because Detectron2 sorts by the logits when it loads them and would s
 import importlib
 import logging
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UserError
-from .checks import describe_missing, validate_proposals
-from .files import Proposals, save_proposals
+from .files import Proposals, describe_missing, save_proposals, validate_proposals
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +78,6 @@ def convert_selective_search_mat(
         if image_id in wanted:
             rows = _as_rows(cell, (4,), f"{mat_path}, image {image_id}")
             entries[image_id] = _from_selective_search(rows)
-    _note_unused(len(ids) - len(entries), mat_path, dataset_name)
     return _write(entries, ids, dataset_dicts, out, dataset_name, mat_path)
 
 
@@ -97,41 +93,22 @@ def convert_npz(
     in pixels of the original image, best first; or (N, 5) with a score, higher is better, by which
     it is sorted (equal scores keep their order). No box is dropped.
 
-    Args:
-        npz_path: the file.
-        dataset_dicts: the data set. Images that only the file has are left out.
-        out: proposal file to write.
-        dataset_name: name of the data set, for messages.
-
-    Returns:
-        What was written.
-
-    Raises:
-        UserError: for a missing, damaged or foreign file, or one that does not fit the data set.
-            Nothing is written then.
+    The other arguments, the result and the errors are those of
+    :func:`convert_selective_search_mat`.
     """
     if not Path(npz_path).is_file():
         raise UserError(f"there is no file {npz_path}")
     wanted = {str(item["image_id"]) for item in dataset_dicts}
     try:
-        content = np.load(npz_path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            raise UserError(
-                f"{npz_path} holds one array; an .npz with one array per image is needed, written "
-                f"by np.savez(path, **{{image_id: boxes, ...}})"
-            )
-        with content:
+        with np.load(npz_path, allow_pickle=False) as content:
             ids = list(content.files)
             arrays = {image_id: content[image_id] for image_id in ids if image_id in wanted}
-    except UserError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{npz_path} is damaged, or no .npz file: {error}") from error
+    except Exception as error:  # numpy raises whatever a damaged file happens to say
+        raise UserError(f"{npz_path} is damaged, or not an .npz file: {error}") from error
     entries = {
         image_id: _best_first(array, f"{npz_path}, image {image_id}")
         for image_id, array in arrays.items()
     }
-    _note_unused(len(ids) - len(entries), npz_path, dataset_name)
     return _write(entries, ids, dataset_dicts, out, dataset_name, npz_path)
 
 
@@ -154,14 +131,16 @@ def _load_mat(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             f"{path} is in MATLAB's 7.3 format; save it again in MATLAB with save(..., '-v7')"
         ) from error
     except Exception as error:  # scipy raises whatever a damaged file happens to say
-        raise UserError(f"{path} is damaged, or no MATLAB file: {error}") from error
+        raise UserError(f"{path} is damaged, or not a MATLAB file: {error}") from error
 
 
 def _cell_text(cell: Any) -> str:
     """Return the text in a cell, which scipy wraps in one array or two."""
     while isinstance(cell, np.ndarray):
         if cell.size != 1:
-            raise UserError(f"'images' of a selective search file holds {cell.tolist()!r}, no id")
+            raise UserError(
+                f"'images' of a selective search file holds {cell.tolist()!r}, not an id"
+            )
         cell = cell.item()
     return str(cell)
 
@@ -172,7 +151,7 @@ def _as_rows(value: Any, widths: tuple[int, ...], where: str) -> FloatArray:
         # Before any arithmetic: the originals store 16-bit unsigned numbers.
         rows = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: no array of numbers ({error})") from error
+        raise UserError(f"{where}: not an array of numbers ({error})") from error
     if rows.size == 0:
         return np.zeros((0, widths[0]))
     if rows.ndim != 2 or rows.shape[1] not in widths:
@@ -182,7 +161,7 @@ def _as_rows(value: Any, widths: tuple[int, ...], where: str) -> FloatArray:
 
 
 def _from_selective_search(rows: FloatArray) -> FloatArray:
-    """Turn (M, 4) y1, x1, y2, x2, 1-based and inclusive, into (N, 4) XYXY; drop as said above."""
+    """Turn (M, 4) y1, x1, y2, x2, 1-based and inclusive, into (N, 4) XYXY, without bad boxes."""
     boxes = rows[:, [1, 0, 3, 2]] - 1
     _, first = np.unique(boxes, axis=0, return_index=True)
     boxes = boxes[np.sort(first)]
@@ -201,11 +180,6 @@ def _best_first(value: Any, where: str) -> FloatArray:
     return rows[:, :4]
 
 
-def _note_unused(count: int, path: str | os.PathLike[str], dataset_name: str) -> None:
-    if count:
-        logger.info("%s: %d images are not in %s and left out", path, count, dataset_name)
-
-
 def _write(
     entries: Mapping[str, FloatArray],
     covered: Sequence[str],
@@ -214,7 +188,12 @@ def _write(
     dataset_name: str,
     source: str | os.PathLike[str],
 ) -> Proposals:
-    """Check and write boxes that are sorted, best first."""
+    """Check and write boxes that are sorted, best first; ``covered``: ids in the source."""
+    if len(covered) > len(entries):
+        logger.info(
+            "%s: %d images are not in %s and left out",
+            source, len(covered) - len(entries), dataset_name,
+        )  # fmt: skip
     ids = [str(item["image_id"]) for item in dataset_dicts]
     missing = describe_missing(covered, ids, dataset_name)
     if missing:
@@ -226,6 +205,4 @@ def _write(
     )
     validate_proposals(proposals, dataset_dicts, dataset_name, str(source))
     save_proposals(out, proposals.ids, proposals.boxes, proposals.logits)
-    counts = [len(boxes) for boxes in proposals.boxes]
-    logger.info("%s: %d images, %.1f proposals per image", out, len(ids), np.mean(counts))
     return proposals

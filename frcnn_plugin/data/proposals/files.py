@@ -1,4 +1,4 @@
-"""Proposal files: Detectron2's pickle format, written whole, read without executing anything.
+"""Proposal files: Detectron2's format, written whole, read without executing anything, checked.
 
 A file holds ``{"ids": [str], "boxes": [(N, 4) float32], "objectness_logits": [(N,) float32],
 "bbox_mode": 0}``, one entry per image of one data set. Boxes are continuous XYXY in pixels of the
@@ -8,10 +8,12 @@ set.
 Detectron2 sorts by the logits when it loads a file and does not keep the order of equal ones.
 """
 
+import logging
 import os
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,12 @@ from detectron2.utils.file_io import PathManager
 
 from ...atomic_files import replacing
 from ...errors import UserError
+from ..datasets.voc import OFFICIAL_IMAGE_COUNTS
+
+logger = logging.getLogger(__name__)
 
 MAKE_PROPOSALS = "make one with `frcnn proposals dump` or `frcnn proposals convert`"
+_BORDER = 1.0  # pixels that a box may stick out: py-faster-rcnn's decoding grows boxes by one
 _OLD_KEYS = {"indexes": "ids", "scores": "objectness_logits"}  # of Detectron; Detectron2 reads both
 _PLAIN_TYPE = re.compile(r"[|<>=]?([biufSU]\d+|\?)")  # numbers, bytes and text of a fixed size
 
@@ -44,16 +50,10 @@ class Proposals:
     logits: list[npt.NDArray[np.float32]]
 
     def reordered(self, ids: Sequence[str]) -> "Proposals":
-        """Return the entries of ``ids``, in that order.
-
-        Args:
-            ids: image ids, all of which must be here.
-        """
+        """Return the entries of ``ids``, which must all be here, in that order."""
         index_of = {image_id: index for index, image_id in enumerate(self.ids)}
         order = [index_of[image_id] for image_id in ids]
-        return Proposals(
-            list(ids), [self.boxes[index] for index in order], [self.logits[i] for i in order]
-        )
+        return Proposals(list(ids), [self.boxes[i] for i in order], [self.logits[i] for i in order])
 
 
 def save_proposals(
@@ -113,15 +113,14 @@ def load_proposals(path: str | os.PathLike[str]) -> Proposals:
         raise UserError(f"there is no proposal file {path}; {MAKE_PROPOSALS}")
     try:
         with local.open("rb") as file:
-            content = _in_plain(_Unpickler(file, encoding="latin1").load())
+            return _parse(_in_plain(_Unpickler(file, encoding="latin1").load()))
     except OSError as error:
         raise UserError(f"cannot read proposal file {path}: {error}") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
         raise UserError(
-            f"{path} is damaged, or no proposal file ({str(error) or type(error).__name__}); "
+            f"{path} is damaged, or not a proposal file ({str(error) or type(error).__name__}); "
             f"{MAKE_PROPOSALS}"
         ) from error
-    return _parse(content, path)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -202,43 +201,32 @@ def _in_plain(value: Any) -> Any:
     return value
 
 
-def _parse(content: Any, path: str | os.PathLike[str]) -> Proposals:
-    """Turn what the file holds into entries of the right types."""
+def _parse(content: Any) -> Proposals:
+    """Turn what a file holds into entries of the right types; ValueError says what is wrong."""
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, no proposals; {MAKE_PROPOSALS}")
+        raise ValueError(f"it holds a {type(content).__name__}")
     content = {_OLD_KEYS.get(key, key): value for key, value in content.items()}
     keys = ("ids", "boxes", "objectness_logits")
     missing = [key for key in keys if key not in content]
     if missing:
         found = ", ".join(str(key) for key in list(content)[:5]) or "nothing"
-        raise UserError(
-            f"{path} is no proposal file: it has no {', '.join(missing)} (but {found}); "
-            f"{MAKE_PROPOSALS}"
-        )
-    try:
-        counts = [len(content[key]) for key in keys]
-        mode = BoxMode(content.get("bbox_mode", BoxMode.XYXY_ABS))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is no proposal file: {error}; {MAKE_PROPOSALS}") from error
-    if len(set(counts)) > 1:
-        raise UserError(
-            f"{path} is inconsistent: {counts[0]} ids, {counts[1]} arrays of boxes and "
-            f"{counts[2]} of logits; {MAKE_PROPOSALS}"
-        )
+        raise ValueError(f"it has no {', '.join(missing)} (but {found})")
+    ids, boxes, logits = (content[key] for key in keys)
+    if not len(ids) == len(boxes) == len(logits):
+        raise ValueError(f"{len(ids)} ids, {len(boxes)} arrays of boxes, {len(logits)} of logits")
+    mode = BoxMode(content.get("bbox_mode", BoxMode.XYXY_ABS))
     if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
-        raise UserError(
-            f"{path}: boxes are in mode {mode.name}; XYXY_ABS is needed; {MAKE_PROPOSALS}"
-        )
-    result = Proposals([str(image_id) for image_id in content["ids"]], [], [])
-    for image_id, boxes, logits in zip(*(content[key] for key in keys), strict=True):
+        raise ValueError(f"boxes are in mode {mode.name}; XYXY_ABS is needed")
+    result = Proposals([str(image_id) for image_id in ids], [], [])
+    for image_id, *pair in zip(ids, boxes, logits, strict=True):
         try:
-            pair = _as_arrays(boxes, logits)
+            box_array, logit_array = _as_arrays(*pair)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{path}, image {image_id}: {error}; {MAKE_PROPOSALS}") from error
+            raise ValueError(f"image {image_id}: {error}") from error
         if mode == BoxMode.XYWH_ABS:
-            pair[0][:, 2:] += pair[0][:, :2]
-        result.boxes.append(pair[0])
-        result.logits.append(pair[1])
+            box_array[:, 2:] += box_array[:, :2]
+        result.boxes.append(box_array)
+        result.logits.append(logit_array)
     return result
 
 
@@ -264,3 +252,134 @@ def _copy(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
     target = np.empty(source.shape, dtype=np.float32)
     target[...] = source
     return target
+
+
+# ---- Whether proposals fit their data set -------------------------------------------------------
+
+
+def check_proposals(
+    path: str | os.PathLike[str], dataset_dicts: Sequence[Mapping[str, Any]], dataset_name: str
+) -> Proposals:
+    """Read a proposal file and check that it is one of this data set.
+
+    Args:
+        path: the file.
+        dataset_dicts: the whole data set, in Detectron2's format.
+        dataset_name: its name, for messages.
+
+    Returns:
+        The entries, in the order of the data set.
+
+    Raises:
+        UserError: if the file cannot be read, or as ``validate_proposals``.
+    """
+    proposals = load_proposals(path)
+    validate_proposals(proposals, dataset_dicts, dataset_name, f"proposal file {path}")
+    ordered = proposals.reordered([str(item["image_id"]) for item in dataset_dicts])
+    counts = [len(logits) for logits in ordered.logits] or [0]
+    logger.info(
+        "%s: %d images of %s, %.1f proposals per image (%d to %d)",
+        path, len(ordered.ids), dataset_name, np.mean(counts), min(counts), max(counts),
+    )  # fmt: skip
+    return ordered
+
+
+def validate_proposals(
+    proposals: Proposals,
+    dataset_dicts: Sequence[Mapping[str, Any]],
+    dataset_name: str,
+    source: str,
+) -> None:
+    """Check that every image of the data set has an entry with possible boxes, and no other.
+
+    Args:
+        proposals: the entries.
+        dataset_dicts: the whole data set; images without ``width`` and ``height`` are not compared
+            with their boxes.
+        dataset_name: its name, for messages.
+        source: what the entries come from, as messages begin.
+
+    Raises:
+        UserError: for a missing, extra or repeated image; a box that is not finite, has no area
+            or lies more than a pixel outside its image; a logit that is not finite.
+    """
+    ids = [str(item["image_id"]) for item in dataset_dicts]
+    _check_ids(proposals.ids, ids, dataset_name, source)
+    if ids and not any(len(logits) for logits in proposals.logits):
+        raise UserError(f"{source} has no box in any of its {len(ids)} images; {MAKE_PROPOSALS}")
+    size_of = {
+        str(item["image_id"]): (float(item["width"]), float(item["height"]))
+        for item in dataset_dicts
+        if "width" in item and "height" in item
+    }
+    for image_id, boxes, logits in zip(
+        proposals.ids, proposals.boxes, proposals.logits, strict=True
+    ):
+        problem = _find_problem(boxes, logits, size_of.get(image_id, (np.inf, np.inf)))
+        if problem:
+            raise UserError(f"{source}, image {image_id} of {dataset_name}: {problem}")
+
+
+def describe_missing(
+    found: Collection[str], wanted: Sequence[str], dataset_name: str
+) -> str | None:
+    """Say, after a file's name, which ``wanted`` image ids have no entry; None if all have."""
+    covered = set(found)
+    missing = [image_id for image_id in wanted if image_id not in covered]
+    if not missing:
+        return None
+    # The number of images gives away PASCAL's own sets.
+    guess = [
+        name
+        for name, count in OFFICIAL_IMAGE_COUNTS.items()
+        if count == len(covered) and name != dataset_name
+    ]
+    hint = f"; was it made for {guess[0]}?" if guess else ""
+    return (
+        f"has no entry for image {missing[0]} of {dataset_name} (it covers {len(covered)} images, "
+        f"{len(wanted) - len(missing)} of them of this data set{hint})"
+    )
+
+
+def _check_ids(found: list[str], wanted: list[str], dataset_name: str, source: str) -> None:
+    missing = describe_missing(found, wanted, dataset_name)
+    if missing:
+        raise UserError(f"{source} {missing}")
+    known = set(wanted)
+    extra = [image_id for image_id in found if image_id not in known]
+    if extra:
+        raise UserError(
+            f"{source} has entries for {len(extra)} images that are not in {dataset_name} (first: "
+            f"{extra[0]}); each data set needs its own file"
+        )
+    if len(found) > len(known):
+        twice = Counter(found).most_common(1)[0][0]
+        raise UserError(f"{source} has more than one entry for image {twice}; {MAKE_PROPOSALS}")
+
+
+def _find_problem(
+    boxes: npt.NDArray[np.float32], logits: npt.NDArray[np.float32], size: tuple[float, float]
+) -> str | None:
+    """Say what is wrong with the boxes of one image of ``size`` (width, height)."""
+    if len(boxes) == 0:
+        return None
+    infinite = {"box": ~np.isfinite(boxes).all(axis=1), "logit": ~np.isfinite(logits)}
+    for name, bad in infinite.items():
+        if bad.any():
+            return f"{name} {bad.argmax()} is not finite; the weights diverged, or {MAKE_PROPOSALS}"
+    flat = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+    if flat.any():
+        index = int(flat.argmax())
+        return (
+            f"box {index} {boxes[index].tolist()} has no area; boxes are x1, y1, x2, y2 with "
+            f"x2 > x1 and y2 > y1"
+        )
+    beyond = np.maximum(-boxes[:, :2], boxes[:, 2:] - np.array(size)).max(axis=1)
+    if beyond.max() > _BORDER:
+        index = int(beyond.argmax())
+        return (
+            f"box {index} {boxes[index].tolist()} lies {beyond[index]:.1f} px outside the image "
+            f"of {size[0]:.0f} x {size[1]:.0f}; boxes must be in pixels of the original image, "
+            f"not of the resized one, in the order x1, y1, x2, y2"
+        )
+    return None

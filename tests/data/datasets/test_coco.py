@@ -65,18 +65,14 @@ def test_a_sound_file(register, content, caplog):
     assert [a["category_id"] for a in dicts[0]["annotations"]] == [0, 1]
 
 
-def test_class_count(register, content):
-    register(content)
+def test_class_count_and_expected_classes(register, content):
+    register(content, classes=["cat", "dog"])
+    assert MetadataCatalog.get("mine").thing_classes == ["cat", "dog"]
+    check_datasets(["mine"], 2)
     assert problem(20) == (
         "NUM_CLASSES is 20 but dataset 'mine' has 2 classes (cat, dog). Type: "
         "MODEL.ROI_HEADS.NUM_CLASSES 2 (background is not counted)"
     )
-
-
-def test_expected_classes(register, content):
-    register(content, classes=["cat", "dog"])
-    assert MetadataCatalog.get("mine").thing_classes == ["cat", "dog"]
-    check_datasets(["mine"], 2)
 
 
 def test_other_classes_than_expected(register, content):
@@ -146,12 +142,12 @@ def edit(path, value):
         ),
         (edit(["annotations"], {}), "not COCO's format for detection: .*missing annotations"),
         (edit(["categories"], []), "categories is empty"),
-        (edit(["categories", 0, "name"], None), "a category needs an id and a name; got {'id': 8}"),
+        (edit(["categories", 0, "name"], None), "a category has no name: {'id': 8}"),
         (edit(["categories", 0, "name"], "cat"), "category name cat occurs more than once"),
         (edit(["categories", 0, "id"], 3), "category id 3 occurs more than once"),
         (edit(["images", 1, "id"], 1), "image id 1 occurs more than once"),
         (edit(["images", 1, "width"], None), "an image has no width: {'id': 2, 'file_name'"),
-        (edit(["annotations", 1, "id"], 1), "annotation id 1 occurs more than once; number"),
+        (edit(["annotations", 1, "id"], 1), "annotation id 1 occurs more than once; it must"),
         (edit(["annotations", 0, "bbox"], None), "an annotation has no bbox: {'id': 1"),
         (
             edit(["annotations", 0, "category_id"], 4),

@@ -5,6 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 WIDTH, HEIGHT = 100, 80
+SIZE = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
 
 
 def write_image(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
@@ -30,7 +31,7 @@ def add_image(
     root: Path,
     image_id: str,
     *objects: str,
-    size: str = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>",
+    size: str = SIZE,
     suffix: str = ".jpg",
     split: str = "train",
     filename: str = "",

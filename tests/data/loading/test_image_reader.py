@@ -13,7 +13,7 @@ from PIL import Image
 from frcnn_plugin.data import register_voc, register_xml_folder
 from frcnn_plugin.data.loading.image_reader import IMAGE_SUFFIXES, read_bgr, read_image_size
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.predict.image_files import find_images
+from frcnn_plugin.predict.inputs import find_images
 
 from ..datasets.voc_folder import add_image, obj
 
@@ -99,7 +99,7 @@ def test_unreadable(tmp_path: Path) -> None:
 def test_every_suffix_is_found_everywhere(
     suffix: str, tmp_path: Path, restore_catalogs: None
 ) -> None:
-    """Once each part of the package had a list of its own."""
+    """Each part of the package once had its own list."""
     add_image(tmp_path, "a", obj("cat"), suffix=suffix.upper())
     image = tmp_path / "JPEGImages" / f"a{suffix.upper()}"
     register_voc("by_layout", tmp_path, "train", ["cat"])

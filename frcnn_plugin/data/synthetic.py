@@ -1,22 +1,47 @@
-"""Pictures of circles, squares and triangles with exact boxes: one image of the synthetic set.
+"""A small VOC-format data set that is written, not downloaded.
 
-Everything is a function of a numpy Generator. Shapes are drawn enlarged and shrunk again
+For ``make demo`` and for the tests: circles, squares and triangles that a narrow network learns in
+minutes, with what real sets have as well: images of several sizes in both orientations, images
+without objects, objects over the border, overlaps, and ``difficult`` objects.
+
+Every picture is a function of a numpy Generator. Shapes are drawn enlarged and shrunk again
 (anti-aliasing); a pixel belongs to a shape if the shape covers at least half of it. Boxes are
 continuous XYXY_ABS, tight to the visible pixels.
 """
 
+from __future__ import annotations
+
 import colorsys
+import json
+import logging
 import math
+import os
+import shutil
+import tempfile
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MARKER = "synthetic.json"
+VERSION = 1  # raise it when the same arguments give other pictures
+
+_EMPTY_SHARE = 0.07  # images without objects
+_MAX_OBJECTS = 4
+_LONGEST = 1.5  # longest allowed ratio of the sides
+
 SHAPE_CLASSES: tuple[str, ...] = ("circle", "square", "triangle")
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+Box = tuple[int, int, int, int]
 
 _SUPERSAMPLING = 4
 _SCALES = (0.3, 0.65)  # size of a shape as a share of the image's short side
@@ -24,7 +49,7 @@ _TINY_SCALES = (0.04, 0.07)  # of one shape in `_TINY_ONE_IN`
 _TINY_ONE_IN = 12
 _BORDER_ONE_IN = 6  # shapes that are pushed over the border
 _MAX_IOU = 0.2  # between the boxes of two objects
-_MIN_CONTRAST = 120.0  # RGB distance of a shape to what is behind it; black to white is 442
+_MIN_CONTRAST = 120.0  # RGB distance of a shape from what it covers; black to white is 442
 _DIFFICULT_SIDE = 20  # pixels; the smallest anchor of the demo is three times as large
 # As in real sets, colour says something about the class, but not enough: hues of a class lie around
 # its own third of the colour circle and reach far into the others'.
@@ -32,31 +57,155 @@ _HUE_SPREAD = 0.25
 _DIFFICULT_VISIBLE = 0.5  # objects of which less is visible are marked difficult
 
 
-@dataclass(frozen=True)
+def write_synthetic_voc(
+    root: str | os.PathLike[str],
+    num_trainval: int = 200,
+    num_test: int = 50,
+    seed: int = 0,
+    short_side: tuple[int, int] = (160, 260),
+) -> Path:
+    """Write the set, unless it is already there.
+
+    The same arguments give the same set; each image depends on the seed, its split and its number
+    only. The folder appears at once and complete, also if the run is killed half-way.
+
+    Args:
+        root: folder to create; holds ``Annotations``, ``ImageSets/Main/{trainval,test}.txt``,
+            ``JPEGImages`` and a marker file afterwards.
+        num_trainval: number of images of the split ``trainval``.
+        num_test: number of images of the split ``test``.
+        seed: seed of everything.
+        short_side: smallest and largest shorter side of an image, in pixels, both included.
+
+    Returns:
+        ``root`` as a path.
+
+    Raises:
+        UserError: if ``root`` holds something else, or an argument makes no sense.
+    """
+    root = Path(root).expanduser()
+    if min(num_trainval, num_test) < 0 or num_trainval + num_test == 0:
+        raise UserError(f"no images asked for: num_trainval {num_trainval}, num_test {num_test}")
+    if not 32 <= short_side[0] <= short_side[1]:
+        raise UserError(f"short_side must be two growing numbers from 32 on; got {short_side}")
+    arguments = {
+        "written_by": "frcnn_plugin.data.write_synthetic_voc",
+        "version": VERSION,
+        "num_trainval": num_trainval,
+        "num_test": num_test,
+        "seed": seed,
+        "short_side": list(short_side),
+    }
+    marker = json.dumps(arguments, indent=2) + "\n"
+    if _is_complete(root, marker, num_trainval + num_test):
+        logger.info("%s: already there, nothing to do", root)
+        return root
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(
+            f"{root} exists and is not this synthetic set (other arguments, other contents, or "
+            f"files missing). Delete it or choose another folder"
+        )
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.partial-", dir=root.parent))
+    try:
+        _write(partial, {"trainval": num_trainval, "test": num_test}, seed, short_side)
+        (partial / MARKER).write_text(marker)
+        partial.chmod(0o755)  # mkdtemp makes it private
+        os.rename(partial, root)  # replaces an empty folder, refuses a full one
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    logger.info("%s: wrote %d + %d images", root, num_trainval, num_test)
+    return root
+
+
+def _is_complete(root: Path, marker: str, total: int) -> bool:
+    """Say whether the marker file fits and no image or annotation is missing."""
+    file = root / MARKER
+    return (
+        file.is_file()
+        and file.read_text() == marker
+        and len(list(root.glob("JPEGImages/*.jpg"))) == total
+        and len(list(root.glob("Annotations/*.xml"))) == total
+    )
+
+
+def _write(root: Path, splits: dict[str, int], seed: int, short_side: tuple[int, int]) -> None:
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / folder).mkdir(parents=True)
+    first_number = 1
+    for split_number, (split, count) in enumerate(splits.items()):
+        ids = [f"{first_number + index:06d}" for index in range(count)]
+        for index, image_id in enumerate(ids):
+            rng = np.random.default_rng([seed, split_number, index])
+            width, height = _image_size(rng, short_side)
+            empty = rng.random() < _EMPTY_SHARE
+            num_objects = 0 if empty else int(rng.integers(1, _MAX_OBJECTS + 1))
+            picture, shapes = draw_scene(rng, width, height, num_objects)
+            Image.fromarray(picture).save(root / "JPEGImages" / f"{image_id}.jpg", quality=95)
+            _write_annotation(root / "Annotations" / f"{image_id}.xml", width, height, shapes)
+        listing = "".join(f"{image_id}\n" for image_id in ids)
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text(listing)
+        first_number += count
+
+
+def _image_size(rng: np.random.Generator, short_side: tuple[int, int]) -> tuple[int, int]:
+    """Choose width and height of one image: landscape and portrait alike."""
+    short = int(rng.integers(short_side[0], short_side[1] + 1))
+    long = round(short * rng.uniform(1.0, _LONGEST))
+    return (short, long) if rng.integers(2) else (long, short)
+
+
+def _write_annotation(path: Path, width: int, height: int, shapes: list[Shape]) -> None:
+    """Write the VOC XML: 1-based inclusive coordinates."""
+    root = ET.Element("annotation")
+    _add(root, folder="synthetic", filename=f"{path.stem}.jpg")
+    _add(ET.SubElement(root, "size"), width=width, height=height, depth=3)
+    _add(root, segmented=0)
+    for shape in shapes:
+        element = ET.SubElement(root, "object")
+        _add(
+            element,
+            name=shape.name,
+            pose="Unspecified",
+            truncated=int(shape.truncated),
+            difficult=int(shape.is_difficult()),
+        )
+        x1, y1, x2, y2 = shape.box()
+        _add(ET.SubElement(element, "bndbox"), xmin=x1 + 1, ymin=y1 + 1, xmax=x2, ymax=y2)
+    ET.indent(root)
+    ET.ElementTree(root).write(path, encoding="utf-8")
+
+
+def _add(parent: ET.Element, **children: str | int) -> None:
+    for tag, value in children.items():
+        ET.SubElement(parent, tag).text = str(value)
+
+
+@dataclass
 class Shape:
     """One object of a picture.
 
     Attributes:
         name: one of ``SHAPE_CLASSES``.
-        box: continuous XYXY_ABS, whole numbers, tight to the visible pixels.
+        mask: (H, W), the pixels that are visible of it.
+        full_area: number of its pixels if it were visible as a whole.
         truncated: whether the shape leaves the image.
-        difficult: too small, or too little of it visible, to be asked for.
     """
-
-    name: str
-    box: tuple[int, int, int, int]
-    truncated: bool
-    difficult: bool
-
-
-@dataclass
-class _Drawn:
-    """A shape on the canvas: the pixels that are visible of it, (H, W), and its full area."""
 
     name: str
     mask: BoolArray
     full_area: int
     truncated: bool
+
+    def box(self) -> Box:
+        """Return the box, tight to the visible pixels; whole numbers, continuous XYXY_ABS."""
+        return tight_box(self.mask)
+
+    def is_difficult(self) -> bool:
+        """Say whether it is too small, or too little of it visible, to be asked for."""
+        x1, y1, x2, y2 = self.box()
+        hidden = self.mask.sum() < _DIFFICULT_VISIBLE * self.full_area
+        return bool(min(x2 - x1, y2 - y1) < _DIFFICULT_SIDE or hidden)
 
 
 def draw_scene(
@@ -74,27 +223,21 @@ def draw_scene(
         The image, (H, W, 3) uint8 RGB, and its objects.
     """
     canvas = _background(rng, width, height)
-    drawn: list[_Drawn] = []
+    shapes: list[Shape] = []
     for _ in range(num_objects):
         for _attempt in range(20):
-            if _try_to_add(rng, canvas, drawn):
+            if _try_to_add(rng, canvas, shapes):
                 break
-    shapes = []
-    for item in drawn:
-        box = tight_box(item.mask)
-        tiny = min(box[2] - box[0], box[3] - box[1]) < _DIFFICULT_SIDE
-        hidden = item.mask.sum() < _DIFFICULT_VISIBLE * item.full_area
-        shapes.append(Shape(item.name, box, item.truncated, bool(tiny or hidden)))
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), shapes
 
 
-def tight_box(mask: BoolArray) -> tuple[int, int, int, int]:
+def tight_box(mask: BoolArray) -> Box:
     """Return the smallest box around the true pixels of ``mask``, (H, W): continuous XYXY_ABS."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _try_to_add(rng: np.random.Generator, canvas: FloatArray, drawn: list[_Drawn]) -> bool:
+def _try_to_add(rng: np.random.Generator, canvas: FloatArray, drawn: list[Shape]) -> bool:
     """Draw one more shape over the others, unless it hides too much; say whether it did."""
     height, width = canvas.shape[:2]
     name = SHAPE_CLASSES[rng.integers(len(SHAPE_CLASSES))]
@@ -125,7 +268,7 @@ def _try_to_add(rng: np.random.Generator, canvas: FloatArray, drawn: list[_Drawn
     region += (texture - region) * inside[..., None]
     for other in drawn:
         other.mask &= ~mask
-    drawn.append(_Drawn(name, mask, full_area, bool(mask.sum() < full_area)))
+    drawn.append(Shape(name, mask, full_area, bool(mask.sum() < full_area)))
     return True
 
 
@@ -199,15 +342,15 @@ def _background(rng: np.random.Generator, width: int, height: int) -> FloatArray
 
 
 def _texture(
-    rng: np.random.Generator, name: str, behind: FloatArray, patch: tuple[int, int], size: float
+    rng: np.random.Generator, name: str, covered: FloatArray, patch: tuple[int, int], size: float
 ) -> FloatArray:
-    """Make a shape's paint, (h, w, 3) for a ``patch`` of (w, h), unlike ``behind``, (n, 3)."""
-    first = _contrasting_colour(rng, name, behind)
+    """Make a shape's paint, (h, w, 3) for a ``patch`` of (w, h), unlike ``covered``, (n, 3)."""
+    first = _contrasting_colour(rng, name, covered)
     y, x = np.mgrid[0 : patch[1], 0 : patch[0]].astype(np.float32)
     paint = np.broadcast_to(first, (patch[1], patch[0], 3)).astype(np.float32)
     kind = rng.integers(8) if size >= 20 else 0
     if kind >= 6:
-        second = _contrasting_colour(rng, name, behind)
+        second = _contrasting_colour(rng, name, covered)
         period = max(5.0, size * rng.uniform(0.12, 0.3))
         angle = rng.uniform(0, math.pi)
         u = (x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / period)
@@ -219,10 +362,10 @@ def _texture(
 
 
 def _contrasting_colour(
-    rng: np.random.Generator, name: str, behind: FloatArray
+    rng: np.random.Generator, name: str, covered: FloatArray
 ) -> npt.NDArray[np.float64]:
-    """Return the first of 24 vivid RGB colours far from nearly all of ``behind``, else the best."""
-    sample = behind[:: max(1, len(behind) // 400)]
+    """Return the first of 24 vivid RGB colours far from most of ``covered``, else the best."""
+    sample = covered[:: max(1, len(covered) // 400)]
     middle = SHAPE_CLASSES.index(name) / len(SHAPE_CLASSES)
     low, high = (middle - _HUE_SPREAD, 0.55, 0.8), (middle + _HUE_SPREAD, 1, 1)
     candidates = np.array(
@@ -239,7 +382,7 @@ def _contrasting_colour(
     return chosen
 
 
-def _iou(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
+def _iou(a: Box, b: Box) -> float:
     """Return the intersection over union of two continuous boxes."""
     width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
