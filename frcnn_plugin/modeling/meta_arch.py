@@ -101,8 +101,6 @@ class PaperRCNN(GeneralizedRCNN):
         if phase not in PHASES:
             raise UserError(f"MODEL.PAPER_RCNN.PHASE is '{phase}': use one of {', '.join(PHASES)}")
         self.phase = phase
-        if self.proposal_generator is not None:
-            self.proposal_generator.select_in_training = phase != "rpn"
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -239,10 +237,8 @@ class PaperRCNN(GeneralizedRCNN):
             proposals = self._given_proposals(batched_inputs)
         else:
             # When the RPN trains alone, its proposals are of no use, except for a picture.
-            alone = self.phase == "rpn"
-            self.proposal_generator.select_in_training = draws or not alone
+            self.proposal_generator.select_in_training = draws or self.phase != "rpn"
             proposals, losses = self.proposal_generator(images, features, targets)
-            self.proposal_generator.select_in_training = not alone
         if self.phase != "rpn":
             _, detector_losses = self.roi_heads(images, features, proposals, targets)
             # In Detectron2's order, on which the trainer's sum of floats depends.

@@ -28,6 +28,7 @@ from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.engine.setup import setup_cfg
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalCollector
+from frcnn_plugin.four_step import Stage
 from frcnn_plugin.four_step import weights as stage_weights
 from frcnn_plugin.preflight import PlannedRun, stop_on_errors
 
@@ -112,15 +113,15 @@ def arm(point: str, trainer: PaperTrainer) -> None:
                 kill()
 
         ProposalCollector.process = process_and_die  # type: ignore[method-assign]
-    elif kind == "surgery":  # between two stages, with the weights changed
-        name = {"2": "restore_initial", "3": "redraw"}[number]
-        function = getattr(stage_weights, name)
+    elif kind == "surgery":  # at the start of that stage, with the weights changed
+        begin = stage_weights.begin_stage
 
-        def change_and_die(*args: Any) -> None:
-            function(*args)
-            kill()
+        def begin_and_die(model: Any, stage: Stage, *args: Any) -> None:
+            begin(model, stage, *args)
+            if stage.number == int(number):
+                kill()
 
-        setattr(stage_weights, name, change_and_die)
+        stage_weights.begin_stage = begin_and_die  # type: ignore[assignment]
     elif kind == "checkpoint":  # while the number-th checkpoint is written
         save, calls = torch.save, [0]
 

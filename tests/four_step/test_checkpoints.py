@@ -21,7 +21,8 @@ import torch
 
 from frcnn_plugin.engine import evaluate_checkpoint, forget_run
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.four_step.checkpoints import check_schedule, schedule_state, stage_of
+from frcnn_plugin.four_step.checkpoints import check_schedule, schedule_state
+from frcnn_plugin.four_step.evaluation import stage_of
 from frcnn_plugin.preflight import PlannedRun, stop_on_errors
 from tests.four_step.fixtures import Run
 from tests.four_step.four_step_runs import Stop, digest_of, final_weights, make_trainer, tiny_cfg

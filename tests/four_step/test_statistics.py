@@ -18,8 +18,8 @@ from detectron2.structures import BoxMode
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step.statistics import (
     TargetMoments,
-    broadcast_statistics,
     head_target_statistics,
+    on_main_process,
     rpn_target_statistics,
 )
 from frcnn_plugin.modeling import CaffeBox2BoxTransform, backbone_feature_sizes
@@ -332,6 +332,6 @@ def test_rpn_needs_the_size_of_the_image(tiny_cfg: Callable[..., CfgNode]) -> No
 
 
 def test_one_process() -> None:
-    assert broadcast_statistics(lambda: 3) == 3
+    assert on_main_process(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        broadcast_statistics(lambda: 1 // 0)
+        on_main_process(lambda: 1 // 0)

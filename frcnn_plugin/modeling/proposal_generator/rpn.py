@@ -71,7 +71,7 @@ class PaperRPN(RPN):
         if loss_norm not in ("samples", "locations"):
             raise UserError(f"MODEL.RPN.LOSS_NORM is '{loss_norm}': use 'samples' or 'locations'")
         self.loss_norm = loss_norm
-        # False while the RPN trains alone: nothing reads its proposals then, and NMS takes time.
+        # PaperRCNN sets it: while the RPN trains alone nothing reads proposals, and NMS takes time.
         self.select_in_training = True
         stock = kwargs["anchor_matcher"]
         self.anchor_matcher = AsyncMatcher(
