@@ -35,10 +35,7 @@ class AsyncMatcher(Matcher):
         self.guard_zero = guard_zero
 
     def __call__(self, match_quality_matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Match boxes with ground truths.
-
-        Args:
-            match_quality_matrix: (G, I) IoUs of ground truths and boxes, not negative.
+        """Match boxes with ground truths, from their IoUs (G, I), none negative.
 
         Returns:
             index of the ground truth (I,) int64; labels (I,) int8.

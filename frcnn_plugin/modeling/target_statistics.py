@@ -5,10 +5,8 @@ is, *after* its weights. So mean 0 and deviation 1 stand for Detectron2's own la
 weights; a layer into which statistics were folded predicts those deltas directly. What the loss
 sees, ``(delta - mean) / std``, does not depend on the weights.
 
-Shape shorthand in this module:
-
-    C: rows of statistics: classes of a class-specific head; 1 for the RPN, class-agnostic heads
-    R: number of boxes
+Shape shorthand in this module: R boxes, C rows of statistics, which are the classes of a
+class-specific head and 1 for the RPN and class-agnostic heads.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """The paper's region proposal network (section 3.1).
 
-Shape shorthand in this module:
-
-    N: number of images in the batch
-    A: anchors per cell (9)
-    H, W: size of the feature map
-    R: all anchors of an image, H * W * A
+Shape shorthand in this module: N images in the batch, A anchors per cell (9), a map of H x W cells,
+R anchors of an image, H * W * A summed over the maps. As in Detectron2's RPN, ``anchors``, logits
+(N, H*W*A) and deltas (N, H*W*A, 4) are lists with one entry per feature map.
 """
 
 from __future__ import annotations
@@ -156,13 +153,9 @@ class PaperRPN(RPN):
 
         Replaces Detectron2's method, which matches before it drops outside anchors.
 
-        Args:
-            anchors: per feature map; R in all.
-            gt_instances: per image, with ``gt_boxes`` in network-input pixels.
-
         Returns:
-            per image, labels and boxes as of :meth:`label_anchors`; here the label is -1 wherever
-            an anchor is not in the mini-batch.
+            per image, labels and boxes as from :meth:`label_anchors`, with the label -1 for all
+            anchors that are not in the mini-batch.
         """
         all_anchors = Boxes.cat(anchors)
         gt_labels, matched_gt_boxes = [], []
@@ -181,17 +174,9 @@ class PaperRPN(RPN):
         pred_anchor_deltas: list[torch.Tensor],
         gt_boxes: list[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Compute the losses, divided by what the originals divide by.
+        """Compute ``loss_rpn_cls`` and ``loss_rpn_loc``, with the originals' divisors.
 
-        Args:
-            anchors: per feature map.
-            pred_objectness_logits: per feature map, (N, H*W*A).
-            gt_labels: per image, (R,).
-            pred_anchor_deltas: per feature map, (N, H*W*A, 4).
-            gt_boxes: per image, (R, 4).
-
-        Returns:
-            ``loss_rpn_cls`` and ``loss_rpn_loc``, scalars.
+        ``gt_labels`` and ``gt_boxes`` are those of :meth:`label_and_sample_anchors`.
         """
         num_locations = None
         if self.loss_norm == "locations":
@@ -222,12 +207,6 @@ class PaperRPN(RPN):
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Instances]:
         """Decode all anchors and select proposals; no gradient flows to boxes or scores.
-
-        Args:
-            anchors: per feature map.
-            pred_objectness_logits: per feature map, (N, H*W*A).
-            pred_anchor_deltas: per feature map, (N, H*W*A, 4).
-            image_sizes: per image, network-input (height, width).
 
         Returns:
             per image, ``proposal_boxes`` and ``objectness_logits``, sorted by descending score; an

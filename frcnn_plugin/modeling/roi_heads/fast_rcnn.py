@@ -1,4 +1,9 @@
-"""Class scores and class-specific boxes."""
+"""Class scores and class-specific boxes.
+
+Shape shorthand in this module: R proposals or RoIs over all images, K classes. ``predictions`` are
+scores (R, K+1), background last, and deltas (R, K*4), or (R, 4) if class-agnostic. Boxes are
+continuous XYXY in network-input pixels.
+"""
 
 from __future__ import annotations
 
@@ -84,13 +89,9 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> tuple[list[Instances], list[torch.Tensor]]:
         """Turn predictions into detections, with the originals' suppression and limit.
 
-        Args:
-            predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
-            proposals: per image, as for :meth:`predict_boxes`.
-
         Returns:
-            per image, ``pred_boxes`` in network-input pixels, ``scores`` and ``pred_classes``, by
-            descending score; and the indices (n,) of their proposals.
+            per image, ``pred_boxes``, ``scores`` and ``pred_classes``, by descending score; and the
+            indices (n,) of their proposals.
         """
         results, rows = [], []
         for boxes, scores, proposed in zip(
@@ -127,13 +128,10 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> list[torch.Tensor]:
         """Apply the predicted deltas to the proposals.
 
-        Args:
-            predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
-            proposals: per image; the image scale is that of their ``image_size``, 1 if it has none.
+        The image scale is that of the proposals' ``image_size``, 1 if it has none.
 
         Returns:
-            per image, (R_i, K*4) continuous XYXY in network-input pixels; clipped to the image if
-            ``decode_in_image`` is on.
+            per image, (R_i, K*4); clipped to the image if ``decode_in_image`` is on.
         """
         predictions = self._with_stock_deltas(predictions)
         # MATLAB decodes as Detectron2 does. py-faster-rcnn adds a pixel to x2 and y2, and does so
@@ -156,15 +154,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     def predict_boxes_for_gt_classes(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> list[torch.Tensor]:
-        """Decode the boxes of the true classes, exactly, for Detectron2's ``train_on_pred_boxes``.
-
-        Args:
-            predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
-            proposals: per image, with ``gt_classes``.
-
-        Returns:
-            per image, (R_i, 4) continuous XYXY in network-input pixels.
-        """
+        """Decode boxes of the true classes, (R_i, 4), for Detectron2's ``train_on_pred_boxes``."""
         return super().predict_boxes_for_gt_classes(self._with_stock_deltas(predictions), proposals)
 
     def losses(
@@ -175,7 +165,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         Rewrites Detectron2's method so that a GPU has to wait less often.
 
         Args:
-            predictions: scores (R, K+1) and deltas (R, K*4) of all images' RoIs.
+            predictions: see the module.
             proposals: per image, with ``proposal_boxes``, ``gt_classes`` and, if there is ground
                 truth, ``gt_boxes``.
 
@@ -214,9 +204,9 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         """Compute the box loss, on normalised targets if there are statistics.
 
         Args:
-            proposal_boxes: (R, 4), network-input pixels.
+            proposal_boxes: (R, 4).
             gt_boxes: (R, 4), meaningful where the RoI is foreground.
-            pred_deltas: (R, K*4), or (R, 4) if class-agnostic.
+            pred_deltas: see the module.
             gt_classes: (R,) int64; K is background.
 
         Returns:

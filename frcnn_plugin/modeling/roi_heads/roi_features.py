@@ -53,10 +53,8 @@ def classify(
 ) -> list[Instances]:
     """Compute features and class scores of given boxes: none is dropped, the order is kept.
 
-    Args:
-        roi_heads: see :func:`box_features`.
-        features: see :func:`box_features`.
-        boxes: per image, with ``proposal_boxes`` in network-input pixels.
+    ``boxes`` have ``proposal_boxes`` in network-input pixels; for the rest see
+    :func:`box_features`.
 
     Returns:
         per image new Instances with ``proposal_boxes``, ``fc7`` (R_i, D) and ``scores_all``
@@ -75,13 +73,10 @@ def classify(
 def detect_with_features(
     roi_heads: Any, features: dict[str, torch.Tensor], proposals: list[Instances]
 ) -> list[Instances]:
-    """Detect as ``roi_heads`` does, and tell what each detection was made from.
+    """Detect as ``roi_heads``, in evaluation mode, does, and tell what detections were made from.
 
-    Args:
-        roi_heads: see :func:`box_features`; in evaluation mode.
-        features: see :func:`box_features`.
-        proposals: per image, with ``proposal_boxes`` and ``objectness_logits``, in network-input
-            pixels.
+    ``proposals`` have ``proposal_boxes`` in network-input pixels and ``objectness_logits``; see
+    :func:`box_features` for the rest.
 
     Returns:
         per image the Instances of ``roi_heads.forward`` (``pred_boxes``, ``scores``,
