@@ -61,7 +61,7 @@ setup(
     py_modules=["frcnn_command"],  # says in one line that Detectron2 is missing, if it is
     entry_points={"console_scripts": ["frcnn = frcnn_command:main"]},
     install_requires=[
-        "torch>=2.4",  # the networks and their training; the oldest one that is tested
+        "torch>=2.4",  # the networks and their training
         "torchvision>=0.19",  # RoI max pooling and NMS; this is the pair of torch 2.4
         "numpy>=1.22",  # anchors and evaluation
         "Pillow>=9.1",  # image files

@@ -13,8 +13,8 @@
 Weights are random unless MODEL.WEIGHTS names a file, but such that proposals and detections have
 their full number; images are random too. ``infer`` and ``train`` run the models in turn, in one
 process, or, with --separate, each in a process of its own that sleeps while the others run. ``KEY
-VALUE`` pairs at the end override the config, also for the peers that are built from it. Nothing
-here is a test: times depend on the machine, which should have nothing else to do.
+VALUE`` pairs at the end override the config, also for the peers that are built from it. Times
+depend on the machine, which should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -28,17 +28,29 @@ from typing import Any
 import torch
 from detectron2.utils.logger import setup_logger
 
-from benchmarks import caffemodel, compare, data, hooks, scaling, stages, targets
-from benchmarks.report import prepare_folder
+from benchmarks import caffemodel, compare, data, stages, targets
+from benchmarks.output import prepare_folder
+from benchmarks.work import PEERS
 from frcnn_plugin import get_config_file
 from frcnn_plugin.errors import UserError
 
 CONFIG = "faster_rcnn_vgg16_voc_joint.yaml"
 HOOKS_CONFIG = "demo/vgg16_shapes.yaml"
 
+# Sub-command -> what does it, its help, and how many runs are measured.
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], str, int]] = {
+    "infer": (compare.run, "inference", 7),
+    "train": (compare.run, "joint training iterations: forward, backward, optimizer", 5),
+    "stages": (stages.run, "the stages of four-step training; proposal dumps", 5),
+    "data": (data.run, "the training loader; iterations with many ground-truth boxes", 5),
+    "hooks": (stages.run_hooks, "what the plugin's hooks add to four-step training", 1),
+    "caffemodel": (caffemodel.run, "conversion of VGG16's caffemodel: time and memory", 1),
+    "targets": (targets.run, "everything that a target is set for, with the targets", 5),
+}
+
 
 def image_size(text: str) -> tuple[int, int]:
-    """ "600x1000" as (height, width)."""
+    """Read "600x1000" as (height, width)."""
     height, _, width = text.lower().partition("x")
     if not (height.isdigit() and width.isdigit() and min(int(height), int(width)) >= 64):
         raise argparse.ArgumentTypeError(f"'{text}' is no HEIGHTxWIDTH of 64 pixels or more")
@@ -46,7 +58,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """ "0,1,2" as a tuple."""
+    """Read "0,1,2" as a tuple."""
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
@@ -57,18 +69,12 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text, repeats in (
-        ("infer", "inference", 7),
-        ("train", "joint training steps: forward, backward, optimizer", 5),
-        ("stages", "steps of four-step training beside a joint one; proposal dumps", 5),
-        ("data", "the training loader; steps with many ground-truth boxes", 5),
-        ("hooks", "what the plugin's hooks add to the iterations of a four-step training", 1),
-        ("caffemodel", "conversion of VGG16's caffemodel: time and memory", 1),
-        ("targets", "everything that a target is set for, with the targets", 5),
-    ):
+    for name, (_, text, repeats) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         add_common(command, repeats)
         if name in ("infer", "train"):
@@ -121,7 +127,7 @@ def add_comparison(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="WHAT",
-        help=f"{', '.join(compare.PEERS)}, or a config file; may be repeated",
+        help=f"{', '.join(PEERS)}, or a config file; may be repeated",
     )
     command.add_argument(
         "--versus-opts",
@@ -138,14 +144,14 @@ def add_comparison(command: argparse.ArgumentParser) -> None:
         ("--syncs", "count operators that make the CPU wait for a GPU; needs no GPU"),
     ):
         command.add_argument(option, action="store_true", help=text)
-    command.add_argument("--scale", choices=list(scaling.POINTS), help="measure a curve instead")
+    command.add_argument("--scale", choices=list(compare.POINTS), help="measure a curve instead")
     command.add_argument(
         "--points", type=numbers, default=(), help="of the curve, such as 300,600,900"
     )
 
 
 def check(args: argparse.Namespace) -> None:
-    """Stop on what makes no sense.
+    """Stop if an option makes no sense.
 
     Raises:
         UserError: names the option.
@@ -165,22 +171,14 @@ def check(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
-    setup_logger(name="frcnn_plugin")
-    runs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-        "infer": compare.run,
-        "train": compare.run,
-        "stages": stages.run,
-        "data": data.run,
-        "hooks": hooks.run,
-        "caffemodel": caffemodel.run,
-        "targets": targets.run,
-    }
+    for name in ("benchmarks", "frcnn_plugin"):
+        setup_logger(name=name)
     try:
         check(args)
         prepare_folder(args.output)
         if args.threads:
             torch.set_num_threads(args.threads)
-        return (scaling.run if args.scale else runs[args.command])(args)
+        return COMMANDS[args.command][0](args)
     except UserError as error:
         sys.exit(f"error: {error}")
 

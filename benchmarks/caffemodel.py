@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from benchmarks.report import write_json
+from benchmarks.output import write_results
+from frcnn_plugin.checkpoint import write_caffemodel
+from frcnn_plugin.errors import UserError
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
 _FC = {"fc6": (4096, 25088), "fc7": (4096, 4096), "fc8": (1000, 4096)}
 
 
 def write_vgg16(path: Path) -> None:
-    """All layers of VGG_ILSVRC_16_layers, random."""
-    from frcnn_plugin.checkpoint import write_caffemodel
-
+    """Write all layers of VGG_ILSVRC_16_layers, random."""
     shapes: dict[str, tuple[int, ...]] = {}
     channels = 3
     for block, (width, convolutions) in enumerate(_BLOCKS, 1):
@@ -45,19 +45,19 @@ def write_vgg16(path: Path) -> None:
 
 
 def measure(*words: str) -> tuple[float, float]:
-    """Seconds and peak memory (MB, 1e6 bytes) of a command, which is waited for."""
+    """Run `frcnn weights convert`; return its seconds and peak memory (MB, 1e6 bytes)."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "frcnn_plugin", "weights", "convert", *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"{' '.join(command)} failed")
+        raise UserError(f"{' '.join(command)} failed: see above")
     unit = 1 if sys.platform == "darwin" else 1024
     return time.perf_counter() - start, usage.ru_maxrss * unit / 1e6
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The sub-command ``caffemodel``."""
+    """Run the sub-command ``caffemodel``."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         source, target = Path(folder, "vgg16.caffemodel"), Path(folder, "vgg16.pth")
         # In a process of its own: a child's peak counts from what its parent had.
@@ -75,7 +75,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ("conversion, MB", f"{peak - imports:.0f}", f"{(peak - imports) / size:.2f} x the file"),
     ]
     print(tabulate(rows, tablefmt="plain"))
-    results: dict[str, Any] = {"what": "caffemodel", "file_mb": size, "seconds": seconds}
-    results |= {"peak_mb": peak, "imports_mb": imports}
-    write_json(args.output, results)
-    return results
+    results = {"file_mb": size, "seconds": seconds, "peak_mb": peak, "imports_mb": imports}
+    return write_results(args.output, {"what": "caffemodel", **results})

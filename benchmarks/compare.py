@@ -1,157 +1,91 @@
-"""``infer`` and ``train``: ours beside the others."""
+"""``infer`` and ``train``: ours beside the others, on one size of the problem or along a curve."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tabulate import tabulate
+from torch import multiprocessing
 
-from benchmarks.agreement import found_again
-from benchmarks.contenders import calibrated_weights
-from benchmarks.environment import headline
-from benchmarks.plots import bar_chart
-from benchmarks.report import write_json
-from benchmarks.samples import ratio, spread
-from benchmarks.sessions import ChildSession, LocalSession, Session, interleave
-from benchmarks.specs import Spec, Work
-from benchmarks.syncs import sync_rows, totals
-from frcnn_plugin.errors import UserError
+from benchmarks.contenders import Contender, calibrated_weights
+from benchmarks.measuring import measure, medians, ratio, spread, tune
+from benchmarks.output import bar_chart, headline, line_chart, write_results
+from benchmarks.syncs import totals
+from benchmarks.weights import RandomWeights
+from benchmarks.work import Spec, Work, specs_from, work_from
 
-logger = logging.getLogger("frcnn_plugin.tools.benchmark")
+logger = logging.getLogger(__name__)
 
-SECTIONS = ("conv", "proposal", "region-wise", "backward", "optimizer", "other")
-PEERS = ("detectron2", "torchvision")
-
-
-def specs(args: argparse.Namespace) -> list[Spec]:
-    """Ours first, then those of --versus.
-
-    Raises:
-        UserError: --versus names no peer and no file.
-    """
-    usual = "cuda" if torch.cuda.is_available() else "cpu"
-    device = ("MODEL.DEVICE", args.device) if args.device else ()
-    opts = ("MODEL.DEVICE", usual, *args.opts, *device)
-    name = "ours bf16" if args.bf16 else "ours"
-    result = [Spec(name, "config", args.config_file, opts, args.bf16)]
-    other_opts = tuple(word for pair in args.versus_opts for word in pair)
-    for versus in args.versus:
-        name = f"{Path(versus).stem} bf16" if args.versus_bf16 else Path(versus).stem
-        if versus in PEERS:
-            spec = Spec(name, versus, args.config_file, (*opts, *other_opts), args.versus_bf16)
-        elif Path(versus).is_file():
-            spec = Spec(name, "config", versus, (*opts, *other_opts), args.versus_bf16)
-        else:
-            raise UserError(
-                f"--versus {versus}: use {', '.join(PEERS)}, or the path of a config file"
-            )
-        result.append(spec)
-    if len({spec.name for spec in result}) < len(result):
-        raise UserError(f"--versus {' '.join(args.versus)}: each may be named once")
-    return result
+# Points of each curve.
+POINTS: dict[str, tuple[int, ...]] = {
+    "image": (300, 450, 600, 900),  # shorter side, pixels
+    "proposals": (50, 100, 300, 1000, 2000),
+    "gts": (5, 20, 100, 500),
+    "batch": (1, 2, 4),
+    "processes": (1, 2, 4, 8, 16),  # up to the number of cores
+}
+_AXES = {
+    "image": "shorter side of the image, pixels",
+    "proposals": "proposals kept",
+    "gts": "ground-truth boxes per image",
+    "batch": "images per batch",
+    "processes": "processes, one thread each",
+}
 
 
-def work(args: argparse.Namespace) -> Work:
-    """What each model has to do."""
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the sub-command ``infer`` or ``train``."""
+    if args.scale:
+        return _run_curve(args)
+    results = measure(
+        specs_from(args),
+        work_from(args),
+        repeats=args.repeats,
+        separate=args.separate,
+        memory=args.memory,
+        syncs=args.syncs,
+    )
+    what = _what(args)
     height, width = args.image
-    training = args.command == "train"
-    return Work(training, height, width, args.batch, args.objects, args.seed)
+    title = f"{what}, {args.batch} image(s) of {height}x{width}"
+    print(f"\n{title}: {headline()}\n\n{table(results)}")
+    for name, model in results["models"].items():
+        if "syncs" in model:
+            print(f"\n{name}: operators that would make the CPU wait for a GPU, per {what}")
+            print(tabulate(model["syncs"], headers=["count", "operator", "line"]))
+    if args.output is not None:
+        draw(results, title, args.output / f"{args.command}.png")
+    return write_results(args.output, {"what": args.command, **results})
 
 
-def measure(
-    wanted: Sequence[Spec],
-    task: Work,
-    *,
-    repeats: int,
-    separate: bool,
-    memory: bool = False,
-    syncs: bool = False,
-    warmup: int = 1,
-) -> dict[str, Any]:
-    """Build all, run them in turn.
-
-    Args:
-        wanted: the models, ours first.
-        task: what they do.
-        repeats: measured runs of each.
-        separate: each model in a process of its own.
-        memory: measure the peak of each, in a process of its own.
-        syncs: count operators that wait for a GPU.
-        warmup: runs of each before the measured ones.
-
-    Returns:
-        for the JSON file: "order" of the runs, and under "models" per name its seconds, sections,
-        outcome, memory and synchronising operators.
-    """
-    for spec in wanted:
-        spec.cfg(task.training)  # a mistake shows before minutes of work
-    weights = calibrated_weights(wanted[0], task)
-    sessions: list[Session] = []
-    models: dict[str, dict[str, Any]] = {}
-    try:
-        for spec in wanted:
-            logger.info("building %s", spec.name)
-            sessions.append((ChildSession if separate else LocalSession)(spec, task, weights))
-        for session in sessions:
-            models[session.name] = {"outcome": session.call("outcome")}
-        if not task.training:
-            ours, *found = (session.call("detections") for session in sessions)
-            for session, theirs in zip(sessions[1:], found, strict=True):
-                models[session.name]["outcome"]["ours found, %"] = found_again(ours, theirs)
-        logger.info("%d rounds of %d models", warmup + repeats, len(sessions))
-        samples = interleave(sessions, repeats, warmup)
-        for session in sessions if separate and memory else ():
-            models[session.name]["peak"] = session.call("peak")
-        for session in sessions if syncs else ():
-            logger.info("counting synchronising operators of %s", session.name)
-            models[session.name]["syncs"] = sync_rows(session.call("syncs"))
-    finally:
-        for session in sessions:
-            session.close()
-    for spec in wanted if memory and not separate else ():
-        logger.info("measuring the memory of %s", spec.name)
-        child = ChildSession(spec, task, weights)
-        try:
-            for _ in range(2):
-                child.call("sample")
-            models[spec.name]["peak"] = child.call("peak")
-        finally:
-            child.close()
-    for name, model in models.items():
-        own = [sample for n, sample in samples if n == name]
-        model["seconds"] = [sample["total"] for sample in own]
-        model["sections"] = {key: [sample[key] for sample in own] for key in own[0]}
-    return {"work": asdict(task), "order": [name for name, _ in samples], "models": models}
-
-
-def medians(model: dict[str, Any]) -> dict[str, float]:
-    """Median seconds by section, without "total" and "layers"."""
-    sections = model["sections"]
-    return {key: spread(sections[key]).median for key in SECTIONS if key in sections}
+def _what(args: argparse.Namespace) -> str:
+    return "training iteration" if args.command == "train" else "inference"
 
 
 def table(results: dict[str, Any]) -> str:
-    """Models line by line."""
+    """Lay out what :func:`benchmarks.measuring.measure` found, a line per model."""
     models = results["models"]
     ours = next(iter(models.values()))
     rows = []
     for name, model in models.items():
-        s = spread(model["seconds"])
+        median, quartiles = spread(model["seconds"]).in_ms()
         row: dict[str, Any] = {
             "model": name,
-            "median ms": 1000 * s.median,
-            "quartiles ms": f"{1000 * s.lower:.0f}-{1000 * s.upper:.0f}",
+            "median ms": median,
+            "quartiles ms": quartiles,
             "ours / this [95%]": (
                 "" if model is ours else str(ratio(ours["seconds"], model["seconds"]))
             ),
         }
-        row |= {key: 1000 * value for key, value in medians(model).items()}
+        row |= {key: 1000 * value for key, value in medians(model["sections"]).items()}
         if not results["work"]["training"]:
             row["outside conv, fc %"] = outside_layers(model)
         row |= model["outcome"]
@@ -164,33 +98,106 @@ def table(results: dict[str, Any]) -> str:
 
 
 def outside_layers(model: dict[str, Any]) -> float:
-    """Percent of inference outside the backbone and the other convolutions and linear layers."""
+    """Return the percentage of inference outside the backbone and other conv and fc layers."""
     sections = model["sections"]
     shares = [1 - a / b for a, b in zip(sections["layers"], sections["total"], strict=True)]
     return 100 * spread(shares).median
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The sub-commands ``infer`` and ``train``."""
-    results = measure(
-        specs(args),
-        work(args),
-        repeats=args.repeats,
-        separate=args.separate,
-        memory=args.memory,
-        syncs=args.syncs,
-    )
-    what = "training step" if args.command == "train" else "inference"
-    height, width = args.image
-    title = f"{what}, {args.batch} image(s) of {height}x{width}"
-    print(f"\n{title}: {headline()}\n\n{table(results)}")
-    for name, model in results["models"].items():
-        if "syncs" in model:
-            print(f"\n{name}: operators that would wait for a GPU, per {what}")
-            print(tabulate(model["syncs"], headers=["count", "operator", "line"]))
+def draw(results: dict[str, Any], title: str, path: Path) -> None:
+    """Draw a bar per model."""
+    rows = [(name, medians(model["sections"])) for name, model in results["models"].items()]
+    bar_chart(rows, title, path)
+
+
+# ---- curves: how time grows with the size of a problem --------------------------------------
+
+
+def _at(kind: str, point: int, specs: Sequence[Spec], work: Work) -> tuple[Sequence[Spec], Work]:
+    """Return models and work at one point of a curve."""
+    opts: tuple[str, ...] = ()
+    if kind == "proposals":
+        opts = (f"MODEL.RPN.POST_NMS_TOPK_{'TRAIN' if work.training else 'TEST'}", str(point))
+    elif kind == "image":
+        # torchvision's model resizes by itself, to the config's size.
+        width = round(point * work.width / work.height)
+        opts = ("INPUT.MIN_SIZE_TEST", str(point), "INPUT.MAX_SIZE_TEST", str(max(point, width)))
+        work = replace(work, height=point, width=width)
+    elif kind == "gts":
+        work = replace(work, objects=point)
+    else:
+        work = replace(work, batch=point)
+    return [replace(spec, opts=(*spec.opts, *opts)) for spec in specs], work
+
+
+def _child(
+    spec: Spec, work: Work, weights: RandomWeights, repeats: int, barrier: Any, results: Any
+) -> None:
+    torch.set_num_threads(1)
+    tune(spec)
+    contender = Contender(spec, work, weights)
+    contender.run()
+    barrier.wait()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        contender.run()
+    contender.synchronise()
+    results.put(time.perf_counter() - start)
+
+
+def throughput(spec: Spec, work: Work, weights: RandomWeights, processes: int, n: int) -> float:
+    """Return images per second of several processes at once, one thread and ``n`` runs each."""
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(processes), context.SimpleQueue()
+    children = [
+        context.Process(target=_child, args=(spec, work, weights, n, barrier, results), daemon=True)
+        for _ in range(processes)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    if any(child.exitcode for child in children):
+        raise RuntimeError(f"{spec.name}: one of {processes} processes failed")
+    slowest = max(results.get() for _ in children)
+    return processes * n * work.batch / slowest
+
+
+def _run_curve(args: argparse.Namespace) -> dict[str, Any]:
+    kind, specs, work = args.scale, specs_from(args), work_from(args)
+    points = tuple(args.points) or POINTS[kind]
+    unit = "median ms per image" if kind == "batch" else "median ms"
+    if kind == "processes":
+        points = tuple(args.points) or tuple(p for p in points if p <= (os.cpu_count() or 1))
+        unit = "images per second"
+        weights = calibrated_weights(specs[0], work)
+    curves: dict[str, list[tuple[float, float]]] = {spec.name: [] for spec in specs}
+    details = []
+    for point in points:
+        logger.info("%s: %d", _AXES[kind], point)
+        if kind == "processes":
+            for spec in specs:
+                value = throughput(spec, work, weights, point, args.repeats)
+                curves[spec.name].append((point, value))
+            continue
+        results = measure(
+            *_at(kind, point, specs, work), repeats=args.repeats, separate=args.separate
+        )
+        details.append({"point": point, **results})
+        for name, model in results["models"].items():
+            images = point if kind == "batch" else 1
+            curves[name].append((point, 1000 * spread(model["seconds"]).median / images))
+            if kind == "proposals" and (kept := model["outcome"]["proposals"]) < point:
+                logger.warning("%s keeps %d proposals of %d: no more survive", name, kept, point)
+    rows = [
+        {_AXES[kind]: point, **{name: values[i][1] for name, values in curves.items()}}
+        for i, point in enumerate(points)
+    ]
+    what = _what(args)
+    print(f"\n{what}, {unit}: {headline()}\n")
+    print(tabulate(rows, headers="keys", floatfmt=".2f" if kind == "processes" else ".1f"))
     if args.output is not None:
-        rows = [(name, medians(model)) for name, model in results["models"].items()]
-        bar_chart(rows, title, args.output / f"{args.command}.png")
-    results = {"what": args.command, **results}
-    write_json(args.output, results)
-    return results
+        path = args.output / f"{args.command}_{kind}.png"
+        line_chart(curves, what, (_AXES[kind], unit), path)
+    results = {"scale": kind, "unit": unit, "curves": curves, "points": details}
+    return write_results(args.output, {"what": args.command, **results})

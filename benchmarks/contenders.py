@@ -1,10 +1,16 @@
-"""A model, its optimizer and its input: one that is measured."""
+"""One that is measured: a model, its optimizer and its input.
+
+Also what is learned from a run: where the time goes, and which detections are found.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,17 +19,113 @@ from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torchvision.ops import box_iou
 
-from benchmarks.agreement import Found
-from benchmarks.inputs import make_batch
 from benchmarks.peers import build_detectron2, build_torchvision
-from benchmarks.sections import Clock
-from benchmarks.specs import Sample, Spec, Work
 from benchmarks.weights import Place, RandomWeights, calibrate, copy_layers, roles
+from benchmarks.work import Spec, Work, make_batch
 from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step.weights import fold_statistics
+
+# Seconds of one run: "total", the sections that there are, and "layers".
+Sample = dict[str, float]
+# Together they are the total; the first three are those of table 5 of the paper.
+SECTIONS = ("conv", "proposal", "region-wise", "backward", "optimizer", "other")
+
+
+class Clock:
+    """Adds up seconds by section, those of sub-modules by hooks.
+
+    Sections may lie inside each other; each counts on its own.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, Sequence[nn.Module]], synchronise: Callable[[], None]
+    ) -> None:
+        """Watch sub-modules.
+
+        Args:
+            parts: section -> modules whose calls belong to it.
+            synchronise: waits for the device; called at every start and stop.
+        """
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._synchronise = synchronise
+        self._starts: dict[str, float] = {}
+        self._handles: list[Any] = []
+        for name, modules in parts.items():
+            for module in modules:
+                self._watch(name, module)
+
+    def _watch(self, name: str, module: nn.Module) -> None:
+        def before(*_: Any) -> None:
+            self._start(name)
+
+        def after(*_: Any) -> None:
+            self._stop(name)
+
+        self._handles.append(module.register_forward_pre_hook(before))
+        self._handles.append(module.register_forward_hook(after))
+
+    @contextlib.contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Count the time of the ``with`` block."""
+        self._start(name)
+        yield
+        self._stop(name)
+
+    def _start(self, name: str) -> None:
+        self._synchronise()
+        self._starts[name] = time.perf_counter()
+
+    def _stop(self, name: str) -> None:
+        self._synchronise()
+        self.seconds[name] += time.perf_counter() - self._starts.pop(name)
+
+    def close(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Found:
+    """Detections in one image.
+
+    Attributes:
+        boxes: (R, 4) continuous XYXY in pixels of the image, best first.
+        classes: (R,) int64.
+    """
+
+    boxes: torch.Tensor
+    classes: torch.Tensor
+
+
+def found_again(ours: Sequence[Found], theirs: Sequence[Found], iou: float = 0.5) -> float:
+    """Return the percentage of our detections that have a partner among theirs.
+
+    Best first, each takes the one of its class that it overlaps most, if the IoU is ``iou`` or more
+    and no other has taken it.
+
+    Args:
+        ours: per image.
+        theirs: per image, the same images.
+        iou: 0 to 1.
+
+    Returns:
+        0 to 100; 100 if there are none.
+    """
+    total, found = 0, 0
+    for a, b in zip(ours, theirs, strict=True):
+        overlaps = box_iou(a.boxes, b.boxes) * (a.classes[:, None] == b.classes)
+        total += len(a.boxes)
+        for row in overlaps if len(b.boxes) else ():
+            best = int(row.argmax())
+            if row[best] >= iou:
+                found += 1
+                overlaps[:, best] = 0
+    return 100 * found / total if total else 100.0
 
 
 class Contender:
@@ -57,8 +159,15 @@ class Contender:
         self.proposer = self.parts["proposal"][0]
 
     def arguments_for(self, work: Work) -> tuple[Any, ...]:
-        """What the model is called with; :attr:`arguments` may be set to it."""
-        return _arguments(self.cfg, self.spec, work, self.device)
+        """Return what the model is called with; :attr:`arguments` may be set to it."""
+        batch = make_batch(work, self.cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        if self.spec.kind != "torchvision":
+            return (batch,)  # the model moves it
+        images = [x["image"].to(self.device) for x in batch]
+        if not work.training:
+            return (images,)
+        truths = [x["instances"].to(self.device) for x in batch]
+        return images, [{"boxes": t.gt_boxes.tensor, "labels": t.gt_classes + 1} for t in truths]
 
     def synchronise(self) -> None:
         """Wait for the device."""
@@ -66,7 +175,7 @@ class Contender:
             torch.cuda.synchronize(self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bfloat16 if it is wanted and the model has no switch of its own."""
+        """Return autocast to bfloat16 if it is wanted and the model has no switch of its own."""
         if not self._autocast:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -78,7 +187,7 @@ class Contender:
             return self.model(*self.arguments)
 
     def run(self, clock: Clock | None = None) -> None:
-        """One inference, or one training step."""
+        """Run one inference, or one training iteration."""
         torch.manual_seed(self.work.seed)  # sampling and dropout do the same every time
         result = self.forward()
         if not self.work.training:
@@ -86,21 +195,14 @@ class Contender:
         assert self.optimizer is not None
         loss = sum(result.values())
         self.optimizer.zero_grad(set_to_none=True)  # here, as Detectron2's trainer does
-        self._timed(clock, "backward", loss.backward)
-        self._timed(clock, "optimizer", self.optimizer.step)
-
-    @staticmethod
-    def _timed(clock: Clock | None, name: str, function: Callable[[], Any]) -> None:
-        if clock is None:
-            function()
-            return
-        clock.start(name)
-        function()
-        clock.stop(name)
+        with clock.section("backward") if clock else contextlib.nullcontext():
+            loss.backward()
+        with clock.section("optimizer") if clock else contextlib.nullcontext():
+            self.optimizer.step()
 
     def sample(self) -> Sample:
-        """Run once and measure: seconds, "total" and by section."""
-        # Hooks that wait for a GPU would slow the whole down: there, sections get a run of their
+        """Run once and measure."""
+        # Hooks that wait for a GPU would slow the whole run: there, sections get a run of their
         # own. On a CPU they cost nothing.
         clock = Clock(self.parts, self.synchronise)
         try:
@@ -121,7 +223,7 @@ class Contender:
         return time.perf_counter() - start
 
     def detections(self) -> list[Found]:
-        """What inference finds in each image; classes count from 0 in all models."""
+        """Return what inference finds in each image; classes count from 0 in all models."""
         found = []
         for result in self.forward():
             if self.spec.kind == "torchvision":
@@ -132,7 +234,7 @@ class Contender:
         return found
 
     def outcome(self) -> dict[str, Any]:
-        """Run once; how many proposals (and detections) there are, or the losses."""
+        """Run once; return the numbers of proposals and detections, or the loss."""
         counts: list[int] = []
 
         def count(module: nn.Module, args: Any, output: Any) -> None:
@@ -147,8 +249,8 @@ class Contender:
         found: dict[str, Any] = {"proposals": min(counts, default=0)}
         if self.work.training:
             found["loss"] = sum(float(loss.detach()) for loss in result.values())
-            if found["loss"] - found["loss"] != 0:
-                raise UserError(f"{self.spec.name}: the loss is {found['loss']}: other weights?")
+            if not math.isfinite(found["loss"]):
+                raise UserError(f"{self.spec.name}: the loss is {found['loss']}: try other weights")
         else:
             detections = [x.get("instances", x) if isinstance(x, dict) else x for x in result]
             found["detections"] = min(
@@ -158,15 +260,14 @@ class Contender:
 
 
 def calibrated_weights(spec: Spec, work: Work) -> RandomWeights:
-    """Random weights under which ``spec`` finds its full number of boxes.
+    """Return random weights under which ``spec`` finds its full number of boxes.
 
     The model is built, used and dropped.
     """
     if spec.cfg(False).MODEL.WEIGHTS:
         return RandomWeights(work.seed)
-    plain = Spec(spec.name, spec.kind, spec.config_file, spec.opts)
-    one = Work(False, work.height, work.width, 1, work.objects, work.seed)
-    contender = Contender(plain, one, RandomWeights(work.seed))
+    one = replace(work, training=False, batch=1)
+    contender = Contender(replace(spec, bf16=False), one, RandomWeights(work.seed))
     return calibrate(RandomWeights(work.seed), roles(contender.model), contender.forward)
 
 
@@ -201,33 +302,14 @@ def _optimizer(cfg: CfgNode, spec: Spec, model: nn.Module) -> torch.optim.Optimi
     )
 
 
-def _arguments(cfg: CfgNode, spec: Spec, work: Work, device: torch.device) -> tuple[Any, ...]:
-    batch = make_batch(
-        work.height,
-        work.width,
-        batch=work.batch,
-        objects=work.objects,
-        classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        seed=work.seed,
-    )
-    if spec.kind != "torchvision":
-        return (batch,)  # the model moves it
-    images = [x["image"].to(device) for x in batch]
-    if not work.training:
-        return (images,)
-    truths = [x["instances"].to(device) for x in batch]
-    return images, [{"boxes": t.gt_boxes.tensor, "labels": t.gt_classes + 1} for t in truths]
-
-
 def _parts(model: Any) -> dict[str, list[nn.Module]]:
-    """Sections as in table 5 of the paper, and all convolutions and linear layers together."""
+    """Return the modules of the sections, and "layers": all convolutions and linear layers."""
     if hasattr(model, "proposal_generator"):
-        rpn, heads = model.proposal_generator, model.roi_heads
-        layers = [getattr(rpn, "rpn_head", None)]
+        rpn, head = model.proposal_generator, getattr(model.proposal_generator, "rpn_head", None)
     else:
-        rpn, heads = model.rpn, model.roi_heads
-        layers = [rpn.head]
-    layers += [getattr(heads, "box_head", None), getattr(heads, "box_predictor", None)]
+        rpn, head = model.rpn, model.rpn.head
+    heads = model.roi_heads
+    layers = [head, getattr(heads, "box_head", None), getattr(heads, "box_predictor", None)]
     return {
         "conv": [model.backbone],
         "proposal": [rpn],

@@ -1,7 +1,7 @@
 """Who the plugin is compared with: stock Detectron2 parts and torchvision's FasterRCNN, on VGG16.
 
 Both get a plain torchvision-style VGG16 and the numbers of the config: image size, anchors,
-proposals, RoIs, frozen stages. What remains different is theirs: pooling rounds down (37x62 cells
+proposals, RoIs, frozen blocks. What remains different is theirs: pooling rounds down (37x62 cells
 of a 600x1000 image instead of 38x63), one RPN logit per anchor, no dropout.
 """
 
@@ -21,14 +21,14 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.vgg import make_layers
 
-from benchmarks.weights import Arrange, Place
+from benchmarks.weights import Arrange, Arranged, Place
 from frcnn_plugin.errors import UserError
 
 _CONVS = (2, 2, 3, 3, 3)
 
 
 def plain_vgg16(channels: list[int], freeze_at: int) -> nn.Sequential:
-    """Torchvision's VGG16 up to the last ReLU; the first ``freeze_at`` stages do not train."""
+    """Build torchvision's VGG16 up to the last ReLU, the first ``freeze_at`` blocks frozen."""
     words: list[Any] = []
     for width, convs in zip(channels, _CONVS, strict=True):
         words += [*[width] * convs, "M"]
@@ -110,7 +110,7 @@ def check_comparable(cfg: CfgNode, kind: str) -> None:
 
 
 def stock_cfg(cfg: CfgNode) -> CfgNode:
-    """``cfg`` with the host's parts in place of the plugin's."""
+    """Return ``cfg`` with Detectron2's parts in place of the plugin's."""
     cfg = cfg.clone()
     cfg.defrost()
     model = cfg.MODEL
@@ -126,14 +126,14 @@ def stock_cfg(cfg: CfgNode) -> CfgNode:
 
 
 def build_detectron2(cfg: CfgNode, bf16: bool) -> tuple[nn.Module, dict[str, Place]]:
-    """Detectron2's GeneralizedRCNN of stock parts, and where it keeps its layers."""
+    """Build Detectron2's GeneralizedRCNN of stock parts; return where it keeps its layers, too."""
     check_comparable(cfg, "detectron2")
     model = build_model(stock_cfg(cfg))
     rpn, heads = model.proposal_generator.rpn_head, model.roi_heads
     if bf16:
         heads.box_pooler = FloatPooler(heads.box_pooler)
     anchors = cfg.MODEL.ANCHOR_GENERATOR
-    # The host's sizes are the outer loop, ours (the originals') the ratios.
+    # In Detectron2 sizes are the outer loop; in ours, as in the originals, ratios.
     sizes, ratios = len(anchors.SIZES[0]), len(anchors.ASPECT_RATIOS[0])
     order = [r * sizes + s for s, r in itertools.product(range(sizes), range(ratios))]
     return model, {
@@ -147,7 +147,7 @@ def build_detectron2(cfg: CfgNode, bf16: bool) -> tuple[nn.Module, dict[str, Pla
 
 
 def build_torchvision(cfg: CfgNode) -> tuple[nn.Module, dict[str, Place]]:
-    """Torchvision's FasterRCNN, and where it keeps its layers."""
+    """Build torchvision's FasterRCNN; return where it keeps its layers, too."""
     check_comparable(cfg, "torchvision")
     m = cfg.MODEL
     backbone = plain_vgg16(list(m.VGG.CHANNELS), m.BACKBONE.FREEZE_AT)
@@ -188,14 +188,10 @@ def build_torchvision(cfg: CfgNode) -> tuple[nn.Module, dict[str, Place]]:
     heads.box_roi_pool = PoolAdapter(pool, 1 / 16)  # the constructor takes nothing but RoIAlign
     anchors = model.rpn.anchor_generator.num_anchors_per_location()[0]
 
-    def background_first(
-        weight: torch.Tensor, bias: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def background_first(weight: torch.Tensor, bias: torch.Tensor) -> Arranged:
         return weight.roll(1, 0), bias.roll(1, 0)
 
-    def with_background(
-        weight: torch.Tensor, bias: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def with_background(weight: torch.Tensor, bias: torch.Tensor) -> Arranged:
         # Boxes of the background are predicted, and dropped.
         return torch.cat((torch.zeros_like(weight[:4]), weight)), torch.cat((bias[:4] * 0, bias))
 
@@ -219,7 +215,7 @@ def _conv_places(backbone: nn.Module) -> dict[str, Place]:
 def _rpn_places(
     conv: nn.Conv2d, logits: nn.Conv2d, deltas: nn.Conv2d, order: list[int]
 ) -> dict[str, Place]:
-    """Layers that hold ours with one logit per anchor, anchors in another order.
+    """Place our RPN head in one with one logit per anchor, and anchors in another order.
 
     Args:
         conv: the 3x3 convolution.
@@ -230,10 +226,10 @@ def _rpn_places(
     count = len(order)
     index = torch.tensor(order)
 
-    def difference(weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def difference(weight: torch.Tensor, bias: torch.Tensor) -> Arranged:
         return ((weight[count:] - weight[:count])[index], (bias[count:] - bias[:count])[index])
 
-    def permute(weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def permute(weight: torch.Tensor, bias: torch.Tensor) -> Arranged:
         by_anchor = weight.view(count, 4, *weight.shape[1:])[index]
         return by_anchor.reshape(weight.shape), bias.view(count, 4)[index].reshape(-1)
 

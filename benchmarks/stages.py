@@ -1,47 +1,60 @@
-"""``stages``: iterations of the four stages beside a joint one; the speed of proposal dumps."""
+"""``stages`` and ``hooks``: what four-step training costs.
+
+``stages`` sets an iteration of each stage beside a joint one, and a proposal dump beside the
+networks that it runs. ``hooks`` trains, and finds what the plugin's hooks add to the iterations.
+"""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
+import statistics
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
+from detectron2.engine import HookBase
 from detectron2.evaluation import inference_on_dataset
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from tabulate import tabulate
 
-from benchmarks.compare import SECTIONS, specs, work
-from benchmarks.contenders import Contender, calibrated_weights
-from benchmarks.environment import headline
-from benchmarks.generated import generated_set
-from benchmarks.plots import bar_chart
-from benchmarks.report import write_json
-from benchmarks.samples import ratio, spread
-from benchmarks.sessions import tune
-from benchmarks.specs import Sample
+from benchmarks.contenders import Contender, Sample, calibrated_weights
+from benchmarks.measuring import Ratio, by_section, in_turn, medians, ratio, spread, tune
+from benchmarks.output import bar_chart, headline, write_results
+from benchmarks.work import generated_set, random_boxes, specs_from, work_from
+from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
+from frcnn_plugin.engine import PaperTrainer, SeedEveryIteration, setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalCollector
-from frcnn_plugin.four_step import STAGES
+from frcnn_plugin.four_step import STAGES, FourStepHook
 from frcnn_plugin.modeling import PaperRCNN
 
-logger = logging.getLogger("frcnn_plugin.tools.benchmark")
+logger = logging.getLogger(__name__)
 
-# Name, phase, what trains.
-KINDS = (
-    ("joint", "joint", ("backbone", "proposal_generator", "roi_heads")),
-    *(
-        (s.title + ("" if "backbone" in s.trains else ", conv frozen"), s.phase, s.trains)
-        for s in STAGES
-    ),
-)
+# Name -> phase, what trains.
+KINDS = {"joint": ("joint", ("backbone", "proposal_generator", "roi_heads"))} | {
+    stage.title + ("" if "backbone" in stage.trains else ", conv frozen"): (
+        stage.phase,
+        stage.trains,
+    )
+    for stage in STAGES
+}
 
-_FIRST = 8  # images before the proposal dump is timed
+_DUMP_FIRST = 8  # images before the proposal dump is timed
+_HOOKS_FIRST = 3  # iterations of a stage that switch and warm up
+
+
+# ---- stages ---------------------------------------------------------------------------------
 
 
 class Stages:
@@ -63,31 +76,27 @@ class Stages:
                 f"one; it is {contender.cfg.MODEL.META_ARCHITECTURE}"
             )
         self.contender, self.model = contender, model
-        # Frozen for good, such as conv1 and conv2.
+        # Others are frozen for good, such as conv1 and conv2.
         self._trainable = {n for n, p in model.named_parameters() if p.requires_grad}
         self._give_proposals()
 
     def _give_proposals(self) -> None:
-        """As many random boxes per image as the detector stages have; they read nothing else."""
+        """Give each image as many random boxes as it has in the detector's stages.
+
+        Only those stages read them.
+        """
         count = self.contender.cfg.FOUR_STEP.POST_NMS_TOPK
         generator = torch.Generator().manual_seed(self.contender.work.seed)
         for item in self.contender.arguments[0]:
             height, width = item["image"].shape[-2:]
-            sides = torch.rand((count, 2), generator=generator) * 0.5 + 0.05
-            corner = torch.rand((count, 2), generator=generator) * (1 - sides)
-            boxes = torch.cat((corner, corner + sides), 1) * torch.tensor([width, height] * 2)
             item["proposals"] = Instances((height, width))
-            item["proposals"].proposal_boxes = Boxes(boxes)
+            boxes = random_boxes(count, height, width, 0.05, generator)
+            item["proposals"].proposal_boxes = boxes
             item["proposals"].objectness_logits = torch.zeros(count)
 
-    def sample(self, name: str, phase: str, trains: tuple[str, ...]) -> Sample:
-        """Measure one iteration.
-
-        Args:
-            name: one of :data:`KINDS`.
-            phase: of the model.
-            trains: sub-modules that train.
-        """
+    def sample(self, kind: str) -> Sample:
+        """Measure one iteration, of a kind that :data:`KINDS` names."""
+        phase, trains = KINDS[kind]
         self.model.set_phase(phase)
         prefixes = tuple(f"{name}." for name in trains)
         for name, parameter in self.model.named_parameters():
@@ -112,11 +121,11 @@ class _TimedCollector(ProposalCollector):
 def dump_speed(
     contender: Contender, folder: Path, images: int, repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds per image of writing proposals, and of the two networks they come from alone.
+    """Measure seconds per image of a proposal dump, and of the two networks that it runs alone.
 
-    Loading images and writing the file belong to the former. The networks alone get the same images
-    ready. Both are timed behind the first images: after processes for loading have started, each
-    page of memory is copied when it is written to, a matter of seconds once in a data set.
+    Loading images and writing the file belong to the dump. The networks alone get the same images
+    ready. Both are timed after the first images: once processes for loading have started, each page
+    of memory is copied when it is next written to, which takes seconds, but only once per data set.
 
     Args:
         contender: for inference; its model is in phase "rpn" afterwards.
@@ -134,92 +143,86 @@ def dump_speed(
     rpn: Any = model.proposal_generator
     rpn.pre_nms_topk = {**rpn.pre_nms_topk, False: cfg.FOUR_STEP.PRE_NMS_TOPK}
     rpn.post_nms_topk = {**rpn.post_nms_topk, False: cfg.FOUR_STEP.POST_NMS_TOPK}
-    height, width = contender.work.height, contender.work.width
-    with generated_set(folder, images, min(height, width)) as name:
+    first = min(_DUMP_FIRST, images // 2)
+    seconds: dict[str, list[float]] = {"proposal dump": [], "networks": [], "start": []}
+
+    def dump(name: str, dicts: list[Any], mapper: DatasetMapper) -> None:
+        collector = _TimedCollector(name, folder / "proposals.pkl")
+        begin = time.perf_counter()
+        loader = build_detection_test_loader(
+            dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
+        inference_on_dataset(model, loader, collector)
+        timed_from, end = collector.done[first - 1], time.perf_counter()
+        each = (end - timed_from) / (images - first)
+        seconds["proposal dump"].append(each)
+        seconds["start"].append(timed_from - begin - first * each)
+
+    @torch.no_grad()
+    def networks(batches: list[Any]) -> None:
+        start = time.perf_counter()
+        for batch in batches:
+            _, features = model.features(batch)
+            rpn.rpn_head([features[f] for f in rpn.in_features])
+        contender.synchronise()
+        seconds["networks"].append((time.perf_counter() - start) / len(batches))
+
+    short_side = min(contender.work.height, contender.work.width)
+    with generated_set(folder, images, short_side) as name, contender.autocast():
         dicts = DatasetCatalog.get(name)
         mapper = DatasetMapper(cfg, is_train=False)
         ready = [[mapper(d)] for d in dicts]
-
-        first = min(_FIRST, images // 2)
-        seconds: dict[str, list[float]] = {"proposal dump": [], "networks": [], "start": []}
-
-        def dump() -> None:
-            collector = _TimedCollector(name, folder / "proposals.pkl")
-            begin = time.perf_counter()
-            loader = build_detection_test_loader(
-                dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
-            )
-            inference_on_dataset(model, loader, collector)
-            timed_from, end = collector.done[first - 1], time.perf_counter()
-            each = (end - timed_from) / (images - first)
-            seconds["proposal dump"].append(each)
-            seconds["start"].append(timed_from - begin - first * each)
-
-        @torch.no_grad()
-        def networks(batches: list[Any]) -> None:
-            start = time.perf_counter()
-            for batch in batches:
-                _, features = model.features(batch)
-                rpn.rpn_head([features[f] for f in rpn.in_features])
-            contender.synchronise()
-            seconds["networks"].append((time.perf_counter() - start) / len(batches))
-
-        with contender.autocast():
-            networks(ready[:2])
-            seconds["networks"].clear()  # that was a warm-up
-            for _ in range(repeats):
-                dump()
-                networks(ready[first:])
+        networks(ready[:2])
+        seconds["networks"].clear()  # that was a warm-up
+        for _ in range(repeats):
+            dump(name, dicts, mapper)
+            networks(ready[first:])
     return seconds
 
 
+def dump_ratio(dump: dict[str, list[float]]) -> Ratio:
+    """Return the speed of a dump / that of its networks alone."""
+    return ratio(dump["networks"], dump["proposal dump"])
+
+
 def measure_stages(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure seconds of all kinds of iterations, interleaved, and of the dump."""
-    (spec, *others), task = specs(args), work(args)
-    if others:
-        raise UserError("stages compares the stages of one model: leave out --versus")
+    """Measure iterations of all kinds in turn, and the dump.
+
+    Returns:
+        kind -> "seconds" of all rounds, "sections": medians; "dump", see :func:`dump_speed`.
+    """
+    spec, work = specs_from(args)[0], replace(work_from(args), training=True)
     if args.images < 2:
         raise UserError(f"--images is {args.images}: the proposal dump needs 2 or more")
     tune(spec)  # nobody else's model runs in this process
-    training = replace(task, training=True)
-    weights = calibrated_weights(spec, training)
-    samples: dict[str, list[Sample]] = {name: [] for name, _, _ in KINDS}
-    stages = Stages(Contender(spec, training, weights))
-    for i in range(1 + args.repeats):
-        logger.info("round %d of %d", i + 1, 1 + args.repeats)
-        for name, phase, trains in KINDS:
-            sample = stages.sample(name, phase, trains)
-            if i:  # the first is a warm-up
-                samples[name].append(sample)
-    del stages
+    weights = calibrated_weights(spec, work)
+    stages = Stages(Contender(spec, work, weights))
+    runs = {kind: partial(stages.sample, kind) for kind in KINDS}
+    samples = by_section(in_turn(runs, args.repeats))
+    del stages, runs  # and their memory
     logger.info("proposal dump of %d images", args.images)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        inference = Contender(spec, replace(task, training=False), weights)
+        inference = Contender(spec, replace(work, training=False), weights)
         dump = dump_speed(inference, Path(folder), args.images, max(1, min(3, args.repeats)))
-    steps = {name: [x["total"] for x in own] for name, own in samples.items()}
-    sections = {
-        name: {key: spread([x[key] for x in own]).median for key in SECTIONS if key in own[0]}
-        for name, own in samples.items()
+    return {
+        "seconds": {kind: sections["total"] for kind, sections in samples.items()},
+        "sections": {kind: medians(sections) for kind, sections in samples.items()},
+        "dump": dump,
     }
-    return {"steps": steps, "sections": sections, "dump": dump}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The sub-command ``stages``."""
+    """Run the sub-command ``stages``."""
     results = measure_stages(args)
-    steps, dump = results["steps"], results["dump"]
-    rows = []
-    for name, seconds in steps.items():
-        s = spread(seconds)
-        quartiles = f"{1000 * s.lower:.0f}-{1000 * s.upper:.0f}"
-        rows.append((name, 1000 * s.median, quartiles, str(ratio(seconds, steps["joint"]))))
-    print(f"\nstages, {args.batch} image(s): {headline()}\n")
-    print(
-        tabulate(
-            rows, headers=("stage", "median ms", "quartiles ms", "/ joint [95%]"), floatfmt=".1f"
-        )
-    )
-    speed = ratio(dump["networks"], dump["proposal dump"])
+    rows = [
+        (kind, *spread(seconds).in_ms(), str(ratio(seconds, results["seconds"]["joint"])))
+        for kind, seconds in results["seconds"].items()
+    ]
+    print(f"\niterations of the stages, {args.batch} image(s): {headline()}\n")
+    headers = ("stage", "median ms", "quartiles ms", "/ joint [95%]")
+    print(tabulate(rows, headers=headers, floatfmt=".1f"))
+    dump = results["dump"]
+    speed = dump_ratio(dump)
     ms = {name: f"{1000 * spread(seconds).median:.0f}" for name, seconds in dump.items()}
     print(
         f"\nproposal dump {ms['proposal dump']} ms per image, backbone and RPN head alone "
@@ -227,7 +230,79 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     if args.output is not None:
         bars = list(results["sections"].items())
-        bar_chart(bars, "iterations of each stage", args.output / "stages.png")
-    results = {"what": "stages", **results, "dump_speed": speed.value}
-    write_json(args.output, results)
-    return results
+        bar_chart(bars, "an iteration of each stage", args.output / "stages.png")
+    return write_results(args.output, {"what": "stages", **results, "dump_speed": speed.value})
+
+
+# ---- hooks ----------------------------------------------------------------------------------
+
+
+class HookClock(HookBase):
+    """Collects seconds of whole iterations, and of the hooks in them, per stage."""
+
+    def __init__(self, per_stage: int) -> None:
+        """Watch a training whose stages all have `per_stage` iterations."""
+        self.per_stage = per_stage
+        self.iterations: dict[int, list[float]] = defaultdict(list)
+        self.hooks: dict[int, list[float]] = defaultdict(list)
+        self._in_hooks = self._start = 0.0
+
+    def timed(self, function: Callable[[HookBase], None]) -> Callable[[HookBase], None]:
+        """Return a method of a hook, its time counted."""
+
+        def run(hook: HookBase) -> None:
+            start = time.perf_counter()
+            function(hook)
+            self._in_hooks += time.perf_counter() - start
+
+        return run
+
+    def before_step(self) -> None:
+        self._start = time.perf_counter() - self._in_hooks  # those that ran before this one
+
+    def after_step(self) -> None:
+        stage, number = divmod(self.trainer.iter, self.per_stage)
+        # The last iteration of a stage folds statistics, and saves.
+        if _HOOKS_FIRST <= number < self.per_stage - 1:
+            self.iterations[stage + 1].append(time.perf_counter() - self._start)
+            self.hooks[stage + 1].append(self._in_hooks)
+        self._in_hooks = 0.0
+
+
+def run_hooks(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the sub-command ``hooks``."""
+    n = args.iterations
+    if n < _HOOKS_FIRST + 2:
+        raise UserError(f"--iterations must be at least {_HOOKS_FIRST + 2}, not {n}")
+    clock = HookClock(n)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-"))
+        stack.enter_context(patch.dict(os.environ, DETECTRON2_DATASETS=folder))
+        write_synthetic_voc(Path(folder, "demo_shapes"), num_trainval=args.images, num_test=2)
+        schedule = [
+            *("FOUR_STEP.ITERS", f"[{n},{n},{n},{n}]", "FOUR_STEP.DROPS", "[[],[],[],[]]"),
+            *("FOUR_STEP.EVALUATE_STEPS", "False", "TEST.EVAL_PERIOD", "-1"),
+            *("SOLVER.CHECKPOINT_PERIOD", "1000000", "OUTPUT_DIR", str(Path(folder, "run"))),
+        ]
+        device = ["MODEL.DEVICE", args.device] if args.device else []
+        cfg = setup_cfg(args.config_file, [*schedule, *device, *args.opts])
+        torch.manual_seed(args.seed)
+        trainer = PaperTrainer(cfg)
+        for hook in (FourStepHook, SeedEveryIteration):
+            for name in ("before_step", "after_step"):
+                method = clock.timed(getattr(hook, name))
+                stack.enter_context(patch.object(hook, name, method))
+        trainer.register_hooks([clock])
+        trainer.train()
+    stages = {
+        number: {
+            "iteration_ms": 1000 * statistics.median(seconds),
+            "hooks_percent": 100 * sum(clock.hooks[number]) / sum(seconds),
+        }
+        for number, seconds in clock.iterations.items()
+    }
+    print(f"\nhooks of four-step training: {headline()}\n")
+    rows = [(number, *values.values()) for number, values in stages.items()]
+    headers = ("stage", "median iteration, ms", "in the plugin's hooks, %")
+    print(tabulate(rows, headers, floatfmt=".2f"))
+    return write_results(args.output, {"what": "hooks", "stages": stages})

@@ -1,7 +1,7 @@
 """Operators that make a CPU wait for a GPU, counted on any device.
 
-Such an operator needs a value on the host, mostly because the size of its result depends on the
-data. They can be counted without a GPU: PyTorch's dispatcher sees them on CPU tensors as well. What
+Such an operator needs a value on the CPU, mostly because the size of its result depends on the
+data. It can be counted without a GPU, as PyTorch's dispatcher sees it on CPU tensors as well. What
 only copies, ``tolist()`` and its like, or a tensor made of Python numbers on the model's device, is
 seen one level higher, where Python calls it. Not seen: copies of the images to the GPU, one each.
 """
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from frcnn_plugin.layers import nms as suppression
 
-# Operators whose result, or its size, has to be known to the host.
+# Operators whose result, or its size, has to be known to the CPU.
 _OPERATORS = {
     "aten::_local_scalar_dense",  # item(), bool(), int(), float()
     "aten::nonzero",
@@ -43,10 +43,11 @@ _COPIES = {
     torch.Tensor.__array__: "numpy",
     torch.Tensor.cpu: "cpu",
 }
-# Copied from the host; counted on its own, as the GPU has nothing to finish for it.
+# Copied from the CPU; counted on its own, as the GPU has nothing to finish for it.
 FROM_NUMBERS = "from numbers"
-# Works on tensors of the host on every device, the sizes of the images; or runs on CPUs only.
-_ON_HOST = ("detectron2/structures/image_list.py", "frcnn_plugin/layers/roi_max_pool.py")
+# The first works on the sizes of the images, which are on the CPU anyway; the second runs on CPUs
+# only.
+_ON_CPU = ("detectron2/structures/image_list.py", "frcnn_plugin/layers/roi_max_pool.py")
 # They stand for their callers.
 _TRANSPARENT = ("/torchvision/_autograd_registrations.py", "/detectron2/layers/wrappers.py")
 _PACKAGES = ("frcnn_plugin", "detectron2", "torchvision")
@@ -55,7 +56,7 @@ Syncs = Counter[tuple[str, str]]
 
 
 def _source() -> str:
-    """Innermost line of Python in the plugin, Detectron2 or torchvision; else the caller's.
+    """Return the innermost line of Python in one of the packages; else the caller's.
 
     Backward runs without Python of its own and is called from the contender.
     """
@@ -96,19 +97,19 @@ class _Operators(TorchDispatchMode):
         waits = name in _OPERATORS or (name in _INDEXING and _masks(args[1]))
         # Without output_size the repeats have to be summed.
         waits |= name == "aten::repeat_interleave" and not (kwargs or {}).get("output_size")
-        if waits and not (source := _source()).startswith(_ON_HOST):
+        if waits and not (source := _source()).startswith(_ON_CPU):
             self._counts[name.partition("::")[2].strip("_"), source] += 1
         return func(*args, **(kwargs or {}))
 
 
 def _from_numbers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a tensor is made of Python numbers on a device that may be a GPU."""
+    """Return whether a tensor is made of Python numbers on a device that may be a GPU."""
     if func is torch.Tensor.new_tensor:
         return True
     if func not in (torch.tensor, torch.as_tensor):
         return False
     data = args[0] if args else kwargs.get("data")
-    # Without a device, it is the host's; a copy of a tensor that is there costs no waiting.
+    # Without a device, it is on the CPU; to copy a tensor that is on the device takes no waiting.
     return kwargs.get("device") not in (None, "cpu") and not isinstance(data, torch.Tensor)
 
 
@@ -120,12 +121,12 @@ class _Copies(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        # A device given as an object may be the model's own: only the word says "to the host".
-        to_host = func is torch.Tensor.to and "cpu" in [
+        # A device given as an object may be the model's own: only the word says "to the CPU".
+        to_cpu = func is torch.Tensor.to and "cpu" in [
             *(a for a in args[1:] if isinstance(a, str)),
             *(v for v in (kwargs or {}).values() if isinstance(v, str)),
         ]
-        name = "to cpu" if to_host else _COPIES.get(func)
+        name = "to cpu" if to_cpu else _COPIES.get(func)
         if _from_numbers(func, args, kwargs or {}):
             name = FROM_NUMBERS
         if name:
@@ -135,7 +136,7 @@ class _Copies(TorchFunctionMode):
 
 @contextmanager
 def _nms_as_on_a_gpu() -> Iterator[None]:
-    """Suppression in one call, as on GPUs up to 25000 boxes.
+    """Suppress in one call, as on GPUs up to 25000 boxes.
 
     On CPUs, torchvision calls the operator class by class from 1000 boxes on, and the plugin piece
     by piece; both would be counted.
@@ -151,7 +152,7 @@ def _nms_as_on_a_gpu() -> Iterator[None]:
 
 
 def count_syncs(run: Callable[[], object]) -> Syncs:
-    """Counts of (operator, "package/file.py:line") in one run."""
+    """Return counts of (operator, "package/file.py:line") in one run."""
     counts: Syncs = Counter()
     with _nms_as_on_a_gpu(), _Copies(counts), _Operators(counts):
         run()
@@ -162,14 +163,14 @@ Row = tuple[int, str, str]
 
 
 def totals(rows: Iterable[Row]) -> tuple[int, int]:
-    """How many operators need a value of the GPU's, and how many copies of Python numbers go in."""
+    """Return how many operators need a value of the GPU's, and how many copy Python numbers in."""
     rows = list(rows)
     numbers = sum(n for n, operator, _ in rows if operator == FROM_NUMBERS)
     return sum(n for n, _, _ in rows) - numbers, numbers
 
 
 def sync_rows(counts: Mapping[tuple[str, str], int]) -> list[Row]:
-    """(count, operator, line), the most frequent first."""
+    """Return (count, operator, line), the most frequent first."""
     return sorted(
         ((n, op, line) for (op, line), n in counts.items()), key=lambda r: (-r[0], r[2], r[1])
     )

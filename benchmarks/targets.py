@@ -1,4 +1,4 @@
-"""``targets``: every run that a target is set for, and whether it is reached.
+"""``targets``: every run that a target is set for, and whether the target is reached.
 
 "The best peer" is the faster (smaller) of stock Detectron2 parts and torchvision's FasterRCNN, in
 float32, in the same run.
@@ -14,16 +14,15 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.compare import PEERS, measure, medians, outside_layers, specs, table, work
+from benchmarks.compare import draw, outside_layers, table
 from benchmarks.data import cost_of_many, many_objects
-from benchmarks.environment import headline
-from benchmarks.plots import bar_chart
-from benchmarks.report import write_json
-from benchmarks.samples import ratio, spread
-from benchmarks.stages import measure_stages
+from benchmarks.measuring import Ratio, measure, ratio, spread
+from benchmarks.output import headline, write_results
+from benchmarks.stages import KINDS, dump_ratio, measure_stages
 from benchmarks.syncs import totals
+from benchmarks.work import PEERS, specs_from, work_from
 
-logger = logging.getLogger("frcnn_plugin.tools.benchmark")
+logger = logging.getLogger(__name__)
 
 Results = dict[str, Any]
 
@@ -45,7 +44,7 @@ class Target:
     at_least: bool = False
 
     def reached(self, value: float) -> bool:
-        """Whether ``value`` reaches the target."""
+        """Return whether ``value`` reaches the target."""
         return value >= self.limit if self.at_least else value <= self.limit
 
 
@@ -80,13 +79,20 @@ def _syncs(run: str) -> Callable[[Results], tuple[float, str]]:
     return value
 
 
-def _step(name: str) -> Callable[[Results], tuple[float, str]]:
+def _ratio(find: Callable[[Results], Ratio]) -> Callable[[Results], tuple[float, str]]:
     def value(results: Results) -> tuple[float, str]:
-        steps = results["stages"]["steps"]
-        found = ratio(steps[name], steps["joint"])
+        found = find(results)
         return found.value, str(found)
 
     return value
+
+
+def _stage(number: int) -> Callable[[Results], tuple[float, str]]:
+    def find(results: Results) -> Ratio:
+        seconds = results["stages"]["seconds"]
+        return ratio(seconds[list(KINDS)[number]], seconds["joint"])
+
+    return _ratio(find)
 
 
 def _outside(results: Results) -> tuple[float, str]:
@@ -94,58 +100,47 @@ def _outside(results: Results) -> tuple[float, str]:
     return percent, f"{percent:.1f} %"
 
 
-def _dump(results: Results) -> tuple[float, str]:
-    dump = results["stages"]["dump"]
-    found = ratio(dump["networks"], dump["proposal dump"])
-    return found.value, str(found)
-
-
-def _many(results: Results) -> tuple[float, str]:
-    found = cost_of_many(results["objects"])
-    return found.value, str(found)
-
+_dump = _ratio(lambda results: dump_ratio(results["stages"]["dump"]))
+_many = _ratio(lambda results: cost_of_many(results["objects"]))
 
 TARGETS = (
     Target("inference, fp32 / best peer", 0.57, _speed("infer", "ours")),
     Target("inference, bf16 / best peer", 0.32, _speed("infer", "ours bf16")),
-    Target("joint training step, fp32 / best peer", 0.68, _speed("train", "ours")),
-    Target("joint training step, bf16 / best peer", 0.37, _speed("train", "ours bf16")),
+    Target("joint iteration, fp32 / best peer", 0.68, _speed("train", "ours")),
+    Target("joint iteration, bf16 / best peer", 0.37, _speed("train", "ours bf16")),
     Target("synchronising operators, inference", 6, _syncs("infer")),
-    Target("synchronising operators, training step", 12, _syncs("train")),
-    Target("stage 1 / joint step", 0.80, _step("1 RPN")),
-    Target("stage 3 / joint step", 0.45, _step("3 RPN, conv frozen")),
-    Target("stage 4 / joint step", 0.45, _step("4 detector, conv frozen")),
+    Target("synchronising operators, training iteration", 12, _syncs("train")),
+    Target("RPN stage (1) / joint iteration", 0.80, _stage(1)),
+    Target("RPN stage (3) / joint iteration", 0.45, _stage(3)),
+    Target("detector stage (4) / joint iteration", 0.45, _stage(4)),
     Target("inference outside conv and fc, %", 4.0, _outside),
     Target("peak memory, inference / best peer", 0.95, _memory("infer")),
     Target("peak memory, training / best peer", 1.0, _memory("train")),
     Target("proposal dump / speed of its networks", 0.95, _dump, at_least=True),
-    Target("step with 500 boxes / with 5", 1.05, _many),
+    Target("iteration with 500 boxes / with 5", 1.05, _many),
 )
 
 
 def run(args: argparse.Namespace) -> Results:
-    """The sub-command ``targets``: about 10 minutes on two cores."""
+    """Run the sub-command ``targets``: about 10 minutes on two cores."""
     args.versus, args.bf16, args.versus_bf16 = list(PEERS), False, False
-    ours, *peers = specs(args)
-    wanted = [ours, replace(ours, name="ours bf16", bf16=True), *peers]
-    task = work(args)
+    ours, *peers = specs_from(args)
+    specs = [ours, replace(ours, name="ours bf16", bf16=True), *peers]
+    work = work_from(args)
     results: Results = {}
-    for name, training in (("infer", False), ("train", True)):
+    for name in ("infer", "train"):
         logger.info("%s", name)
         results[name] = measure(
-            wanted,
-            replace(task, training=training),
+            specs,
+            replace(work, training=name == "train"),
             repeats=args.repeats,
             separate=True,
             memory=True,
             syncs=True,
         )
         print(f"\n{name}: {headline()}\n\n{table(results[name])}", flush=True)
-    args.versus = []
-    logger.info("stages")
     results["stages"] = measure_stages(args)
-    logger.info("many ground-truth boxes")
-    results["objects"] = many_objects(ours, task, args.repeats)
+    results["objects"] = many_objects(ours, work, args.repeats)
     rows = []
     for target in TARGETS:
         value, text = target.value(results)
@@ -153,13 +148,9 @@ def run(args: argparse.Namespace) -> Results:
         reached = "yes" if target.reached(value) else "no"
         rows.append((target.text, f"{sign} {target.limit:g}", text, reached))
     print(f"\ntargets: {headline()}\n")
-    print(
-        tabulate(rows, headers=("", "target", "measured [95%]", "reached"), disable_numparse=True)
-    )
+    headers = ("", "target", "measured [95%]", "reached")
+    print(tabulate(rows, headers=headers, disable_numparse=True))
     if args.output is not None:
         for name in ("infer", "train"):
-            bars = [(n, medians(m)) for n, m in results[name]["models"].items()]
-            bar_chart(bars, name, args.output / f"{name}.png")
-    results["targets"] = rows
-    write_json(args.output, {"what": "targets", **results})
-    return results
+            draw(results[name], name, args.output / f"{name}.png")
+    return write_results(args.output, {"what": "targets", **results, "targets": rows})

@@ -1,9 +1,9 @@
 """Random weights under which every part of a detector has its full work.
 
-Plainly random ones do not: activations grow layer by layer, all boxes become one, and no score
-passes the threshold. Here every layer is scaled once so that its output has a chosen deviation on
-the benchmark's own image. Anchors then hardly move, so that enough boxes survive suppression, and
-classes are sure enough for a full set of detections.
+With plainly random ones they do not have it: activations grow layer by layer, all boxes become one,
+and no score passes the threshold. Here every layer is scaled once so that its output has a chosen
+deviation on the benchmark's own image. Anchors then hardly move, so that enough boxes survive
+suppression, and classes are sure enough for a full set of detections.
 
 Layers are drawn by their *role* ("conv3_2", "fc6"), each from a seed of its own, so that every
 model draws the same numbers wherever it keeps the layer, also in another process.
@@ -23,7 +23,8 @@ _DEVIATIONS = {"rpn_bbox_pred": 0.05, "cls_score": 2.0, "bbox_pred": 0.5}
 
 Layer = nn.Conv2d | nn.Linear
 # Takes the weight and bias of a role to where the model keeps it: (weight, bias) -> (weight, bias).
-Arrange = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Arranged = tuple[torch.Tensor, torch.Tensor]
+Arrange = Callable[[torch.Tensor, torch.Tensor], Arranged]
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ class RandomWeights:
 
 
 def roles(model: nn.Module) -> dict[str, Place]:
-    """Convolutions and linear layers of a model by the last part of their names.
+    """Return the convolutions and linear layers of a model by the last part of their names.
 
-    Where two share it, as in feature pyramids, it is the full name.
+    Where two share it, as in feature pyramids, the full name is used.
     """
     named = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     short = [name.rpartition(".")[2] for name in named]
@@ -93,7 +94,7 @@ def roles(model: nn.Module) -> dict[str, Place]:
 def calibrate(
     weights: RandomWeights, places: Mapping[str, Place], run: Callable[[], object]
 ) -> RandomWeights:
-    """Weights whose layers put out the deviations wanted.
+    """Return weights under which every layer puts out the deviation wanted.
 
     Args:
         weights: to start from.

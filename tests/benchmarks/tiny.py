@@ -1,17 +1,11 @@
-"""The modules of python -m benchmarks, and a network and images that take milliseconds."""
+"""A network and images that take milliseconds."""
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-from typing import Any
-
+from benchmarks.work import Spec, Work
 from frcnn_plugin import get_config_file
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
+CONFIG = get_config_file("faster_rcnn_vgg16_voc_joint.yaml")
 SIZE = ["--image", "96x160", "--repeats", "2", "--device", "cpu"]
 SMALL = [
     *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
@@ -28,11 +22,5 @@ SMALL = [
 ]
 
 
-def part(name: str) -> Any:
-    return importlib.import_module(f"benchmarks.{name}")
-
-
-def spec_and_work(training: bool = False, kind: str = "config") -> tuple[Any, Any]:
-    config = get_config_file("faster_rcnn_vgg16_voc_joint.yaml")
-    spec = part("specs").Spec(kind, kind, config, (*SMALL, "MODEL.DEVICE", "cpu"))
-    return spec, part("specs").Work(training, 96, 160)
+def spec_and_work(training: bool = False, kind: str = "config") -> tuple[Spec, Work]:
+    return Spec(kind, kind, CONFIG, (*SMALL, "MODEL.DEVICE", "cpu")), Work(training, 96, 160)

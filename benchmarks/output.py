@@ -1,13 +1,24 @@
-"""Charts of the measurements."""
+"""How results are shown: the headline of a table, benchmark.json, and charts."""
 
 from __future__ import annotations
 
+import json
 import os
+import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
+
+from frcnn_plugin.atomic_files import replacing, write_text
+from frcnn_plugin.errors import UserError
+from frcnn_plugin.process import environment
+
+FILE = "benchmark.json"
 
 # Sections in the order they run; colours that stay apart in print and for the colour-blind.
 _COLOURS = {
@@ -19,17 +30,77 @@ _COLOURS = {
     "other": "#bbbbbb",
 }
 _LINES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee")
+# Instruction sets that matter here.
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+def headline() -> str:
+    """Describe the machine in one line, for the top of a table."""
+    hardware = _hardware()
+    device = hardware["gpu"] or hardware["cpu"]
+    cores = f"{hardware['threads']} of {hardware['cores']} cores"
+    return f"{device}, {cores}, torch {torch.__version__}, load {hardware['load']:.1f}"
+
+
+def _hardware() -> dict[str, Any]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        text = ""
+    _, _, model = text.partition("model name")
+    name = model.partition("\n")[0].strip("\t :")
+    return {
+        "cpu": name or platform.processor() or platform.machine(),
+        "cpu_flags": [flag for flag in _FLAGS if f" {flag}" in text],
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load": os.getloadavg()[0],
+    }
+
+
+def prepare_folder(folder: Path | None) -> None:
+    """Make the output folder before anything is measured.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--output {folder}: {e.strerror}") from e
+
+
+def write_results(folder: Path | None, results: dict[str, Any]) -> dict[str, Any]:
+    """Write ``benchmark.json``: command, hardware, versions and results.
+
+    Args:
+        folder: None to write nothing.
+        results: what JSON can hold, or what becomes text.
+
+    Returns:
+        the results.
+    """
+    if folder is not None:
+        content = {
+            "command": shlex.join(["python", *sys.argv]),
+            **_hardware(),
+            "environment": environment(),
+            **results,
+        }
+        write_text(folder / FILE, json.dumps(content, indent=2, default=str) + "\n")
+    return results
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 def bar_chart(rows: Sequence[tuple[str, Mapping[str, float]]], title: str, path: Path) -> None:
-    """One stacked bar per model, a colour per section.
+    """Draw one stacked bar per model, a colour per section.
 
     Args:
         rows: name, and median seconds by section.
@@ -59,7 +130,7 @@ def bar_chart(rows: Sequence[tuple[str, Mapping[str, float]]], title: str, path:
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(used), frameon=False)
-    save_figure(figure, path)
+    _save(figure, path)
 
 
 def line_chart(
@@ -67,16 +138,14 @@ def line_chart(
     title: str,
     labels: tuple[str, str],
     path: Path,
-    ticks: Sequence[Any] = (),
 ) -> None:
-    """One line per model.
+    """Draw one line per model.
 
     Args:
         curves: name -> points.
         title: headline.
         labels: of the axes.
         path: PNG to write.
-        ticks: words for the points of the horizontal axis, if not their numbers.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -87,7 +156,7 @@ def line_chart(
     if min(positions) > 0 and max(positions) >= 16 * min(positions):
         axes.set_xscale("log")
         axes.minorticks_off()
-    axes.set_xticks(positions, [str(t) for t in (ticks or [f"{x:g}" for x in positions])])
+    axes.set_xticks(positions, [f"{x:g}" for x in positions])
     axes.set_ylim(bottom=0)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
@@ -95,4 +164,4 @@ def line_chart(
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    save_figure(figure, path)
+    _save(figure, path)

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from detectron2.utils.logger import setup_logger
 
-from frcnn_plugin import get_config_file
+from benchmarks import caffemodel, measuring, targets
+from benchmarks.__main__ import main
 from frcnn_plugin.checkpoint import read_caffemodel
-from frcnn_plugin.four_step import FourStepHook
 
-from .benchmark_tool import SIZE, SMALL, part
+from .tiny import CONFIG, SIZE, SMALL
 
 PEERS = ["--versus", "detectron2", "--versus", "torchvision"]
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    return importlib.import_module("benchmarks.__main__")
-
-
-@pytest.fixture(autouse=True)
-def restore_logging() -> Iterator[None]:
-    """The tool's log goes to a stream that ends with the test."""
-    log = logging.getLogger("frcnn_plugin")
-    before = list(log.handlers), log.level, log.propagate
-    yield
-    log.handlers, log.level, log.propagate = before
-    setup_logger.cache_clear()
-
-
-def error_of(tool: ModuleType, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """What the tool says when it stops; not a traceback."""
     with pytest.raises(SystemExit) as stop:
-        tool.main(list(argv))
+        main(list(argv))
     assert stop.value.code not in (0, None)
     code = stop.value.code
     return str(code) if isinstance(code, str) else capsys.readouterr().err
@@ -50,14 +30,13 @@ def error_of(tool: ModuleType, capsys: pytest.CaptureFixture[str], *argv: str) -
 # ---- infer, train ---------------------------------------------------------------------------
 
 
-def test_infer_beside_both_peers(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tool.main(["infer", *SIZE, *PEERS, "--syncs", "--output", str(tmp_path), *SMALL])
+def test_infer_beside_both_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["infer", *SIZE, *PEERS, "--syncs", "--output", str(tmp_path), *SMALL])
     result = json.loads((tmp_path / "benchmark.json").read_text())
     # A warm-up round is not among them; each round runs all.
     assert result["order"] == ["ours", "detectron2", "torchvision"] * 2
-    assert {"command", "cpu", "cores", "threads", "gpu", "environment"} <= set(result)
+    assert {"command", "cpu", "cores", "threads", "gpu", "load"} <= set(result)
+    assert {"frcnn_plugin", "PyTorch"} <= set(result["environment"])
     assert result["work"]["seed"] == 0
     for model in result["models"].values():
         # As many as the config allows.
@@ -75,40 +54,38 @@ def test_infer_beside_both_peers(
     assert "nms" in out  # each suppresses, and a GPU would have to be waited for
 
 
-def test_train_in_bfloat16_beside_float32(tool: ModuleType) -> None:
-    result = tool.main(["train", *SIZE, *PEERS, "--bf16", "--repeats", "1", *SMALL])
+def test_train_in_bfloat16_beside_float32() -> None:
+    result = main(["train", *SIZE, *PEERS, "--bf16", "--repeats", "1", *SMALL])
     assert result["order"] == ["ours bf16", "detectron2", "torchvision"]
     for model in result["models"].values():
         assert 0 < model["outcome"]["loss"] < 1000
         assert {"backward", "optimizer"} <= set(model["sections"])
 
 
-def test_peers_in_bfloat16(tool: ModuleType) -> None:
-    result = tool.main(["infer", *SIZE, *PEERS, "--versus-bf16", "--repeats", "1", *SMALL])
+def test_peers_in_bfloat16() -> None:
+    result = main(["infer", *SIZE, *PEERS, "--versus-bf16", "--repeats", "1", *SMALL])
     assert result["order"] == ["ours", "detectron2 bf16", "torchvision bf16"]
 
 
-def test_which_detections_are_found_again(tool: ModuleType) -> None:
+def test_which_detections_are_found_again() -> None:
     """All of them by the same model, in a process of its own as well; the first has no such row."""
-    config = get_config_file("faster_rcnn_vgg16_voc_joint.yaml")
-    result = tool.main(["infer", *SIZE, "--versus", config, "--separate", *SMALL])
+    result = main(["infer", *SIZE, "--versus", CONFIG, "--separate", *SMALL])
     ours, theirs = (model["outcome"] for model in result["models"].values())
     assert "ours found, %" not in ours
     assert theirs["ours found, %"] == 100
 
 
-def test_versus_a_config_with_overrides_of_its_own(tool: ModuleType) -> None:
-    config = get_config_file("faster_rcnn_vgg16_voc_joint.yaml")
+def test_versus_a_config_with_overrides_of_its_own() -> None:
     overrides = ["--versus-opts", "MODEL.RPN.POST_NMS_TOPK_TEST", "7"]
-    result = tool.main(["infer", *SIZE, "--versus", config, *overrides, *SMALL])
+    result = main(["infer", *SIZE, "--versus", CONFIG, *overrides, *SMALL])
     found = {name: m["outcome"]["proposals"] for name, m in result["models"].items()}
     assert found == {"ours": 20, "faster_rcnn_vgg16_voc_joint": 7}
 
 
-def test_memory_is_measured_in_a_process_of_its_own(tool: ModuleType) -> None:
+def test_memory_is_measured_in_a_process_of_its_own() -> None:
     held = torch.ones(2**28)  # 1 GiB of this process, which its children do not have
-    result = tool.main(["infer", *SIZE, "--memory", *SMALL])
-    own = part("sessions").peak()["process_mib"]
+    result = main(["infer", *SIZE, "--memory", *SMALL])
+    own = measuring.peak()["process_mib"]
     assert 50 < result["models"]["ours"]["peak"]["process_mib"] < own
     assert held[-1] == 1
 
@@ -119,9 +96,9 @@ def test_memory_is_measured_in_a_process_of_its_own(tool: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("kind", "points"), [("image", "96,128"), ("gts", "2,30"), ("batch", "1,2")]
 )
-def test_curves(tool: ModuleType, tmp_path: Path, kind: str, points: str) -> None:
+def test_curves(tmp_path: Path, kind: str, points: str) -> None:
     argv = ["train", *SIZE, "--scale", kind, "--points", points, "--output", str(tmp_path)]
-    tool.main([*argv, *SMALL])
+    main([*argv, *SMALL])
     result = json.loads((tmp_path / "benchmark.json").read_text())
     assert [x for x, _ in result["curves"]["ours"]] == [int(p) for p in points.split(",")]
     assert (tmp_path / f"train_{kind}.png").is_file()
@@ -130,81 +107,52 @@ def test_curves(tool: ModuleType, tmp_path: Path, kind: str, points: str) -> Non
     assert [w[key] for w in works] == [int(p) for p in points.split(",")]
 
 
-def test_curve_of_proposals(tool: ModuleType) -> None:
-    result = tool.main(["infer", *SIZE, *PEERS, "--scale", "proposals", "--points", "5,9", *SMALL])
+def test_curve_of_proposals() -> None:
+    result = main(["infer", *SIZE, *PEERS, "--scale", "proposals", "--points", "5,9", *SMALL])
     for point, models in ((p["point"], p["models"]) for p in result["points"]):
         assert {m["outcome"]["proposals"] for m in models.values()} == {point}
 
 
-def test_more_proposals_than_there_are(
-    tool: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tool.main(["infer", *SIZE, "--scale", "proposals", "--points", "5,5000", *SMALL])
+def test_more_proposals_than_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["infer", *SIZE, "--scale", "proposals", "--points", "5,5000", *SMALL])
     out = capsys.readouterr().out
     assert re.findall(r"ours keeps \d+ proposals of (\d+)", out) == ["5000"]
 
 
-def test_curve_of_processes(tool: ModuleType) -> None:
-    result = tool.main(["infer", *SIZE, "--scale", "processes", "--points", "1", *SMALL])
+def test_curve_of_processes() -> None:
+    result = main(["infer", *SIZE, "--scale", "processes", "--points", "1", *SMALL])
     ((processes, speed),) = result["curves"]["ours"]
     assert (processes, result["unit"]) == (1, "images per second")
     assert speed > 0
 
 
-def test_stages(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["stages", *SIZE, "--images", "2", "--output", str(tmp_path)]
-    tool.main([*argv, *SMALL])
-    result = json.loads((tmp_path / "benchmark.json").read_text())
-    assert list(result["steps"]) == [
-        *("joint", "1 RPN", "2 detector", "3 RPN, conv frozen", "4 detector, conv frozen"),
-    ]
-    assert all(len(seconds) == 2 for seconds in result["steps"].values())
-    # A step of one network does not run the other.
-    assert "region-wise" not in result["sections"]["1 RPN"]
-    assert "proposal" not in result["sections"]["2 detector"]
-    assert result["dump_speed"] > 0
-    assert "of their speed" in capsys.readouterr().out
-
-
-def test_data(tool: ModuleType, tmp_path: Path) -> None:
+def test_data(tmp_path: Path) -> None:
     argv = ["data", *SIZE, "--images", "3", "--workers", "0,1", "--output", str(tmp_path)]
-    tool.main([*argv, *SMALL])
+    main([*argv, *SMALL])
     result = json.loads((tmp_path / "benchmark.json").read_text())
     assert [workers for workers, _ in result["loader"]] == [0, 1]
     assert all(speed > 0 for _, speed in result["loader"])
-    assert list(result["steps"]) == ["5 boxes", "500 boxes"]
-
-
-def test_hooks(tool: ModuleType, tmp_path: Path) -> None:
-    argv = ["hooks", "--images", "3", "--iterations", "5", "--output", str(tmp_path)]
-    tool.main([*argv, "--device", "cpu", *SMALL, "FOUR_STEP.POST_NMS_TOPK", "50"])
-    stages = json.loads((tmp_path / "benchmark.json").read_text())["stages"]
-    assert list(stages) == ["1", "2", "3", "4"]
-    for stage in stages.values():
-        assert stage["iteration_ms"] > 0 and 0 < stage["hooks_percent"] < 100
-    assert "timed" not in FourStepHook.after_step.__qualname__  # left as it was
+    assert list(result["seconds"]) == ["5 boxes", "500 boxes"]
 
 
 def test_caffemodel_has_all_layers_of_vgg16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = part("caffemodel")
-    monkeypatch.setattr(module, "_BLOCKS", ((4, 2), (4, 2), (4, 3), (4, 3), (4, 3)))
-    monkeypatch.setattr(module, "_FC", {"fc6": (4, 8), "fc7": (4, 4), "fc8": (5, 4)})
-    module.write_vgg16(tmp_path / "vgg16.caffemodel")
+    monkeypatch.setattr(caffemodel, "_BLOCKS", ((4, 2), (4, 2), (4, 3), (4, 3), (4, 3)))
+    monkeypatch.setattr(caffemodel, "_FC", {"fc6": (4, 8), "fc7": (4, 4), "fc8": (5, 4)})
+    caffemodel.write_vgg16(tmp_path / "vgg16.caffemodel")
     layers = read_caffemodel(tmp_path / "vgg16.caffemodel").layers
     assert len(layers) == 16 and layers["conv3_3"][0].shape == (4, 4, 3, 3)
 
 
 def test_targets(
-    tool: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # Eight processes that import torch would take a minute.
-    monkeypatch.setattr(part("compare"), "ChildSession", part("sessions").LocalSession)
-    tool.main(["targets", *SIZE, "--images", "2", "--output", str(tmp_path), *SMALL])
+    monkeypatch.setattr(measuring, "ChildSession", measuring.LocalSession)
+    main(["targets", *SIZE, "--images", "2", "--output", str(tmp_path), *SMALL])
     result = json.loads((tmp_path / "benchmark.json").read_text())
     assert [row[1] for row in result["targets"]] == [
         *("<= 0.57", "<= 0.32", "<= 0.68", "<= 0.37", "<= 6", "<= 12", "<= 0.8", "<= 0.45"),
@@ -213,6 +161,19 @@ def test_targets(
     assert {row[3] for row in result["targets"]} <= {"yes", "no"}
     assert list(result["infer"]["models"]) == ["ours", "ours bf16", "detectron2", "torchvision"]
     assert "reached" in capsys.readouterr().out
+
+
+def test_the_best_peer_is_the_faster_one() -> None:
+    models = {
+        "ours": {"seconds": [1.0, 1.0]},
+        "detectron2": {"seconds": [2.0, 2.0]},
+        "torchvision": {"seconds": [4.0, 4.0]},
+    }
+    target = targets.TARGETS[0]
+    value, text = target.value({"infer": {"models": models}})
+    assert (value, text) == (0.5, "0.500 [0.500, 0.500] of detectron2")
+    assert target.reached(0.57)
+    assert not target.reached(0.58)
 
 
 # ---- mistakes -------------------------------------------------------------------------------
@@ -247,9 +208,9 @@ def test_targets(
     ],
 )
 def test_wrong_options(
-    tool: ModuleType, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    assert message in error_of(tool, capsys, *options, *SMALL)
+    assert message in error_of(capsys, *options, *SMALL)
 
 
 @pytest.mark.parametrize(
@@ -274,34 +235,31 @@ def test_wrong_options(
     ],
 )
 def test_wrong_overrides(
-    tool: ModuleType,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
     overrides: list[str],
     message: str,
 ) -> None:
-    assert message in error_of(tool, capsys, *options, *SIZE, *SMALL, *overrides)
+    assert message in error_of(capsys, *options, *SIZE, *SMALL, *overrides)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
-def test_no_cuda(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    text = error_of(tool, capsys, "infer", "--device", "cuda")
+def test_no_cuda(capsys: pytest.CaptureFixture[str]) -> None:
+    text = error_of(capsys, "infer", "--device", "cuda")
     assert text == "error: --device cuda: there is no CUDA here; leave it out"
 
 
-def test_output_that_is_a_file(
-    tool: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_output_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    text = error_of(tool, capsys, "infer", "--output", str(file))
+    text = error_of(capsys, "infer", "--output", str(file))
     assert text == f"error: --output {file}: File exists"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_on_a_gpu(tool: ModuleType) -> None:
+def test_on_a_gpu() -> None:
     argv = ["train", "--image", "96x160", "--repeats", "2", *PEERS, "--device", "cuda", "--memory"]
-    result = tool.main([*argv, *SMALL])
+    result = main([*argv, *SMALL])
     for model in result["models"].values():
         assert model["peak"]["cuda_mib"] > 0

@@ -1,0 +1,272 @@
+"""How it is measured: contenders in turn, in this process or in one each; the statistics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import multiprocessing
+
+from benchmarks.contenders import SECTIONS, Contender, Sample, calibrated_weights, found_again
+from benchmarks.syncs import count_syncs, sync_rows
+from benchmarks.weights import RandomWeights
+from benchmarks.work import Spec, Work
+from frcnn_plugin.errors import UserError
+from frcnn_plugin.process import peak_memory, tune_process
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_MIB = 2**20
+_RESAMPLES = 2000
+
+
+# ---- contenders, here or elsewhere ----------------------------------------------------------
+
+
+def peak() -> dict[str, float]:
+    """Return the peak memory of this process so far and, if it uses a GPU, of that; MiB."""
+    on = {"process_mib": peak_memory("cpu"), "cuda_mib": peak_memory("cuda")}
+    return {name: size / _MIB for name, size in on.items() if size is not None}
+
+
+def tune(spec: Spec) -> None:
+    """Set up this process as the plugin's commands do, if it is the plugin's model that runs."""
+    if spec.kind == "config":
+        tune_process()
+
+
+def _answer(contender: Contender, method: str) -> Any:
+    if method == "peak":
+        return peak()
+    if method == "syncs":
+        return count_syncs(contender.run)
+    return getattr(contender, method)()
+
+
+class LocalSession:
+    """A contender in this process."""
+
+    def __init__(self, spec: Spec, work: Work, weights: RandomWeights) -> None:
+        self.name = spec.name
+        self._contender: Contender | None = Contender(spec, work, weights)
+
+    def call(self, method: str) -> Any:
+        """Call "sample", "outcome", "detections", "syncs" or "peak"; return what it returns."""
+        assert self._contender is not None
+        return _answer(self._contender, method)
+
+    def close(self) -> None:
+        """Give its memory back."""
+        self._contender = None
+
+
+class ChildSession:
+    """A contender in a process of its own, which sleeps while others run.
+
+    Process-wide settings are made for the plugin's model, as its commands make them, and stay
+    there; peak memory is its own.
+    """
+
+    def __init__(self, spec: Spec, work: Work, weights: RandomWeights) -> None:
+        self.name = spec.name
+        context = multiprocessing.get_context("spawn")
+        self._pipe, far = context.Pipe()
+        arguments = (far, spec, work, weights, torch.get_num_threads())
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        far.close()
+        self._receive()  # until it is built
+
+    def _receive(self) -> Any:
+        try:
+            kind, value = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            code = self._process.exitcode
+            raise UserError(
+                f"{self.name}: its process ended with code {code}"
+                + (" (out of memory?)" if code == -9 else "")
+            ) from None
+        if kind == "error":
+            raise UserError(f"{self.name}: {value}")
+        return value
+
+    def call(self, method: str) -> Any:
+        self._pipe.send(method)
+        return self._receive()
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            self._pipe.send("close")
+        self._process.join()
+        self._pipe.close()
+
+
+def _serve(pipe: Any, spec: Spec, work: Work, weights: RandomWeights, threads: int) -> None:
+    torch.set_num_threads(threads)
+    try:
+        tune(spec)
+        contender = Contender(spec, work, weights)
+        pipe.send(("value", None))
+        while (method := pipe.recv()) != "close":
+            pipe.send(("value", _answer(contender, method)))
+    except UserError as error:
+        pipe.send(("error", str(error)))
+    except Exception as error:
+        pipe.send(("error", f"{type(error).__name__}: {error}"))
+        raise
+
+
+# ---- in turn --------------------------------------------------------------------------------
+
+
+def in_turn(
+    runs: Mapping[str, Callable[[], T]], repeats: int, warmup: int = 1
+) -> list[tuple[str, T]]:
+    """Run all in turn, A B C A B C ..., so that what slows the machine slows all alike.
+
+    Args:
+        runs: name -> what to run.
+        repeats: measured rounds.
+        warmup: rounds before them.
+
+    Returns:
+        name and result of every measured run, in the order of the runs.
+    """
+    results = []
+    for i in range(warmup + repeats):
+        logger.info("round %d of %d: %s", i + 1, warmup + repeats, ", ".join(runs))
+        for name, run in runs.items():
+            result = run()
+            if i >= warmup:
+                results.append((name, result))
+    return results
+
+
+def by_section(samples: Sequence[tuple[str, Sample]]) -> dict[str, dict[str, list[float]]]:
+    """Turn the samples of :func:`in_turn` into name -> section -> seconds of every round."""
+    rounds: dict[str, list[Sample]] = {}
+    for name, sample in samples:
+        rounds.setdefault(name, []).append(sample)
+    return {name: {key: [s[key] for s in own] for key in own[0]} for name, own in rounds.items()}
+
+
+def measure(
+    specs: Sequence[Spec],
+    work: Work,
+    *,
+    repeats: int,
+    separate: bool,
+    memory: bool = False,
+    syncs: bool = False,
+) -> dict[str, Any]:
+    """Build all models and run them in turn.
+
+    Args:
+        specs: the models, ours first.
+        work: what they do.
+        repeats: measured runs of each, after one that is not.
+        separate: each model in a process of its own.
+        memory: measure the peak of each, in a process of its own.
+        syncs: count operators that wait for a GPU.
+
+    Returns:
+        for the JSON file: "order" of the runs, and under "models" per name its seconds, sections,
+        outcome, memory and synchronising operators.
+    """
+    for spec in specs:
+        spec.cfg(work.training)  # a mistake shows before minutes of work
+    weights = calibrated_weights(specs[0], work)
+    sessions: list[LocalSession | ChildSession] = []
+    models: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        for spec in specs:
+            logger.info("building %s", spec.name)
+            session = (ChildSession if separate else LocalSession)(spec, work, weights)
+            sessions.append(stack.enter_context(closing(session)))
+        for session in sessions:
+            models[session.name] = {"outcome": session.call("outcome")}
+        if not work.training:
+            ours, *found = (session.call("detections") for session in sessions)
+            for session, theirs in zip(sessions[1:], found, strict=True):
+                models[session.name]["outcome"]["ours found, %"] = found_again(ours, theirs)
+        samples = in_turn({s.name: partial(s.call, "sample") for s in sessions}, repeats)
+        for session in sessions:
+            if separate and memory:
+                models[session.name]["peak"] = session.call("peak")
+            if syncs:
+                logger.info("counting synchronising operators of %s", session.name)
+                models[session.name]["syncs"] = sync_rows(session.call("syncs"))
+    for spec in specs if memory and not separate else ():
+        logger.info("measuring the memory of %s", spec.name)
+        with closing(ChildSession(spec, work, weights)) as child:
+            for _ in range(2):
+                child.call("sample")
+            models[spec.name]["peak"] = child.call("peak")
+    for name, sections in by_section(samples).items():
+        models[name].update(seconds=sections["total"], sections=sections)
+    return {"work": asdict(work), "order": [name for name, _ in samples], "models": models}
+
+
+# ---- statistics -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles, in the unit of the values."""
+
+    median: float
+    lower: float
+    upper: float
+
+    def in_ms(self) -> tuple[float, str]:
+        """Return the median of seconds, and the quartiles as text, in milliseconds."""
+        return 1000 * self.median, f"{1000 * self.lower:.0f}-{1000 * self.upper:.0f}"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return median and quartiles of one value or more."""
+    lower, median, upper = np.percentile(values, [25, 50, 75])
+    return Spread(float(median), float(lower), float(upper))
+
+
+def medians(sections: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the median seconds of each section, without "total" and "layers"."""
+    return {key: spread(sections[key]).median for key in SECTIONS if key in sections}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of medians and its 95% interval."""
+
+    value: float
+    lower: float
+    upper: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.lower:.3f}, {self.upper:.3f}]"
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Ratio:
+    """Return the median of ours divided by the median of theirs.
+
+    The interval is from bootstrap resamples of whole rounds, as the two of a round belong together.
+
+    Args:
+        ours: one value per round.
+        theirs: likewise.
+        seed: of the resamples.
+    """
+    a, b = np.asarray(ours, float), np.asarray(theirs, float)
+    picked = np.random.default_rng(seed).integers(0, len(a), (_RESAMPLES, len(a)))
+    resampled = np.median(a[picked], axis=1) / np.median(b[picked], axis=1)
+    lower, upper = np.percentile(resampled, [2.5, 97.5])
+    return Ratio(float(np.median(a) / np.median(b)), float(lower), float(upper))

@@ -1,0 +1,84 @@
+"""Operators that make a CPU wait for a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torchvision.ops import batched_nms
+
+from benchmarks.syncs import count_syncs, sync_rows, totals
+from frcnn_plugin.layers import prefix_nms
+
+
+def count(run: Callable[[], object]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for n, operator, line in sync_rows(count_syncs(run)):
+        assert line.startswith("test_syncs.py:") or "torchvision/" in line
+        counts[operator] = counts.get(operator, 0) + n
+    return counts
+
+
+def test_waiting_operators_are_counted() -> None:
+    x = torch.tensor([3.0, -1.0, 2.0])
+
+    def run() -> None:
+        for _ in range(2):
+            x.sum().item()
+        if x.sum() > 0:  # bool()
+            (x > 0).nonzero()
+        x[x > 0]
+        y = x.clone()
+        y[x > 0] = x[:2]
+        x.unique()
+        x.tolist()
+        x.cpu().numpy()
+        x.to("cpu")
+        x.new_tensor([1.0])
+        torch.tensor([1.0], device=x.device)
+
+    assert count(run) == {
+        "local_scalar_dense": 3,
+        "nonzero": 1,
+        "index": 1,
+        "index_put": 1,
+        "unique2": 1,
+        "tolist": 1,
+        "cpu": 1,
+        "numpy": 1,
+        "to cpu": 1,
+        "from numbers": 2,
+    }
+    rows = sync_rows(count_syncs(run))
+    assert totals(rows) == (11, 2)
+
+
+def test_what_does_not_wait_is_not_counted() -> None:
+    x, index = torch.rand(4, 4), torch.tensor([0, 1])
+
+    def run() -> None:
+        (x[index] + x[:2]).sum()
+        x.to(x.device)
+        torch.tensor([1.0])  # stays on the CPU
+        torch.where(x > 0, x, -x).sort()
+
+    assert count(run) == {}
+
+
+def test_suppression_is_counted_as_on_a_gpu() -> None:
+    """In one call, by class as well; on a CPU so many boxes take several."""
+    corner = torch.rand(3000, 2) * 500
+    boxes, scores = torch.cat([corner, corner + 20], 1), torch.linspace(1, 0, 3000)
+
+    def run() -> None:
+        prefix_nms(boxes, scores, 0.7, 2000)
+        batched_nms(boxes, scores, torch.arange(3000) % 20, 0.7)
+
+    counts = count_syncs(run)
+    assert sum(n for (operator, _), n in counts.items() if operator == "nms") == 2
+    assert {operator for operator, _ in counts} == {"nms"}
+
+
+def test_backward_is_counted() -> None:
+    x = torch.rand(4, requires_grad=True)
+    assert count(lambda: x[x > -1].sum().backward()) == {"index": 1, "index_put": 1}
