@@ -57,10 +57,6 @@ def put_results(storage: Any, number: int, results: Mapping[str, Any]) -> None:
                 storage.put_scalar(f"{prefix}{task}/{key}", value, smoothing_hint=False)
 
 
-_COLUMNS = (
-    "stage", "trains", "parameters", "frozen", "starts from", "iterations x images",
-    "learning rate", "proposals", "checkpoint",
-)  # fmt: skip
 _PARTS = {"backbone": "backbone", "proposal_generator": "RPN head", "roi_heads": "RoI head"}
 _NEW = {RPN_HEAD: "RPN head new", PREDICTOR: "cls_score, bbox_pred new", "": "all of the head"}
 
@@ -70,7 +66,7 @@ def format_plan(cfg: CfgNode, rows: Sequence[dict[str, str]]) -> str:
     total = cfg.SOLVER.MAX_ITER
     title = f"four-step training, {total:,} iterations in all, in {cfg.OUTPUT_DIR}"
     widths = [None, 22, None, None, 26, None, 24, 24, None]
-    table = tabulate([list(row.values()) for row in rows], _COLUMNS, maxcolwidths=widths)
+    table = tabulate([list(row.values()) for row in rows], list(rows[0]), maxcolwidths=widths)
     paths = [p for p in (cfg.MODEL.WEIGHTS, cfg.FOUR_STEP.INITIAL_WEIGHTS) if p]
     return "\n".join([title, table, *(f"{Path(p).name}: {p}" for p in paths)])
 
@@ -98,18 +94,18 @@ def plan_rows(
         frozen = sum(p.numel() for p in model.parameters()) - trained
         rates = [cfg.SOLVER.BASE_LR * cfg.SOLVER.GAMMA**k for k in range(len(stage.drops) + 1)]
         ends = [*stage.drops, stage.iters]
-        cells = [
-            stage.title,
-            " + ".join(_PARTS[name] for name in stage.trains),
-            f"{trained:,}",
-            f"{frozen:,}",
-            _start(cfg, stage),
-            f"{stage.iters:,} x {stage.images}",
-            ", ".join(f"{r:g} to {e:,}" for r, e in zip(rates, ends, strict=True)),
-            f"{'reads' if stage.proposals_of else 'writes'} {stage.proposals}",
-            f"{stage.checkpoint}.pth",
-        ]
-        rows.append(dict(zip(_COLUMNS, cells, strict=True)))
+        row = {
+            "stage": stage.title,
+            "trains": " + ".join(_PARTS[name] for name in stage.trains),
+            "parameters": f"{trained:,}",
+            "frozen": f"{frozen:,}",
+            "starts from": _start(cfg, stage),
+            "iterations x images": f"{stage.iters:,} x {stage.images}",
+            "learning rate": ", ".join(f"{r:g} to {e:,}" for r, e in zip(rates, ends, strict=True)),
+            "proposals": f"{'reads' if stage.proposals_of else 'writes'} {stage.proposals}",
+            "checkpoint": f"{stage.checkpoint}.pth",
+        }
+        rows.append(row)
     return rows
 
 

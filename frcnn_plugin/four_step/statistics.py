@@ -262,7 +262,7 @@ def on_main_process(compute: Callable[[], T]) -> T:
     if error is not None:
         raise error
     if failure:
-        raise RuntimeError(f"the main process could not compute statistics: {failure}")
+        raise RuntimeError(f"the main process could not do its part: {failure}")
     return shared
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 
 class ScaledImageSize(tuple):
-    """Network-input size ``(height, width)`` that also knows the original image.
+    """Network-input size ``(height, width)`` that also carries the original image's size.
 
     It is a plain tuple wherever Detectron2 looks; the originals need the scale because their
     minimum proposal size and their final box decoding are in original-image pixels.

@@ -48,7 +48,7 @@ class TargetStatistics(nn.Module):
         self.num_classes = num_classes
         self.register_buffer("mean", None)
         self.register_buffer("std", None)
-        # Knows the model's device while there are no statistics that could tell it.
+        # Follows the model to its device, for statistics that are set later.
         self.register_buffer("_home", torch.empty(0), persistent=False)
 
     @property

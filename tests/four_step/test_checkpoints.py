@@ -73,7 +73,7 @@ def test_resuming_a_finished_run_changes_nothing(finished: Run, tmp_path: Path) 
 
 
 def test_a_random_seed_is_kept(finished: Run, tmp_path: Path) -> None:
-    """The order of images goes on where it was."""
+    """The order of images continues where it was."""
     opts = [*finished.opts, *("SEED", "-1"), *("FOUR_STEP.STOP_AFTER", "1")]
     first = make_trainer(tmp_path, opts)
     first.train()

@@ -87,7 +87,7 @@ def test_stage_3_keeps_the_convolutions_and_draws_an_rpn_head(finished: Run) -> 
 
 
 def test_stage_4_goes_on_with_the_same_function(finished: Run) -> None:
-    """With target statistics of its own, as in MATLAB."""
+    """With new target statistics, as in MATLAB."""
     entered = finished.recorder.entered
     key = "roi_heads.box_predictor.target_statistics.mean"
     assert not torch.equal(entered[2][key], entered[4][key])
@@ -104,7 +104,7 @@ def make_model(run: Run, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
 
 
 def outputs(run: Run, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and deltas, as stock layers mean them, of a predictor with these weights."""
+    """Scores and deltas, as Detectron2 decodes them, of a predictor with these weights."""
     model = make_model(run, weights)
     x = torch.rand(20, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

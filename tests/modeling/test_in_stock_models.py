@@ -1,4 +1,4 @@
-"""Each component alone, by registry name, inside stock Detectron2 models."""
+"""Each component alone, by registry name, inside models of Detectron2."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Which of a head's boxes become detections: NMS per class, best of the image. No weights here.
 
 Rewrites Detectron2's ``fast_rcnn_inference_single_image`` and ``detector_postprocess``, which index
-with masks: a GPU has to count each result before the next operator starts. Here it counts once per
-choice.
+with masks: a GPU has to count each result before the next operator starts. Here it counts only once
+per choice.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def select_detections(
 def to_original_size(result: Instances, height: int, width: int) -> Instances:
     """Scale a result to the original image of this size, clip it, and drop boxes without area.
 
-    ``result`` has ``pred_boxes`` or ``proposal_boxes`` in network-input pixels and is changed.
+    ``result`` has ``pred_boxes`` or ``proposal_boxes`` in network-input pixels; their boxes are
+    changed in place.
     """
     if result.has("pred_masks") or result.has("pred_keypoints"):
         return detector_postprocess(result, height, width)

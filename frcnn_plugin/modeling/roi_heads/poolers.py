@@ -52,6 +52,6 @@ class InclusiveROIPooler(nn.Module):
         needs_grad = torch.is_grad_enabled() and features.requires_grad
         if not (features.is_cuda or needs_grad or torch.jit.is_tracing()):
             return roi_max_pool(features, rois, self.pooler.output_size[0], operator.spatial_scale)
-        # Detectron2's convert_boxes_to_pooler_format would make a GPU tell the number of boxes.
+        # Not by Detectron2's convert_boxes_to_pooler_format, which waits for a GPU to count boxes.
         numbered = [F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(rois)]
         return operator(features, torch.cat(numbered))
