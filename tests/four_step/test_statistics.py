@@ -255,25 +255,29 @@ def encode(a: list[float], b: list[float]) -> list[float]:
     return [dx, dy, math.log(wb / wa), math.log(hb / ha)]
 
 
+def measure(model: Any, data: list[dict[str, Any]], **options: Any) -> tuple[torch.Tensor, ...]:
+    rpn = model.proposal_generator
+    sizes = backbone_feature_sizes(model.backbone, rpn.in_features)
+    options = {"min_size": MIN_SIZE, "max_size": MAX_SIZE} | options
+    return rpn_target_statistics(data, rpn, sizes, **options)
+
+
 def test_rpn_statistics_against_a_loop(tiny_cfg: Callable[..., CfgNode]) -> None:
     model = build_model(tiny_cfg())
     rpn = model.proposal_generator
-    sizes = backbone_feature_sizes(model.backbone, rpn.in_features)
     (cell,) = (c.tolist() for c in rpn.anchor_generator.cell_anchors)
     results = []
     for flip in (False, True):
         targets = brute_force(RPN_DATA, cell, lambda side: math.ceil(side / 16), flip)
         assert len(targets) > 20
-        mean, std = rpn_target_statistics(
-            RPN_DATA, rpn, sizes, min_size=MIN_SIZE, max_size=MAX_SIZE, mirror=flip
-        )
+        mean, std = measure(model, RPN_DATA, mirror=flip)
         assert mean.shape == std.shape == (1, 4)
         assert close(mean[0], targets.mean(axis=0)) and close(std[0], targets.std(axis=0))
         results.append(mean)
     assert not torch.allclose(*results)
     # What has been set does not change what is measured.
     rpn.target_statistics.set(mean, std)
-    again = rpn_target_statistics(RPN_DATA, rpn, sizes, min_size=MIN_SIZE, max_size=MAX_SIZE)
+    again = measure(model, RPN_DATA)
     assert torch.equal(again[0], mean) and torch.equal(again[1], std)
 
 
@@ -285,13 +289,7 @@ def test_rpn_sees_the_boxes_of_the_mapper(tiny_cfg: Callable[..., CfgNode]) -> N
     seen: list[torch.Tensor] = []
     match = rpn.match_anchors
     rpn.match_anchors = lambda anchors, gt: (seen.append(gt.tensor), match(anchors, gt))[1]
-    rpn_target_statistics(
-        [image],
-        rpn,
-        backbone_feature_sizes(model.backbone, rpn.in_features),
-        min_size=MIN_SIZE,
-        max_size=MAX_SIZE,
-    )
+    measure(model, [image])
     pixels = np.zeros((image["height"], image["width"], 3), dtype=np.uint8)
     resize = T.ResizeShortestEdge((MIN_SIZE, MIN_SIZE), MAX_SIZE)
     for boxes, flip in zip(seen, (0.0, 1.0), strict=True):
@@ -306,15 +304,8 @@ def test_rpn_sees_the_boxes_of_the_mapper(tiny_cfg: Callable[..., CfgNode]) -> N
 
 def test_rpn_with_nothing_to_count(tiny_cfg: Callable[..., CfgNode], caplog) -> None:
     """No objects; and an image that no anchor fits into."""
-    model = build_model(tiny_cfg())
     data = [record([]), record([([0, 0, 5, 5], 0)], size=(8, 8))]
-    mean, std = rpn_target_statistics(
-        data,
-        model.proposal_generator,
-        backbone_feature_sizes(model.backbone, ["conv5"]),
-        min_size=0,
-        max_size=1000,
-    )
+    mean, std = measure(build_model(tiny_cfg()), data, min_size=0)
     assert mean.tolist() == [[0] * 4] and std.tolist() == [[1] * 4]
     assert "positive anchors (0)" in caplog.text
 

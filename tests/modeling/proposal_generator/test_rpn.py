@@ -71,26 +71,17 @@ def test_outside_anchors_are_dropped_before_matching_e9e() -> None:
 
 
 def test_anchor_flush_with_the_image_is_inside() -> None:
-    anchors = Boxes(torch.tensor([[0.0, 0.0, 50.0, 50.0]]))
-    labels, boxes = make_rpn().label_and_sample_anchors(
-        [anchors], [make_instances((50, 50), [[0, 0, 50, 50]])]
-    )
-    assert labels[0].tolist() == [1]
-    assert boxes[0].tolist() == [[0, 0, 50, 50]]
+    instances = make_instances((50, 50), [[0, 0, 50, 50]])
+    labels, boxes = make_rpn().label_anchors(instances.gt_boxes, instances)
+    assert labels.tolist() == [1] and boxes.tolist() == [[0, 0, 50, 50]]
 
 
 @pytest.mark.parametrize(
-    ("available", "sampled"),
-    [
-        ((20, 5000), (20, 236)),
-        ((300, 5000), (128, 128)),
-        ((3, 100), (3, 100)),
-        ((200, 50), (128, 50)),
-    ],
+    ("positives", "negatives", "sampled"),
+    [(20, 5000, (20, 236)), (300, 5000, (128, 128)), (3, 100, (3, 100)), (200, 50, (128, 50))],
 )
-def test_sampling_e10(available: tuple[int, int], sampled: tuple[int, int]) -> None:
+def test_sampling_e10(positives: int, negatives: int, sampled: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    positives, negatives = available
     labels = torch.tensor([1] * positives + [0] * negatives + [-1] * 7, dtype=torch.int8)
     labels = make_rpn()._subsample_labels(labels)
     assert ((labels == 1).sum(), (labels == 0).sum()) == sampled
@@ -122,11 +113,7 @@ def test_image_smaller_than_all_anchors_trains_on_nothing() -> None:
 # E11b: (background, object) logits of four anchors and their labels; the last one is ignored.
 PAIRS = torch.tensor([[0.2, 0.5], [1.0, -1.0], [0.3, 0.3], [9.0, 9.0]])
 LABELS = [torch.tensor([1, 0, 0, -1], dtype=torch.int8)]
-
-
 ANCHOR = [0.0, 0.0, 10.0, 10.0]
-
-
 # E11: difference between prediction and target on the positive anchor.
 DIFFERENCE = torch.tensor([0.05, -0.2, 0.0, 0.5])
 

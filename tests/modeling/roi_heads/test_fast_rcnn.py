@@ -91,10 +91,9 @@ def test_boxes_come_back_by_the_ratios_of_the_sides() -> None:
 
 
 def test_no_proposals() -> None:
-    empty = Instances(ScaledImageSize((600, 800), 1.6))
-    empty.proposal_boxes = Boxes(torch.zeros(0, 4))
     predictor = make_predictor(decode_in_image=True, decode_growth=1.0)
-    (boxes,) = predictor.predict_boxes((torch.zeros(0, 3), torch.zeros(0, 8)), [empty])
+    empty = [proposals([[0.0] * 4], 1.6)[0][:0]]
+    (boxes,) = predictor.predict_boxes((torch.zeros(0, 3), torch.zeros(0, 8)), empty)
     assert boxes.shape == (0, 8)
 
 
