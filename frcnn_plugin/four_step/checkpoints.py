@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
@@ -28,7 +28,6 @@ _SCHEDULE_KEYS = (
     "SEED",
     "DATASETS.TRAIN",
 )  # fmt: skip
-_PROCESSES = "the number of processes"
 
 
 class StageCheckpointer(HookBase):
@@ -52,10 +51,9 @@ class StageCheckpointer(HookBase):
 
 def schedule_state(cfg: CfgNode) -> dict[str, str]:
     """Return what must be the same when the run is resumed, as plain strings."""
-    state = {key: repr(_value(cfg, key)) for key in _SCHEDULE_KEYS}
+    state = {key: repr(attrgetter(key)(cfg)) for key in _SCHEDULE_KEYS}
     # Each process adds to the batch, and they share out the images.
-    state[_PROCESSES] = str(comm.get_world_size())
-    return state
+    return state | {"the number of processes": str(comm.get_world_size())}
 
 
 def check_schedule(before: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -105,9 +103,3 @@ def check_start(cfg: CfgNode) -> None:
             "FOUR_STEP.INITIAL_WEIGHTS path/to/initial_weights.pth, which is in the OUTPUT_DIR of "
             f"the run that trained stage {first - 1}"
         )
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
