@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from ..config import plugin_cfg
 from ..data.datasets.config_entries import register_from_config_entries
 from ..errors import UserError
-from ..four_step.schedule import apply_four_step
+from ..four_step.stages import apply_four_step
 
 logger = logging.getLogger(__name__)
 

@@ -33,10 +33,10 @@ from ..errors import UserError
 from ..evaluation.coco import RecordingCOCOEvaluator
 from ..evaluation.proposals.evaluator import ProposalEvaluator
 from ..evaluation.voc import VOCEvaluator
-from ..four_step.checkpoints import StageCheckpointer, as_checkpoint_is
-from ..four_step.evaluation import StageEvalHook, with_test_proposals
+from ..four_step.checkpoints import StageCheckpointer
+from ..four_step.evaluation import StageEvalHook, as_checkpoint_is, with_test_proposals
 from ..four_step.hook import FourStepHook
-from ..four_step.schedule import build_four_step_scheduler
+from ..four_step.stages import build_four_step_scheduler
 from ..four_step.weights import fold_statistics
 from ..host import inner_trainer, last_results, set_inner_trainer
 from ..process import unwrap_model, wrap_model

@@ -3,8 +3,14 @@
 from .checkpoints import StageCheckpointer
 from .evaluation import StageEvalHook
 from .hook import FourStepHook
-from .schedule import apply_four_step, build_four_step_scheduler
-from .stages import STAGES, ScheduledStage, Stage, build_stages
+from .stages import (
+    STAGES,
+    ScheduledStage,
+    Stage,
+    apply_four_step,
+    build_four_step_scheduler,
+    build_stages,
+)
 from .statistics import head_target_statistics, rpn_target_statistics
 
 __all__ = [

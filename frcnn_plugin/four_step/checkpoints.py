@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from ..checkpoint.read import peek
 from ..errors import UserError
-from .evaluation import with_test_proposals
-from .stages import STAGES, ScheduledStage, Stage
+from .stages import STAGES, ScheduledStage
 
-logger = logging.getLogger(__name__)
-
-# A resumed run must have been started with the same values of these.
+# A resumed run must have the values with which it began.
 _SCHEDULE_KEYS = (
     *(
         f"FOUR_STEP.{key}"
@@ -34,7 +28,6 @@ _SCHEDULE_KEYS = (
     "SEED",
     "DATASETS.TRAIN",
 )  # fmt: skip
-_PROCESSES = "the number of processes"
 
 
 class StageCheckpointer(HookBase):
@@ -45,7 +38,6 @@ class StageCheckpointer(HookBase):
     """
 
     def __init__(self, stages: Sequence[ScheduledStage]) -> None:
-        """Take the stages of the run."""
         self._stages = stages
 
     def after_step(self) -> None:
@@ -59,21 +51,16 @@ class StageCheckpointer(HookBase):
 
 def schedule_state(cfg: CfgNode) -> dict[str, str]:
     """Return what must be the same when the run is resumed, as plain strings."""
-    state = {key: repr(_value(cfg, key)) for key in _SCHEDULE_KEYS}
-    # Each process adds to the batch, and the order of images is dealt out to them.
-    state[_PROCESSES] = str(comm.get_world_size())
-    return state
+    state = {key: repr(attrgetter(key)(cfg)) for key in _SCHEDULE_KEYS}
+    # Each process adds to the batch, and they share out the images.
+    return state | {"the number of processes": str(comm.get_world_size())}
 
 
 def check_schedule(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Make sure that a run is resumed as it began.
-
-    Args:
-        before: :func:`schedule_state` of the checkpoint.
-        now: that of this run.
+    """Compare the :func:`schedule_state` of a checkpoint with that of the run that resumes it.
 
     Raises:
-        UserError: names the keys that differ, and both values.
+        UserError: they differ; names the keys and both values.
     """
     changed = [
         f"{key} was {value} and is {now[key]}"
@@ -88,25 +75,25 @@ def check_schedule(before: Mapping[str, str], now: Mapping[str, str]) -> None:
 
 
 def check_start(cfg: CfgNode) -> None:
-    """Make sure that a run that leaves out stages has what these would have made.
+    """Check that a run that leaves out stages has the files that these would have written.
 
     Raises:
         UserError: ``FOUR_STEP.START_AT`` lacks weights, or has those of another stage.
     """
     first = cfg.FOUR_STEP.START_AT
-    if not 1 < first <= len(STAGES):  # build_stages refuses what is no stage
+    if not 1 < first <= len(STAGES):  # build_stages refuses other numbers
         return
     stage, previous = STAGES[first - 1], STAGES[first - 2]
     wanted = f"{previous.checkpoint}.pth"
     if not cfg.MODEL.WEIGHTS:
         raise UserError(
-            f"FOUR_STEP.START_AT {first} goes on from stage {first - 1}: add MODEL.WEIGHTS "
+            f"FOUR_STEP.START_AT {first} continues from stage {first - 1}: add MODEL.WEIGHTS "
             f"path/to/{wanted}"
         )
     name = re.fullmatch(r"stage(\d)_final\.pth", Path(cfg.MODEL.WEIGHTS).name)
     if name and int(name[1]) != first - 1:
         raise UserError(
-            f"FOUR_STEP.START_AT {first} goes on from stage {first - 1}, but MODEL.WEIGHTS "
+            f"FOUR_STEP.START_AT {first} continues from stage {first - 1}, but MODEL.WEIGHTS "
             f"{cfg.MODEL.WEIGHTS} is from the end of stage {name[1]}: give {wanted}"
         )
     if stage.restores and not cfg.FOUR_STEP.INITIAL_WEIGHTS:
@@ -116,61 +103,3 @@ def check_start(cfg: CfgNode) -> None:
             "FOUR_STEP.INITIAL_WEIGHTS path/to/initial_weights.pth, which is in the OUTPUT_DIR of "
             f"the run that trained stage {first - 1}"
         )
-
-
-def stage_of(weights: str | os.PathLike[str]) -> Stage | None:
-    """Return the stage that a checkpoint is from; None if it is a whole detector.
-
-    The checkpoint itself says so, whatever its name: FourStepHook's state is in it.
-
-    Args:
-        weights: file; one that is missing, or of another kind, counts as a whole detector.
-    """
-    path = Path(weights)
-    if path.suffix != ".pth" or not path.is_file():
-        return None
-    try:
-        number = peek(path).stage
-    except UserError:  # the checkpointer will judge it
-        return None
-    return next((s for s in STAGES if s.number == number and not s.completes), None)
-
-
-def as_checkpoint_is(cfg: CfgNode) -> CfgNode:
-    """Return a copy of the config that evaluates ``MODEL.WEIGHTS`` as the stage it is from.
-
-    Raises:
-        UserError: it detects on proposals of the stage before, and they are missing.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    weights = Path(cfg.MODEL.WEIGHTS)
-    stage = stage_of(weights)
-    if stage is None or cfg.MODEL.PAPER_RCNN.PHASE != "joint":
-        return cfg
-    logger.info(
-        "%s is from stage %d of %d: evaluated as '%s'",
-        weights, stage.number, len(STAGES), stage.phase,
-    )  # fmt: skip
-    cfg.MODEL.PAPER_RCNN.PHASE = stage.phase
-    if not stage.proposals_of:  # select as the run did, so that the numbers are the run's
-        cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = cfg.FOUR_STEP.PRE_NMS_TOPK
-        cfg.MODEL.RPN.POST_NMS_TOPK_TEST = cfg.FOUR_STEP.POST_NMS_TOPK
-        logger.info("with the FOUR_STEP.POST_NMS_TOPK %d best", cfg.FOUR_STEP.POST_NMS_TOPK)
-        return cfg
-    folder = weights.parent / stage.proposals
-    files = [str(folder / f"{name}.pkl") for name in cfg.DATASETS.TEST]
-    missing = next((f for f in files if not Path(f).is_file()), None)
-    if missing is not None:
-        source = STAGES[stage.proposals_of - 1]
-        raise UserError(
-            f"{weights} detects on proposals of stage {source.number}, but {missing} is missing; "
-            f"make it with frcnn proposals dump from {source.checkpoint}.pth"
-        )
-    return with_test_proposals(cfg, files)
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

@@ -15,11 +15,10 @@ from ..data.loading.train_loader import build_train_loader
 from ..process import unwrap_model, wrap_model
 from . import weights as stage_weights
 from .checkpoints import check_schedule, check_start, schedule_state
-from .log import StageLog, forget_losses, put_results
-from .plan import format_plan, plan_rows
+from .log import StageLog, format_plan, plan_rows, put_results
 from .proposals import StageProposals
 from .stages import STAGES, ScheduledStage, Stage, build_stages, stage_at
-from .statistics import broadcast_statistics, set_target_statistics
+from .statistics import on_main_process, set_target_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +27,13 @@ class FourStepHook(HookBase):
     """Switch one model between the stages of the paper's alternating training.
 
     There is one model, one optimizer and one learning-rate schedule. At the first iteration of a
-    stage the hook makes proposals with the stage before, changes weights as the stage asks for,
-    forgets momentum, freezes what does not train, wraps the model for several processes anew and
-    swaps the data loader. Parameters that do not train have no gradient, so the optimizer passes
-    over them and its state always fits on resume.
+    stage the hook makes proposals with the model of the stage before, changes weights as the stage
+    requires, forgets momentum, freezes what does not train, wraps the model for several processes
+    anew and swaps the data loader. Parameters that do not train have no gradient, so the optimizer
+    passes over them and its state always fits on resume.
 
-    A checkpoint of iteration i resumes at i + 1. If that is the first iteration of a stage, nothing
-    of the stage has happened and all of it is done; otherwise all of it is in the checkpoint.
+    A checkpoint of iteration i resumes at i + 1. If that is the first iteration of a stage, none of
+    this has happened yet and all of it is done; otherwise all of it is in the checkpoint.
 
     It must be the first hook of the trainer, in all processes. It needs a PaperRCNN model and a
     trainer with ``model``, ``optimizer``, ``scheduler`` and ``_trainer``, as Detectron2's
@@ -43,16 +42,11 @@ class FourStepHook(HookBase):
 
     Attributes:
         stages: of the run.
-        plan: a row of the printed plan per stage; there from ``before_train`` on.
+        plan: the printed plan, a row per stage; empty until ``before_train``.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        """Read the schedule from ``FOUR_STEP``.
-
-        Raises:
-            UserError: see :func:`~frcnn_plugin.four_step.build_stages` and
-                :func:`~frcnn_plugin.four_step.checkpoints.check_start`.
-        """
+        """Read the schedule from ``FOUR_STEP``; raise UserError if it cannot be run."""
         check_start(cfg)
         self.cfg = cfg.clone()
         self.stages = build_stages(cfg)
@@ -60,18 +54,18 @@ class FourStepHook(HookBase):
         self._seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self._active: ScheduledStage | None = None
         self._log = StageLog()
-        # Of the RPN stages, by number; also of a stage that this run leaves out.
+        # Those of the RPN stages, by number, including stages that this run leaves out.
         self._proposals = {
             s.number: StageProposals(self.cfg, s) for s in STAGES if s.phase == "rpn"
         }
-        # What a resumed run has to find again: digests of proposal files, and of the backbone.
+        # What a resumed run must find unchanged: digests of proposal files and of the backbone.
         self._proposal_digests: dict[str, str] = {}
         self._shared_convolutions = ""
 
     # ---- the run ----------------------------------------------------------------------------
 
     def before_train(self) -> None:
-        """Print the plan, keep the initial weights, take up an interrupted stage."""
+        """Print the plan, keep the initial weights, continue an interrupted stage."""
         model: Any = unwrap_model(self.trainer.model)
         # What the config froze (for VGG16 conv1 and conv2) stays frozen in every stage.
         self._trainable = [n for n, p in model.named_parameters() if p.requires_grad]
@@ -83,7 +77,7 @@ class FourStepHook(HookBase):
                 Path(self.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
                 stage_weights.save_initial(model, self._initial_weights)
             comm.synchronize()
-        # The rate that a finished run saved is that of its own end, not of the stage that follows.
+        # A run that was finished saved the rate of its end, not that of the stage that follows.
         rates = self.trainer.scheduler.get_lr()
         for group, rate in zip(self.trainer.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -100,7 +94,7 @@ class FourStepHook(HookBase):
         self.trainer.storage.put_scalar("stage", stage.number, smoothing_hint=False)
 
     def after_step(self) -> None:
-        """Finish a stage after its last iteration, before any checkpoint of it is written.
+        """Fold statistics after a stage's last iteration, before any checkpoint of it is written.
 
         From then on its weights mean what those of Detectron2's own layers mean, in every file.
         """
@@ -108,14 +102,16 @@ class FourStepHook(HookBase):
             stage_weights.fold_statistics(unwrap_model(self.trainer.model))
 
     def after_train(self) -> None:
-        """Make the model whole, and make sure that both its networks share their convolutions."""
+        """Make the model whole, and check that both its networks share their convolutions."""
         model: Any = unwrap_model(self.trainer.model)
         last = self.stages[-1]
-        if self.trainer.iter >= last.end:  # not so after an error
+        if self.trainer.iter >= last.end:  # otherwise an error ended the run
             if last.completes:
                 self._check_shared(model)
-            else:
-                self._keep_results(self.evaluate(last, model))
+            elif results := self.evaluate(last, model):
+                # Where DefaultTrainer looks for its own evaluation's results, in the same form.
+                only = next(iter(results.values()))
+                host.set_last_results(self.trainer, results if len(results) > 1 else only)
         self._log.stop()
         model.set_phase("joint" if last.completes else last.phase)
 
@@ -127,19 +123,19 @@ class FourStepHook(HookBase):
         logger.info("stage %d of %d begins: %s", stage.number, len(STAGES), stage.phase)
         model: Any = unwrap_model(self.trainer.model)
         model.eval()
-        # A run that starts with a detector stage has the RPN's checkpoint, but not its proposals.
+        # A run that starts with a detector stage has the RPN's checkpoint but not its proposals.
         if stage.previous is not None and (stage.proposals_of or stage is not self.stages[0]):
             self.evaluate(stage.previous, model)
         stage_weights.begin_stage(model, stage, self._initial_weights, self._seed + stage.number)
-        # From here on they must not change: noted now, compared at the end of the run.
+        # From here on the convolutions must not change: noted now, compared at the end of the run.
         if "backbone" not in stage.trains and not self._shared_convolutions:
             self._shared_convolutions = stage_weights.digest(model.backbone)
         proposals = self._proposals.get(stage.proposals_of)
         set_target_statistics(self.cfg, stage, model, proposals)
         if proposals is not None:
-            self._proposal_digests = broadcast_statistics(proposals.digests)
-        # Each stage is a training of its own, in the originals a new solver. The optimizer is
-        # emptied and not built anew: the scheduler and the checkpointer hold this one.
+            self._proposal_digests = on_main_process(proposals.digests)
+        # In the originals each stage is a separate training with a new solver. Here the optimizer
+        # is emptied, not replaced, as the scheduler and the checkpointer hold this one.
         self.trainer.optimizer.state.clear()
         self._activate(stage, model)
 
@@ -158,11 +154,12 @@ class FourStepHook(HookBase):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)
             parameter.grad = None
-        # DistributedDataParallel looks at requires_grad only when it is made. A live wrapper would
-        # not notice the change, and the processes would drift apart.
+        # DistributedDataParallel reads requires_grad only when it is made. An old wrapper would not
+        # notice the change, and the processes would drift apart.
         self.trainer.model = model
         self.trainer.model = wrap_model(model).train()
-        forget_losses(self.trainer.storage)
+        # The log would show the last losses of the stage before next to those of this one.
+        host.forget_scalars(self.trainer.storage, "loss")
         host.inner_trainer(self.trainer).reset_data_loader(lambda: self._loader(stage))
 
     def _loader(self, stage: ScheduledStage) -> Any:
@@ -186,7 +183,7 @@ class FourStepHook(HookBase):
     # ---- parts ------------------------------------------------------------------------------
 
     def evaluate(self, stage: Stage, model: Any) -> dict[str, Any]:
-        """Measure a finished stage; an RPN also hands its proposals on.
+        """Measure a finished stage; an RPN also writes its proposals.
 
         Args:
             stage: any but the last of the four, which the trainer evaluates.
@@ -200,18 +197,12 @@ class FourStepHook(HookBase):
             results = self._proposals[stage.number].make(model)
         elif self.cfg.FOUR_STEP.EVALUATE_STEPS and hasattr(self.trainer, "test_on_proposals"):
             files = self._proposals[stage.proposals_of].test_files
-            if all(Path(f).is_file() for f in files):  # not so if the run started with this stage
+            if all(Path(f).is_file() for f in files):  # none if the run started with this stage
                 results = self.trainer.test_on_proposals(model, files)
         if not comm.is_main_process():
             return {}
         put_results(self.trainer.storage, stage.number, results)
         return results
-
-    def _keep_results(self, results: dict[str, Any]) -> None:
-        # Where DefaultTrainer looks for those of its own evaluation, and in the same form.
-        if results:
-            only = next(iter(results.values()))
-            host.set_last_results(self.trainer, results if len(results) > 1 else only)
 
     def _check_shared(self, model: Any) -> None:
         if stage_weights.digest(model.backbone) != self._shared_convolutions:
@@ -231,21 +222,17 @@ class FourStepHook(HookBase):
     # ---- checkpoints ------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values: what a resumed run needs, and the stage, which evaluation needs."""
+        """Return plain values: what a resumed run needs, and the stage, for evaluation."""
         return {
             "proposals": dict(self._proposal_digests),
             "shared_convolutions": self._shared_convolutions,
             "schedule": schedule_state(self.cfg),
             "seed": int(self._seed),
-            "step": self._active.number if self._active else 0,  # see checkpoints.stage_of
+            "step": self._active.number if self._active else 0,  # see evaluation.stage_of
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the state of an interrupted run.
-
-        Raises:
-            UserError: it had another schedule; names the keys and both values.
-        """
+        """Take the state of an interrupted run; raise UserError if its schedule was another."""
         check_schedule(state["schedule"], schedule_state(self.cfg))
         self._seed = state["seed"]
         self._proposal_digests = state["proposals"]

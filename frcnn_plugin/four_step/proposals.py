@@ -1,8 +1,8 @@
 """Proposals handed from one stage to the next, as files.
 
-Files, and not lists in memory: a run that is resumed in stage 2 needs the very proposals that the
-stage began with, and the RPN that made them is gone, as its convolutions have been trained on.
-Besides, they can be looked at, and Detectron2 reads them by itself.
+They are files because a run that is resumed in stage 2 needs the very proposals that the stage
+began with, and the RPN that made them is gone once its convolutions are trained further. Besides,
+people can look at files, and Detectron2 reads them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Boxes, BoxMode
 from detectron2.utils import comm
@@ -38,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class _MirroredBack(ProposalCollector):
-    """Collect proposals of mirrored images, in the coordinates of the image itself."""
+    """Collect proposals of mirrored images, in the coordinates of the original image."""
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -51,7 +48,7 @@ class _MirroredBack(ProposalCollector):
 
 
 class StageProposals:
-    """Where the proposals of an RPN stage are, and how they are made and checked.
+    """The proposals of an RPN stage: where they are, how they are made and checked.
 
     One file per data set, in ``OUTPUT_DIR/proposals/stage<k>``; with
     ``FOUR_STEP.MIRRORED_PROPOSALS`` "recompute" a second one for the mirrored images of each
@@ -59,12 +56,6 @@ class StageProposals:
     """
 
     def __init__(self, cfg: CfgNode, stage: Stage) -> None:
-        """Name the files.
-
-        Args:
-            cfg: config of the run.
-            stage: an RPN stage.
-        """
         self._cfg = cfg
         self._stage = stage
         self._reader = next(s for s in STAGES if s.proposals_of == stage.number)
@@ -81,7 +72,7 @@ class StageProposals:
 
     @property
     def mirrored_files(self) -> list[str]:
-        """Files of the mirrored training images; none if proposals are mirrored instead."""
+        """Files for the mirrored training images; none if proposals are mirrored instead."""
         if self._cfg.FOUR_STEP.MIRRORED_PROPOSALS == "mirror":
             return []
         return [self.path(name, mirrored=True) for name in self._cfg.DATASETS.TRAIN]
@@ -92,13 +83,13 @@ class StageProposals:
         return [self.path(name) for name in self._cfg.DATASETS.TEST]
 
     def make(self, model: nn.Module) -> dict[str, Any]:
-        """Write all files with the RPN of ``model``, with all processes.
+        """Write all files with the RPN of ``model``, in all processes.
 
         Args:
             model: an unwrapped PaperRCNN; its phase is "rpn" afterwards.
 
         Returns:
-            per test set, the recall that its evaluator measured (main process).
+            recall per test set (main process).
         """
         model.set_phase("rpn")  # type: ignore[operator]
         results = {}
@@ -118,7 +109,7 @@ class StageProposals:
         self, model: nn.Module, name: str, evaluator: ProposalCollector, mirrored: bool = False
     ) -> Any:
         logger.info("proposals for %s%s", name, ", mirrored" if mirrored else "")
-        # Images without objects too: every image gets an entry.
+        # Every image gets an entry, even one without objects.
         dicts = get_detection_dataset_dicts(name, filter_empty=False)
         mapper: Any = build_mapper(self._cfg, is_train=False)
         if mirrored:
@@ -130,14 +121,14 @@ class StageProposals:
         return inference_on_dataset(model, loader, evaluator)
 
     def training_dicts(self) -> list[dict[str, Any]]:
-        """Return training images with proposals; mirrored ones too if they have their own."""
+        """Return training images with proposals, and mirrored images that have their own."""
         dicts = training_dicts(self._cfg, self.train_files)
         if self.mirrored_files:
             dicts += [_mirror(d) for d in training_dicts(self._cfg, self.mirrored_files)]
         return dicts
 
     def _repeat(self) -> str:
-        """Return the overrides that start a run with the stage that reads these proposals."""
+        """Return the overrides that start a run at the stage that reads these proposals."""
         node, folder = self._cfg.FOUR_STEP, Path(self._cfg.OUTPUT_DIR)
         if node.START_AT == self._reader.number:
             weights = self._cfg.MODEL.WEIGHTS
@@ -155,13 +146,13 @@ class StageProposals:
         return {Path(f).name: sha256(f) for f in files}
 
     def check(self, digests: Mapping[str, str]) -> None:
-        """Make sure that the files are those a resumed stage began with.
+        """Check that the files are those a resumed stage began with.
 
         Args:
-            digests: what :meth:`digests` said then.
+            digests: what :meth:`digests` returned then.
 
         Raises:
-            UserError: a file is missing, damaged or another one; names it and how to get it back.
+            UserError: a file is missing or has changed; names it and the way to continue.
         """
         for name, digest in digests.items():
             path = self.folder / name
@@ -187,16 +178,12 @@ def _mirror(record: dict[str, Any]) -> dict[str, Any]:
     for a in record["annotations"]:
         box = BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
         annotations.append({**a, "bbox": flip(box).tolist(), "bbox_mode": BoxMode.XYXY_ABS})
-    return {
-        **record,
-        "annotations": annotations,
-        "proposal_boxes": flip(record["proposal_boxes"]),
-    }
+    return {**record, "annotations": annotations, "proposal_boxes": flip(record["proposal_boxes"])}
 
 
 @contextmanager
 def _selection(model: nn.Module, cfg: CfgNode) -> Iterator[None]:
-    """Let the RPN select as for cached proposals: all -> NMS -> 2000."""
+    """Let the RPN select as the originals do for cached proposals: all -> NMS -> 2000."""
     rpn: Any = model.proposal_generator
     before = rpn.pre_nms_topk, rpn.post_nms_topk
     rpn.pre_nms_topk = {**before[0], False: cfg.FOUR_STEP.PRE_NMS_TOPK}

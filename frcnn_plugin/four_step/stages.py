@@ -1,4 +1,4 @@
-"""The paper's four stages as a table, and the stages of a run (paper section 3.2)."""
+"""The paper's four stages as a table, those of a run, and its learning rate (section 3.2)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from detectron2.config import CfgNode
+from detectron2.solver import LRMultiplier
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+from torch.optim import Optimizer
 
 from ..errors import UserError
 
@@ -19,9 +22,9 @@ class Stage:
         name: what it trains, in a word: "RPN" or "detector".
         phase: phase of :class:`~frcnn_plugin.modeling.PaperRCNN`, "rpn" or "fast_rcnn".
         trains: names of the sub-modules of the model that train.
-        weights_of: number of the stage whose weights it goes on with; 0: the initial weights.
-        restores: whether what it trains must be set back to the initial weights first.
-        redraws: name of the sub-module that begins with new random weights; "" for none.
+        weights_of: number of the stage whose weights it continues with; 0: the initial weights.
+        restores: whether what it trains is set back to the initial weights first.
+        redraws: name of the sub-module that starts with new random weights; "" for none.
         proposals_of: number of the stage whose proposals it trains on; 0 for none.
         completes: whether the model is a whole detector after it.
     """
@@ -38,7 +41,7 @@ class Stage:
 
     @property
     def title(self) -> str:
-        """Number and name, for people: "1 RPN"."""
+        """Number and name, as people read it: "1 RPN"."""
         return f"{self.number} {self.name}"
 
     @property
@@ -48,7 +51,7 @@ class Stage:
 
     @property
     def proposals(self) -> str:
-        """Folder below ``OUTPUT_DIR`` of the proposals that it trains on, or makes."""
+        """Folder in ``OUTPUT_DIR`` of the proposals that it trains on, or else makes."""
         return f"proposals/stage{self.proposals_of or self.number}"
 
     @property
@@ -61,13 +64,13 @@ RPN_HEAD, PREDICTOR = "proposal_generator.rpn_head", "roi_heads.box_predictor"
 
 STAGES = (
     Stage(1, "RPN", "rpn", trains=("backbone", "proposal_generator")),
-    # From ImageNet again: up to here the two networks share nothing. The detector learns from the
-    # proposals of stage 1, but not from its convolutions.
+    # From ImageNet again: up to here the two networks share nothing. The detector uses the
+    # proposals of stage 1, but not its convolutions.
     Stage(
         2, "detector", "fast_rcnn", trains=("backbone", "roi_heads"), restores=True, proposals_of=1
     ),
     # From here on the convolutions are those that the detector made for itself, and stay as they
-    # are: only so can a second RPN and the detector have them in common. The RPN head of stage 1
+    # are, so that the second RPN and the detector have them in common. The RPN head of stage 1
     # was trained on other convolutions and starts anew.
     Stage(
         3, "RPN", "rpn", trains=("proposal_generator",), weights_of=2, redraws=RPN_HEAD
@@ -107,7 +110,7 @@ def build_stages(cfg: CfgNode) -> list[ScheduledStage]:
     """Return the stages of a run, from ``FOUR_STEP``.
 
     Raises:
-        UserError: a list has not four entries, a number is out of range.
+        UserError: a list does not have four entries, or a value is out of range.
     """
     node = cfg.FOUR_STEP
     for key in ("ITERS", "DROPS", "IMS_PER_BATCH"):
@@ -150,5 +153,63 @@ def build_stages(cfg: CfgNode) -> list[ScheduledStage]:
 
 
 def stage_at(stages: Sequence[ScheduledStage], iteration: int) -> ScheduledStage | None:
-    """Return the stage that an iteration of the whole run belongs to, None after the last one."""
+    """Return the stage that an iteration of the run belongs to; None after the last one."""
     return next((s for s in stages if s.start <= iteration < s.end), None)
+
+
+def _learning_rate(stages: Sequence[ScheduledStage], gamma: float) -> tuple[list[int], list[float]]:
+    """Return the iterations at which the rate changes, and its factors (one more).
+
+    Each stage starts again at 1: in the originals it is a separate training.
+    """
+    milestones: list[int] = []
+    factors: list[float] = []
+    for stage in stages:
+        if stage.start > 0:
+            milestones.append(stage.start)
+        milestones.extend(stage.start + d for d in stage.drops)
+        factors.extend(gamma**k for k in range(len(stage.drops) + 1))
+    return milestones, factors
+
+
+def build_four_step_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
+    """Build one learning-rate schedule for all stages, for ``build_lr_scheduler`` of any trainer.
+
+    With one schedule for all, a resumed run finds its rate from the iteration alone, and the
+    remaining time that Detectron2 prints is that of the whole run.
+    """
+    stages = build_stages(cfg)
+    milestones, factors = _learning_rate(stages, cfg.SOLVER.GAMMA)
+    total = stages[-1].end
+    schedule = MultiStepParamScheduler(factors, milestones=milestones, num_updates=total)
+    return LRMultiplier(optimizer, schedule, max_iter=total)
+
+
+def apply_four_step(cfg: CfgNode) -> None:
+    """Set the keys of Detectron2 that follow from ``FOUR_STEP``, in place; none if it is off.
+
+    ``SOLVER.MAX_ITER`` and ``STEPS`` become those of the whole run.
+
+    Raises:
+        UserError: see :func:`build_stages`; or other keys do not allow four stages.
+    """
+    if not cfg.FOUR_STEP.ENABLED:
+        return
+    stages = build_stages(cfg)
+    if cfg.MODEL.META_ARCHITECTURE != "PaperRCNN":
+        raise UserError(
+            "FOUR_STEP.ENABLED needs MODEL.META_ARCHITECTURE PaperRCNN, which can train its parts "
+            f"one by one; it is {cfg.MODEL.META_ARCHITECTURE}"
+        )
+    if len(cfg.INPUT.MIN_SIZE_TRAIN) != 1 and cfg.FOUR_STEP.RPN_TARGET_STATISTICS:
+        raise UserError(
+            f"INPUT.MIN_SIZE_TRAIN {tuple(cfg.INPUT.MIN_SIZE_TRAIN)} must be a single size for "
+            "FOUR_STEP.RPN_TARGET_STATISTICS, which are measured at the size that is trained on"
+        )
+    if not cfg.DATALOADER.MIRRORED_COPIES:
+        raise UserError("FOUR_STEP.ENABLED needs DATALOADER.MIRRORED_COPIES True")
+    cfg.SOLVER.MAX_ITER = stages[-1].end
+    cfg.SOLVER.STEPS = tuple(_learning_rate(stages, cfg.SOLVER.GAMMA)[0])
+    # Detectron2 would rescale rate and iterations with the number of processes, from its single
+    # batch size. Here every stage has its own, and more processes add to it (see FOUR_STEP).
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0

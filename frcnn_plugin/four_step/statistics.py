@@ -1,7 +1,7 @@
 """Means and deviations of box targets, measured on the training set at the start of a stage.
 
-They are taken before the stage trains, over all candidates and not only the sampled ones, mirrored
-images included, as in the originals. Unit: deltas as ``box2box_transform.get_deltas`` returns
+They are taken before the stage trains, over all candidates instead of a sample and with mirrored
+images, as in the originals. Unit: deltas as ``box2box_transform.get_deltas`` returns
 them, see :mod:`~frcnn_plugin.modeling.target_statistics`. Results are on the CPU.
 
 Source: MATLAB fast_rcnn_prepare_image_roidb.m, proposal_prepare_image_roidb.m; py-faster-rcnn
@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Below this a coordinate does not vary, it only has rounding errors. Real deviations are 100 times
-# as large or more, in any unit that BBOX_REG_WEIGHTS are used for.
+# Below this a deviation is rounding error only. Real ones are at least 100 times as large, with any
+# BBOX_REG_WEIGHTS in use.
 _MIN_STD = 1e-4
 
 _PROGRESS_BAR_FROM = 2000  # images; fewer take a few seconds
@@ -46,12 +46,12 @@ _PROGRESS_BAR_FROM = 2000  # images; fewer take a few seconds
 def set_target_statistics(
     cfg: CfgNode, stage: ScheduledStage, model: Any, proposals: StageProposals | None
 ) -> None:
-    """Measure the targets of what a stage trains, if the config asks for it; in all processes.
+    """Measure the box targets of what a stage trains, if the config asks for it; in all processes.
 
     Args:
-        cfg: config.
+        cfg: config of the run.
         stage: the stage that begins.
-        model: unwrapped PaperRCNN, its weights being those the stage begins with.
+        model: unwrapped PaperRCNN with the weights that the stage begins with.
         proposals: those that the stage trains on, if any.
     """
     if proposals is None and cfg.FOUR_STEP.RPN_TARGET_STATISTICS:
@@ -62,7 +62,7 @@ def set_target_statistics(
 
 def _set_rpn_statistics(cfg: CfgNode, model: Any) -> None:
     rpn = model.proposal_generator
-    mean, std = broadcast_statistics(
+    mean, std = on_main_process(
         lambda: rpn_target_statistics(
             training_dicts(cfg),
             rpn,
@@ -71,18 +71,18 @@ def _set_rpn_statistics(cfg: CfgNode, model: Any) -> None:
             max_size=cfg.INPUT.MAX_SIZE_TRAIN,
         )
     )
-    # In stage 3 again: those of stage 1 were folded into a head that is thrown away. Set, and not
-    # unfolded, because the head is new in both RPN stages: there is no function to keep.
+    # Measured again in stage 3, as those of stage 1 were folded into a head that is gone. Set and
+    # not unfolded: the head is new in both RPN stages, so there is no function to keep.
     rpn.target_statistics.set(mean, std)
 
 
 def _set_head_statistics(
     cfg: CfgNode, stage: ScheduledStage, model: Any, proposals: StageProposals
 ) -> None:
-    # In stage 4 again: its proposals are those of another RPN. Whitened by the numbers of stage 2,
-    # targets would no longer have mean 0 and deviation 1.
+    # Measured again in stage 4, whose proposals are those of another RPN. With the numbers of stage
+    # 2, its targets would not have mean 0 and deviation 1.
     predictor = model.roi_heads.box_predictor
-    mean, std, _ = broadcast_statistics(
+    mean, std, _ = on_main_process(
         lambda: head_target_statistics(
             proposals.training_dicts(),
             predictor.num_classes,
@@ -93,7 +93,7 @@ def _set_head_statistics(
         )
     )
     if stage.weights_of and not stage.redraws:
-        # The function that the predictor learned stays, in the units of the new statistics.
+        # The predictor keeps the function that it learned, in the units of the new statistics.
         predictor.target_statistics.unfold(predictor.bbox_pred, mean, std)
     else:
         predictor.target_statistics.set(mean, std)
@@ -111,28 +111,28 @@ def head_target_statistics(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Measure the detector's box targets, per class.
 
-    Counted are, for each ground truth, itself (target 0), and each proposal with IoU >= ``fg_iou``
-    with some ground truth, as the class of the one it overlaps most. Crowd regions (and difficult
-    VOC objects) do not count. For mirrored images the proposals are taken as mirrored too, so dx
-    changes its sign and has mean 0.
+    Each ground truth counts with itself (target 0), and each proposal with IoU >= ``fg_iou`` counts
+    for the class of the ground truth that it overlaps most. Crowd regions (and difficult VOC
+    objects) do not count. In a mirror image the proposals are mirrored too, so dx changes its sign
+    and has mean 0.
 
     Args:
-        dataset_dicts: in Detectron2's format, with "proposal_boxes" (N, 4) as its
-            ``load_proposals_into_dataset`` puts them, original-image pixels.
+        dataset_dicts: in Detectron2's format, with "height" and "width", and "proposal_boxes"
+            (N, 4) in original-image pixels, as its ``load_proposals_into_dataset`` adds them.
         num_classes: K.
         transform: the head's ``box2box_transform``.
         mirror: count each image's mirror image as well.
-        fg_iou: smallest IoU of a sample.
+        fg_iou: smallest IoU of a proposal that counts.
         class_agnostic: one row over all classes.
         class_names: K names for messages; numbers if None.
 
     Returns:
         mean (K, 4) and std (K, 4), float32, std with divisor n (example E30); number of targets
         (K,), int64. A class without targets has mean 0 and std 1, and a coordinate that does not
-        vary has std 1: that is what ``BBOX_REG_WEIGHTS`` alone would do. One warning names them.
+        vary has std 1, which leaves ``BBOX_REG_WEIGHTS`` alone. One warning names them.
 
     Raises:
-        UserError: an image has no "proposal_boxes", or a class outside 0..K-1.
+        UserError: an image has no size or no "proposal_boxes", or a class outside 0..K-1.
     """
     moments = TargetMoments(1 if class_agnostic else num_classes)
     for record in _progress(dataset_dicts, len(dataset_dicts)):
@@ -165,25 +165,24 @@ def rpn_target_statistics(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Measure the RPN's box targets: one row over all anchors and classes.
 
-    Counted are all positive anchors, by the labels that ``rpn`` trains with, before sampling.
-    Mirrored images are matched anew, since the grid of anchors has no mirror symmetry.
+    All positive anchors count, by the labels that ``rpn`` trains with, before sampling. Mirror
+    images are matched anew, since the grid of anchors has no mirror symmetry.
 
     Args:
         dataset_dicts: in Detectron2's format, with "height" and "width"; crowd regions (and
             difficult VOC objects) do not count.
         rpn: gives anchors and labels.
-        feature_sizes: (height, width) of the network input to those of each feature map, see
-            :func:`~frcnn_plugin.modeling.backbone_feature_sizes`.
+        feature_sizes: see :func:`~frcnn_plugin.modeling.backbone_feature_sizes`.
         min_size: shorter side of the network input, ``INPUT.MIN_SIZE_TRAIN``; 0: no resizing.
         max_size: longest side allowed, ``INPUT.MAX_SIZE_TRAIN``.
         mirror: count each image's mirror image as well.
 
     Returns:
-        mean (1, 4) and std (1, 4), float32, std with divisor n; 0 and 1 if nothing is positive,
-        with a warning.
+        mean (1, 4) and std (1, 4), float32, std with divisor n; 0 and 1, with a warning, if nothing
+        is positive.
 
     Raises:
-        UserError: an image does not say its size.
+        UserError: an image has no size.
     """
     moments = TargetMoments(1)
     transform = rpn.box2box_transform.stock
@@ -211,45 +210,27 @@ def rpn_target_statistics(
 
 
 class TargetMoments:
-    """Count, sum and sum of squares of box targets, per row, in float64."""
+    """Count, sum and sum of squares of box targets in float64, per row: class, or the only one."""
 
     def __init__(self, rows: int) -> None:
-        """Start with nothing counted.
-
-        Args:
-            rows: classes, or 1.
-        """
         self.count = torch.zeros(rows, dtype=torch.int64)
         self._total = torch.zeros(rows, 4, dtype=torch.float64)
         self._squares = torch.zeros(rows, 4, dtype=torch.float64)
 
     def add(self, targets: torch.Tensor, rows: torch.Tensor) -> None:
-        """Count some targets.
-
-        Args:
-            targets: (R, 4) float64, on the CPU.
-            rows: (R,) int64, the row of each.
-        """
+        """Count targets, (R, 4) float64 on the CPU, each in its row, (R,) int64."""
         self.count += torch.bincount(rows, minlength=len(self.count))
         self._total.index_add_(0, rows, targets)
         self._squares.index_add_(0, rows, targets**2)
 
     def add_mirrored(self) -> None:
-        """Count all once more, with the sign of dx changed."""
+        """Count all a second time, with the sign of dx changed."""
         self.count *= 2
         self._total *= self._total.new_tensor([0, 2, 2, 2])
         self._squares *= 2
 
     def result(self, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation, divisor n (example E30).
-
-        Args:
-            names: of the rows, for the warning about those that have too few targets.
-
-        Returns:
-            mean (rows, 4) and std (rows, 4), float32; 0 and 1 without targets, std 1 where targets
-            do not vary.
-        """
+        """Return mean and std as :func:`head_target_statistics` does; ``names`` are the rows'."""
         count = self.count.clamp(min=1)[:, None]
         mean = self._total / count
         std = (self._squares / count - mean**2).clamp(min=0).sqrt()
@@ -264,27 +245,24 @@ class TargetMoments:
         return mean.float(), std.float()
 
 
-def broadcast_statistics(compute: Callable[[], T]) -> T:
-    """Let the main process compute; all processes return its result.
-
-    Args:
-        compute: called in the main process only. Its result must be picklable.
+def on_main_process(compute: Callable[[], T]) -> T:
+    """Call ``compute`` in the main process and return its result, which is pickled, in all.
 
     Raises:
-        RuntimeError: in the other processes, if ``compute`` failed; in the main process its own
-            exception comes through.
+        RuntimeError: in the other processes, if ``compute`` failed; the main process raises the
+            original exception.
     """
     result, error = None, None
     if comm.is_main_process():
         try:
             result = compute()
-        except Exception as e:  # the others must not wait for ever
+        except Exception as e:  # the others must not wait forever
             error = e
     shared, failure = comm.all_gather((result, repr(error) if error else ""))[0]
     if error is not None:
         raise error
     if failure:
-        raise RuntimeError(f"the main process could not compute statistics: {failure}")
+        raise RuntimeError(f"the main process could not do its part: {failure}")
     return shared
 
 
@@ -296,29 +274,26 @@ def _progress(items: Iterable[T], total: int) -> Iterable[T]:
 def _ground_truth(
     record: dict[str, Any], num_classes: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes (G, 4) float64, original-image pixels, and classes (G,) of what is trained on."""
+    """Return boxes (G, 4) float64, original-image pixels, and classes (G,) that are trained on."""
+    height, width = _size(record)
     annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
     corners = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     boxes = torch.from_numpy(np.asarray(corners, dtype=np.float64).reshape(-1, 4))
-    if "height" in record and "width" in record:
-        boxes = boxes.clamp(min=0).minimum(
-            boxes.new_tensor([record["width"], record["height"]] * 2)
-        )
+    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
     classes = torch.tensor([int(a["category_id"]) for a in annotations], dtype=torch.int64)
-    if num_classes is not None and len(classes):
-        for bad in (classes.min().item(), classes.max().item()):
-            if not 0 <= bad < num_classes:
-                raise UserError(
-                    f"{_name(record)}: an object of class {bad}, but there are {num_classes} "
-                    "classes: set MODEL.ROI_HEADS.NUM_CLASSES"
-                )
-    # As the host's mapper: boxes are clipped, and those without area are no objects.
+    for number in classes.tolist() if num_classes is not None else ():
+        if not 0 <= number < num_classes:
+            raise UserError(
+                f"{_name(record)}: an object of class {number}, but there are {num_classes} "
+                "classes: set MODEL.ROI_HEADS.NUM_CLASSES"
+            )
+    # As in Detectron2's mapper, boxes are clipped, and those without area are not trained on.
     real = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     return boxes[real], classes[real]
 
 
 def _proposals(record: dict[str, Any]) -> torch.Tensor:
-    """(N, 4) float64, XYXY, original-image pixels."""
+    """Return (N, 4) float64 XYXY, original-image pixels."""
     if "proposal_boxes" not in record:
         raise UserError(
             f"{_name(record)} has no proposals: set MODEL.LOAD_PROPOSALS and "
@@ -329,20 +304,22 @@ def _proposals(record: dict[str, Any]) -> torch.Tensor:
     return torch.from_numpy(BoxMode.convert(boxes, mode, BoxMode.XYXY_ABS))
 
 
-def _network_size(record: dict[str, Any], min_size: int, max_size: int) -> tuple[int, int]:
-    """(height, width) of the network input that the host's mapper makes of an image."""
+def _size(record: dict[str, Any]) -> tuple[int, int]:
     if "height" not in record or "width" not in record:
         raise UserError(f"{_name(record)} has no 'height' and 'width' in its data set dict")
-    height, width = record["height"], record["width"]
-    if not min_size:
-        return height, width
-    return ResizeShortestEdge.get_output_shape(height, width, min_size, max_size)
+    return record["height"], record["width"]
+
+
+def _network_size(record: dict[str, Any], min_size: int, max_size: int) -> tuple[int, int]:
+    """Return (height, width) of the network input that Detectron2's mapper makes of an image."""
+    size = _size(record)
+    return ResizeShortestEdge.get_output_shape(*size, min_size, max_size) if min_size else size
 
 
 def _anchors(
     rpn: PaperRPN, image_size: tuple[int, int], feature_sizes: Sequence[tuple[int, int]]
 ) -> torch.Tensor:
-    """(I, 4), the anchors that are trained on, network-input pixels."""
+    """Return the anchors that are trained on, (I, 4), network-input pixels."""
     features = [torch.empty(1, 0, *size) for size in feature_sizes]
     anchors = Boxes.cat(rpn.anchor_generator(features)).tensor
     return anchors[box_ops.inside_image(anchors, image_size, rpn.anchor_boundary_thresh)]

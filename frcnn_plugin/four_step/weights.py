@@ -25,42 +25,35 @@ def begin_stage(
     Args:
         model: unwrapped, with the weights at the end of the stage before.
         stage: the one that begins.
-        initial_weights: file of :func:`save_initial`.
+        initial_weights: a file of :func:`save_initial`, or any checkpoint with these weights.
         seed: of new random weights.
 
     Raises:
-        UserError: see :func:`restore_initial`.
+        UserError: the file of initial weights is missing or damaged, or lacks weights.
     """
     if stage.restores:
-        restore_initial(model, initial_weights, stage.trains)
+        _restore(model, initial_weights, stage.trains)
     if stage.redraws:
-        redraw(model, stage.redraws, seed)
+        # As the layers were first drawn: N(0, 0.01) for an RPN head (point 44 of
+        # docs/faithfulness.md) and cls_score, N(0, 0.001) for bbox_pred; on the CPU, so that a GPU
+        # starts from the same weights.
+        module: Any = model.get_submodule(stage.redraws)
+        module.reset_parameters(torch.Generator().manual_seed(seed))
 
 
 def save_initial(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write all weights to a file, whole or not at all.
+    """Write all weights to a file, completely or not at all.
 
-    Stage 2 starts again from them: the ImageNet weights where the run loaded some, and the very
-    draw it began with where it did not. They are kept in a file because nothing else has them when
-    stage 2 begins: the model was trained on, and a random draw cannot be repeated after a resume.
+    Stage 2 starts again from them: from the ImageNet weights if the run loaded some, or else from
+    the very draw that it began with. Nothing else has them when stage 2 begins: the model has been
+    trained, and a random draw cannot be repeated after a resume.
     """
     with replacing(path, temporary=f"{path}.partial") as temporary:
         torch.save({"model": model.state_dict()}, temporary)
 
 
-def restore_initial(
-    model: nn.Module, path: str | os.PathLike[str], prefixes: Sequence[str]
-) -> None:
-    """Load the initial weights of some sub-modules back, in place.
-
-    Args:
-        model: unwrapped.
-        path: file of :func:`save_initial`, or any checkpoint with these weights.
-        prefixes: names of sub-modules, such as "backbone".
-
-    Raises:
-        UserError: the file is missing or damaged, or lacks weights.
-    """
+def _restore(model: nn.Module, path: str | os.PathLike[str], parts: Sequence[str]) -> None:
+    """Load the initial weights of some sub-modules, such as "backbone", in place."""
     if not Path(path).is_file():
         raise UserError(
             f"stage 2 starts from the initial weights again, but {path} is missing: name a file "
@@ -70,7 +63,7 @@ def restore_initial(
         weights = peek(path).weights
     except UserError as e:
         raise UserError(f"{e}; or name another file with FOUR_STEP.INITIAL_WEIGHTS") from e
-    wanted = {k: v for k, v in model.state_dict().items() if k.split(".", 1)[0] in prefixes}
+    wanted = {k: v for k, v in model.state_dict().items() if k.split(".", 1)[0] in parts}
     missing = [k for k, v in wanted.items() if k not in weights or weights[k].shape != v.shape]
     if missing:
         raise UserError(
@@ -80,23 +73,8 @@ def restore_initial(
     model.load_state_dict({k: weights[k] for k in wanted}, strict=False)
 
 
-def redraw(model: nn.Module, name: str, seed: int) -> None:
-    """Give a sub-module new random weights, as its ``reset_parameters`` draws them.
-
-    N(0, 0.01) for an RPN head (point 44 of docs/faithfulness.md) and for cls_score, N(0, 0.001) for
-    bbox_pred; on the CPU, so that a GPU trains from the same ones.
-
-    Args:
-        model: unwrapped.
-        name: of the sub-module, such as "proposal_generator.rpn_head".
-        seed: of the draw.
-    """
-    module: Any = model.get_submodule(name)
-    module.reset_parameters(torch.Generator().manual_seed(seed))
-
-
 def fold_statistics(model: nn.Module) -> None:
-    """Bake target statistics into the last layers, so that they mean what stock layers mean."""
+    """Fold target statistics into the last layers, which then mean what Detectron2's own mean."""
     rpn: Any = getattr(model, "proposal_generator", None)
     predictor: Any = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
     for owner, layer in (

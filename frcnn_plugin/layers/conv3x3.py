@@ -9,17 +9,17 @@ from torch import nn
 
 from .winograd import TILE, Winograd
 
-# Below these, transforms cost more than the multiplications saved.
+# Below these, the transforms cost more than the multiplications that they save.
 _MIN_CHANNEL_PAIRS = 64 * 128
 _MIN_TILES = 32
-# The same beside direct convolutions in bfloat16, at twice the speed of those in float32.
+# The same limits in mixed precision, where direct convolutions run in bfloat16, twice as fast.
 _MIN_CHANNEL_PAIRS_MIXED = 256 * 512
 _MIN_TILES_MIXED = 256
 
 
 @functools.cache
 def _has_matrix_units() -> bool:
-    """Tell whether bfloat16 is many times faster here, as with Intel's AMX or an unknown CPU."""
+    """Tell whether bfloat16 is many times faster here, as on a CPU with AMX or an unknown one."""
     known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return not known or bool(amx())
@@ -29,11 +29,10 @@ class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of stride 1 and padding 1, by Winograd's algorithm where that is faster.
 
     That is on a CPU, in float32, with many channels, while :attr:`winograd` is True. In mixed
-    precision, too, if the channels are very many and the map is large: the result then is float32.
+    precision, it takes very many channels and a large map, and the result is float32.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        """Build the layer; everything else is as in ``nn.Conv2d``."""
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
         self.winograd = False
 
@@ -42,8 +41,7 @@ class Conv3x3(nn.Conv2d):
         if not (self.winograd and self._is_faster(x)):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
-            out: torch.Tensor = Winograd.apply(x.float(), self.weight, self.bias)
-        return out
+            return Winograd.apply(x.float(), self.weight, self.bias)
 
     def _is_faster(self, x: torch.Tensor) -> bool:
         mixed = torch.is_autocast_enabled("cpu")

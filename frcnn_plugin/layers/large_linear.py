@@ -13,16 +13,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _PART = 512  # outputs that are computed at a time without a gradient
-_MIN_BYTES = 2**25  # of a weight; below, the C library has the memory at hand
+_MIN_BYTES = 2**25  # of a weight; for less, the C library keeps the memory
 
 _MADV_HUGEPAGE = 14  # sys/mman.h of Linux; Python's mmap has it for its own mappings only
 
 
 class LargeLinear(nn.Linear):
-    """``nn.Linear`` that spares memory and page faults on CPUs; elsewhere just that.
+    """``nn.Linear`` that needs less memory and fewer page faults on CPUs.
 
-    Without a gradient it is computed in parts: CPUs copy a weight to a layout, or in mixed
-    precision a dtype, of their own at each call, which would be the peak memory of inference.
+    Without a gradient it is computed in parts: at each call, torch copies the weight to a layout
+    that suits the CPU, and in mixed precision to another dtype; a copy of the whole weight would be
+    the peak memory of inference.
 
     In training, memory for the weight's gradient comes from the system in huge pages: it is mapped
     anew in every iteration, and 100,000 page faults of 4 KiB take longer than computing it.
@@ -38,8 +39,7 @@ class LargeLinear(nn.Linear):
             large = self.weight.numel() * self.weight.element_size() >= _MIN_BYTES
             if not (large and self.weight.requires_grad):
                 return super().forward(x)
-            out: torch.Tensor = _Linear.apply(x, self.weight, self.bias)
-            return out
+            return _Linear.apply(x, self.weight, self.bias)
         parts = len(self.weight) // _PART
         if parts < 2:
             return super().forward(x)
@@ -48,7 +48,7 @@ class LargeLinear(nn.Linear):
 
 
 class _Linear(torch.autograd.Function):
-    """``F.linear`` and its gradients, also as autocast has them."""
+    """``F.linear`` and its gradients, with autocast's dtypes where it is on."""
 
     @staticmethod
     def forward(
@@ -88,7 +88,7 @@ def empty_in_huge_pages(like: torch.Tensor) -> torch.Tensor:
     if sys.platform.startswith("linux"):
         start = -(-result.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         size = result.data_ptr() + result.numel() * result.element_size() - start
-        # Only advice: where the system does not follow it, nothing is lost.
+        # Only advice: if the system does not follow it, nothing is lost.
         ctypes.CDLL(None).madvise(
             ctypes.c_void_p(start), ctypes.c_size_t(max(0, size)), _MADV_HUGEPAGE
         )

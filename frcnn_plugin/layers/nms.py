@@ -6,12 +6,9 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
-# Boxes that enter a suppression at a time.
-_PIECE = 1024
-# From so many kept boxes on, they are compared with a piece before it is suppressed.
-_MANY = 128
-# Boxes compared with the kept ones at a time; the arrays then stay in the cache.
-_ROWS = 256
+_PIECE = 1024  # boxes that enter a suppression at a time
+_MANY = 128  # kept boxes from which on a piece is compared with them before its own suppression
+_ROWS = 256  # boxes compared with the kept ones at a time; the arrays then stay in the cache
 
 
 def float32_threshold(thresh: float) -> float:
@@ -28,9 +25,9 @@ def prefix_nms(
 ) -> torch.Tensor:
     """Find the first ``limit`` survivors of non-maximum suppression, exactly.
 
-    A box is suppressed by *kept* boxes with higher scores only. So boxes are taken piece by piece
-    and compared with those kept so far, until enough are kept: the result is that of one
-    suppression of all, which takes time with the square of their number.
+    Only *kept* boxes with higher scores suppress a box. So boxes are taken piece by piece and
+    compared with those kept so far, until enough are kept: the result is that of one suppression of
+    all, whose time grows with the square of their number.
 
     Args:
         boxes: (R, 4), sorted by descending score.
@@ -59,23 +56,15 @@ def prefix_nms(
 
 
 def _in_pieces(boxes: torch.Tensor) -> bool:
-    """Tell whether to go piece by piece: not on a GPU, nor in a traced graph, which cannot stop."""
+    """Tell whether to go piece by piece: not on a GPU or in a traced graph, which cannot stop."""
     return not boxes.is_cuda and not torch.jit.is_tracing() and len(boxes) > _PIECE
 
 
 def _overlap_any(boxes: torch.Tensor, others: torch.Tensor, thresh: float) -> torch.Tensor:
     """Find the boxes that have an IoU > ``thresh`` with any of the others.
 
-    The IoU is at most the ratio of the areas, so each box is compared with those of about its size
-    only. It is computed as torchvision's ``nms`` does, operation by operation, to the last bit.
-
-    Args:
-        boxes: (R, 4), on the CPU.
-        others: (K, 4).
-        thresh: of the IoU, exact in float32.
-
-    Returns:
-        (R,) bool.
+    The IoU is at most the ratio of the areas, so each box is compared only with those of about its
+    size. It is computed as torchvision's ``nms`` does, operation by operation, to the last bit.
     """
     areas, order = _areas(boxes).sort()
     other_areas, other_order = _areas(others).sort()

@@ -4,19 +4,14 @@ torchvision's operator visits every cell of every bin, channel by channel, in on
 maxima of small windows are tabulated once, for all positions, and each bin takes the larger of two
 table entries; maxima do not round, so the result is the same to the last bit.
 
-Shape shorthand in this module:
-
-    H, W: size of the feature map
-    R: number of RoIs of one image
-    P: bins per side, 7
+Shape shorthand in this module: a map of H x W cells, R RoIs of an image, P bins per side (7).
 """
 
 from __future__ import annotations
 
 import torch
 
-# Channels that are worked on at a time; their tables then stay in the cache.
-_CHANNELS = 128
+_CHANNELS = 128  # worked on at a time; their tables then stay in the cache
 
 
 def roi_max_pool(
@@ -40,7 +35,7 @@ def roi_max_pool(
         if len(boxes) == 0:
             continue
         cells = boxes * spatial_scale
-        # As the operator: half away from zero.
+        # The operator rounds half away from zero.
         cells = torch.where(cells >= 0, (cells + 0.5).floor(), (cells - 0.5).ceil()).long()
         x = _bins(cells[:, 0], cells[:, 2], image.shape[2], output_size)
         y = _bins(cells[:, 1], cells[:, 3], image.shape[1], output_size)
@@ -55,15 +50,11 @@ def roi_max_pool(
 def _bins(
     start: torch.Tensor, end: torch.Tensor, size: int, num_bins: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the first cell and the length of each bin along one axis, (R, P) each; 0 is empty.
+    """Find the first cell and the length, 0 if empty, of each bin along one axis, (R, P) each.
 
-    Args:
-        start: (R,) int64, first cell of the RoI.
-        end: (R,) last cell, inclusive.
-        size: cells of the map.
-        num_bins: P.
+    ``start`` and ``end`` are the RoIs' first and last cells, (R,); ``size`` is that of the map.
     """
-    step = (end - start + 1).clamp(min=1).float() / num_bins  # float32, as the operator
+    step = (end - start + 1).clamp(min=1).float() / num_bins  # float32, as in the operator
     i = torch.arange(num_bins, dtype=torch.float32)
     low = (i * step[:, None]).floor().long() + start[:, None]
     high = ((i + 1) * step[:, None]).ceil().long() + start[:, None]
@@ -74,22 +65,16 @@ def _bins(
 def _pool(
     cells: torch.Tensor, x: tuple[torch.Tensor, torch.Tensor], y: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """Take the maxima of all bins.
+    """Take the maxima of all bins of (H, W, C) ``cells``: (R, C, P, P), a view.
 
-    Args:
-        cells: (H, W, C).
-        x: first column and width of each bin, (R, P) each.
-        y: first row and height, likewise.
-
-    Returns:
-        (R, C, P, P), a view.
+    ``x`` is the first column and the width of each bin, (R, P) each; ``y`` the row and height.
     """
     height, width, channels = cells.shape
     (x_low, x_size), (y_low, y_size) = x, y
     tall = max(1, int(y_size.max()))
     levels = max(1, int(x_size.max())).bit_length()
-    # table[k, h - 1, i, j]: maximum of rows i .. i + h - 1 and columns j .. j + 2^k - 1. What would
-    # reach over the border is never asked for.
+    # table[k, h - 1, i, j]: maximum of rows i .. i + h - 1 and columns j .. j + 2^k - 1. Windows
+    # that would reach over the border are never asked for.
     table = cells.new_empty((levels, tall, height, width, channels))
     table[0, 0] = cells
     for h in range(1, tall):

@@ -3,18 +3,15 @@
 A 6x6 patch of the input and the 3x3 kernel are both transformed to 36 numbers, multiplied one by
 one (summed over channels: 36 matrix products over all patches), and turned back to 4x4 outputs:
 Winograd's F(4x4, 3x3), 36 multiplications per 16 outputs and channel pair instead of 144. CPUs run
-convolutions at the limit of their arithmetic, so this is the only way left to be faster in float32;
-libraries for GPUs choose such algorithms by themselves.
+convolutions at the limit of their arithmetic, so in float32 only fewer multiplications are faster;
+libraries for GPUs choose such algorithms automatically.
 
 The transforms interpolate at 0, 1, -1, 1/2, -2 and infinity, which round about three times less
 than the common 0, 1, -1, 2, -2: results differ from the direct sum by about 3e-6 of the largest
 one, which itself is off by 1e-6 to 2e-6.
 
-Shape shorthand in this module:
-
-    N, H, W: images, and the size of the feature map
-    C, O: channels of the input and of the output
-    T: tiles of 4x4 outputs
+Shape shorthand in this module: N images with maps of H x W cells, C channels of the input and O of
+the output, T tiles of 4x4 outputs.
 
 Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2016); the choice of
 points: Barabasz et al., Error Analysis and Improving the Accuracy of Winograd Convolution (2020).
@@ -55,12 +52,11 @@ _B = (
     (0, 1, -3 / 2, -2, 3 / 2, 1),
 )
 
-# Tiles that are worked on at a time, at least.
-_TILES = 128
+_TILES = 128  # that are worked on at a time, at least
 
 
 def _kron(matrix: tuple[tuple[float, ...], ...], like: torch.Tensor) -> torch.Tensor:
-    """Make the two-dimensional transform of flattened tiles, with dtype and device of ``like``."""
+    """Make the two-dimensional transform of flattened tiles, with ``like``'s dtype and device."""
     one = torch.tensor(matrix, dtype=torch.float64)
     return torch.kron(one, one).to(like)
 
@@ -82,9 +78,8 @@ def _transform_turned_weight(weight: torch.Tensor) -> torch.Tensor:
 def _workspace(like: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
     """Allocate flat buffers of so many numbers, pieces of one allocation.
 
-    They begin at different places of their pages: where several buffers that are passed through
-    together begin at the same one, the transforms take up to twice the time, and where the C
-    library puts them is a matter of luck.
+    They begin at different offsets in their pages. Buffers that are read together and begin at the
+    same offset make the transforms take up to twice the time, and the C library's choice is luck.
     """
     page, shift = 1024, 272
     block = like.new_empty(sum(counts) + (page + shift) * len(counts))
@@ -97,23 +92,18 @@ def _workspace(like: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
 
 
 def _planes(buffer: torch.Tensor, planes: int, count: int) -> torch.Tensor:
-    """View the first numbers of a buffer as (planes, count); border strips are smaller."""
+    """View the first numbers of a buffer as (planes, count); strips at the border are smaller."""
     return buffer[: planes * count].view(planes, count)
 
 
 class _Strips:
-    """A feature map cut into tiles, some rows of them at a time: a strip.
+    """A feature map, best in channels-last memory, cut into strips of some rows of tiles.
 
-    All strips pass through the same few buffers, which then stay in the cache.
+    All strips pass through the same few buffers, which then stay in the cache. The more output
+    channels and so weights there are, the more tiles share one reading of them.
     """
 
     def __init__(self, x: torch.Tensor, num_out: int) -> None:
-        """Choose the size.
-
-        Args:
-            x: (N, C, H, W), best in channels-last memory.
-            num_out: O; the more weights there are, the more tiles have to share reading them.
-        """
         num_images, self.channels, height, self.width = x.shape
         self.nhwc = x.permute(0, 2, 3, 1)
         down, self.across = -(-height // TILE), -(-self.width // TILE)
@@ -130,17 +120,15 @@ class _Strips:
     ) -> Iterator[tuple[int, slice, torch.Tensor]]:
         """Cut out and transform, strip by strip.
 
-        Args:
-            patches: a buffer, 36 numbers per tile and channel.
-            transformed: another one.
+        The arguments are buffers of 36 numbers per tile and channel.
 
         Yields:
             image, rows of the map that the tiles' outputs cover (maybe beyond H), and (36, T, C),
-            good until the next strip.
+            valid until the next strip.
         """
         matrix = _kron(_B, self.nhwc)
-        # Padded strip by strip: a padded copy of the whole map would be another feature map. The
-        # columns beyond the map stay zero.
+        # Padded strip by strip: a padded copy of the map would be as large as the map. The columns
+        # beyond the map stay zero.
         size = (self.rows * TILE + 2, self.across * TILE + 2, self.channels)
         padded = self.nhwc.new_zeros(size)
         for image, outputs in self.places:
@@ -218,7 +206,7 @@ def _weight_gradient(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
 
 
 class Winograd(torch.autograd.Function):
-    """``conv2d(x, weight, bias, padding=1)`` of any float dtype, with gradients."""
+    """``conv2d(x, weight, bias, padding=1)`` of any float dtype, with gradients, on CPUs."""
 
     @staticmethod
     def forward(

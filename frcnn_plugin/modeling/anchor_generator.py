@@ -48,7 +48,7 @@ class CaffeAnchorGenerator(DefaultAnchorGenerator):
             aspect_ratios: height / width, likewise.
             strides: stride of each feature map in pixels.
         """
-        # The centre is part of the cell anchors, hence no offset.
+        # No offset: the cell anchors have the centre built in.
         super().__init__(sizes=sizes, aspect_ratios=aspect_ratios, strides=strides, offset=0.0)
 
     @classmethod

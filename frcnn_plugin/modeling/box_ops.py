@@ -28,9 +28,9 @@ def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor
 
 
 def clip_inclusive(boxes: torch.Tensor, image_size: tuple[float, float]) -> torch.Tensor:
-    """Clip as py-faster-rcnn does: its inclusive corners stay on the image's first and last pixels.
+    """Clip as py-faster-rcnn does, which keeps inclusive corners on pixels of the image.
 
-    So a box outside the image stays one pixel wide at its border; :func:`clip_boxes` leaves it
+    A box outside the image thus stays one pixel wide at its border; :func:`clip_boxes` leaves it
     without area.
 
     Args:
@@ -71,7 +71,7 @@ def inside_image(boxes: torch.Tensor, image_size: tuple[int, int], border: float
 
 
 def mirror(boxes: torch.Tensor, width: float) -> torch.Tensor:
-    """Move boxes to where they are in the mirror image (left and right exchanged).
+    """Move boxes to their places in the mirror image (left and right exchanged).
 
     Args:
         boxes: (..., 4), continuous XYXY.

@@ -36,16 +36,16 @@ class CaffeBox2BoxTransform(Box2BoxTransform):
         self.decode_growth = decode_growth
 
     def get_deltas(self, src_boxes: torch.Tensor, target_boxes: torch.Tensor) -> torch.Tensor:
-        """Encode the boxes that sources should become.
+        """Encode the boxes that the sources should become.
 
-        Rewrites Detectron2's method, whose check of the widths a GPU would have to wait for.
+        Rewrites Detectron2's method, which checks the widths; a GPU would have to wait for that.
 
         Args:
             src_boxes: (R, 4), XYXY, with an area.
             target_boxes: (R, 4), in the same frame.
 
         Returns:
-            (R, 4) deltas (dx, dy, dw, dh) that turn the former into the latter.
+            (R, 4) deltas (dx, dy, dw, dh).
         """
         width, height = (src_boxes[:, 2:] - src_boxes[:, :2]).unbind(1)
         target_width, target_height = (target_boxes[:, 2:] - target_boxes[:, :2]).unbind(1)
@@ -64,15 +64,7 @@ class CaffeBox2BoxTransform(Box2BoxTransform):
         )
 
     def apply_deltas(self, deltas: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        """Decode.
-
-        Args:
-            deltas: (R, K*4), K boxes per row.
-            boxes: (R, 4), XYXY.
-
-        Returns:
-            (R, K*4) float32, XYXY in the frame of ``boxes``.
-        """
+        """Decode (R, K*4) deltas on (R, 4) boxes to (R, K*4) float32 boxes, all XYXY."""
         decoded = super().apply_deltas(deltas, boxes)
         return grow(decoded, self.decode_growth) if self.decode_growth else decoded
 
@@ -101,23 +93,11 @@ def box_loss(
     """
     if kind == "smooth_l1":
         targets = transform.get_deltas(src_boxes, target_boxes)
-        loss: torch.Tensor = smooth_l1_loss(deltas, targets, beta=beta).sum(dim=1)
-    else:
-        decoded = transform.apply_deltas(deltas, src_boxes)
-        loss = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}[kind](
-            decoded, target_boxes
-        )
-    return loss
+        return smooth_l1_loss(deltas, targets, beta=beta).sum(dim=1)
+    iou_loss = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}[kind]
+    return iou_loss(transform.apply_deltas(deltas, src_boxes), target_boxes)
 
 
 def grow(boxes: torch.Tensor, pixels: float) -> torch.Tensor:
-    """Move x2, y2 of all boxes.
-
-    Args:
-        boxes: (R, K*4), XYXY.
-        pixels: in the frame of ``boxes``.
-
-    Returns:
-        (R, K*4).
-    """
+    """Move x2, y2 of all boxes, (R, K*4), right and down by so many pixels."""
     return boxes + boxes.new_tensor([0.0, 0.0, pixels, pixels]).repeat(boxes.shape[1] // 4)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 
 class ScaledImageSize(tuple):
-    """Network-input size ``(height, width)`` that also knows the original image.
+    """Network-input size ``(height, width)`` that also carries the original image's size.
 
     It is a plain tuple wherever Detectron2 looks; the originals need the scale because their
     minimum proposal size and their final box decoding are in original-image pixels.
@@ -18,13 +18,7 @@ class ScaledImageSize(tuple):
     def __new__(
         cls, size: tuple[int, int], scale: float, original: tuple[float, float] | None = None
     ) -> ScaledImageSize:
-        """Attach to ``size`` what it was made from.
-
-        Args:
-            size: (height, width) of the network input.
-            scale: network pixels per original pixel.
-            original: (height, width) of the image; None: ``size / scale``.
-        """
+        """Attach ``scale``, network pixels per original pixel, and the image's (height, width)."""
         self = super().__new__(cls, size)
         self.scale = scale
         self.original = original or (size[0] / scale, size[1] / scale)
@@ -45,10 +39,10 @@ def resize_scale(
 ) -> float:
     """Find the factor an image was resized by, before its sides were rounded to whole pixels.
 
-    The originals divide boxes by this factor and not by the ratio of the sides, which can be 0.1%
-    off: 333x500 becomes 600x901 with 600/333 = 1.8018, not 901/500 = 1.802; that is 0.05 px at the
-    right border. One side is exact: the shorter one if it was resized to the length asked for, the
-    longer one if it was limited.
+    The originals divide boxes by this factor, not by the ratio of the sides, which can be 0.1% off:
+    333x500 becomes 600x901 by the factor 600/333 = 1.8018, not 901/500 = 1.802, a difference of
+    0.05 px at the right border. One side is exact: the shorter one if it was resized to the length
+    asked for, the longer one if it was limited.
 
     Args:
         size: (height, width) of the network input.
@@ -59,7 +53,7 @@ def resize_scale(
         network pixels per original pixel.
     """
     scale = min(size) / min(original)
-    # A shorter side of that length may also be a rounded one; the longer one then tells.
+    # The shorter side may have that length by rounding only; then the longer one does not fit.
     if min(size) in short_sides and abs(scale * max(original) - max(size)) <= 0.5:
         return scale
     return max(size) / max(original)

@@ -9,10 +9,10 @@ from detectron2.modeling.matcher import Matcher
 
 
 class AsyncMatcher(Matcher):
-    """Detectron2's matcher, and the guard against objects that nothing overlaps.
+    """Detectron2's matcher, with a guard against objects that no box overlaps.
 
-    Rewrites Detectron2's ``__call__`` and ``set_low_quality_matches_`` without indices whose number
-    a GPU would have to tell before the next operator can start.
+    Rewrites Detectron2's ``__call__`` and ``set_low_quality_matches_`` with masks in place of
+    indices, as a GPU would have to count these before the next operator can start.
     """
 
     def __init__(
@@ -25,27 +25,23 @@ class AsyncMatcher(Matcher):
         """Set the rules.
 
         Args:
-            thresholds: ascending IoUs between the labels.
-            labels: one more; of 1, 0 and -1.
+            thresholds: ascending IoUs that separate the labels.
+            labels: one more than thresholds; each 1, 0 or -1.
             allow_low_quality_matches: a box with the highest IoU of some ground truth is positive.
-            guard_zero: not so if that highest IoU is 0, when all boxes that do not touch the object
-                would become positive (example E9c).
+            guard_zero: except where that highest IoU is 0, which would make all boxes positive that
+                do not touch the object (example E9c).
         """
         super().__init__(list(thresholds), list(labels), allow_low_quality_matches)
         self.guard_zero = guard_zero
 
     def __call__(self, match_quality_matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Match boxes with ground truths.
-
-        Args:
-            match_quality_matrix: (G, I) IoUs of ground truths and boxes, not negative.
+        """Match boxes with ground truths, from their IoUs (G, I), none negative.
 
         Returns:
             index of the ground truth (I,) int64; labels (I,) int8.
         """
         if match_quality_matrix.numel() == 0:
-            matches, labels = super().__call__(match_quality_matrix)
-            return matches, labels
+            return super().__call__(match_quality_matrix)
         best, matches = match_quality_matrix.max(dim=0)
         labels = torch.ones_like(matches, dtype=torch.int8)
         for label, low, high in zip(
@@ -59,7 +55,7 @@ class AsyncMatcher(Matcher):
     def set_low_quality_matches_(
         self, match_labels: torch.Tensor, match_quality_matrix: torch.Tensor
     ) -> None:
-        """Label 1, in place, what has the highest IoU of some ground truth, ties included."""
+        """Label 1, in place, all boxes with the highest IoU of some ground truth, ties included."""
         highest = match_quality_matrix.amax(dim=1, keepdim=True)
         is_highest = match_quality_matrix == highest
         if self.guard_zero:

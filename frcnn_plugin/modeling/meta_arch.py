@@ -24,24 +24,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @META_ARCH_REGISTRY.register()
 class PaperRCNN(GeneralizedRCNN):
-    """Detectron2's R-CNN that knows the scale of its images, and can mimic Caffe's iter_size.
+    """Detectron2's R-CNN with the scale of its images, training phases and Caffe's iter_size.
 
-    The path of an image, in training, in evaluation and for whoever wants a part of it::
+    An image takes this path, in training, in evaluation and for callers who want a part of it::
 
         images, features = model.features(batched_inputs)
         proposals = model.propose(images, features)
         detections = model.detect(images, features, proposals)
 
-    The three need nothing that Detectron2's GeneralizedRCNN lacks: called as
-    ``PaperRCNN.features(model, batched_inputs)`` they serve its models, too. They neither switch
-    gradients off nor cast to ``INFERENCE_DTYPE``; :meth:`forward` does the latter.
+    The three also work on a model of Detectron2's GeneralizedRCNN: call
+    ``PaperRCNN.features(model, batched_inputs)`` and so on. They neither switch gradients off nor
+    cast to ``INFERENCE_DTYPE``; :meth:`forward` does the latter.
 
     The model works in one of three phases (:attr:`phase`):
 
     - "joint": approximate joint training (paper section 3.2, py-faster-rcnn "end2end"): all four
-      losses at once, proposals treated as fixed boxes. Run, it detects.
-    - "rpn": trains the RPN alone and selects no proposals meanwhile. Run, it proposes.
-    - "fast_rcnn": trains and runs the detector on the proposals in its input.
+      losses at once, proposals treated as fixed boxes. In evaluation it detects.
+    - "rpn": trains the RPN alone, without selecting proposals. In evaluation it proposes.
+    - "fast_rcnn": trains and evaluates the detector on the proposals in its input.
 
     The last two are the stages of the paper's alternating training.
     """
@@ -59,16 +59,16 @@ class PaperRCNN(GeneralizedRCNN):
         short_sides: Collection[int] = (),
         **kwargs: Any,
     ) -> None:
-        """Assemble the parts.
+        """Assemble the parts; the keys of ``MODEL.PAPER_RCNN`` describe most arguments.
 
         Args:
-            one_by_one: see ``MODEL.PAPER_RCNN.ONE_BY_ONE``.
-            channels_last: see ``MODEL.PAPER_RCNN.CHANNELS_LAST``.
-            winograd: see ``MODEL.PAPER_RCNN.WINOGRAD``.
-            inference_dtype: see ``MODEL.PAPER_RCNN.INFERENCE_DTYPE``.
-            amp_on_cpu: train in bfloat16 by autocast; only while the model is on the CPU, as on
-                CUDA Detectron2's AMPTrainer does it.
-            phase: see ``MODEL.PAPER_RCNN.PHASE``.
+            one_by_one: see ``ONE_BY_ONE``.
+            channels_last: see ``CHANNELS_LAST``.
+            winograd: see ``WINOGRAD``.
+            inference_dtype: see ``INFERENCE_DTYPE``.
+            amp_on_cpu: train in bfloat16 by autocast while the model is on the CPU; on CUDA
+                Detectron2's AMPTrainer does that.
+            phase: see ``PHASE``.
             short_sides: see :func:`~frcnn_plugin.modeling.image_size.resize_scale`.
             kwargs: arguments of Detectron2's GeneralizedRCNN.
 
@@ -101,8 +101,6 @@ class PaperRCNN(GeneralizedRCNN):
         if phase not in PHASES:
             raise UserError(f"MODEL.PAPER_RCNN.PHASE is '{phase}': use one of {', '.join(PHASES)}")
         self.phase = phase
-        if self.proposal_generator is not None:
-            self.proposal_generator.select_in_training = phase != "rpn"
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -115,15 +113,15 @@ class PaperRCNN(GeneralizedRCNN):
         return ret
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Train or run the model, as Detectron2's; in training, images may pass one by one.
+        """Return losses in training, else results, as Detectron2's model does.
 
         Args:
             batched_inputs: as the data loader makes them; "image" is (3, H, W) in
                 ``INPUT.FORMAT`` order, 0..255; "height" and "width" are the original size.
 
         Returns:
-            in training a dict of scalar losses. Else per image ``{"instances": Instances}`` with
-            ``pred_boxes`` in original-image pixels, ``scores`` and ``pred_classes``; in phase
+            in training a dict of scalar losses. Otherwise, per image, ``{"instances": Instances}``
+            with ``pred_boxes`` in original-image pixels, ``scores`` and ``pred_classes``; in phase
             "rpn" ``{"proposals": Instances}`` with ``proposal_boxes`` in original-image pixels and
             ``objectness_logits``.
         """
@@ -132,9 +130,9 @@ class PaperRCNN(GeneralizedRCNN):
                 return self.inference(batched_inputs)
             if not (self.one_by_one and len(batched_inputs) > 1):
                 return self._losses(batched_inputs)
-            # Images of different sizes would be padded with zeros, which py-faster-rcnn's single
-            # images never are (iter_size 2 adds up two passes). One graph over all of them: the
-            # gradient is their mean, and DistributedDataParallel sees one forward and backward.
+            # In a batch, images of different sizes would be padded with zeros; py-faster-rcnn pads
+            # none, as its iter_size 2 adds up two passes of one image. One graph holds them all:
+            # the gradient is their mean, and DistributedDataParallel sees one forward and backward.
             losses = [self._losses([x]) for x in batched_inputs]
             return {name: torch.stack([x[name] for x in losses]).mean() for name in losses[0]}
 
@@ -147,25 +145,20 @@ class PaperRCNN(GeneralizedRCNN):
             batched_inputs: see :meth:`forward`; "image" is enough.
 
         Returns:
-            the preprocessed images, whose sizes know the image scales; feature name ->
+            the preprocessed images, whose sizes carry the image scales; and feature name ->
             (N, C, H', W').
         """
         images = self.preprocess_image(batched_inputs)
         return images, self.backbone(images.tensor)
 
     def propose(self, images: ImageList, features: dict[str, torch.Tensor]) -> list[Instances]:
-        """Select proposals by the RPN.
-
-        Args:
-            images: of :meth:`features`.
-            features: of :meth:`features`.
+        """Select proposals by the RPN, from what :meth:`features` returned.
 
         Returns:
             per image, best first, ``proposal_boxes`` in network-input pixels and
             ``objectness_logits``.
         """
-        proposals: list[Instances] = self.proposal_generator(images, features, None)[0]
-        return proposals
+        return self.proposal_generator(images, features, None)[0]
 
     def detect(
         self,
@@ -179,20 +172,20 @@ class PaperRCNN(GeneralizedRCNN):
         """Detect on proposals, or on any boxes.
 
         Args:
-            images: of :meth:`features`.
-            features: of :meth:`features`.
+            images: from :meth:`features`.
+            features: from :meth:`features`.
             proposals: per image, ``proposal_boxes`` in network-input pixels and, for
                 ``with_features``, ``objectness_logits``.
             with_features: add what each detection was made from, see
-                :func:`~frcnn_plugin.modeling.roi_heads.roi_features.detect_with_features`.
+                :func:`~frcnn_plugin.modeling.detect_with_features`.
             keep_all: return features and scores of every box, in order, instead of detections, see
-                :func:`~frcnn_plugin.modeling.roi_heads.roi_features.classify`.
+                :func:`~frcnn_plugin.modeling.classify`.
 
         Returns:
             per image, ``pred_boxes`` in network-input pixels, ``scores`` and ``pred_classes``, by
             descending score.
         """
-        # Proposals from a file have plain sizes; those of preprocessing know the images' scales,
+        # Proposals from a file have plain sizes. Those of preprocessing carry the images' scales,
         # which py-faster-rcnn's decoding needs.
         proposals = [
             Instances(size, **p.get_fields())
@@ -202,8 +195,7 @@ class PaperRCNN(GeneralizedRCNN):
             return classify(self.roi_heads, features, proposals)
         if with_features:
             return detect_with_features(self.roi_heads, features, proposals)
-        detections: list[Instances] = self.roi_heads(images, features, proposals, None)[0]
-        return detections
+        return self.roi_heads(images, features, proposals, None)[0]
 
     def inference(
         self,
@@ -244,14 +236,12 @@ class PaperRCNN(GeneralizedRCNN):
         if self._is_given_proposals():
             proposals = self._given_proposals(batched_inputs)
         else:
-            # Alone, the RPN has no use for its proposals, except in a picture.
-            alone = self.phase == "rpn"
-            self.proposal_generator.select_in_training = draws or not alone
+            # When the RPN trains alone, its proposals are of no use, except for a picture.
+            self.proposal_generator.select_in_training = draws or self.phase != "rpn"
             proposals, losses = self.proposal_generator(images, features, targets)
-            self.proposal_generator.select_in_training = not alone
         if self.phase != "rpn":
             _, detector_losses = self.roi_heads(images, features, proposals, targets)
-            # In Detectron2's order: the trainer's sum of floats depends on it.
+            # In Detectron2's order, on which the trainer's sum of floats depends.
             losses = {**detector_losses, **losses}
         if draws:
             self.visualize_training(batched_inputs, proposals)
@@ -282,14 +272,10 @@ class PaperRCNN(GeneralizedRCNN):
     def visualize_training(
         self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]
     ) -> None:
-        """Draw one picture per ``VIS_PERIOD``, also if the images pass one by one.
+        """Draw one picture per ``VIS_PERIOD``, even if the images pass one by one.
 
-        Detectron2 sends it to TensorBoard: ground truth on the left, the 20 best proposals on the
-        right, of the first image of the batch, at the network's input size.
-
-        Args:
-            batched_inputs: see :meth:`forward`.
-            proposals: ``proposal_boxes`` in network-input pixels, best first.
+        Detectron2 sends it to TensorBoard: the first image of the batch at the network's input
+        size, with ground truth on the left and the 20 best proposals on the right.
         """
         iteration = get_event_storage().iter
         if iteration != self._drawn_at:
@@ -298,14 +284,13 @@ class PaperRCNN(GeneralizedRCNN):
 
     def _move_to_current_device(self, x: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_tracing() or torch.jit.is_scripting():
-            moved: torch.Tensor = super()._move_to_current_device(x)
-            return moved
-        return x.to(self.device, non_blocking=True)  # at once if its memory is not pinned
+            return super()._move_to_current_device(x)
+        return x.to(self.device, non_blocking=True)  # waits only if the memory is not pinned
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, batch, and attach each image's scale and original size to its size.
 
-        An input that does not say its original size has it, and scale 1.
+        An input without "height" and "width" is taken to have its original size, at scale 1.
         """
         images = super().preprocess_image(batched_inputs)
         if self.channels_last:

@@ -1,14 +1,12 @@
-"""Box targets of zero mean and unit variance, and how to get rid of them again.
+"""Box targets of zero mean and unit variance, and the way back to ordinary ones.
 
 Unit of everything here: deltas as Detectron2's ``box2box_transform.get_deltas`` returns them, that
-is *after* its weights. So mean 0 and deviation 1 are what stock layers mean, whatever the weights;
-a layer that statistics were folded into predicts those deltas directly. What the loss sees,
-``(delta - mean) / std``, does not depend on the weights.
+is, *after* its weights. So mean 0 and deviation 1 stand for Detectron2's own layers, whatever the
+weights; a layer into which statistics were folded predicts those deltas directly. What the loss
+sees, ``(delta - mean) / std``, does not depend on the weights.
 
-Shape shorthand in this module:
-
-    C: rows of statistics: classes of a class-specific head; 1 for the RPN, class-agnostic heads
-    R: number of boxes
+Shape shorthand in this module: R boxes, C rows of statistics, which are the classes of a
+class-specific head and 1 for the RPN and class-agnostic heads.
 """
 
 from __future__ import annotations
@@ -29,15 +27,15 @@ _COORDINATES = ("dx", "dy", "dw", "dh")
 class TargetStatistics(nn.Module):
     """Mean and standard deviation of box targets, or nothing.
 
-    Without statistics (the start) it changes nothing and holds nothing, so the state dict is that
-    of the stock layers. With them, the layer in front predicts *normalised* deltas. They are saved
-    and loaded with the model: loading a checkpoint makes this module what it was when the
-    checkpoint was written, with or without statistics. Statistics that are there for another
-    number of classes are left out like every other tensor of the wrong shape: Detectron2's
-    checkpointer warns, ``load_state_dict(strict=True)`` raises.
+    Without statistics, as at the start, it changes nothing and holds nothing, so the state dict is
+    that of Detectron2's layers. With them, the layer in front predicts *normalised* deltas. They
+    are saved and loaded with the model: loading a checkpoint makes this module what it was when the
+    checkpoint was written, with or without statistics. Those for another number of classes are left
+    out like every other tensor of the wrong shape: Detectron2's checkpointer warns,
+    ``load_state_dict(strict=True)`` raises.
 
-    A layer goes from one form to the other without changing what it predicts by :meth:`unfold`
-    and :meth:`fold`. The gradient does change, so clear the optimizer's momentum.
+    :meth:`fold` and :meth:`unfold` turn a layer from one form into the other without changing what
+    it predicts. The gradient does change, so clear the optimizer's momentum.
     """
 
     mean: torch.Tensor | None
@@ -45,16 +43,12 @@ class TargetStatistics(nn.Module):
     _home: torch.Tensor
 
     def __init__(self, num_classes: int) -> None:
-        """Start without statistics.
-
-        Args:
-            num_classes: C.
-        """
+        """Start without statistics; ``num_classes`` is C."""
         super().__init__()
         self.num_classes = num_classes
         self.register_buffer("mean", None)
         self.register_buffer("std", None)
-        # On the model's device, also while there are no statistics that could tell it.
+        # Follows the model to its device, for statistics that are set later.
         self.register_buffer("_home", torch.empty(0), persistent=False)
 
     @property
@@ -63,7 +57,7 @@ class TargetStatistics(nn.Module):
         return self.mean is not None
 
     def set(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Take statistics; what the layer's output means changes with them (see :meth:`unfold`).
+        """Take statistics, which give the layer's output another meaning (see :meth:`unfold`).
 
         Args:
             mean: (C, 4).
@@ -73,7 +67,7 @@ class TargetStatistics(nn.Module):
             UserError: wrong shape, or a value that cannot be used; the message names it.
         """
         self._check(mean, std)
-        # Copies, so that nobody else changes them.
+        # Copies, as the caller may change the tensors later.
         empty = torch.empty(self.num_classes, 4, device=self._home.device)
         self.mean, self.std = empty.clone().copy_(mean), empty.copy_(std)
 
@@ -113,7 +107,7 @@ class TargetStatistics(nn.Module):
     def fold(self, layer: nn.Linear | nn.Conv2d) -> None:
         """Put the statistics into ``layer``, in place, and forget them (example E18).
 
-        The originals do this when they save. Nothing happens without statistics.
+        The originals do this when they save. Without statistics nothing happens.
 
         Args:
             layer: predicts C*4 channels; if C is 1 any multiple of 4, channel 4a + j being delta
@@ -129,15 +123,15 @@ class TargetStatistics(nn.Module):
         self.clear()
 
     def unfold(self, layer: nn.Linear | nn.Conv2d, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Take (other) statistics and change ``layer``, in place, so that its boxes stay.
+        """Take (other) statistics and change ``layer``, in place, so that its boxes stay the same.
 
         Args:
-            layer: as for :meth:`fold`; in the form that belongs to the present state.
-            mean: (C, 4).
-            std: (C, 4), positive.
+            layer: see :meth:`fold`; in the form that belongs to the present state.
+            mean: see :meth:`set`.
+            std: see :meth:`set`.
 
         Raises:
-            UserError: as :meth:`set` and :meth:`fold`; nothing has been changed then.
+            UserError: see :meth:`set` and :meth:`fold`; nothing has been changed then.
         """
         self._check_layer(layer)
         self._check(mean, std)
@@ -151,7 +145,15 @@ class TargetStatistics(nn.Module):
         return f"num_classes={self.num_classes}, {'set' if self.active else 'none'}"
 
     def _check(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        problem = self._shape_problem(mean, std) or self._value_problem(mean, std)
+        problem = self._shape_problem(mean, std)
+        for name, values, usable in (
+            ("mean", mean, torch.isfinite(mean)),
+            ("std", std, torch.isfinite(std) & (std > 0)),
+        ):
+            if not problem and not usable.all():
+                row, column = (~usable).nonzero()[0].tolist()
+                value = values[row, column].item()
+                problem = f"{name} of {_COORDINATES[column]} of class {row} is {value}"
         if problem:
             raise UserError(f"box target statistics: {problem}")
 
@@ -160,17 +162,6 @@ class TargetStatistics(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             if tuple(values.shape) != wanted:
                 return f"{name} has shape {tuple(values.shape)}, not {wanted}"
-        return ""
-
-    @staticmethod
-    def _value_problem(mean: torch.Tensor, std: torch.Tensor) -> str:
-        for name, values, usable in (
-            ("mean", mean, torch.isfinite(mean)),
-            ("std", std, torch.isfinite(std) & (std > 0)),
-        ):
-            for row, column in (~usable).nonzero().tolist():
-                value = values[row, column].item()
-                return f"{name} of {_COORDINATES[column]} of class {row} is {value}"
         return ""
 
     def _check_layer(self, layer: nn.Linear | nn.Conv2d) -> None:
@@ -192,20 +183,21 @@ class TargetStatistics(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Make or drop the buffers so that they are those of ``state_dict``."""
-        # Detectron2's checkpointer compares shapes with the model's state dict, where absent
-        # statistics do not appear; so this is the place to create them.
+        """Create or drop the buffers as ``state_dict`` has them or not."""
+        # Detectron2's checkpointer compares shapes with those of the model's state dict, in which
+        # absent statistics do not appear; so they are created here.
         self.clear()
         mean, std = state_dict.get(f"{prefix}mean"), state_dict.get(f"{prefix}std")
         if mean is not None and std is not None:
             problem = self._shape_problem(mean, std)
             if problem:
                 logger.warning("%s* is not loaded: %s", prefix, problem)
-            elif self._value_problem(mean, std):
-                error_msgs.append(f"{prefix}*: {self._value_problem(mean, std)}")
             else:
-                self.set(mean, std)
-        # What is not there now counts as unexpected.
+                try:
+                    self.set(mean, std)
+                except UserError as e:
+                    error_msgs.append(f"{prefix}*: {e}")
+        # Statistics that were not created count as unexpected.
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -214,37 +206,26 @@ class TargetStatistics(nn.Module):
 class NormalisedBox2BoxTransform:
     """A transform whose deltas are normalised by one row of statistics, while there are any.
 
-    For Detectron2's code, which takes a transform and knows no statistics.
+    For Detectron2's code, which takes a transform and does not know statistics.
     """
 
     def __init__(self, stock: Any, statistics: TargetStatistics) -> None:
-        """Wrap.
-
-        Args:
-            stock: Detectron2's ``Box2BoxTransform`` or ours.
-            statistics: with C = 1; looked up at every call.
-        """
+        """Wrap Detectron2's or our transform; C is 1, and ``statistics`` may change at any time."""
         self.stock = stock
         self.statistics = statistics
 
     def get_deltas(self, src_boxes: torch.Tensor, target_boxes: torch.Tensor) -> torch.Tensor:
-        """Encode: (R, 4) and (R, 4) boxes to (R, 4) normalised deltas."""
+        """Encode (R, 4) and (R, 4) boxes as (R, 4) normalised deltas."""
         return self.statistics.normalise(self.stock.get_deltas(src_boxes, target_boxes))
 
     def apply_deltas(self, deltas: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        """Decode: (R, 4) normalised deltas on (R, 4) boxes to (R, 4) boxes."""
+        """Decode (R, 4) normalised deltas on (R, 4) boxes to (R, 4) boxes."""
         return self.stock.apply_deltas(self.statistics.denormalise(deltas), boxes)
 
 
 @torch.no_grad()
 def _scale_output(layer: nn.Linear | nn.Conv2d, factor: torch.Tensor, offset: torch.Tensor) -> None:
-    """Make ``layer`` give ``factor * output + offset``.
-
-    Args:
-        layer: with a bias, in place.
-        factor: (C, 4) float64; repeated over the channels.
-        offset: (C, 4) float64.
-    """
+    """Make ``layer`` give ``factor * output + offset``, (C, 4) float64, repeated over channels."""
     assert layer.bias is not None
     repeats = len(layer.weight) // factor.numel()
     factor, offset = factor.flatten().repeat(repeats), offset.flatten().repeat(repeats)

@@ -15,7 +15,7 @@ from ..checkpoint.read import read_metadata
 from ..config import plugin_cfg
 from ..engine.setup import merge_overrides, setup_cfg
 from ..errors import UserError
-from ..four_step.checkpoints import stage_of
+from ..four_step.evaluation import stage_of
 from ..four_step.stages import STAGES
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..errors import UserError
-from ..four_step.checkpoints import as_checkpoint_is
+from ..four_step.evaluation import as_checkpoint_is
 
 # A data set in a JSON file is loaded if it is no larger than this: about a second.
 _MOST_JSON_BYTES = 30 * 2**20

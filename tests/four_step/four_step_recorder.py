@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter, defaultdict
 from typing import Any
 
 import torch
@@ -34,12 +35,12 @@ class Recorder(HookBase):
         self.rates: list[float] = []
         self.entered: dict[int, dict[str, torch.Tensor]] = {}
         self.momentum: dict[int, int] = {}
-        self.moved: dict[int, set[str]] = {}
+        self.moved: dict[int, set[str]] = defaultdict(set)
         self.trainable: dict[int, set[str]] = {}
-        self.batches: dict[int, set[tuple[str, int, bool]]] = {}
-        self.conv_gradient: dict[int, bool] = {}
-        self.selected: dict[int, int] = {}
-        self.losses: dict[int, set[str]] = {}
+        self.batches: dict[int, set[tuple[str, int, bool]]] = defaultdict(set)
+        self.conv_gradient: dict[int, bool] = defaultdict(bool)
+        self.selected: Counter[int] = Counter()
+        self.losses: dict[int, set[str]] = defaultdict(set)
         self.lines: list[str] = []
         self._stage = 0
 
@@ -79,8 +80,6 @@ class Recorder(HookBase):
             self.trainable[self._stage] = {
                 n for n, p in self._model.named_parameters() if p.requires_grad
             }
-            self.moved[self._stage] = set()
-            self.losses[self._stage] = set()
 
     def after_step(self) -> None:
         now = self._weights()
@@ -93,19 +92,17 @@ class Recorder(HookBase):
     def _see_batch(self, model: Any, args: tuple[list[dict[str, Any]]]) -> None:
         if model.training:
             seen = (model.phase, len(args[0]), all("proposals" in x for x in args[0]))
-            self.batches.setdefault(self._stage, set()).add(seen)
+            self.batches[self._stage].add(seen)
 
     def _see_features(self, backbone: Any, args: Any, features: dict[str, torch.Tensor]) -> None:
         if backbone.training:
             has_gradient = any(f.grad_fn is not None for f in features.values())
-            self.conv_gradient[self._stage] = (
-                self.conv_gradient.get(self._stage, False) or has_gradient
-            )
+            self.conv_gradient[self._stage] |= has_gradient
 
     def _count(self, select: Any) -> Any:
         def counted(*args: Any, **kwargs: Any) -> Any:
             if self._model.training:
-                self.selected[self._stage] = self.selected.get(self._stage, 0) + 1
+                self.selected[self._stage] += 1
             return select(*args, **kwargs)
 
         return counted

@@ -31,7 +31,10 @@ from frcnn_plugin.evaluation.proposals.evaluator import ProposalCollector
 from frcnn_plugin.four_step import weights as stage_weights
 from frcnn_plugin.preflight import PlannedRun, stop_on_errors
 
-CLASSES = ["circle", "square", "triangle"]
+SETS = [
+    {"name": f"tiny_{s}", "root": "tiny", "split": s, "classes": ["circle", "square", "triangle"]}
+    for s in ("trainval", "test")
+]
 # On top of Base-PyEnd2End.yaml; nothing here depends on the demo's configs.
 TINY = [
     *("MODEL.DEVICE", "cpu"),
@@ -39,15 +42,7 @@ TINY = [
     *("MODEL.BACKBONE.FREEZE_AT", "0"),
     *("MODEL.RPN.MIN_SIZE_IMAGE", "8.0"),
     *("MODEL.ROI_HEADS.NUM_CLASSES", "3"),
-    *(
-        "DATASETS.REGISTER",
-        str(
-            [
-                {"name": f"tiny_{split}", "root": "tiny", "split": split, "classes": CLASSES}
-                for split in ("trainval", "test")
-            ]
-        ),
-    ),
+    *("DATASETS.REGISTER", str(SETS)),
     *("DATASETS.TRAIN", "('tiny_trainval',)"),
     *("DATASETS.TEST", "('tiny_test',)"),
     *("INPUT.MAX_SIZE_TRAIN", "160"),
@@ -93,70 +88,64 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_after(owner: Any, name: str, when: Callable[..., bool]) -> None:
+    """Kill this process after a call of a function whose arguments meet a condition."""
+    function = getattr(owner, name)
+
+    def call_and_die(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        if when(*args):
+            kill()
+        return result
+
+    setattr(owner, name, call_and_die)
+
+
 def arm(point: str, trainer: PaperTrainer) -> None:
     """Prepare to be killed at ``kind:number``."""
-    kind, number = point.split(":")
+    kind, text = point.split(":")
+    number, calls = int(text), [0]
+
+    def is_half_saved(data: Any, file: Any, *args: Any) -> bool:
+        if hasattr(file, "truncate") != (kind == "checkpoint"):
+            return False
+        calls[0] += 1
+        if calls[0] == number and kind == "checkpoint":
+            file.flush()
+            file.truncate(file.tell() // 2)
+        elif calls[0] == number:
+            os.truncate(file, os.path.getsize(file) // 2)
+        return calls[0] == number
+
+    tag = AtomicCheckpointer.tag_last_checkpoint
+
+    def tag_half(self: AtomicCheckpointer, name: str) -> None:
+        calls[0] += 1
+        if calls[0] < number:
+            tag(self, name)
+            return
+        with self.path_manager.open(os.path.join(self.save_dir, "last_checkpoint"), "w") as f:
+            f.write(name[: len(name) // 2])
+            f.flush()
+            kill()
+
+    def is_collecting(collector: ProposalCollector, *args: Any) -> bool:
+        return f"stage{number}" in str(collector._output_path) and len(collector._entries) == 2
+
     if kind == "iteration":
         # Last: after the checkpoint of that iteration; "before" comes before it.
-        trainer.register_hooks([Stop(int(number), kill)])
+        trainer.register_hooks([Stop(number, kill)])
     elif kind == "before_checkpoint":
-        killer = Stop(int(number), kill)
+        killer = Stop(number, kill)
         trainer._hooks.insert(1, killer)
         killer.trainer = trainer._hooks[0].trainer
     elif kind == "proposals":  # while the proposals of that stage are collected
-        process = ProposalCollector.process
-
-        def process_and_die(self: ProposalCollector, inputs: Any, outputs: Any) -> None:
-            process(self, inputs, outputs)
-            if f"stage{number}" in str(self._output_path) and len(self._entries) == 2:
-                kill()
-
-        ProposalCollector.process = process_and_die  # type: ignore[method-assign]
-    elif kind == "surgery":  # between two stages, with the weights changed
-        name = {"2": "restore_initial", "3": "redraw"}[number]
-        function = getattr(stage_weights, name)
-
-        def change_and_die(*args: Any) -> None:
-            function(*args)
-            kill()
-
-        setattr(stage_weights, name, change_and_die)
-    elif kind == "checkpoint":  # while the number-th checkpoint is written
-        save, calls = torch.save, [0]
-
-        def save_half(data: Any, file: Any, *args: Any, **kwargs: Any) -> None:
-            save(data, file, *args, **kwargs)
-            if hasattr(file, "truncate"):
-                calls[0] += 1
-                if calls[0] == int(number):
-                    file.flush()
-                    file.truncate(file.tell() // 2)
-                    kill()
-
-        torch.save = save_half  # type: ignore[assignment]
-    elif kind == "initial":  # while the initial weights are written
-        save_whole = torch.save
-
-        def save_initial_half(data: Any, file: Any, *args: Any, **kwargs: Any) -> None:
-            save_whole(data, file, *args, **kwargs)
-            os.truncate(file, os.path.getsize(file) // 2)
-            kill()
-
-        torch.save = save_initial_half  # type: ignore[assignment]
+        die_after(ProposalCollector, "process", is_collecting)
+    elif kind == "surgery":  # at the start of that stage, with the weights changed
+        die_after(stage_weights, "begin_stage", lambda model, stage, *_: stage.number == number)
+    elif kind in ("checkpoint", "initial"):  # while the number-th of these files is written
+        die_after(torch, "save", is_half_saved)
     elif kind == "last_checkpoint":  # the number-th checkpoint is complete, its name is not
-        tags = [0]
-        tag = AtomicCheckpointer.tag_last_checkpoint
-
-        def tag_half(self: AtomicCheckpointer, name: str) -> None:
-            tags[0] += 1
-            if tags[0] < int(number):
-                tag(self, name)
-                return
-            with self.path_manager.open(os.path.join(self.save_dir, "last_checkpoint"), "w") as f:
-                f.write(name[: len(name) // 2])
-                f.flush()
-                kill()
-
         AtomicCheckpointer.tag_last_checkpoint = tag_half  # type: ignore[method-assign]
     else:
         raise ValueError(point)

@@ -21,7 +21,8 @@ import torch
 
 from frcnn_plugin.engine import evaluate_checkpoint, forget_run
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.four_step.checkpoints import check_schedule, schedule_state, stage_of
+from frcnn_plugin.four_step.checkpoints import check_schedule, schedule_state
+from frcnn_plugin.four_step.evaluation import stage_of
 from frcnn_plugin.preflight import PlannedRun, stop_on_errors
 from tests.four_step.fixtures import Run
 from tests.four_step.four_step_runs import Stop, digest_of, final_weights, make_trainer, tiny_cfg
@@ -72,7 +73,7 @@ def test_resuming_a_finished_run_changes_nothing(finished: Run, tmp_path: Path) 
 
 
 def test_a_random_seed_is_kept(finished: Run, tmp_path: Path) -> None:
-    """The order of images goes on where it was."""
+    """The order of images continues where it was."""
     opts = [*finished.opts, *("SEED", "-1"), *("FOUR_STEP.STOP_AFTER", "1")]
     first = make_trainer(tmp_path, opts)
     first.train()
@@ -113,10 +114,13 @@ def copy(stopped: Path, finished: Run, tmp_path: Path) -> Callable[..., str]:
     return resume
 
 
+@pytest.mark.parametrize("last", ["model_0000014.pth", "stage3_final.pth"])
 def test_an_error_in_the_middle_can_be_resumed(
-    stopped: Path, finished: Run, tmp_path: Path
+    stopped: Path, finished: Run, tmp_path: Path, last: str
 ) -> None:
+    """Also from an older checkpoint, as the message about a damaged one advises."""
     shutil.copytree(stopped, tmp_path / "run")
+    (tmp_path / "run" / "last_checkpoint").write_text(last)
     make_trainer(tmp_path / "run", finished.opts, resume=True).train()
     assert final_weights(tmp_path / "run") == final_weights(finished.folder)
 
@@ -146,31 +150,61 @@ def test_another_number_of_processes(finished: Run, monkeypatch: pytest.MonkeyPa
         check_schedule(before, schedule_state(cfg))
 
 
-def proposals(folder: Path) -> Path:
-    return folder / "proposals" / "stage3" / "tiny_trainval.pkl"
+def last_file(folder: Path) -> Path:
+    return folder / (folder / "last_checkpoint").read_text()
 
 
-def test_lost_proposals(copy: Callable[..., str]) -> None:
-    message = copy(change=lambda folder: proposals(folder).unlink())
-    assert "stage3/tiny_trainval.pkl is missing, but stage 4 began to train on it" in message
-    assert "FOUR_STEP.START_AT 4 MODEL.WEIGHTS " in message and "stage3_final.pth" in message
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+PROPOSALS = Path("proposals") / "stage3" / "tiny_trainval.pkl"
+CHANGED = ["tiny_trainval.pkl has changed since stage 4 began"]
+NO_CHECKPOINT = ["there is no checkpoint ", "model_0000014.pth. "]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda folder: (folder / PROPOSALS).unlink(),
+            [
+                "stage3/tiny_trainval.pkl is missing, but stage 4 began to train on it",
+                "with FOUR_STEP.START_AT 4 MODEL.WEIGHTS ",
+                "stage3_final.pth",
+            ],
+        ),
+        (lambda folder: damage(folder / PROPOSALS), CHANGED),
+        # A good file of the same data set, but not the one that the stage began with.
+        (
+            lambda folder: shutil.copy(
+                folder / "proposals" / "stage1" / "tiny_trainval.pkl", folder / PROPOSALS
+            ),
+            CHANGED,
+        ),
+        (
+            lambda folder: damage(last_file(folder)),
+            [
+                "model_0000014.pth is damaged, or no checkpoint",
+                "last_checkpoint names the file",
+                "stage3_final.pth",
+            ],
+        ),
+        (lambda folder: last_file(folder).unlink(), NO_CHECKPOINT),
+        # As Detectron2's own writer leaves it when it is killed.
+        (
+            lambda folder: (folder / "last_checkpoint").write_text(""),
+            [NO_CHECKPOINT[0], "last_checkpoint names the file"],
+        ),
+    ],
+    ids=["no proposals", "damaged", "other ones", "damaged checkpoint", "none", "empty name"],
+)
+def test_lost_or_damaged_files(
+    copy: Callable[..., str], change: Callable[[Path], None], words: list[str]
+) -> None:
+    message = copy(change=change)
+    assert [w for w in words if w not in message] == [], message
     assert "INITIAL_WEIGHTS" not in message
-
-
-def test_damaged_proposals(copy: Callable[..., str]) -> None:
-    def damage(folder: Path) -> None:
-        proposals(folder).write_bytes(proposals(folder).read_bytes()[:-10])
-
-    assert "tiny_trainval.pkl has changed since stage 4 began" in copy(change=damage)
-
-
-def test_other_proposals(copy: Callable[..., str]) -> None:
-    """A good file of the same data set, but not the one that the stage began with."""
-
-    def exchange(folder: Path) -> None:
-        shutil.copy(folder / "proposals" / "stage1" / "tiny_trainval.pkl", proposals(folder))
-
-    assert "tiny_trainval.pkl has changed since stage 4 began" in copy(change=exchange)
 
 
 def test_what_to_type_after_losing_proposals_of_stage_1(finished: Run, tmp_path: Path) -> None:
@@ -184,38 +218,6 @@ def test_what_to_type_after_losing_proposals_of_stage_1(finished: Run, tmp_path:
     assert words[::2] == ["FOUR_STEP.START_AT", "MODEL.WEIGHTS", "FOUR_STEP.INITIAL_WEIGHTS"]
     make_trainer(tmp_path / "new", [*finished.opts, *words]).train()
     assert final_weights(tmp_path / "new") == final_weights(finished.folder)
-
-
-def last_file(folder: Path) -> Path:
-    return folder / (folder / "last_checkpoint").read_text()
-
-
-def test_damaged_checkpoint(copy: Callable[..., str]) -> None:
-    def damage(folder: Path) -> None:
-        path = last_file(folder)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-    message = copy(change=damage)
-    assert "model_0000014.pth is damaged, or no checkpoint" in message
-    assert "last_checkpoint names the file" in message and "stage3_final.pth" in message
-
-
-def test_following_that_advice(stopped: Path, finished: Run, tmp_path: Path) -> None:
-    shutil.copytree(stopped, tmp_path / "run")
-    (tmp_path / "run" / "last_checkpoint").write_text("stage3_final.pth")
-    make_trainer(tmp_path / "run", finished.opts, resume=True).train()
-    assert final_weights(tmp_path / "run") == final_weights(finished.folder)
-
-
-def test_lost_checkpoint(copy: Callable[..., str]) -> None:
-    message = copy(change=lambda folder: last_file(folder).unlink())
-    assert "there is no checkpoint " in message and "model_0000014.pth. " in message
-
-
-def test_empty_last_checkpoint(copy: Callable[..., str]) -> None:
-    """As Detectron2's own writer leaves it when it is killed."""
-    message = copy(change=lambda folder: (folder / "last_checkpoint").write_text(""))  # type: ignore[arg-type,return-value]
-    assert "there is no checkpoint" in message and "last_checkpoint names the file" in message
 
 
 def test_a_fresh_run_in_a_used_folder(finished: Run) -> None:
@@ -246,9 +248,7 @@ def test_lost_initial_weights(finished: Run, tmp_path: Path) -> None:
 def test_initial_weights_of_another_network(finished: Run, tmp_path: Path) -> None:
     weights = finished.weights("initial_weights.pth")
     del weights["roi_heads.box_predictor.cls_score.bias"]
-    weights["backbone.conv3.conv3_1.weight"] = torch.zeros(1)
-    name = next(k for k in weights if k.startswith("backbone.") and "conv3_1" in k)
-    weights[name] = torch.zeros(1)
+    weights[name := "backbone.conv3.conv3_1.weight"] = torch.zeros(1)
     torch.save({"model": weights}, tmp_path / "other.pth")
     opts = finished.later(2, "FOUR_STEP.INITIAL_WEIGHTS", str(tmp_path / "other.pth"))
     with pytest.raises(UserError, match=r"other.pth lacks 2 of the \d+ weights") as caught:
@@ -265,27 +265,21 @@ def test_damaged_initial_weights(finished: Run, tmp_path: Path, content: bytes) 
 
 
 @pytest.mark.parametrize(
-    ("opts", "message"),
+    ("stage", "weights", "message"),
     [
-        (
-            ["FOUR_STEP.START_AT", "3", "MODEL.WEIGHTS", ""],
-            "add MODEL.WEIGHTS path/to/stage2_final",
-        ),
-        (["FOUR_STEP.START_AT", "2"], "add FOUR_STEP.INITIAL_WEIGHTS path/to/initial_weights.pth"),
+        (3, "", "add MODEL.WEIGHTS path/to/stage2_final"),
+        (2, "imagenet.pth", "add FOUR_STEP.INITIAL_WEIGHTS path/to/initial_weights.pth"),
+        (3, "finished/stage1_final.pth", "from the end of stage 1: give stage2_final.pth"),
     ],
 )
-def test_a_later_start_without_weights(
-    finished: Run, tmp_path: Path, opts: list[str], message: str
+def test_a_later_start_without_its_weights(
+    finished: Run, tmp_path: Path, stage: int, weights: str, message: str
 ) -> None:
+    path = str(finished.root / weights) if weights else ""
+    opts = [*finished.opts, "FOUR_STEP.START_AT", str(stage), "MODEL.WEIGHTS", path]
     with pytest.raises(UserError) as caught:
-        make_trainer(tmp_path, [*finished.opts, *opts])
+        make_trainer(tmp_path, opts)
     assert message in str(caught.value)
-
-
-def test_a_later_start_with_the_weights_of_another_stage(finished: Run, tmp_path: Path) -> None:
-    opts = [*finished.opts, "MODEL.WEIGHTS", str(finished.folder / "stage1_final.pth")]
-    with pytest.raises(UserError, match=r"from the end of stage 1: give stage2_final.pth"):
-        make_trainer(tmp_path, [*opts, "FOUR_STEP.START_AT", "3"])
 
 
 def test_more_images_per_batch_than_the_data_set_has(tmp_path: Path) -> None:

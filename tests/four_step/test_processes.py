@@ -15,7 +15,7 @@ from detectron2.utils.env import seed_all_rng
 from frcnn_plugin.data.proposals.files import load_proposals
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step import weights as stage_weights
-from frcnn_plugin.four_step.statistics import broadcast_statistics
+from frcnn_plugin.four_step.statistics import on_main_process
 from frcnn_plugin.process import launch, unwrap_model
 from tests.four_step.four_step_oracle import check_same, four_trainings
 from tests.four_step.four_step_runs import Stop, final_weights, make_trainer
@@ -36,13 +36,13 @@ class Digests(HookBase):
 def broadcast() -> tuple[list[float], str]:
     """Numbers that each process would draw otherwise, and how an error comes through."""
     torch.manual_seed(comm.get_rank())
-    drawn = broadcast_statistics(lambda: torch.rand(20).tolist())
+    drawn = on_main_process(lambda: torch.rand(20).tolist())
 
     def fail() -> None:
         raise UserError("no such thing")
 
     with pytest.raises((UserError, RuntimeError)) as caught:
-        broadcast_statistics(fail)
+        on_main_process(fail)
     return drawn, f"{caught.typename}: {caught.value}"
 
 

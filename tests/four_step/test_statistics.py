@@ -18,8 +18,8 @@ from detectron2.structures import BoxMode
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step.statistics import (
     TargetMoments,
-    broadcast_statistics,
     head_target_statistics,
+    on_main_process,
     rpn_target_statistics,
 )
 from frcnn_plugin.modeling import CaffeBox2BoxTransform, backbone_feature_sizes
@@ -40,13 +40,8 @@ def record(
         "height": size[0],
         "width": size[1],
         "annotations": [
-            {
-                "bbox": [float(x) for x in b],
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": c,
-                "iscrowd": 0,
-            }
-            for b, c in objects
+            {"bbox": [*map(float, box)], "bbox_mode": 0, "category_id": number, "iscrowd": 0}
+            for box, number in objects
         ],
     }
     if proposals is not None:
@@ -124,12 +119,23 @@ def test_units_are_those_of_the_transform() -> None:
     assert close(std, [[1.0, 2.25, 0.455804, 1.013663]])
 
 
-def test_foreground_is_at_least_half() -> None:
-    """IoU exactly .5 counts, a little less does not."""
-    box = [0.0, 0.0, 40.0, 40.0]
-    at, below = [0.0, 0.0, 40.0, 20.0], [0.0, 0.0, 40.0, 19.9]
-    _, _, count = head_target_statistics([record([(box, 0)], [at, below])], 1, RAW, mirror=False)
-    assert count.tolist() == [2]
+CROWD = record([(E5_OBJECT, 0), (E5_OBJECT, 0), ([5.0, 5.0, 5.0, 9.0], 0)], [E5_PROPOSAL])
+CROWD["annotations"][0]["iscrowd"] = 1
+
+
+@pytest.mark.parametrize(
+    ("data", "fg_iou", "expected"),
+    [
+        # IoU exactly .5 counts, a little less does not.
+        ([record([([0, 0, 40, 40], 0)], [[0, 0, 40, 20], [0, 0, 40, 19.9]])], 0.5, 2),
+        ([CROWD], 0.3, 2),  # neither a crowd nor a box without area
+        # Images without objects or proposals.
+        ([record([], [E5_PROPOSAL]), record([(E5_OBJECT, 0)], []), record([], [])], 0.5, 1),
+    ],
+)
+def test_what_counts(data: list[dict[str, Any]], fg_iou: float, expected: int) -> None:
+    _, _, count = head_target_statistics(data, 1, RAW, mirror=False, fg_iou=fg_iou)
+    assert count.tolist() == [expected]
 
 
 def test_a_proposal_counts_for_the_object_it_overlaps_most() -> None:
@@ -138,13 +144,6 @@ def test_a_proposal_counts_for_the_object_it_overlaps_most() -> None:
     mean, _, count = head_target_statistics(data, 2, RAW, mirror=False)
     assert count.tolist() == [1, 2]
     assert close(mean[1], [-0.05 / 2, 0, math.log(0.9) / 2, 0])
-
-
-def test_crowds_and_boxes_without_area_do_not_count() -> None:
-    data = [record([(E5_OBJECT, 0), (E5_OBJECT, 0), ([5.0, 5.0, 5.0, 9.0], 0)], [E5_PROPOSAL])]
-    data[0]["annotations"][0]["iscrowd"] = 1
-    _, _, count = head_target_statistics(data, 1, RAW, mirror=False, fg_iou=0.3)
-    assert count.tolist() == [2]
 
 
 def test_other_box_modes() -> None:
@@ -175,20 +174,17 @@ def test_classes_without_targets(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records[0].getMessage().endswith("using 1: dog (0), cow (2)")
 
 
-def test_images_without_objects_or_proposals() -> None:
-    data = [record([], [E5_PROPOSAL]), record([(E5_OBJECT, 0)], []), record([], [])]
-    _, _, count = head_target_statistics(data, 1, RAW, mirror=False)
-    assert count.tolist() == [1]
-
-
-def test_proposals_were_not_loaded() -> None:
-    with pytest.raises(UserError, match=r"image a.jpg has no proposals"):
-        head_target_statistics([record([(E5_OBJECT, 0)])], 1, RAW)
-
-
-def test_class_out_of_range() -> None:
-    with pytest.raises(UserError, match="object of class 5, but there are 3 classes"):
-        head_target_statistics([record([(E5_OBJECT, 5)], [])], 3, RAW)
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (record([(E5_OBJECT, 0)]), r"image a.jpg has no proposals"),
+        (record([(E5_OBJECT, 5)], []), "object of class 5, but there are 3 classes"),
+        (record([], [], height=None), r"image a.jpg has no 'height' and 'width'"),
+    ],
+)
+def test_mistakes(image: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        head_target_statistics([{k: v for k, v in image.items() if v is not None}], 3, RAW)
 
 
 # ---- RPN: against a loop, and the mapper of Detectron2 -------------------------------------------
@@ -259,25 +255,29 @@ def encode(a: list[float], b: list[float]) -> list[float]:
     return [dx, dy, math.log(wb / wa), math.log(hb / ha)]
 
 
+def measure(model: Any, data: list[dict[str, Any]], **options: Any) -> tuple[torch.Tensor, ...]:
+    rpn = model.proposal_generator
+    sizes = backbone_feature_sizes(model.backbone, rpn.in_features)
+    options = {"min_size": MIN_SIZE, "max_size": MAX_SIZE} | options
+    return rpn_target_statistics(data, rpn, sizes, **options)
+
+
 def test_rpn_statistics_against_a_loop(tiny_cfg: Callable[..., CfgNode]) -> None:
     model = build_model(tiny_cfg())
     rpn = model.proposal_generator
-    sizes = backbone_feature_sizes(model.backbone, rpn.in_features)
     (cell,) = (c.tolist() for c in rpn.anchor_generator.cell_anchors)
     results = []
     for flip in (False, True):
         targets = brute_force(RPN_DATA, cell, lambda side: math.ceil(side / 16), flip)
         assert len(targets) > 20
-        mean, std = rpn_target_statistics(
-            RPN_DATA, rpn, sizes, min_size=MIN_SIZE, max_size=MAX_SIZE, mirror=flip
-        )
+        mean, std = measure(model, RPN_DATA, mirror=flip)
         assert mean.shape == std.shape == (1, 4)
         assert close(mean[0], targets.mean(axis=0)) and close(std[0], targets.std(axis=0))
         results.append(mean)
     assert not torch.allclose(*results)
     # What has been set does not change what is measured.
     rpn.target_statistics.set(mean, std)
-    again = rpn_target_statistics(RPN_DATA, rpn, sizes, min_size=MIN_SIZE, max_size=MAX_SIZE)
+    again = measure(model, RPN_DATA)
     assert torch.equal(again[0], mean) and torch.equal(again[1], std)
 
 
@@ -289,13 +289,7 @@ def test_rpn_sees_the_boxes_of_the_mapper(tiny_cfg: Callable[..., CfgNode]) -> N
     seen: list[torch.Tensor] = []
     match = rpn.match_anchors
     rpn.match_anchors = lambda anchors, gt: (seen.append(gt.tensor), match(anchors, gt))[1]
-    rpn_target_statistics(
-        [image],
-        rpn,
-        backbone_feature_sizes(model.backbone, rpn.in_features),
-        min_size=MIN_SIZE,
-        max_size=MAX_SIZE,
-    )
+    measure(model, [image])
     pixels = np.zeros((image["height"], image["width"], 3), dtype=np.uint8)
     resize = T.ResizeShortestEdge((MIN_SIZE, MIN_SIZE), MAX_SIZE)
     for boxes, flip in zip(seen, (0.0, 1.0), strict=True):
@@ -310,28 +304,13 @@ def test_rpn_sees_the_boxes_of_the_mapper(tiny_cfg: Callable[..., CfgNode]) -> N
 
 def test_rpn_with_nothing_to_count(tiny_cfg: Callable[..., CfgNode], caplog) -> None:
     """No objects; and an image that no anchor fits into."""
-    model = build_model(tiny_cfg())
     data = [record([]), record([([0, 0, 5, 5], 0)], size=(8, 8))]
-    mean, std = rpn_target_statistics(
-        data,
-        model.proposal_generator,
-        backbone_feature_sizes(model.backbone, ["conv5"]),
-        min_size=0,
-        max_size=1000,
-    )
+    mean, std = measure(build_model(tiny_cfg()), data, min_size=0)
     assert mean.tolist() == [[0] * 4] and std.tolist() == [[1] * 4]
     assert "positive anchors (0)" in caplog.text
 
 
-def test_rpn_needs_the_size_of_the_image(tiny_cfg: Callable[..., CfgNode]) -> None:
-    image = record([])
-    del image["height"]
-    rpn = build_model(tiny_cfg()).proposal_generator
-    with pytest.raises(UserError, match=r"image a.jpg has no 'height' and 'width'"):
-        rpn_target_statistics([image], rpn, lambda h, w: [(1, 1)], min_size=600, max_size=1000)
-
-
 def test_one_process() -> None:
-    assert broadcast_statistics(lambda: 3) == 3
+    assert on_main_process(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        broadcast_statistics(lambda: 1 // 0)
+        on_main_process(lambda: 1 // 0)

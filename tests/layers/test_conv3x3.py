@@ -30,12 +30,10 @@ def test_where_it_is_used() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert not used(layer, x)  # a layer so narrow is faster in bfloat16
     assert not used(layer.double(), x.double())
-    small = Conv3x3(64, 64)
-    small.winograd = True
-    assert not used(small, torch.rand(1, 64, 24, 24))
-    wider = Conv3x3(64, 128)
-    wider.winograd = True
-    assert used(wider, torch.rand(1, 64, 24, 24))
+    for outputs in (64, 128):
+        layer = Conv3x3(64, outputs)
+        layer.winograd = True
+        assert used(layer, torch.rand(1, 64, 24, 24)) == (outputs == 128)
 
 
 def test_wide_layers_in_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +90,5 @@ def test_it_is_a_convolution_elsewhere() -> None:
     """Names, shapes and type are those that weights and tools look for."""
     layer = Conv3x3(3, 5)
     assert isinstance(layer, nn.Conv2d)
-    assert {k: tuple(v.shape) for k, v in layer.state_dict().items()} == {
-        "weight": (5, 3, 3, 3),
-        "bias": (5,),
-    }
+    shapes = {k: tuple(v.shape) for k, v in layer.state_dict().items()}
+    assert shapes == {"weight": (5, 3, 3, 3), "bias": (5,)}

@@ -18,17 +18,6 @@ def test_iou_of_exactly_three_tenths_stays_e14b() -> None:
     assert len(prefix_nms(boxes, scores, 0.3, 10)) == 2
 
 
-@pytest.mark.parametrize("spread", [30.0, 400.0])
-@pytest.mark.parametrize("limit", [1, 7, 50, 400, 5000])
-def test_prefix_nms_equals_full_nms(spread: float, limit: int) -> None:
-    generator = torch.Generator().manual_seed(int(spread) + limit)
-    corner = torch.rand(3000, 2, generator=generator) * spread
-    boxes = torch.cat([corner, corner + 20 + 30 * torch.rand(3000, 2, generator=generator)], 1)
-    scores = torch.rand(3000, generator=generator).sort(descending=True).values
-    expected = nms(boxes, scores, 0.7)[:limit]
-    assert torch.equal(prefix_nms(boxes, scores, 0.7, limit), expected)
-
-
 def test_prefix_nms_over_several_pieces_with_equal_scores() -> None:
     """20000 boxes, of which fewer survive than are wanted; many scores tie."""
     generator = torch.Generator().manual_seed(0)
@@ -53,12 +42,12 @@ def boxes_of_all_sizes(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.T
 
 @pytest.mark.parametrize("thresh", [0.0, 0.3, 0.5, 0.7, 1.0])
 def test_prefix_nms_where_most_are_kept(thresh: float) -> None:
-    """Kept boxes are many, so pieces are compared with them before."""
+    """Many boxes are kept, so pieces are compared with them before they are suppressed."""
     boxes, scores = boxes_of_all_sizes(6000)
     expected = nms(boxes, scores, float32_threshold(thresh))
     assert len(expected) > _MANY or thresh == 0.0
-    assert torch.equal(prefix_nms(boxes, scores, thresh, 6000), expected)
-    assert torch.equal(prefix_nms(boxes, scores, thresh, 500), expected[:500])
+    for limit in (1, 7, 50, 500, 6000):
+        assert torch.equal(prefix_nms(boxes, scores, thresh, limit), expected[:limit])
 
 
 @pytest.mark.parametrize("thresh", [0.0, 0.3, 0.5, 0.7])
@@ -68,10 +57,6 @@ def test_overlap_any(rows: int, columns: int, thresh: float) -> None:
     boxes, _ = boxes_of_all_sizes(rows + columns, seed=1)
     expected = (box_iou(boxes[:rows], boxes[rows:]) > thresh).any(dim=1)
     assert torch.equal(_overlap_any(boxes[:rows], boxes[rows:], thresh), expected)
-
-
-def test_boxes_without_area_overlap_nothing() -> None:
-    point = torch.tensor([[5.0, 5.0, 5.0, 5.0]])
-    boxes = torch.cat([point, torch.tensor([[0.0, 0.0, 10.0, 10.0]])])
-    for thresh in (0.0, 0.5):
-        assert _overlap_any(boxes, point, thresh).tolist() == [False, False]
+    point = torch.tensor([[5.0, 5.0, 5.0, 5.0]])  # a box without area overlaps nothing
+    around = torch.cat([point, torch.tensor([[0.0, 0.0, 10.0, 10.0]])])
+    assert not _overlap_any(around, point, thresh).any()

@@ -32,44 +32,38 @@ def test_iou_of_continuous_boxes_is_caffes(a: tuple, b: tuple, iou: float) -> No
     assert value == pytest.approx(iou, abs=1e-6)
 
 
-def test_encode_e5_e27() -> None:
-    deltas = CaffeBox2BoxTransform().get_deltas(continuous(0, 0, 9, 9), continuous(1, 2, 12, 16))
-    assert deltas[0].tolist() == pytest.approx([0.2, 0.45, 0.182322, 0.405465], abs=1e-6)
-
-
-def test_encode_with_fixed_deviations_e28() -> None:
-    transform = CaffeBox2BoxTransform(weights=(10, 10, 5, 5))
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ((1, 1, 1, 1), [0.2, 0.45, 0.182322, 0.405465]),  # E5, E27
+        ((10, 10, 5, 5), [2.0, 4.5, 0.911608, 2.027326]),  # E28: fixed deviations
+    ],
+)
+def test_encode(weights: tuple[float, ...], expected: list[float]) -> None:
+    transform = CaffeBox2BoxTransform(weights)
     deltas = transform.get_deltas(continuous(0, 0, 9, 9), continuous(1, 2, 12, 16))
-    assert deltas[0].tolist() == pytest.approx([2.0, 4.5, 0.911608, 2.027326], abs=1e-5)
+    assert deltas[0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize(("growth", "expected"), [(0.0, [1, 2, 12, 16]), (1.0, [1, 2, 13, 17])])
-def test_decode_e5(growth: float, expected: list[float]) -> None:
-    transform = CaffeBox2BoxTransform(decode_growth=growth)
-    deltas = torch.tensor([[0.2, 0.45, math.log(1.2), math.log(1.5)]])
-    boxes = transform.apply_deltas(deltas, continuous(0, 0, 9, 9)) - ONE
-    assert boxes[0].tolist() == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.parametrize(("growth", "x2"), [(0.0, 9), (1.0, 10)])
-def test_zero_deltas_e5b(growth: float, x2: float) -> None:
-    transform = CaffeBox2BoxTransform(decode_growth=growth)
-    boxes = transform.apply_deltas(torch.zeros(1, 4), continuous(0, 0, 9, 9)) - ONE
-    assert boxes[0].tolist() == [0, 0, x2, x2]
+E5, E26 = [0.2, 0.45, math.log(1.2), math.log(1.5)], [0.1, -0.2, 0.05, -0.1]
 
 
 @pytest.mark.parametrize(
-    ("growth", "expected"),
+    ("growth", "deltas", "box", "expected"),
     [
-        (1.0, [219.0373, 0.98081, 488.1627, 232.61919]),  # py-faster-rcnn
-        (0.0, [219.0373, 0.98081, 487.1627, 231.61919]),  # MATLAB
+        (0.0, E5, (0, 0, 9, 9), [1, 2, 12, 16]),
+        (1.0, E5, (0, 0, 9, 9), [1, 2, 13, 17]),
+        (0.0, [0.0] * 4, (0, 0, 9, 9), [0, 0, 9, 9]),  # E5b
+        (1.0, [0.0] * 4, (0, 0, 9, 9), [0, 0, 10, 10]),
+        # E26: an anchor, by py-faster-rcnn and by MATLAB
+        (1.0, E26, (200, 40, 455, 295), [219.0373, 0.98081, 488.1627, 232.61919]),
+        (0.0, E26, (200, 40, 455, 295), [219.0373, 0.98081, 487.1627, 231.61919]),
     ],
 )
-def test_decode_an_anchor_e26(growth: float, expected: list[float]) -> None:
+def test_decode(growth: float, deltas: list[float], box: tuple, expected: list[float]) -> None:
     transform = CaffeBox2BoxTransform(decode_growth=growth)
-    deltas = torch.tensor([[0.1, -0.2, 0.05, -0.1]])
-    boxes = transform.apply_deltas(deltas, continuous(200, 40, 455, 295)) - ONE
-    assert boxes[0].tolist() == pytest.approx(expected, abs=1e-3)
+    boxes = transform.apply_deltas(torch.tensor([deltas]), continuous(*box)) - ONE
+    assert boxes[0].tolist() == pytest.approx(expected, rel=2e-6, abs=1e-5)
 
 
 def test_growth_reaches_every_class() -> None:

@@ -24,11 +24,3 @@ def test_equals_detectron2s(thresholds: list[float], labels: list[int], low_qual
         actual = AsyncMatcher(thresholds, labels, low_quality)(matrix)
         for a, e in zip(actual, expected, strict=True):
             assert a.dtype == e.dtype and a.tolist() == e.tolist()
-
-
-@pytest.mark.parametrize(("guard", "expected"), [(True, [1, 0]), (False, [1, 1])])
-def test_guard_e9c(guard: bool, expected: list[int]) -> None:
-    """The second ground truth touches nothing; its highest IoU is 0, which all others have too."""
-    iou = torch.tensor([[0.8, 0.1], [0.0, 0.0]])
-    matcher = AsyncMatcher([0.3, 0.7], [0, -1, 1], True, guard_zero=guard)
-    assert matcher(iou)[1].tolist() == expected

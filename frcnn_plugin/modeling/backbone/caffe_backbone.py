@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone
 from torch import nn
@@ -14,20 +15,28 @@ from ...errors import UserError
 
 
 class CaffeBackbone(Backbone):
-    """A chain of blocks named ``conv1``, ``conv2``, ..., each a feature that can be returned."""
+    """A chain of blocks named ``conv1``, ``conv2``, ..., each a feature that can be returned.
+
+    Attributes:
+        config_node: name of the network's keys under ``MODEL``.
+    """
+
+    config_node: str
 
     def __init__(
         self,
-        blocks: OrderedDict[str, nn.Sequential],
-        shapes: dict[str, ShapeSpec],
+        blocks: Mapping[str, list[tuple[str, nn.Module]]],
+        channels: Sequence[int],
+        strides: Sequence[int],
         out_features: Sequence[str],
         freeze_at: int,
     ) -> None:
-        """Take over the blocks up to the last one asked for.
+        """Take the blocks up to the last one asked for.
 
         Args:
-            blocks: name -> module, in order; each maps (N, C, H, W) to (N, C', H', W').
-            shapes: name -> channels and stride of that block's output.
+            blocks: name -> named layers, in order; each maps (N, C, H, W) to (N, C', H', W').
+            channels: output channels of each block.
+            strides: stride of each block's output, in pixels of the image.
             out_features: names of the blocks to return.
             freeze_at: number of leading blocks whose parameters get no gradient.
 
@@ -35,6 +44,7 @@ class CaffeBackbone(Backbone):
             UserError: unknown feature, or ``freeze_at`` outside 0..number of blocks.
         """
         super().__init__()
+        names = list(blocks)
         unknown = [f for f in out_features if f not in blocks]
         if unknown or not out_features:
             raise UserError(
@@ -46,19 +56,30 @@ class CaffeBackbone(Backbone):
                 f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, but {type(self).__name__} has "
                 f"{len(blocks)} blocks: use 0 (nothing frozen) to {len(blocks)} (all frozen)"
             )
+        indices = [names.index(f) for f in out_features]
+        # Detectron2's Backbone makes output_shape() of these three.
         self._out_features = list(out_features)
-        self._out_feature_channels = {f: shapes[f].channels for f in out_features}
-        self._out_feature_strides = {f: shapes[f].stride for f in out_features}
+        self._out_feature_channels = {names[i]: channels[i] for i in indices}
+        self._out_feature_strides = {names[i]: strides[i] for i in indices}
 
-        names = list(blocks)
-        last = max(names.index(f) for f in out_features)
-        self.block_names = names[: last + 1]
+        self.block_names = names[: max(indices) + 1]
         for name in self.block_names:
-            self.add_module(name, blocks[name])
+            self.add_module(name, nn.Sequential(OrderedDict(blocks[name])))
         self._init_weights()
         for name in self.block_names[:freeze_at]:
             for parameter in getattr(self, name).parameters():
                 parameter.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
+        """Read the arguments from the network's own keys and ``MODEL.BACKBONE.FREEZE_AT``."""
+        node = cfg.MODEL[cls.config_node]
+        return {
+            "in_channels": input_shape.channels,
+            "channels": node.CHANNELS,
+            "out_features": node.OUT_FEATURES,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+        }
 
     def _init_weights(self) -> None:
         # For training from scratch only (the originals start from ImageNet weights): keeps the
@@ -70,22 +91,15 @@ class CaffeBackbone(Backbone):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Run the blocks in order.
-
-        Args:
-            x: images, (N, in_channels, H, W), float.
-
-        Returns:
-            feature name -> (N, channels, H', W').
-        """
+        """Map images, (N, in_channels, H, W), to feature name -> (N, channels, H', W')."""
         return self._run(x)
 
     def _run(self, x: torch.Tensor, skip: int = 0) -> dict[str, torch.Tensor]:
-        """Compute the features from ``x``, to which ``skip`` layers have been applied already."""
+        """Compute the features of ``x``, which has passed the first ``skip`` layers already."""
         outputs: dict[str, torch.Tensor] = {}
         for name in self.block_names:
-            # Layer by layer: called as a whole, a block would run while this frame still holds its
-            # input, which is the largest feature map there is.
+            # Layer by layer: if a block were called as a whole, this frame would keep its input,
+            # the largest feature map of all, alive while the block runs.
             for layer in getattr(self, name):
                 if skip > 0:
                     skip -= 1
@@ -99,15 +113,16 @@ class CaffeBackbone(Backbone):
 def backbone_feature_sizes(
     backbone: Backbone, in_features: Sequence[str]
 ) -> Callable[[int, int], list[tuple[int, int]]]:
-    """Make a function that says how large a backbone's feature maps are, without computing them.
+    """Make a function that tells the sizes of a backbone's feature maps without computing them.
 
     Args:
-        backbone: any of Detectron2, for images of 3 channels; its own rounding and padding count.
+        backbone: any of Detectron2's or ours, for images of 3 channels; its rounding and padding
+            are taken into account.
         in_features: names of the feature maps.
 
     Returns:
-        maps the (height, width) of an image, alone in its batch, to the (height, width) of each
-        feature map, in a few milliseconds.
+        a function from the (height, width) of an image, alone in its batch, to the (height, width)
+        of each feature map; it takes a few milliseconds.
     """
     tensors = [*backbone.named_parameters(), *backbone.named_buffers()]
     shapes = {name: tensor.to("meta") for name, tensor in tensors}

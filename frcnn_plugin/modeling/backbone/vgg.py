@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.config import configurable
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 
@@ -17,7 +15,7 @@ from .caffe_backbone import CaffeBackbone
 # Convolutions per block, conv1_1..conv5_3.
 _CONVS_PER_BLOCK = (2, 2, 3, 3, 3)
 
-_STRIP = 100  # rows of conv1 that are computed at a time; even, as they are pooled by twos
+_STRIP = 100  # rows of conv1 that are computed at a time; even, as pooling takes two at a time
 
 
 @BACKBONE_REGISTRY.register()
@@ -31,6 +29,8 @@ class VGG16(CaffeBackbone):
 
     Source: py-faster-rcnn models/pascal_voc/VGG16; Caffe pooling_layer.cpp.
     """
+
+    config_node = "VGG"
 
     @configurable
     def __init__(
@@ -50,45 +50,25 @@ class VGG16(CaffeBackbone):
                 last one are not built.
             freeze_at: number of leading blocks that do not train, 0 to 5 (paper: 2).
         """
-        blocks: OrderedDict[str, nn.Sequential] = OrderedDict()
-        shapes: dict[str, ShapeSpec] = {}
+        blocks: dict[str, list[tuple[str, nn.Module]]] = {}
         for i, (convs, width) in enumerate(zip(_CONVS_PER_BLOCK, channels, strict=True), start=1):
-            layers: OrderedDict[str, nn.Module] = OrderedDict()
+            layers = blocks[f"conv{i}"] = []
             if i > 1:
-                layers[f"pool{i - 1}"] = nn.MaxPool2d(2, 2, ceil_mode=True)
+                layers.append((f"pool{i - 1}", nn.MaxPool2d(2, 2, ceil_mode=True)))
             for j in range(1, convs + 1):
-                layers[f"conv{i}_{j}"] = Conv3x3(in_channels, width)
-                layers[f"relu{i}_{j}"] = nn.ReLU(inplace=True)
+                layers.append((f"conv{i}_{j}", Conv3x3(in_channels, width)))
+                layers.append((f"relu{i}_{j}", nn.ReLU(inplace=True)))
                 in_channels = width
-            blocks[f"conv{i}"] = nn.Sequential(layers)
-            shapes[f"conv{i}"] = ShapeSpec(channels=width, stride=2 ** (i - 1))
-        super().__init__(blocks, shapes, out_features, freeze_at)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Read the arguments from ``MODEL.VGG`` and ``MODEL.BACKBONE.FREEZE_AT``."""
-        return {
-            "in_channels": input_shape.channels,
-            "channels": cfg.MODEL.VGG.CHANNELS,
-            "out_features": cfg.MODEL.VGG.OUT_FEATURES,
-            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
-        }
+        super().__init__(blocks, channels, (1, 2, 4, 8, 16), out_features, freeze_at)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Compute the features.
-
-        Args:
-            x: images, (N, in_channels, H, W), float.
-
-        Returns:
-            ``{"conv5": (N, 512, ceil(H/16), ceil(W/16))}`` and whatever else was asked for.
-        """
+        """Map images to ``{"conv5": (N, 512, ceil(H/16), ceil(W/16)), ...}``."""
         if not self._runs_in_strips(x):
             return self._run(x)
         return self._run(self._conv1_pool1(x), skip=len(self.conv1) + 1)
 
     def _runs_in_strips(self, x: torch.Tensor) -> bool:
-        """Tell whether conv1 may go strip by strip: on a CPU, if nobody needs it as a whole."""
+        """Tell whether to compute conv1 in strips: on a CPU, if nothing needs its whole map."""
         trains = torch.is_grad_enabled() and (
             x.requires_grad or any(p.requires_grad for p in self.conv1.parameters())
         )
@@ -101,8 +81,9 @@ class VGG16(CaffeBackbone):
     def _conv1_pool1(self, x: torch.Tensor) -> torch.Tensor:
         """Compute conv1 and its pooling, some rows at a time.
 
-        As a whole, conv1 of a 600x1000 image takes 300 MB, the peak of inference. Each row of its
-        output depends on two more rows of the image above and below, so the numbers are the same.
+        The whole conv1 of a 600x1000 image takes 300 MB, the peak of inference. A row of its output
+        depends on the two rows of the image above and below it; with these in every strip, the
+        numbers are the same.
         """
         height = x.shape[2]
         pooled = []

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.config import configurable
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 from torch.nn import functional as F
@@ -47,11 +45,13 @@ class WithinChannelLRN(nn.Module):
 class ZF(CaffeBackbone):
     """Five convolutions as blocks ``conv1`` .. ``conv5``, strides 2, 8, 16, 16, 16.
 
-    norm and pool of conv1 and conv2 belong to the next block, so that every feature is the output
-    of a ReLU. Pooling rounds up; a 600x1000 image gives a 39x64 ``conv5``.
+    The normalisation and pooling after conv1 and conv2 belong to the next block, so that every
+    feature is the output of a ReLU. Pooling rounds up; a 600x1000 image gives a 39x64 ``conv5``.
 
     Source: py-faster-rcnn models/pascal_voc/ZF, the authors' ZF prototxts.
     """
+
+    config_node = "ZF"
 
     @configurable
     def __init__(
@@ -86,28 +86,11 @@ class ZF(CaffeBackbone):
                 layer = nn.Conv2d(before, width, kernel_size=k, stride=s, padding=k // 2)
             return [(f"conv{i}", layer), (f"relu{i}", nn.ReLU())]
 
-        blocks: OrderedDict[str, nn.Sequential] = OrderedDict()
-        layers = {
+        blocks = {
             "conv1": conv(1, in_channels, c1, 7, 2),
             "conv2": norm_pool(1) + conv(2, c1, c2, 5, 2),
             "conv3": norm_pool(2) + conv(3, c2, c3, 3, 1),
             "conv4": conv(4, c3, c4, 3, 1),
             "conv5": conv(5, c4, c5, 3, 1),
         }
-        shapes: dict[str, ShapeSpec] = {}
-        for (name, parts), width, stride in zip(
-            layers.items(), channels, (2, 8, 16, 16, 16), strict=True
-        ):
-            blocks[name] = nn.Sequential(OrderedDict(parts))
-            shapes[name] = ShapeSpec(channels=width, stride=stride)
-        super().__init__(blocks, shapes, out_features, freeze_at)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Read the arguments from ``MODEL.ZF`` and ``MODEL.BACKBONE.FREEZE_AT``."""
-        return {
-            "in_channels": input_shape.channels,
-            "channels": cfg.MODEL.ZF.CHANNELS,
-            "out_features": cfg.MODEL.ZF.OUT_FEATURES,
-            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
-        }
+        super().__init__(blocks, channels, (2, 8, 16, 16, 16), out_features, freeze_at)

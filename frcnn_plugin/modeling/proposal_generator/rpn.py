@@ -1,11 +1,8 @@
 """The paper's region proposal network (section 3.1).
 
-Shape shorthand in this module:
-
-    N: number of images in the batch
-    A: anchors per cell (9)
-    H, W: size of the feature map
-    R: all anchors of an image, H * W * A
+Shape shorthand in this module: N images in the batch, A anchors per cell (9), a map of H x W cells,
+R anchors of an image, H * W * A summed over the maps. As in Detectron2's RPN, ``anchors``, logits
+(N, H*W*A) and deltas (N, H*W*A, 4) are lists with one entry per feature map.
 """
 
 from __future__ import annotations
@@ -37,8 +34,8 @@ class PaperRPN(RPN):
 
     - Anchors that cross the border are removed *before* matching, so that every ground truth keeps
       its best inside anchor (Detectron2 matches first, example E9e).
-    - Losses are divided by the number of anchors really sampled, or, for the box loss of the paper,
-      by the number of locations.
+    - Losses are divided by the number of anchors really sampled, or, as the paper does with the box
+      loss, by the number of locations.
     - Proposals: see :func:`~frcnn_plugin.modeling.proposal_generator.selection.select_proposals`.
     - Box targets are whitened while ``target_statistics`` are set (MATLAB: proposal_train.m).
 
@@ -71,7 +68,7 @@ class PaperRPN(RPN):
         if loss_norm not in ("samples", "locations"):
             raise UserError(f"MODEL.RPN.LOSS_NORM is '{loss_norm}': use 'samples' or 'locations'")
         self.loss_norm = loss_norm
-        # False while the RPN trains alone: nobody reads its proposals then, and NMS takes time.
+        # PaperRCNN sets it: while the RPN trains alone nothing reads proposals, and NMS takes time.
         self.select_in_training = True
         stock = kwargs["anchor_matcher"]
         self.anchor_matcher = AsyncMatcher(
@@ -82,7 +79,7 @@ class PaperRPN(RPN):
         )
         self.min_size_image = min_size_image
         self.target_statistics = TargetStatistics(1)
-        # Detectron2 encodes targets and decodes predictions with it.
+        # Detectron2's RPN encodes targets and decodes predictions with it.
         self.box2box_transform: Any = NormalisedBox2BoxTransform(
             kwargs["box2box_transform"], self.target_statistics
         )
@@ -92,8 +89,8 @@ class PaperRPN(RPN):
         """Read the arguments of :meth:`__init__` from ``MODEL.RPN``."""
         ret = super().from_config(cfg, input_shape)
         # SCALE_CLAMP is infinite by default: the originals decode any exp(dw) (bbox_transform.py).
-        # Detectron2 stops at 1000 / 16 so that exp cannot overflow; here a box that did is dropped
-        # or clipped with the others.
+        # Detectron2 stops at 1000 / 16 so that exp cannot overflow; here a box that overflows is
+        # clipped or dropped like any other.
         ret["box2box_transform"] = CaffeBox2BoxTransform(
             cfg.MODEL.RPN.BBOX_REG_WEIGHTS, cfg.MODEL.RPN.SCALE_CLAMP, cfg.MODEL.RPN.DECODE_GROWTH
         )
@@ -106,8 +103,8 @@ class PaperRPN(RPN):
         """Label anchors by IoU alone.
 
         Positive: IoU >= 0.7 with a ground truth, or the highest IoU with some ground truth, all
-        ties included. Negative: IoU < 0.3 with all. The ground truth an anchor regresses to is the
-        one it overlaps most, even if another one made it positive (examples E9, E9d).
+        ties included. Negative: IoU < 0.3 with all. An anchor regresses to the ground truth that it
+        overlaps most, even if another one made it positive (examples E9, E9d).
 
         Args:
             anchors: (I, 4), those inside the image.
@@ -116,7 +113,7 @@ class PaperRPN(RPN):
         Returns:
             labels (I,) int8 in {1 object, 0 background, -1 ignore}; index of the ground truth (I,).
         """
-        # IoU of continuous boxes is that of the originals' inclusive ones with their "+ 1".
+        # The IoU of continuous boxes equals that of the originals' inclusive ones with their "+ 1".
         iou = retry_if_cuda_oom(pairwise_iou)(gt_boxes, anchors)  # (G, I)
         matched, labels = retry_if_cuda_oom(self.anchor_matcher)(iou)
         return labels.to(anchors.device), matched.to(anchors.device)
@@ -136,8 +133,8 @@ class PaperRPN(RPN):
         """
         gt_boxes = instances.gt_boxes
         is_inside = inside_image(anchors.tensor, instances.image_size, self.anchor_boundary_thresh)
-        # Before matching (anchor_target_layer.py; in MATLAB their overlaps are 0): otherwise an
-        # outside anchor could be an object's best, and the object would be left without any.
+        # Outside anchors go before matching (anchor_target_layer.py; in MATLAB their overlaps are
+        # 0): if one were an object's best anchor, the object would be left without any.
         inside = is_inside.nonzero().squeeze(1)
         labels_inside, matched = self.match_anchors(anchors[inside], gt_boxes)
         labels = torch.full_like(is_inside, -1, dtype=torch.int8)
@@ -154,16 +151,11 @@ class PaperRPN(RPN):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Label all anchors and sample a mini-batch of them per image.
 
-        Replaces Detectron2's method, which matches before it drops outside anchors; that order
-        cannot be changed from outside.
-
-        Args:
-            anchors: per feature map; R in all.
-            gt_instances: per image, with ``gt_boxes`` in network-input pixels.
+        Replaces Detectron2's method, which matches before it drops outside anchors.
 
         Returns:
-            per image: labels (R,) int8, 1 object, 0 background, -1 not in the mini-batch; and the
-            matched ground-truth boxes (R, 4), meaningful where the label is 1.
+            per image, labels and boxes as from :meth:`label_anchors`, with the label -1 for all
+            anchors that are not in the mini-batch.
         """
         all_anchors = Boxes.cat(anchors)
         gt_labels, matched_gt_boxes = [], []
@@ -182,28 +174,16 @@ class PaperRPN(RPN):
         pred_anchor_deltas: list[torch.Tensor],
         gt_boxes: list[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Compute the losses, divided by what the originals divide by.
+        """Compute ``loss_rpn_cls`` and ``loss_rpn_loc``, with the originals' divisors.
 
-        Args:
-            anchors: per feature map.
-            pred_objectness_logits: per feature map, (N, H*W*A).
-            gt_labels: per image, (R,).
-            pred_anchor_deltas: per feature map, (N, H*W*A, 4).
-            gt_boxes: per image, (R, 4).
-
-        Returns:
-            ``loss_rpn_cls`` and ``loss_rpn_loc``, scalars.
+        ``gt_labels`` and ``gt_boxes`` are those of :meth:`label_and_sample_anchors`.
         """
         num_locations = None
         if self.loss_norm == "locations":
-            num_locations = sum(
-                level.shape[1] // num_anchors
-                for level, num_anchors in zip(
-                    pred_objectness_logits, self.anchor_generator.num_anchors, strict=True
-                )
-            )
+            counts = zip(pred_objectness_logits, self.anchor_generator.num_anchors, strict=True)
+            num_locations = sum(level.shape[1] // num_anchors for level, num_anchors in counts)
         labels = torch.stack(gt_labels)
-        self._log_sampled(labels)
+        _log_sampled(labels)
         cls, loc = rpn_losses(
             Boxes.cat(anchors).tensor,
             torch.cat(pred_objectness_logits, dim=1),
@@ -218,13 +198,6 @@ class PaperRPN(RPN):
         losses = {"loss_rpn_cls": cls, "loss_rpn_loc": loc}
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
-    @staticmethod
-    def _log_sampled(labels: torch.Tensor) -> None:
-        counts = torch.stack([(labels == 1).sum(), (labels == 0).sum()]).tolist()
-        storage = get_event_storage()
-        for name, count in zip(("pos", "neg"), counts, strict=True):
-            storage.put_scalar(f"rpn/num_{name}_anchors", count / len(labels))
-
     @torch.no_grad()
     def predict_proposals(
         self,
@@ -235,29 +208,19 @@ class PaperRPN(RPN):
     ) -> list[Instances]:
         """Decode all anchors and select proposals; no gradient flows to boxes or scores.
 
-        Args:
-            anchors: per feature map.
-            pred_objectness_logits: per feature map, (N, H*W*A).
-            pred_anchor_deltas: per feature map, (N, H*W*A, 4).
-            image_sizes: per image, network-input (height, width).
-
         Returns:
             per image, ``proposal_boxes`` and ``objectness_logits``, sorted by descending score; an
             empty list in training if ``select_in_training`` is off.
         """
         if self.training and not self.select_in_training:
             return []
-        proposals = []
-        for image_size, selected in zip(
-            image_sizes,
-            self.selections(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes),
-            strict=True,
-        ):
-            result = Instances(image_size)
-            result.proposal_boxes = Boxes(selected.boxes)
-            result.objectness_logits = selected.scores
-            proposals.append(result)
-        return proposals
+        selections = self.selections(
+            anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
+        )
+        return [
+            Instances(size, proposal_boxes=Boxes(s.boxes), objectness_logits=s.scores)
+            for size, s in zip(image_sizes, selections, strict=True)
+        ]
 
     @torch.no_grad()
     def selections(
@@ -271,34 +234,36 @@ class PaperRPN(RPN):
     ) -> list[Selection]:
         """Select proposals and tell which anchors they come from.
 
-        Args:
-            anchors: see :meth:`predict_proposals`.
-            pred_objectness_logits: see :meth:`predict_proposals`.
-            pred_anchor_deltas: see :meth:`predict_proposals`.
-            image_sizes: see :meth:`predict_proposals`.
-            count: also count what each step of the selection leaves.
+        The arguments are those of :meth:`predict_proposals`; ``count`` is that of
+        :func:`~frcnn_plugin.modeling.select_proposals`.
 
         Returns:
             per image; ``indices`` count anchors through all feature maps.
         """
         all_boxes = torch.cat(self._decode_proposals(anchors, pred_anchor_deltas), dim=1)
         all_scores = torch.cat(pred_objectness_logits, dim=1).float()
-        selections = []
-        for boxes, scores, image_size in zip(all_boxes, all_scores, image_sizes, strict=True):
-            selected = select_proposals(
+        return [
+            select_proposals(
                 boxes,
                 scores,
                 image_size,
                 # The paper's 16 px are of the original image (proposal_layer.py: RPN_MIN_SIZE *
-                # im_info[2]), so an enlarged image has larger smallest proposals.
+                # im_info[2]), so the limit grows with the image.
                 min_side=max(self.min_box_size, self.min_size_image * image_scale(image_size)),
                 pre_nms_topk=int(self.pre_nms_topk[self.training]),
                 post_nms_topk=int(self.post_nms_topk[self.training]),
                 nms_thresh=self.nms_thresh,
                 count=count,
             )
-            selections.append(selected)
-        return selections
+            for boxes, scores, image_size in zip(all_boxes, all_scores, image_sizes, strict=True)
+        ]
+
+
+def _log_sampled(labels: torch.Tensor) -> None:
+    counts = torch.stack([(labels == 1).sum(), (labels == 0).sum()]).tolist()
+    storage = get_event_storage()
+    for name, count in zip(("pos", "neg"), counts, strict=True):
+        storage.put_scalar(f"rpn/num_{name}_anchors", count / len(labels))
 
 
 def rpn_losses(
@@ -315,8 +280,7 @@ def rpn_losses(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the paper's two losses of a mini-batch of anchors (equation 1), without weights.
 
-    Rewrites what Detectron2 computes on all anchors, by masks; here only the sampled ones are
-    touched.
+    Detectron2 computes them on all anchors, by masks; here only the sampled ones are touched.
 
     Args:
         anchors: (R, 4), continuous XYXY.
@@ -334,7 +298,7 @@ def rpn_losses(
         classification and box loss, scalars.
     """
     labels = labels.flatten()
-    sampled = (labels >= 0).nonzero().squeeze(1)  # everything below is about these few
+    sampled = (labels >= 0).nonzero().squeeze(1)  # from here on only these few
     labels = labels[sampled]
     is_object = labels == 1
     src = anchors[sampled % len(anchors)]
@@ -344,7 +308,7 @@ def rpn_losses(
     loc = (loc * is_object).sum()  # ... and no weight.
     logits = logits.flatten()[sampled]
     cls = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
-    # By what is there and not by 256: with few anchors inside, the batch is smaller (example E10).
+    # Not 256: where few anchors are inside the image, the batch is smaller (example E10).
     num_sampled = max(len(sampled), 1)
     # The paper's lambda of 10 presumes the box loss divided by the locations, about 2,400, ten
     # times the mini-batch; py-faster-rcnn divides by the samples and has lambda 1.

@@ -1,9 +1,6 @@
 """The two sibling layers of the paper's region proposal network.
 
-Shape shorthand in this module:
-
-    N: number of images in the batch
-    A: anchors per cell (9)
+Shape shorthand in this module: N images in the batch, A anchors per cell (9).
 """
 
 from __future__ import annotations
@@ -52,11 +49,7 @@ class SoftmaxRPNHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew, N(0, 0.01), biases 0, in place.
-
-        Args:
-            generator: of the CPU; torch's global one if None.
-        """
+        """Draw all weights anew, N(0, 0.01), biases 0, in place; see :func:`redraw`."""
         for layer in (self.rpn_conv, self.rpn_cls_score, self.rpn_bbox_pred):
             redraw(layer, 0.01, generator)
 
@@ -93,7 +86,7 @@ class SoftmaxRPNHead(nn.Module):
         for x in features:
             t = F.relu(self.rpn_conv(x))
             background, foreground = self.rpn_cls_score(t).chunk(2, dim=1)
-            # In float32: in mixed precision, little would be left of two close numbers.
+            # In float32: reduced precision would lose most of the difference of close numbers.
             pred_objectness_logits.append(foreground.float() - background.float())
             pred_anchor_deltas.append(self.rpn_bbox_pred(t))
         return pred_objectness_logits, pred_anchor_deltas
@@ -105,11 +98,8 @@ def redraw(
 ) -> None:
     """Fill the weight from N(0, ``std``), not truncated, and the bias with 0, in place.
 
-    Args:
-        layer: with a bias.
-        std: standard deviation.
-        generator: of the CPU, so that all devices and processes draw the same; torch's global one
-            if None.
+    Draws on the CPU, so that all devices and processes get the same; by torch's global generator
+    if None is given.
 
     Source: Caffe filler.hpp (GaussianFiller).
     """

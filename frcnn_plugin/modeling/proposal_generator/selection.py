@@ -1,4 +1,4 @@
-"""Which boxes are proposals: clip, size filter, top-N, NMS, top-N. No weights here."""
+"""Which boxes become proposals: clip, size filter, top-N, NMS, top-N. No weights here."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Selection(NamedTuple):
     Attributes:
         boxes: (P, 4), continuous XYXY in network-input pixels.
         scores: (P,).
-        indices: (P,) int64, their rows among the decoded boxes, and so their anchors.
-        counts: how many boxes each step left, in order: "candidates", "large" (after clipping and
-            the size filter), "pre_nms", "nms" (survivors of the whole suppression), "proposals".
-            None unless asked for.
+        indices: (P,) int64, their rows among the decoded boxes, hence their anchors.
+        counts: number of boxes left after each step, in order: "candidates", "large" (after
+            clipping and the size filter), "pre_nms", "nms" (survivors of the whole suppression),
+            "proposals". None unless asked for.
     """
 
     boxes: torch.Tensor
@@ -60,13 +60,13 @@ def select_proposals(
 
     Source: py-faster-rcnn proposal_layer.py, MATLAB proposal_test.m.
     """
-    # First, so that a box counts by what of it is in the image: a wide one that hangs out may be
-    # too small, and overlaps are those of the visible parts.
+    # First, so that only the part of a box inside the image counts: a wide box that hangs out may
+    # be too small, and overlaps are those of the visible parts.
     clipped = clip_boxes(boxes, image_size)
     sides = clipped[:, 2:] - clipped[:, :2]
-    # Before the first top-N, so that small boxes take no one's place among the best 6000
-    # (proposal_layer.py; Detectron2 filters afterwards, example E34). Indices, as with a mask each
-    # of the two lines below would have to find out how many there are.
+    # Before the first top-N, so that small boxes take no place among the best 6000
+    # (proposal_layer.py; Detectron2 filters afterwards, example E34). Indices and not a mask, whose
+    # entries a GPU would count again at each use.
     large = ((sides >= min_side) & (sides > 0)).all(dim=1).nonzero().squeeze(1)
     kept_boxes, kept_scores = clipped[large], scores[large]
 
@@ -76,13 +76,16 @@ def select_proposals(
         kept_scores, order = kept_scores[:pre_nms_topk], order[:pre_nms_topk]
     kept_boxes = kept_boxes[order]
 
+    limit = len(kept_boxes) if count else post_nms_topk
+    keep = prefix_nms(kept_boxes, kept_scores, nms_thresh, limit)
     counts = None
-    keep = prefix_nms(
-        kept_boxes, kept_scores, nms_thresh, len(kept_boxes) if count else post_nms_topk
-    )
     if count:
-        counts = {"candidates": len(boxes), "large": len(large), "pre_nms": len(order)}
-        counts["nms"] = len(keep)
-        keep = keep[:post_nms_topk]
-        counts["proposals"] = len(keep)
+        survivors, keep = len(keep), keep[:post_nms_topk]
+        counts = {
+            "candidates": len(boxes),
+            "large": len(large),
+            "pre_nms": len(order),
+            "nms": survivors,
+            "proposals": len(keep),
+        }
     return Selection(kept_boxes[keep], kept_scores[keep], large[order[keep]], counts)

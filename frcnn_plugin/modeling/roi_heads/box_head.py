@@ -14,7 +14,7 @@ from ...layers.large_linear import LargeLinear
 
 
 class UnscaledDropout(nn.Module):
-    """Caffe's dropout with ``scale_train: false``: a plain mask in training, ``x * (1 - p)`` after.
+    """Caffe's dropout with ``scale_train: false``: a bare mask in training, ``x * (1 - p)`` after.
 
     The ZF weights were trained with it; scaled dropout would double what they expect (point 40
     of docs/faithfulness.md, example E25).
@@ -85,14 +85,7 @@ class FC6FC7Head(nn.Module):
         }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute fc7.
-
-        Args:
-            x: pooled features, (R, C, H, W); R may be 0.
-
-        Returns:
-            (R, fc_dim).
-        """
+        """Map pooled features, (R, C, H, W), to fc7, (R, fc_dim); R may be 0."""
         x = self.drop6(F.relu(self.fc6(x.flatten(1))))
         return self.drop7(F.relu(self.fc7(x)))
 

@@ -1,7 +1,8 @@
-"""Which of a head's boxes are detections: NMS per class, best of the image. No weights here.
+"""Which of a head's boxes become detections: NMS per class, best of the image. No weights here.
 
-Rewrites Detectron2's ``fast_rcnn_inference_single_image`` and ``detector_postprocess``: these index
-with masks, and a GPU has to find out the size of each result. Here it does so once per choice.
+Rewrites Detectron2's ``fast_rcnn_inference_single_image`` and ``detector_postprocess``, which index
+with masks: a GPU has to count each result before the next operator starts. Here it counts only once
+per choice.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ def detection_candidates(
 
     Args:
         boxes: (R, K*4), or (R, 4) if all classes share them; XYXY in network-input pixels.
-        scores: (R, K+1), the last one that of the background. Rows with numbers that are not
-            finite are left out.
+        scores: (R, K+1), background last. Rows with numbers that are not finite are left out.
         image_size: (height, width) of the network input.
         score_thresh: only higher scores count.
 
@@ -63,8 +63,8 @@ def select_detections(
 
     Source: py-faster-rcnn test.py.
     """
-    # The classes are kept apart by moving them to far places. Float32 coordinates would lose up to
-    # 0.01 px there, enough to turn a suppression; double ones lose nothing.
+    # batched_nms keeps the classes apart by moving their boxes far away from each other. There,
+    # float32 coordinates would lose up to 0.01 px, which can change a decision; float64 loses none.
     keep = batched_nms(boxes.double(), scores.double(), classes, nms_thresh)
     if keep_ties and 0 < topk < len(keep):
         return keep[scores[keep] >= scores[keep[topk - 1 : topk]]]
@@ -72,12 +72,10 @@ def select_detections(
 
 
 def to_original_size(result: Instances, height: int, width: int) -> Instances:
-    """Scale a result to the original image, clip it, and drop what has no area.
+    """Scale a result to the original image of this size, clip it, and drop boxes without area.
 
-    Args:
-        result: with ``pred_boxes`` or ``proposal_boxes`` in network-input pixels; changed in place.
-        height: of the original image.
-        width: of the original image.
+    ``result`` has ``pred_boxes`` or ``proposal_boxes`` in network-input pixels; their boxes are
+    changed in place.
     """
     if result.has("pred_masks") or result.has("pred_keypoints"):
         return detector_postprocess(result, height, width)

@@ -1,4 +1,9 @@
-"""Class scores and class-specific boxes."""
+"""Class scores and class-specific boxes.
+
+Shape shorthand in this module: R proposals or RoIs over all images, K classes. ``predictions`` are
+scores (R, K+1), background last, and deltas (R, K*4), or (R, 4) if class-agnostic. Boxes are
+continuous XYXY in network-input pixels.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +29,11 @@ from .detections import detection_candidates, select_detections
 class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     """Detectron2's output layers with the originals' decoding.
 
-    What Detectron2 already does as the originals did: N(0, 0.01) and N(0, 0.001) weights, a box per
-    class, mean cross entropy over the RoIs, box loss divided by all RoIs, fixed target deviations
-    (0.1, 0.1, 0.2, 0.2) as ``BBOX_REG_WEIGHTS`` (10, 10, 5, 5).
+    Detectron2 already agrees with the originals in these points: N(0, 0.01) and N(0, 0.001)
+    weights, a box per class, mean cross entropy over the RoIs, box loss divided by all RoIs, fixed
+    target deviations (0.1, 0.1, 0.2, 0.2) as ``BBOX_REG_WEIGHTS`` (10, 10, 5, 5).
 
-    Target means and deviations per class from the data, as in MATLAB and py's alternating
+    Target means and deviations per class, measured on the data as in MATLAB and py's alternating
     training, are ``target_statistics``; a class-agnostic head has one row of them for all classes.
     """
 
@@ -57,14 +62,13 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.keep_ties = keep_ties
         # One row of statistics for each box that is predicted.
         self.target_statistics = TargetStatistics(self.bbox_pred.out_features // 4)
-        # The originals' kernels compare with a float32 threshold, so an IoU of 0.3 stays.
+        # The originals' kernels compare with a float32 threshold, so a box of IoU 0.3 stays.
         self.test_nms_thresh: float = float32_threshold(kwargs.get("test_nms_thresh", 0.5))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw cls_score, N(0, 0.01), and bbox_pred, N(0, 0.001), anew; biases 0; in place.
 
-        Args:
-            generator: of the CPU; torch's global one if None.
+        See :func:`~frcnn_plugin.modeling.proposal_generator.rpn_head.redraw`.
         """
         redraw(self.cls_score, 0.01, generator)
         redraw(self.bbox_pred, 0.001, generator)
@@ -85,13 +89,9 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> tuple[list[Instances], list[torch.Tensor]]:
         """Turn predictions into detections, with the originals' suppression and limit.
 
-        Args:
-            predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
-            proposals: per image, as for :meth:`predict_boxes`.
-
         Returns:
-            per image, ``pred_boxes`` in network-input pixels, ``scores`` and ``pred_classes``, by
-            descending score; and the indices (n,) of their proposals.
+            per image, ``pred_boxes``, ``scores`` and ``pred_classes``, by descending score; and the
+            indices (n,) of their proposals.
         """
         results, rows = [], []
         for boxes, scores, proposed in zip(
@@ -112,10 +112,14 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
                 topk=self.test_topk_per_image,
                 keep_ties=self.keep_ties,
             )
-            result = Instances(size)
-            result.pred_boxes = Boxes(boxes[keep])
-            result.scores, result.pred_classes = scores[keep], classes[keep]
-            results.append(result)
+            results.append(
+                Instances(
+                    size,
+                    pred_boxes=Boxes(boxes[keep]),
+                    scores=scores[keep],
+                    pred_classes=classes[keep],
+                )
+            )
             rows.append(row[keep])
         return results, rows
 
@@ -124,55 +128,44 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> list[torch.Tensor]:
         """Apply the predicted deltas to the proposals.
 
-        Args:
-            predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
-            proposals: per image; their ``image_size`` carries the image scale (1 if it does not).
+        The image scale is that of the proposals' ``image_size``, 1 if it has none.
 
         Returns:
-            per image, (R_i, K*4) continuous XYXY in network-input pixels. With ``decode_in_image``
-            they are clipped to the image.
+            per image, (R_i, K*4); clipped to the image if ``decode_in_image`` is on.
         """
         predictions = self._with_stock_deltas(predictions)
-        # MATLAB's decoding is Detectron2's. py-faster-rcnn's adds a pixel to x2 and y2, and does so
+        # MATLAB decodes as Detectron2 does. py-faster-rcnn adds a pixel to x2 and y2, and does so
         # in the original image: it divides the proposals by the scale first (test.py, im_detect).
-        if not (self.decode_growth or self.decode_in_image):
-            return super().predict_boxes(predictions, proposals)
         sizes = [p.image_size for p in proposals]
-        if not self.decode_in_image:
-            decoded = super().predict_boxes(predictions, proposals)
+        if self.decode_in_image:
+            decoded = super().predict_boxes(predictions, [_to_image(p) for p in proposals])
             return [
+                _to_network(grow(boxes, self.decode_growth), size)
+                for boxes, size in zip(decoded, sizes, strict=True)
+            ]
+        decoded = super().predict_boxes(predictions, proposals)
+        if self.decode_growth:
+            decoded = [
                 grow(boxes, self.decode_growth * image_scale(size))
                 for boxes, size in zip(decoded, sizes, strict=True)
             ]
-        decoded = super().predict_boxes(predictions, [_to_image(p) for p in proposals])
-        return [
-            _to_network(grow(boxes, self.decode_growth), size)
-            for boxes, size in zip(decoded, sizes, strict=True)
-        ]
+        return decoded
 
     def predict_boxes_for_gt_classes(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> list[torch.Tensor]:
-        """Decode the boxes of the true classes, exactly, for Detectron2's ``train_on_pred_boxes``.
-
-        Args:
-            predictions: scores (R, K+1) and deltas (R, K*4) of all images' proposals.
-            proposals: per image, with ``gt_classes``.
-
-        Returns:
-            per image, (R_i, 4) continuous XYXY in network-input pixels.
-        """
+        """Decode boxes of the true classes, (R_i, 4), for Detectron2's ``train_on_pred_boxes``."""
         return super().predict_boxes_for_gt_classes(self._with_stock_deltas(predictions), proposals)
 
     def losses(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> dict[str, torch.Tensor]:
-        """Compute the losses, and log how the classifier does.
+        """Compute the losses, and log how good the classifier is.
 
         Rewrites Detectron2's method so that a GPU has to wait less often.
 
         Args:
-            predictions: scores (R, K+1) and deltas (R, K*4) of all images' RoIs.
+            predictions: see the module.
             proposals: per image, with ``proposal_boxes``, ``gt_classes`` and, if there is ground
                 truth, ``gt_boxes``.
 
@@ -185,7 +178,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         gt_classes = torch.cat([p.gt_classes for p in proposals])
         _log_classification(scores.detach(), gt_classes)
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        # Without any ground truth all RoIs are background, and no box is looked at.
+        # Without any ground truth all RoIs are background, whose boxes do not count.
         gt_boxes = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes) for p in proposals]
         losses = {
             "loss_cls": cross_entropy(scores, gt_classes, reduction="mean"),
@@ -211,9 +204,9 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         """Compute the box loss, on normalised targets if there are statistics.
 
         Args:
-            proposal_boxes: (R, 4), network-input pixels.
+            proposal_boxes: (R, 4).
             gt_boxes: (R, 4), meaningful where the RoI is foreground.
-            pred_deltas: (R, K*4), or (R, 4) if class-agnostic.
+            pred_deltas: see the module.
             gt_classes: (R,) int64; K is background.
 
         Returns:
@@ -239,13 +232,9 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
 
 
 def _log_classification(scores: torch.Tensor, gt_classes: torch.Tensor) -> None:
-    """Write statistics of the classifier to the event storage.
+    """Log the classifier's accuracy, from scores (R, K+1) and classes (R,), K being background.
 
-    Rewrites Detectron2's ``_log_classification_stats`` so that a GPU need wait only once.
-
-    Args:
-        scores: (R, K+1).
-        gt_classes: (R,) int64; K is background.
+    Rewrites Detectron2's ``_log_classification_stats`` so that a GPU has to wait only once.
     """
     total = gt_classes.numel()
     if total == 0:
@@ -266,31 +255,20 @@ def _log_classification(scores: torch.Tensor, gt_classes: torch.Tensor) -> None:
 
 
 def _to_image(proposals: Instances) -> Instances:
-    """Scale proposals to original-image pixels, dividing *inclusive* coordinates.
-
-    Args:
-        proposals: with ``proposal_boxes`` in network-input pixels.
+    """Scale proposals from network-input to original-image pixels, dividing *inclusive* corners.
 
     Source: py-faster-rcnn test.py (im_detect).
     """
-    boxes = proposals.proposal_boxes.tensor
+    size, boxes = proposals.image_size, proposals.proposal_boxes.tensor
     one = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-    result = Instances(proposals.image_size)
-    result.proposal_boxes = Boxes((boxes - one) / image_scale(proposals.image_size) + one)
-    return result
+    return Instances(size, proposal_boxes=Boxes((boxes - one) / image_scale(size) + one))
 
 
 def _to_network(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Clip boxes to the image, and scale them so that Detectron2's scaling back undoes it.
+    """Clip boxes, (R, K*4), to the image, and scale them from its pixels to those of the network.
 
-    Detectron2 divides x by the ratio of the widths and y by that of the heights.
-
-    Args:
-        boxes: (R, K*4) in original-image pixels.
-        image_size: (height, width) of the network input.
-
-    Returns:
-        (R, K*4) in network-input pixels.
+    The inverse of Detectron2's scaling, which divides x by the ratio of the widths and y by that of
+    the heights.
     """
     if not isinstance(image_size, ScaledImageSize):  # scale 1, and Detectron2 clips
         return boxes

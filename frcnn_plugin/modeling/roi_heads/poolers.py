@@ -14,8 +14,8 @@ from ...layers.roi_max_pool import roi_max_pool
 class InclusiveROIPooler(nn.Module):
     """Caffe's RoI max pooling for continuous boxes.
 
-    The one place where the plugin leaves continuous coordinates: Caffe rounds *inclusive* corners
-    to cells, so (0, 0, 1, 1) is subtracted first. Given inclusive corners, torchvision's operator
+    Only here does the plugin leave continuous coordinates: Caffe rounds *inclusive* corners to
+    cells, so (0, 0, 1, 1) is subtracted first. Given inclusive corners, torchvision's operator
     equals Caffe's bit for bit: corners round half away from zero, empty bins are 0. Continuous
     corners would move about a quarter of all RoIs to another cell (example E15f).
 
@@ -28,14 +28,14 @@ class InclusiveROIPooler(nn.Module):
         self.pooler = pooler
 
     def forward(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
-        """Pool.
+        """Pool feature maps, each (N, C, H, W), at the boxes of each image.
 
         Args:
-            features: feature maps, each (N, C, H, W).
-            boxes: per image, continuous XYXY in network-input pixels.
+            features: feature maps.
+            boxes: continuous XYXY in network-input pixels; R over all images.
 
         Returns:
-            (R, C, output size, output size), R boxes over all images, in the features' dtype.
+            (R, C, output size, output size), in the features' dtype.
         """
         dtype = features[0].dtype
         inclusive = [torch.cat([b.tensor[:, :2], b.tensor[:, 2:] - 1], dim=1) for b in boxes]
@@ -52,7 +52,6 @@ class InclusiveROIPooler(nn.Module):
         needs_grad = torch.is_grad_enabled() and features.requires_grad
         if not (features.is_cuda or needs_grad or torch.jit.is_tracing()):
             return roi_max_pool(features, rois, self.pooler.output_size[0], operator.spatial_scale)
-        # Rewrites Detectron2's convert_boxes_to_pooler_format, which asks for the number of boxes.
+        # Not by Detectron2's convert_boxes_to_pooler_format, which waits for a GPU to count boxes.
         numbered = [F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(rois)]
-        pooled: torch.Tensor = operator(features, torch.cat(numbered))
-        return pooled
+        return operator(features, torch.cat(numbered))

@@ -1,13 +1,10 @@
 """What ROI heads compute on the way to detections: features, class scores, which proposal.
 
-Everything is an explicit call of the parts that ROI heads have in Detectron2 (pooler, head,
-predictor), so it works for stock heads too, under autocast, and with compiled parts.
+Everything explicitly calls the parts that ROI heads have in Detectron2 (pooler, head, predictor),
+so it works for Detectron2's heads too, under autocast, and with compiled parts.
 
-Shape shorthand in this module:
-
-    R: number of boxes over all images
-    D: width of the features (fc7: 4096)
-    K: number of classes
+Shape shorthand in this module: R boxes over all images, D numbers per feature vector (fc7: 4096),
+K classes.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ from ...host import transform_rois
 def box_features(
     roi_heads: Any, features: dict[str, torch.Tensor], boxes: list[Boxes]
 ) -> torch.Tensor:
-    """Compute what the class scores of boxes are computed from; fc7 in the paper's networks.
+    """Compute the feature vectors that class scores are computed from; in the paper's heads, fc7.
 
     Args:
         roi_heads: ROI heads with one box head: this plugin's, Detectron2's StandardROIHeads and
@@ -41,16 +38,14 @@ def box_features(
     """
     if isinstance(roi_heads, Res5ROIHeads):
         maps = [features[name] for name in roi_heads.in_features]
-        pooled: torch.Tensor = transform_rois(roi_heads, maps, boxes)
-        return pooled.mean(dim=[2, 3])
+        return transform_rois(roi_heads, maps, boxes).mean(dim=[2, 3])
     if not isinstance(roi_heads, StandardROIHeads) or isinstance(roi_heads, CascadeROIHeads):
         raise UserError(
             f"{type(roi_heads).__name__} has not one feature vector per box: features need ROI "
             "heads with one box head, such as CaffeROIHeads, StandardROIHeads or Res5ROIHeads"
         )
     maps = [features[name] for name in roi_heads.box_in_features]
-    result: torch.Tensor = roi_heads.box_head(roi_heads.box_pooler(maps, boxes))
-    return result.flatten(1)
+    return roi_heads.box_head(roi_heads.box_pooler(maps, boxes)).flatten(1)
 
 
 def classify(
@@ -58,10 +53,8 @@ def classify(
 ) -> list[Instances]:
     """Compute features and class scores of given boxes: none is dropped, the order is kept.
 
-    Args:
-        roi_heads: see :func:`box_features`.
-        features: see :func:`box_features`.
-        boxes: per image, with ``proposal_boxes`` in network-input pixels.
+    ``boxes`` have ``proposal_boxes`` in network-input pixels; for the rest see
+    :func:`box_features`.
 
     Returns:
         per image new Instances with ``proposal_boxes``, ``fc7`` (R_i, D) and ``scores_all``
@@ -70,25 +63,20 @@ def classify(
     fc7 = box_features(roi_heads, features, [b.proposal_boxes for b in boxes])
     predictor = roi_heads.box_predictor
     scores = predictor.predict_probs(predictor(fc7), boxes)
-    results = []
     split = fc7.split([len(b) for b in boxes])
-    for given, vectors, probabilities in zip(boxes, split, scores, strict=True):
-        result = Instances(given.image_size, proposal_boxes=given.proposal_boxes)
-        result.fc7, result.scores_all = vectors, probabilities
-        results.append(result)
-    return results
+    return [
+        Instances(b.image_size, proposal_boxes=b.proposal_boxes, fc7=vectors, scores_all=all_scores)
+        for b, vectors, all_scores in zip(boxes, split, scores, strict=True)
+    ]
 
 
 def detect_with_features(
     roi_heads: Any, features: dict[str, torch.Tensor], proposals: list[Instances]
 ) -> list[Instances]:
-    """Detect as ``roi_heads`` does, and tell what each detection was made from.
+    """Detect as ``roi_heads``, in evaluation mode, does, and tell what detections were made from.
 
-    Args:
-        roi_heads: see :func:`box_features`; in evaluation mode.
-        features: see :func:`box_features`.
-        proposals: per image, with ``proposal_boxes`` and ``objectness_logits``, in network-input
-            pixels.
+    ``proposals`` have ``proposal_boxes`` in network-input pixels and ``objectness_logits``; see
+    :func:`box_features` for the rest.
 
     Returns:
         per image the Instances of ``roi_heads.forward`` (``pred_boxes``, ``scores``,
@@ -104,12 +92,11 @@ def detect_with_features(
     decoded = predictor.predict_boxes(predictions, proposals)
     split = fc7.split([len(p) for p in proposals])
     for i, (instances, proposed) in enumerate(zip(detections, proposals, strict=True)):
-        # Detectron2 numbers the rows that are left when those that are not finite are gone.
+        # Detectron2 counts rows without those that are not finite.
         finite = decoded[i].isfinite().all(dim=1) & scores[i].isfinite().all(dim=1)
         index = finite.nonzero().squeeze(1)[kept[i]]
         instances.fc7, instances.scores_all = split[i][index], scores[i][index]
         instances.proposal_index = index
         instances.proposal_boxes = proposed.proposal_boxes[index]
         instances.objectness = proposed.objectness_logits[index].float().sigmoid()
-    result: list[Instances] = roi_heads.forward_with_given_boxes(features, detections)
-    return result
+    return roi_heads.forward_with_given_boxes(features, detections)

@@ -28,14 +28,14 @@ class CaffeROIHeads(StandardROIHeads):
         ret = super().from_config(cfg, input_shape)
         heads = cfg.MODEL.ROI_HEADS
         # Without low-quality matches: only the RPN gives each object its best box (example E9);
-        # proposal_target_layer.py calls a RoI by its IoU alone.
+        # proposal_target_layer.py labels a RoI by its IoU alone.
         ret["proposal_matcher"] = AsyncMatcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS)
         return ret
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         ret = super()._init_box_head(cfg, input_shape)
-        # RoIAlign and others read between the cells, where continuous corners are right.
+        # RoIAlign and others interpolate between cells, for which continuous corners are right.
         if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "ROIPool":
             ret["box_pooler"] = InclusiveROIPooler(ret["box_pooler"])
         ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)

@@ -65,13 +65,12 @@ def _first(value: int | tuple[int, ...]) -> int:
     return value if isinstance(value, int) else value[0]
 
 
-def test_vgg16_parameters() -> None:
-    """The convolutions of VGG16 have 14,714,688 parameters (sum over its layer table)."""
+def test_number_of_parameters() -> None:
+    """VGG16: sum over its layer table. ZF, by hand, with the biases.
+
+    96*3*49+96, 256*96*25+256, 384*256*9+384, 384*384*9+384, 256*384*9+256.
+    """
     assert sum(p.numel() for p in VGG16().parameters()) == 14_714_688
-
-
-def test_zf_parameters() -> None:
-    """By hand: 96*3*49+96, 256*96*25+256, 384*256*9+384, 384*384*9+384, 256*384*9+256."""
     assert sum(p.numel() for p in ZF().parameters()) == (14208 + 614656 + 885120 + 1327488 + 884992)
 
 
@@ -90,15 +89,17 @@ def test_freeze_at_counts_blocks(backbone: type, freeze_at: int) -> None:
     assert trained == {f"conv{i}" for i in range(freeze_at + 1, 6)}
 
 
-@pytest.mark.parametrize("freeze_at", [-1, 6])
-def test_freeze_at_out_of_range(freeze_at: int) -> None:
-    with pytest.raises(UserError, match=r"FREEZE_AT is .* use 0 .* to 5"):
-        VGG16(freeze_at=freeze_at)
-
-
-def test_unknown_feature() -> None:
-    with pytest.raises(UserError, match=r"OUT_FEATURES \['conv6'\] must name .* conv1, conv2"):
-        VGG16(out_features=["conv6"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"freeze_at": -1}, r"FREEZE_AT is -1.* use 0 .* to 5"),
+        ({"freeze_at": 6}, r"FREEZE_AT is 6.* use 0 .* to 5"),
+        ({"out_features": ["conv6"]}, r"OUT_FEATURES \['conv6'\] must name .* conv1, conv2"),
+    ],
+)
+def test_mistakes(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        VGG16(**options)
 
 
 @pytest.mark.parametrize("backbone", [VGG16, ZF])
@@ -107,6 +108,9 @@ def test_features_match_output_shape(backbone: type) -> None:
     model = backbone(channels=[2, 3, 4, 5, 6], out_features=names)
     # An odd size: every pooling rounds up.
     features = model(torch.rand(2, 3, 97, 131))
+    expected = [tuple(f.shape[2:]) for f in features.values()]
+    assert backbone_feature_sizes(model, names)(97, 131) == expected
+    assert all(p.device.type == "cpu" for p in model.parameters())
     shapes = model.output_shape()
     assert list(features) == list(shapes) == names
     for name, feature in features.items():
@@ -169,19 +173,6 @@ def test_conv1_in_strips_while_the_rest_trains() -> None:
         with torch.no_grad():
             assert not first._runs_in_strips(torch.rand(1, 3, 8, 8))
             assert set(first(torch.rand(1, 3, 8, 8))) == set(kept)
-
-
-# ---- sizes without the features -----------------------------------------------------------
-
-
-@pytest.mark.parametrize("backbone_class", [VGG16, ZF])
-@pytest.mark.parametrize("size", [(1, 17), (97, 131), (601, 16)])
-def test_size_is_that_of_the_features(backbone_class: type, size: tuple[int, int]) -> None:
-    backbone = backbone_class(channels=NARROW, out_features=["conv3", "conv5"])
-    features = backbone(torch.zeros(1, 3, *size))
-    expected = [tuple(features[name].shape[2:]) for name in ("conv5", "conv3")]
-    assert backbone_feature_sizes(backbone, ["conv5", "conv3"])(*size) == expected
-    assert all(p.device.type == "cpu" for p in backbone.parameters())
 
 
 def test_images_are_padded_as_the_backbone_asks() -> None:

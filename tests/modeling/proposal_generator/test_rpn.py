@@ -5,8 +5,6 @@ Examples E9*, E10, E11, E11b, E11c (docs/worked_examples.md).
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -22,50 +20,39 @@ from tests.modeling.parts import FixedAnchors, make_rpn, random_statistics
 # ---- labels and sampling ------------------------------------------------------------------
 
 
-def labels_of(iou_rows: list[list[float]], **kwargs: Any) -> tuple[list[int], list[int]]:
-    """Labels and matched ground truths for an IoU table, one row per anchor."""
-    iou = torch.tensor(iou_rows).T  # (G, I)
-    rpn = make_rpn(**kwargs)
+@pytest.mark.parametrize(
+    ("iou", "guard", "labels", "matched"),
+    [
+        # E9
+        (
+            [[0.75, 0.10], [0.65, 0.25], [0.20, 0.28], [0.05, 0.28], [0, 0]],
+            True,
+            [1, -1, 1, 1, 0],
+            [0, 0, 1, 1, 0],
+        ),
+        ([[0.9], [0.7], [0.3], [0.2999]], True, [1, 1, -1, 0], [0] * 4),  # E9b: thresholds
+        # E9c: a ground truth that no anchor overlaps, without and with the guard.
+        ([[0.8, 0], [0.1, 0], [0, 0]], False, [1, 1, 1], [0, 0, 0]),
+        ([[0.8, 0], [0.1, 0], [0, 0]], True, [1, 0, 0], [0, 0, 0]),
+        # Ground truth 0 touches nothing; anchor 0 still regresses to ground truth 2.
+        ([[0, 0.1, 0.8], [0, 0.6, 0.2]], True, [1, 1], [2, 1]),
+        ([[0.0], [0.0]], True, [0, 0], [0, 0]),
+        # E9d: an anchor regresses to its own best.
+        ([[0.5, 0.4], [0.1, 0.2]], True, [1, 0], [0, 1]),
+    ],
+)
+def test_labels_e9(
+    iou: list[list[float]], guard: bool, labels: list[int], matched: list[int]
+) -> None:
+    """An IoU table with one row per anchor."""
+    table = torch.tensor(iou).T  # (G, I)
+    rpn = make_rpn(guard_zero_iou=guard)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "frcnn_plugin.modeling.proposal_generator.rpn.pairwise_iou", lambda gt, anchors: iou
+            "frcnn_plugin.modeling.proposal_generator.rpn.pairwise_iou", lambda gt, anchors: table
         )
-        labels, matched = rpn.match_anchors(
-            Boxes(torch.zeros(iou.shape[1], 4)), Boxes(torch.zeros(iou.shape[0], 4))
-        )
-    return labels.tolist(), matched.tolist()
-
-
-def test_labels_e9() -> None:
-    labels, matched = labels_of([[0.75, 0.10], [0.65, 0.25], [0.20, 0.28], [0.05, 0.28], [0, 0]])
-    assert labels == [1, -1, 1, 1, 0]
-    assert matched == [0, 0, 1, 1, 0]
-
-
-def test_thresholds_e9b() -> None:
-    assert labels_of([[0.9], [0.7], [0.3], [0.2999]])[0] == [1, 1, -1, 0]
-
-
-@pytest.mark.parametrize(("guard", "expected"), [(False, [1, 1, 1]), (True, [1, 0, 0])])
-def test_gt_without_any_overlap_e9c(guard: bool, expected: list[int]) -> None:
-    assert labels_of([[0.8, 0], [0.1, 0], [0, 0]], guard_zero_iou=guard)[0] == expected
-
-
-def test_guard_keeps_the_indices_of_the_other_ground_truths() -> None:
-    """Ground truth 0 touches nothing; anchor 0 still regresses to ground truth 2."""
-    labels, matched = labels_of([[0, 0.1, 0.8], [0, 0.6, 0.2]])
-    assert labels == [1, 1]
-    assert matched == [2, 1]
-
-
-def test_no_ground_truth_touches_any_anchor() -> None:
-    assert labels_of([[0.0], [0.0]])[0] == [0, 0]
-
-
-def test_anchor_regresses_to_its_own_best_e9d() -> None:
-    labels, matched = labels_of([[0.5, 0.4], [0.1, 0.2]])
-    assert labels == [1, 0]
-    assert matched[0] == 0
+        found = rpn.match_anchors(Boxes(torch.zeros(len(iou), 4)), Boxes(torch.zeros(9, 4)))
+    assert [x.tolist() for x in found] == [labels, matched]
 
 
 def test_outside_anchors_are_dropped_before_matching_e9e() -> None:
@@ -84,26 +71,17 @@ def test_outside_anchors_are_dropped_before_matching_e9e() -> None:
 
 
 def test_anchor_flush_with_the_image_is_inside() -> None:
-    anchors = Boxes(torch.tensor([[0.0, 0.0, 50.0, 50.0]]))
-    labels, boxes = make_rpn().label_and_sample_anchors(
-        [anchors], [make_instances((50, 50), [[0, 0, 50, 50]])]
-    )
-    assert labels[0].tolist() == [1]
-    assert boxes[0].tolist() == [[0, 0, 50, 50]]
+    instances = make_instances((50, 50), [[0, 0, 50, 50]])
+    labels, boxes = make_rpn().label_anchors(instances.gt_boxes, instances)
+    assert labels.tolist() == [1] and boxes.tolist() == [[0, 0, 50, 50]]
 
 
 @pytest.mark.parametrize(
-    ("available", "sampled"),
-    [
-        ((20, 5000), (20, 236)),
-        ((300, 5000), (128, 128)),
-        ((3, 100), (3, 100)),
-        ((200, 50), (128, 50)),
-    ],
+    ("positives", "negatives", "sampled"),
+    [(20, 5000, (20, 236)), (300, 5000, (128, 128)), (3, 100, (3, 100)), (200, 50, (128, 50))],
 )
-def test_sampling_e10(available: tuple[int, int], sampled: tuple[int, int]) -> None:
+def test_sampling_e10(positives: int, negatives: int, sampled: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    positives, negatives = available
     labels = torch.tensor([1] * positives + [0] * negatives + [-1] * 7, dtype=torch.int8)
     labels = make_rpn()._subsample_labels(labels)
     assert ((labels == 1).sum(), (labels == 0).sum()) == sampled
@@ -134,14 +112,8 @@ def test_image_smaller_than_all_anchors_trains_on_nothing() -> None:
 
 # E11b: (background, object) logits of four anchors and their labels; the last one is ignored.
 PAIRS = torch.tensor([[0.2, 0.5], [1.0, -1.0], [0.3, 0.3], [9.0, 9.0]])
-
-
 LABELS = [torch.tensor([1, 0, 0, -1], dtype=torch.int8)]
-
-
 ANCHOR = [0.0, 0.0, 10.0, 10.0]
-
-
 # E11: difference between prediction and target on the positive anchor.
 DIFFERENCE = torch.tensor([0.05, -0.2, 0.0, 0.5])
 
@@ -168,10 +140,11 @@ def losses_e11(rpn: PaperRPN) -> tuple[dict[str, torch.Tensor], torch.Tensor, to
     return losses, pairs, deltas
 
 
-def test_losses_by_samples_e11b_e11c() -> None:
-    losses, _, _ = losses_e11(make_rpn())
-    assert losses["loss_rpn_cls"].item() == pytest.approx(0.458143, abs=1e-6)
-    assert losses["loss_rpn_loc"].item() == pytest.approx(0.200046, abs=1e-6)
+def test_losses_e11b_e11c() -> None:
+    for rpn, expected in ((make_rpn(), 0.200046), (make_rpn_of_the_paper(), 0.365625)):
+        losses, _, _ = losses_e11(rpn)
+        assert losses["loss_rpn_cls"].item() == pytest.approx(0.458143, abs=1e-6)
+        assert losses["loss_rpn_loc"].item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["smooth_l1", "giou", "diou", "ciou"])
@@ -204,12 +177,6 @@ def test_losses_are_detectron2s_divided_otherwise(kind: str) -> None:
         assert ours[name].item() == pytest.approx(factor * stock[name].item(), rel=1e-5)
     assert torch.allclose(our_grads, factor * stock_grads, rtol=1e-4, atol=1e-7)
     assert our_numbers == stock_numbers
-
-
-def test_losses_by_locations_e11c() -> None:
-    losses, _, _ = losses_e11(make_rpn_of_the_paper())
-    assert losses["loss_rpn_cls"].item() == pytest.approx(0.458143, abs=1e-6)
-    assert losses["loss_rpn_loc"].item() == pytest.approx(0.365625, abs=1e-6)
 
 
 def test_locations_do_not_count_anchors() -> None:
@@ -245,21 +212,20 @@ def test_class_gradient_is_the_softmax_gradient() -> None:
     assert torch.allclose(pairs.grad, expected, atol=1e-6)
 
 
-def test_box_gradient_sigma_3() -> None:
-    """By hand: 9 d where abs(d) < 1/9, sign(d) elsewhere, over 3 samples."""
-    losses, _, deltas = losses_e11(make_rpn())
-    losses["loss_rpn_loc"].backward()
-    assert deltas.grad is not None
-    assert deltas.grad[0, 0].tolist() == pytest.approx([0.45 / 3, -1 / 3, 0, 1 / 3], abs=1e-6)
-    assert deltas.grad[0, 1:].abs().sum() == 0
+def test_box_gradients() -> None:
+    """By hand, on 3 samples with sigma 3: 9 d where abs(d) < 1/9, sign(d) elsewhere, over 3.
 
-
-def test_box_gradient_of_the_paper() -> None:
-    """By hand: lambda d / (H W) with sigma 1, so 10 d / 4 inside abs(d) < 1."""
-    losses, _, deltas = losses_e11(make_rpn_of_the_paper())
-    losses["loss_rpn_loc"].backward()
-    assert deltas.grad is not None
-    assert deltas.grad[0, 0].tolist() == pytest.approx([0.125, -0.5, 0, 1.25], abs=1e-6)
+    Of the paper: lambda d / (H W) with sigma 1, so 10 d / 4 where abs(d) < 1.
+    """
+    for rpn, expected in (
+        (make_rpn(), [0.45 / 3, -1 / 3, 0, 1 / 3]),
+        (make_rpn_of_the_paper(), [0.125, -0.5, 0, 1.25]),
+    ):
+        losses, _, deltas = losses_e11(rpn)
+        losses["loss_rpn_loc"].backward()
+        assert deltas.grad is not None
+        assert deltas.grad[0, 0].tolist() == pytest.approx(expected, abs=1e-6)
+        assert deltas.grad[0, 1:].abs().sum() == 0
 
 
 def test_unknown_loss_norm() -> None:
@@ -286,16 +252,8 @@ def test_minimum_size_is_in_original_pixels() -> None:
     kept = propose(rpn, ScaledImageSize((600, 800), 1.6), deltas, logits)
     assert kept == [[100, 0, 126, 31]]  # 25 < 16 * 1.6 <= 26
     assert len(propose(rpn, (600, 800), deltas, logits)) == 2  # scale 1
-
-
-def test_detectron2s_minimum_size_is_applied_as_well() -> None:
-    rpn = make_rpn(anchor_generator=FixedAnchors([[0, 0, 25, 31]]), min_box_size=30.0).eval()
-    assert propose(rpn, (600, 800), [[0.0] * 4], [1.0]) == []
-
-
-def test_all_boxes_may_go() -> None:
-    rpn = make_rpn(anchor_generator=FixedAnchors([[0, 0, 4, 4]])).eval()
-    assert propose(rpn, (600, 800), [[0.0] * 4], [1.0]) == []
+    rpn.min_box_size = 30.0  # Detectron2's own limit, network pixels, applies as well
+    assert propose(rpn, (600, 800), deltas, logits) == []
 
 
 def test_counts_differ_between_training_and_test() -> None:
@@ -363,13 +321,6 @@ def test_rpn_loss_and_gradient_by_hand() -> None:
     expected = torch.zeros(1, 3, 4)
     expected[0, 0] = torch.tensor([0.5, -0.5, 1, 0]) / 3
     assert torch.allclose(deltas.grad, expected, atol=1e-5)
-
-
-def test_rpn_without_statistics_is_unchanged() -> None:
-    """The literal of E11c, one positive of three, differences (.05, -.2, 0, .5)."""
-    deltas = torch.zeros(1, 3, 4)
-    deltas[0, 0] = torch.tensor(E5) + torch.tensor([0.05, -0.2, 0.0, 0.5])
-    assert rpn_loss(make_rpn(), deltas).item() == pytest.approx(0.200046, abs=1e-5)
 
 
 def test_rpn_decodes_whitened_predictions() -> None:

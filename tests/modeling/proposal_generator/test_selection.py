@@ -14,69 +14,62 @@ ONE = torch.tensor([0.0, 0.0, 1.0, 1.0])
 SIZE = (600, 1000)
 
 
-def select(
-    inclusive: list[list[float]], scores: list[float], **kwargs: object
-) -> tuple[list[list[float]], list[float]]:
-    options = {"min_side": 0.0, "pre_nms_topk": 0, "post_nms_topk": 100, "nms_thresh": 0.7}
-    boxes, kept, *_ = select_proposals(
-        torch.tensor(inclusive, dtype=torch.float32).reshape(-1, 4) + ONE,
-        torch.tensor(scores, dtype=torch.float32),
-        SIZE,
-        **{**options, **kwargs},
-    )
-    return (boxes - ONE).tolist(), kept.tolist()
-
-
-def test_clip_e6() -> None:
-    assert select([[-5, -3, 1005, 605]], [1.0])[0] == [[0, 0, 999, 599]]
-
-
-def test_min_side_e13() -> None:
-    """Scale 1.6: sides below 25.6 px go; [0,0,24,30] is 25 wide, [0,0,25,30] is 26."""
-    boxes, _ = select([[0, 0, 24, 30], [100, 0, 125, 30]], [0.9, 0.8], min_side=16 * 1.6)
-    assert boxes == [[100, 0, 125, 30]]
-
-
-def test_min_side_keeps_equality_e27b() -> None:
-    assert select([[0, 0, 15, 15]], [1.0], min_side=16.0)[0] == [[0, 0, 15, 15]]
-
-
-def test_size_filter_comes_before_the_first_top_n_e34() -> None:
-    boxes = [[0, 0, 3, 3], [100, 0, 199, 99], [300, 0, 399, 99], [500, 0, 599, 99]]
-    _, scores = select(boxes, [0.9, 0.8, 0.7, 0.6], min_side=16.0, pre_nms_topk=2)
-    assert scores == pytest.approx([0.8, 0.7])
-
-
-def test_clip_comes_before_the_size_filter() -> None:
-    """A wide box hanging out of the image keeps only its 10 px inside."""
-    assert select([[-90, 0, 9, 99]], [1.0], min_side=16.0)[0] == []
-
-
-def test_suppression_is_strict_e14() -> None:
-    """IoU of [0,0,9,9] and [0,0,9,4] is exactly .5: both stay."""
-    assert len(select([[0, 0, 9, 9], [0, 0, 9, 4]], [0.9, 0.8], nms_thresh=0.5)[0]) == 2
-
-
-def test_order_and_final_top_n() -> None:
-    boxes = [[0, 0, 99, 99], [200, 0, 299, 99], [400, 0, 499, 99]]
-    kept, scores = select(boxes, [0.2, 0.9, 0.5], post_nms_topk=2)
-    assert kept == [[200, 0, 299, 99], [400, 0, 499, 99]]
-    assert scores == pytest.approx([0.9, 0.5])
-
-
-def test_overlapping_box_is_suppressed() -> None:
-    assert select([[0, 0, 99, 99], [2, 0, 101, 99]], [0.5, 0.9])[0] == [[2, 0, 101, 99]]
-
-
-def test_not_finite_boxes() -> None:
-    """NaN is dropped, an infinite side is clipped to the image."""
-    boxes, _ = select([[float("nan"), 0, 9, 9], [-float("inf"), 0, float("inf"), 599]], [0.9, 0.8])
-    assert boxes == [[0, 0, 999, 599]]
-
-
-def test_nothing_in_nothing_out() -> None:
-    assert select([], []) == ([], [])
-    assert select([[0, 0, 3, 3]], [1.0], min_side=16.0) == ([], [])
+@pytest.mark.parametrize(
+    ("boxes", "scores", "options", "kept"),
+    [
+        ([[-5, -3, 1005, 605]], [1.0], {}, [[0, 0, 999, 599]]),  # E6: clipped
+        # E13: at scale 1.6 sides below 25.6 px go; [0,0,24,30] is 25 wide, [0,0,25,30] is 26.
+        (
+            [[0, 0, 24, 30], [100, 0, 125, 30]],
+            [0.9, 0.8],
+            {"min_side": 16 * 1.6},
+            [[100, 0, 125, 30]],
+        ),
+        ([[0, 0, 15, 15]], [1.0], {"min_side": 16.0}, [[0, 0, 15, 15]]),  # E27b: equality stays
+        # E34: the size filter comes before the first top-N.
+        (
+            [[0, 0, 3, 3], [100, 0, 199, 99], [300, 0, 399, 99], [500, 0, 599, 99]],
+            [0.9, 0.8, 0.7, 0.6],
+            {"min_side": 16.0, "pre_nms_topk": 2},
+            [[100, 0, 199, 99], [300, 0, 399, 99]],
+        ),
+        # Clipping comes before the size filter: of a wide box 10 px are in the image.
+        ([[-90, 0, 9, 99]], [1.0], {"min_side": 16.0}, []),
+        # E14: an IoU of exactly .5 is not suppressed.
+        (
+            [[0, 0, 9, 9], [0, 0, 9, 4]],
+            [0.9, 0.8],
+            {"nms_thresh": 0.5},
+            [[0, 0, 9, 9], [0, 0, 9, 4]],
+        ),
+        ([[0, 0, 99, 99], [2, 0, 101, 99]], [0.5, 0.9], {}, [[2, 0, 101, 99]]),  # suppressed
+        # By descending score, and the final top-N.
+        (
+            [[0, 0, 99, 99], [200, 0, 299, 99], [400, 0, 499, 99]],
+            [0.2, 0.9, 0.5],
+            {"post_nms_topk": 2},
+            [[200, 0, 299, 99], [400, 0, 499, 99]],
+        ),
+        # NaN is dropped, an infinite side is clipped to the image.
+        (
+            [[float("nan"), 0, 9, 9], [-float("inf"), 0, float("inf"), 599]],
+            [0.9, 0.8],
+            {},
+            [[0, 0, 999, 599]],
+        ),
+        ([], [], {}, []),
+        ([[0, 0, 3, 3]], [1.0], {"min_side": 16.0}, []),
+    ],
+)
+def test_which_boxes_stay(
+    boxes: list[list[float]], scores: list[float], options: dict[str, float], kept: list
+) -> None:
+    defaults = {"min_side": 0.0, "pre_nms_topk": 0, "post_nms_topk": 100, "nms_thresh": 0.7}
+    inclusive = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    selected = select_proposals(inclusive + ONE, torch.tensor(scores), SIZE, **(defaults | options))
+    assert (selected.boxes - ONE).tolist() == kept
+    assert selected.scores.tolist() == sorted(selected.scores.tolist(), reverse=True)
+    assert torch.equal(torch.tensor(scores)[selected.indices], selected.scores)
 
 
 def counted(boxes: list[list[float]], scores: list[float], **kwargs: object) -> Selection:

@@ -43,6 +43,7 @@ def test_limit_e20(topk: int, ties: bool, expected: int) -> None:
     kept = select(FAR, [0.8, 0.9, 0.8, 0.1, 0.8], [0, 1, 0, 1, 0], topk=topk, keep_ties=ties)
     assert len(kept) == expected
     assert kept[:1] == [1][:expected]
+    assert select(FAR[:0], [], [], topk=topk, keep_ties=ties) == []
 
 
 def test_classes_do_not_suppress_each_other() -> None:
@@ -56,10 +57,6 @@ def test_the_class_does_not_change_coordinates() -> None:
     threshold = 0.2999970
     kept = [select(boxes, [0.9, 0.8, 0.7], [k, k, 0], nms_thresh=threshold) for k in (1, 79)]
     assert kept == [[0, 1, 2], [0, 1, 2]]
-
-
-def test_nothing() -> None:
-    assert select(FAR[:0], [], [], keep_ties=True) == []
 
 
 # ---- as Detectron2 does it, with fewer waits ---------------------------------------------------

@@ -36,45 +36,23 @@ def proposals(boxes: list[list[float]], scale: float) -> list[Instances]:
     return [result]
 
 
-def decode(predictor: PaperFastRCNNOutputLayers, box: list[float], scale: float) -> list[float]:
+@pytest.mark.parametrize(
+    ("options", "scale", "expected"),
+    [
+        ({}, 1.6, [16, 16, 32, 48]),  # E5b: the proposal itself
+        ({"decode_growth": 1.0}, 1.6, [16, 16, 33.6, 49.6]),  # one pixel of the original
+        # Inclusive corners are divided: (16, 16, 31, 47) / 2 = (8, 8, 15.5, 23.5), plus the one
+        # pixel of the continuous form, times 2.
+        ({"decode_in_image": True}, 2.0, [16, 16, 33, 49]),
+        # py-faster-rcnn: inclusive (8, 8, 16.5, 24.5) in the image, so (.., 17.5, 25.5) * 2.
+        ({"decode_in_image": True, "decode_growth": 1.0}, 2.0, [16, 16, 35, 51]),
+    ],
+)
+def test_decoding_of_zero_deltas(options: dict, scale: float, expected: list[float]) -> None:
     predictions = (torch.zeros(1, 3), torch.zeros(1, 8))
-    (boxes,) = predictor.predict_boxes(predictions, proposals([box], scale))
-    assert boxes.shape == (1, 8)
-    assert boxes[0, :4].tolist() == boxes[0, 4:].tolist()
-    return boxes[0, :4].tolist()
-
-
-def test_zero_deltas_return_the_proposal_e5b() -> None:
-    assert decode(make_predictor(), [16, 16, 32, 48], 1.6) == [16, 16, 32, 48]
-
-
-def test_growth_is_one_original_pixel() -> None:
-    grown = decode(make_predictor(decode_growth=1.0), [16, 16, 32, 48], 1.6)
-    assert grown == pytest.approx([16, 16, 33.6, 49.6])
-
-
-def test_decode_in_image_divides_inclusive_corners() -> None:
-    """By hand, scale 2, no growth: inclusive (16, 16, 31, 47) / 2 = (8, 8, 15.5, 23.5), plus the
-    one pixel of the continuous form, times 2: (16, 16, 33, 49)."""
-    boxes = decode(make_predictor(decode_in_image=True), [16, 16, 32, 48], 2.0)
-    assert boxes == pytest.approx([16, 16, 33, 49])
-
-
-def test_py_faster_rcnn_decodes_two_original_pixels_off_at_scale_2() -> None:
-    """Zero deltas: py gives inclusive (8, 8, 16.5, 24.5) in the image, so (.., 17.5, 25.5) * 2."""
-    predictor = make_predictor(decode_in_image=True, decode_growth=1.0)
-    assert decode(predictor, [16, 16, 32, 48], 2.0) == pytest.approx([16, 16, 35, 51])
-
-
-def test_fixed_deviations_e18() -> None:
-    """Weight .5, bias .3 with deviation .2 mean a delta of .1 x + .06 (mean 0): here w = .5 x."""
-    predictor = make_predictor(box2box_transform=CaffeBox2BoxTransform((5, 5, 5, 5)))
-    deltas = torch.zeros(1, 8)
-    deltas[0, 0] = 0.5 * 1.0 + 0.3
-    (boxes,) = predictor.predict_boxes(
-        (torch.zeros(1, 3), deltas), proposals([[0.0, 0.0, 100.0, 100.0]], 1.0)
-    )
-    assert boxes[0, 0].item() == pytest.approx(100 * 0.16, abs=1e-4)
+    given = proposals([[16.0, 16, 32, 48]], scale)
+    (boxes,) = make_predictor(**options).predict_boxes(predictions, given)
+    assert boxes.view(2, 4).tolist() == [pytest.approx(expected)] * 2
 
 
 def test_inference_uses_strict_float32_nms_e14b() -> None:
@@ -100,23 +78,22 @@ def test_boxes_outside_the_image_stay_one_pixel_wide() -> None:
 def test_boxes_come_back_by_the_ratios_of_the_sides() -> None:
     """py's scale of 333x500 is 600 / 333; Detectron2 divides x by 901 / 500."""
     given = Instances(ScaledImageSize((600, 901), 600 / 333, (333, 500)))
-    given.proposal_boxes = Boxes(torch.tensor([[0.0, 0.0, 901.0, 600.0]]))
     predictor = make_predictor(decode_in_image=True)
-    (boxes,) = predictor.predict_boxes((torch.zeros(1, 3), torch.zeros(1, 8)), [given])
-    image = boxes[0, :4] / torch.tensor([901 / 500, 600 / 333] * 2)
     # By hand: inclusive (0, 0, 900, 599) / 1.8018 = (.., 499.5, 332.445), one more, clipped to 500.
-    assert image.tolist() == pytest.approx([0, 0, 500, 333])
-    given.proposal_boxes = Boxes(torch.tensor([[0.0, 0.0, 801.0, 501.0]]))
-    (boxes,) = predictor.predict_boxes((torch.zeros(1, 3), torch.zeros(1, 8)), [given])
-    image = boxes[0, :4] / torch.tensor([901 / 500, 600 / 333] * 2)
-    assert image.tolist() == pytest.approx([0, 0, 445, 278.5], abs=1e-4)
+    for box, expected in (
+        ([0.0, 0, 901, 600], [0, 0, 500, 333]),
+        ([0.0, 0, 801, 501], [0, 0, 445, 278.5]),
+    ):
+        given.proposal_boxes = Boxes(torch.tensor([box]))
+        (boxes,) = predictor.predict_boxes((torch.zeros(1, 3), torch.zeros(1, 8)), [given])
+        image = boxes[0, :4] / torch.tensor([901 / 500, 600 / 333] * 2)
+        assert image.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_no_proposals() -> None:
-    empty = Instances(ScaledImageSize((600, 800), 1.6))
-    empty.proposal_boxes = Boxes(torch.zeros(0, 4))
     predictor = make_predictor(decode_in_image=True, decode_growth=1.0)
-    (boxes,) = predictor.predict_boxes((torch.zeros(0, 3), torch.zeros(0, 8)), [empty])
+    empty = [proposals([[0.0] * 4], 1.6)[0][:0]]
+    (boxes,) = predictor.predict_boxes((torch.zeros(0, 3), torch.zeros(0, 8)), empty)
     assert boxes.shape == (0, 8)
 
 

@@ -94,7 +94,7 @@ def test_no_proposals(tiny_cfg, train: bool) -> None:
     if train:
         total = sum(losses.values())
         assert total.item() == 0
-        total.backward()  # the graph is there, or several processes would wait for ever
+        total.backward()  # the graph is there, or several processes would wait forever
         assert heads.box_predictor.cls_score.weight.grad is not None
     else:
         assert len(instances[0]) == 0
