@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from frcnn_plugin.cli import convert_proposals, download_weights, dump_proposals, predict
+from frcnn_plugin.cli import predict, proposals, weights
 from frcnn_plugin.cli.__main__ import main, parse
+from tests.checkpoint.conftest import cache, server  # noqa: F401
 
 
 def frcnn(*words: object) -> Any:
     """Run a command that raises nothing; return what it gives to callers in Python."""
-    module, args = parse([str(word) for word in words])
-    return module.run(args)
+    command, args = parse([str(word) for word in words])
+    return command.run(args)
 
 
 @pytest.fixture
@@ -34,6 +35,6 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def logging_of_pytest() -> Iterator[None]:
     """Commands leave the loggers as they are."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (convert_proposals, download_weights, dump_proposals, predict):
+        for module in (predict, proposals, weights):
             patch.setattr(module, "setup_logger", lambda *_, **__: None)
         yield

@@ -36,8 +36,10 @@ SMALL = [
 # Runs a command in a process that is killed, as by a power cut, after a number of images.
 KILLED = """
 import os, signal, sys
+from frcnn_plugin.cli import proposals
 from frcnn_plugin.cli.__main__ import main
 from frcnn_plugin.modeling import PaperRCNN
+proposals.SHARD_SIZE = 2
 stock, left = PaperRCNN.inference, [int(sys.argv[1])]
 def inference(self, *args, **kwargs):
     if left[0] == 0:
@@ -92,8 +94,7 @@ def killed(images: int, args: list[str]) -> None:
 def arguments(output: Path, weights: Path, *options: str, opts: tuple[str, ...] = ()) -> list[str]:
     return [
         *("--config-file", DEMO, "--dataset", "shapes_trainval", "--output", str(output)),
-        *("--shard-size", "2", *options),
-        *(*SMALL, "MODEL.WEIGHTS", str(weights), *opts),
+        *(*options, *SMALL, "MODEL.WEIGHTS", str(weights), *opts),
     ]
 
 
@@ -192,7 +193,7 @@ def test_existing_file_is_kept(
 ) -> None:
     path = tmp_path / "p.pkl"
     path.write_bytes(b"precious")
-    said = f"{path} is there already: add --overwrite, or --output with another name"
+    said = f"{path} exists already: add --overwrite, or --output with another name"
     assert fails("proposals", "dump", *arguments(path, weights)) == said
     assert path.read_bytes() == b"precious"
     assert not path.with_name("p.pkl.partial").exists()
@@ -234,13 +235,6 @@ def test_mistakes(
     args = ["--config-file", DEMO, "--dataset", dataset, *SMALL, "OUTPUT_DIR", str(tmp_path)]
     assert fails("proposals", "dump", *args, *opts).startswith(message)
     assert not list(tmp_path.iterdir())
-
-
-def test_shard_size_must_be_positive(
-    fails: Callable[..., str], weights: Path, tmp_path: Path
-) -> None:
-    args = arguments(tmp_path / "p.pkl", weights, "--shard-size", "0")
-    assert fails("proposals", "dump", *args) == "--shard-size and --num-gpus must be at least 1"
 
 
 CONVERT = ("convert", "--config-file", DEMO, "--dataset", "shapes_trainval", "--input")
