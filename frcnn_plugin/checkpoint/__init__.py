@@ -5,7 +5,7 @@ Importing this package registers ``frcnn://`` with Detectron2's path manager.
 
 from detectron2.utils.file_io import PathManager
 
-from .caffe.caffemodel import CaffeModel, read_caffemodel, write_caffemodel
+from .caffe.caffemodel import read_caffemodel, write_caffemodel
 from .caffe.conversion import convert_caffe, convert_to_caffe
 from .catalog.download import CatalogHandler
 from .catalog.known_files import CATALOG, KnownFile
@@ -18,7 +18,6 @@ __all__ = [
     "CATALOG",
     "KEY",
     "AtomicCheckpointer",
-    "CaffeModel",
     "Conversion",
     "KnownFile",
     "Metadata",

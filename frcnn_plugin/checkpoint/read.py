@@ -153,7 +153,7 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
 
 def convert_caffemodel(path: str | os.PathLike[str]) -> Conversion:
     """Read and convert a caffemodel; see :func:`read_weights`."""
-    layers = read_caffemodel(path).layers
+    layers = read_caffemodel(path)
     with _naming(path):
         return _with_source(convert_caffe(layers), path, "caffemodel", sha256(path))
 

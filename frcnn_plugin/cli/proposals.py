@@ -31,6 +31,7 @@ from ..evaluation.proposals.recall import COUNTS, report_recall
 from ..evaluation.proposals.shards import ProposalShards, ShardWriter
 from ..preflight import PlannedRun, stop_on_errors
 from ..process import launch, tune_process
+from . import add_config_file, add_overrides, add_processes, check_numbers
 
 SHARD_SIZE = 200  # images per process after which work is saved
 BEFORE_OVERRIDES = [
@@ -67,9 +68,7 @@ class Dump:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "--config-file", required=True, metavar="FILE", help="config of the trained network"
-        )
+        add_config_file(parser, "config of the trained network", required=True)
         _add_dataset(parser)
         parser.add_argument(
             "--output",
@@ -77,12 +76,8 @@ class Dump:
             help="file to write; default: OUTPUT_DIR/inference/<dataset>/proposals.pkl",
         )
         parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
-        parser.add_argument(
-            "--num-gpus", type=int, default=1, metavar="N", help="processes; default: %(default)s"
-        )
-        parser.add_argument(
-            "opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config"
-        )
+        add_processes(parser)
+        add_overrides(parser)
 
     @staticmethod
     def run(args: argparse.Namespace) -> dict[str, float]:
@@ -137,12 +132,7 @@ class Convert:
         parser.add_argument(
             "--output", type=Path, metavar="FILE", help="proposal file to write (.pkl)"
         )
-        parser.add_argument(
-            "--config-file",
-            default="",
-            metavar="FILE",
-            help="config whose DATASETS.REGISTER names the data set",
-        )
+        add_config_file(parser, "config whose DATASETS.REGISTER names the data set")
 
     @staticmethod
     def run(args: argparse.Namespace) -> dict[str, float]:
@@ -192,8 +182,7 @@ def _check_dump(
     cfg: CfgNode, args: argparse.Namespace, output: Path, shards: ProposalShards
 ) -> None:
     """Stop before the work on what would stop it."""
-    if args.num_gpus < 1:
-        raise UserError("--num-gpus must be at least 1")
+    check_numbers(args)
     if not names_detector(cfg):
         raise UserError("whose proposals? Add MODEL.WEIGHTS path/to/model_final.pth")
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":

@@ -41,15 +41,14 @@ from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
 from ..predict.image_files import find_images
 from ..visualization.pictures import MODES, NEEDS_TRUTH, Options, Pictures, is_of_training
+from . import add_config_file, add_overrides, check_numbers
 
 FIRST = 4  # images drawn where nothing says how many
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", required=True, help=f"one of {', '.join(MODES)}")
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="config of the network"
-    )
+    add_config_file(parser, "config of the network", required=True)
     parser.add_argument(
         "--dataset",
         help="registered name; default: the first of DATASETS.TEST for proposals and detections, "
@@ -84,11 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cell", nargs=2, type=int, metavar=("ROW", "COLUMN"),
         help="cell of the feature map for anchors; default: the middle one",
     )  # fmt: skip
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+    add_overrides(parser)
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """Read the words; options that take several also swallow the overrides after them."""
+    """Read the words; give back the overrides that an option of several words has swallowed."""
     args = parser.parse_args(words)
     for name in ("image", "input"):
         taken = getattr(args, name) or []
@@ -104,17 +103,12 @@ def is_key(word: str) -> bool:
     return section.isupper() and section in plugin_cfg()
 
 
-def check_args(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
     if args.mode not in MODES:
         close = get_close_matches(args.mode, MODES, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"--mode {args.mode} does not exist; {hint}Modes: {', '.join(MODES)}")
-    for name in ("topk", "limit"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
-    if args.score is not None and not 0 <= args.score <= 1:
-        raise UserError(f"--score {args.score:g}: must be between 0 and 1")
+    check_numbers(args)
     if args.input and (args.image or args.dataset):
         other = "--image" if args.image else "--dataset"
         raise UserError(f"--input and {other} exclude each other: files, or images of a data set")
@@ -137,18 +131,17 @@ def dataset_name(cfg: CfgNode, args: argparse.Namespace) -> str:
 
 def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     """Return the images asked for, in the order asked for."""
-    # Testing counts difficult objects apart, which Detectron2's own VOC names do not know.
+    # Evaluation sets difficult objects apart, which Detectron2's own VOC names do not mark.
     training = is_of_training(args.mode) and args.mode != "data"
     records = DatasetCatalog.get(name) if training else load_dicts(name)
     if args.image:
         by_id = {str(record["image_id"]): record for record in records}
         for image_id in args.image:
             if image_id not in by_id:
-                close = get_close_matches(image_id, by_id, n=3, cutoff=0.6)
-                hint = ", ".join(close) or f"{next(iter(by_id), 'none')} is one that is"
+                near = get_close_matches(image_id, by_id, n=3) or list(by_id)[:3]
                 raise UserError(
-                    f"--image {image_id}: not among the {len(by_id)} images of {name}; "
-                    + (f"did you mean {hint}?" if close else hint)
+                    f"--image {image_id}: not among the {len(by_id)} images of {name}, such as "
+                    f"{', '.join(near)}"
                 )
         return [by_id[image_id] for image_id in args.image][: args.limit]
     limit = args.limit or FIRST
@@ -168,7 +161,7 @@ def class_names(cfg: CfgNode, name: str | None) -> list[str]:
 
 
 def free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
-    """Name a file of this run; images of several folders may share a name."""
+    """Return a name that is not taken yet: images in several folders may share theirs."""
     stem = re.sub(r"[^\w.-]+", "_", stem)
     path, number = folder / f"{stem}.png", 2
     while path in taken:
@@ -180,7 +173,7 @@ def free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
 def run(args: argparse.Namespace) -> list[Path]:
     """Draw all that was asked for; return the files."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    check_args(args)
+    check(args)
     cfg = setup_cfg(args.config_file, args.opts)
     name = None
     if args.input:

@@ -144,12 +144,14 @@ def test_host_voc_names_tell_difficult_objects() -> None:
 MISTAKES = [
     (["--mode", "match"], r"--mode match does not exist; did you mean matches\? Modes: data, anc"),
     (["--mode", "zzz"], r"--mode zzz does not exist; Modes: data, anchors, matches"),
-    (["--mode", "data", "--image", "00001"], "--image 00001: not among the 6 images of shapes_tra"),
-    (["--mode", "data", "--image", "x"], "--image x: .*; 000001 is one that is"),
+    (
+        ["--mode", "data", "--image", "x"],
+        "--image x: not among the 6 images of shapes_trainv",
+    ),
     (["--mode", "data", "--dataset", "shapes_tst"], "data set 'shapes_tst' is not registered"),
-    (["--mode", "data", "--limit", "0"], "--limit 0: must be at least 1"),
-    (["--mode", "proposals", "--topk", "0"], "--topk 0: must be at least 1"),
-    (["--mode", "detections", "--score", "50"], "--score 50: must be between 0 and 1"),
+    (["--mode", "data", "--limit", "0"], "--limit is 0: it must be 1 or more"),
+    (["--mode", "proposals", "--topk", "0"], "--topk is 0: it must be 1 or more"),
+    (["--mode", "detections", "--score", "50"], "--score is 50: it must be from 0 to 1"),
     (["--mode", "anchors", "--input", "no.jpg"], "there is no file or folder no.jpg"),
     (["--mode", "matches", "--input", "no.jpg"], "mode matches needs ground truth, which files"),
     (

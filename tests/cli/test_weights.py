@@ -55,7 +55,7 @@ def test_there_and_back(detector: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert (metadata.classes, metadata.preprocessing) == (("cat", "dog"), CAFFE)
     assert len(str(metadata.source["sha256"])) == 64
     frcnn("weights", "convert", checkpoint, back, "--rpn-conv", "rpn_conv1")
-    original, result = read_caffemodel(detector).layers, read_caffemodel(back).layers
+    original, result = read_caffemodel(detector), read_caffemodel(back)
     assert set(original) == set(result)
     for name in original:
         for a, b in zip(original[name], result[name], strict=True):
@@ -71,7 +71,7 @@ def test_back_takes_the_box_weights_of_the_config(tmp_path: Path) -> None:
     weights.metadata = Metadata("detector", CAFFE, config=config)
     save_weights(tmp_path / "a.pth", weights)
     frcnn("weights", "convert", tmp_path / "a.pth", tmp_path / "a.caffemodel")
-    bias = read_caffemodel(tmp_path / "a.caffemodel").layers["bbox_pred"][1]
+    bias = read_caffemodel(tmp_path / "a.caffemodel")["bbox_pred"][1]
     np.testing.assert_allclose(bias[4:], layers["bbox_pred"][1][4:] / [2, 2, 4, 4], rtol=1e-6)
 
 

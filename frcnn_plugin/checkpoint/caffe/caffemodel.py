@@ -7,7 +7,6 @@ import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from ...errors import UserError
 _MOST_BYTES = 2**31 - 1  # a protocol buffer message cannot be larger
 
 # What is needed of caffe.proto, with its numbers: {message: {field: (number, type, repeated)}}.
-# "data" and "double_data" are packed floats and doubles there. To the runtime they are said to be
-# bytes, which has the same encoding: it would make a Python number of each of 138 million values.
+# "data" and "double_data" are packed floats and doubles there. Here they are bytes, which have the
+# same encoding: the runtime would make a Python number of each of 138 million values.
 _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
     "BlobShape": {"dim": (1, "INT64", True)},
     "BlobProto": {
@@ -32,7 +31,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
         "shape": (7, "BlobShape", False),
         "double_data": (8, "BYTES", True),
     },
-    # Few files have a number of their own for each value. See _packed().
+    # Few files have a number of their own for each value: see _packed().
     "UnpackedBlobProto": {"data": (5, "FLOAT", True), "double_data": (8, "DOUBLE", True)},
     "V1LayerParameter": {
         "layer": (1, "BYTES", False),  # the format before 2014, in a message of its own
@@ -54,20 +53,15 @@ _PACKAGE = "frcnn_plugin_caffe"
 _LEGACY_SHAPE = ("num", "channels", "height", "width")
 
 
-@dataclass(frozen=True)
-class CaffeModel:
-    """The weights of a Caffe network."""
-
-    name: str
-    layers: dict[str, list[np.ndarray]]
-    """By layer name, in the file's order, its blobs: weight and, mostly, bias; float32, in Caffe's
-    shapes, as (1, 1, 1, N) for a bias in older files. Layers without blobs are left out."""
-
-
-def read_caffemodel(path: str | os.PathLike[str]) -> CaffeModel:
+def read_caffemodel(path: str | os.PathLike[str]) -> dict[str, list[np.ndarray]]:
     """Read a network, of ``layers`` (V1) or ``layer`` (since 2014) messages.
 
-    The arrays are read-only. Until this returns, the file is in memory twice.
+    Until this returns, the file is in memory twice.
+
+    Returns:
+        by layer name, in the file's order, its blobs: weight and, mostly, bias; read-only float32
+        arrays in Caffe's shapes, such as (1, 1, 1, N) for a bias in older files. Layers without
+        blobs are left out.
 
     Raises:
         UserError: the file is missing, cut off, or something else; names it.
@@ -114,8 +108,8 @@ def write_caffemodel(
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(net_type(name=name.encode()).SerializeToString())
         for layer_name, arrays in layers.items():
-            # Networks one after the other are one network of all their layers, and so only one
-            # layer at a time has to be in memory once more.
+            # Networks written one after another are one network of all their layers. So only one
+            # layer at a time is in memory once more.
             net = net_type()
             layer = net.layer.add(name=layer_name.encode())
             layer.type = (types or {}).get(layer_name, "").encode()
@@ -154,7 +148,7 @@ def _pool() -> Any:
     return pool
 
 
-def _read_net(net: Any) -> CaffeModel:
+def _read_net(net: Any) -> dict[str, list[np.ndarray]]:
     layers: dict[str, list[np.ndarray]] = {}
     for layer in itertools.chain(net.layers, net.layer):
         if layer.DESCRIPTOR.name == "V1LayerParameter" and layer.HasField("layer"):
@@ -168,7 +162,7 @@ def _read_net(net: Any) -> CaffeModel:
             layers[name] = [_read_blob(blob) for blob in layer.blobs]
     if not layers:
         raise ValueError("no layer has weights")
-    return CaffeModel(net.name.decode(), layers)
+    return layers
 
 
 def _read_blob(blob: Any) -> np.ndarray:
@@ -190,9 +184,9 @@ def _read_blob(blob: Any) -> np.ndarray:
 
 
 def _packed(blob: Any) -> Any:
-    """Return the blob with its values in one piece, if there is a field for each of them.
+    """Return the blob with its values in one piece, where each has a field of its own.
 
-    To :data:`_MESSAGES` such fields are unknown, and stay in the message as they are; the runtime
+    Such fields are unknown to :data:`_MESSAGES`, and stay in the message as they are; the runtime
     packs them when it writes what it has read as floats.
     """
     unpacked = _message("UnpackedBlobProto").FromString(blob.SerializeToString())

@@ -54,8 +54,8 @@ def convert_caffe(layers: _Layers) -> Conversion:
     """Convert a network for ImageNet, or a detector, or a part of one.
 
     Args:
-        layers: by layer name, weight and bias (see :class:`.caffemodel.CaffeModel`); not copied
-            where their order stays.
+        layers: by layer name, weight and bias, as :func:`.caffemodel.read_caffemodel` gives them;
+            not copied where their order stays.
 
     Raises:
         UserError: another network, or a layer is missing or has an unusable shape; names it.
