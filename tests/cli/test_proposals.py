@@ -16,21 +16,16 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.build import load_proposals_into_dataset
-from detectron2.modeling import build_model
 
-from frcnn_plugin import get_config_file
 from frcnn_plugin.data.proposals.checks import check_proposals
 from frcnn_plugin.data.proposals.files import load_proposals
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.evaluation.proposals.shards import ProposalShards
-from tests.cli.conftest import frcnn
+from tests.cli.conftest import DEMO, SMALL, frcnn
 
-DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
-SMALL = [
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
-    *("MODEL.DEVICE", "cpu"),
+OPTS = [
+    *SMALL,
     *("DATALOADER.NUM_WORKERS", "0"),
 ]
 # Runs a command in a process that is killed, as by a power cut, after a number of images.
@@ -76,15 +71,6 @@ def dump(caplog: pytest.LogCaptureFixture) -> Callable[[list], str]:
     return lambda args: logged(caplog, "dump", *args)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
-    torch.save({"model": build_model(setup_cfg(DEMO, SMALL)).state_dict()}, path)
-    return path
-
-
 def killed(images: int, args: list[str]) -> None:
     command = [sys.executable, "-c", KILLED, str(images), *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -94,7 +80,7 @@ def killed(images: int, args: list[str]) -> None:
 def arguments(output: Path, weights: Path, *options: str, opts: tuple[str, ...] = ()) -> list[str]:
     return [
         *("--config-file", DEMO, "--dataset", "shapes_trainval", "--output", str(output)),
-        *(*options, *SMALL, "MODEL.WEIGHTS", str(weights), *opts),
+        *(*options, *OPTS, "MODEL.WEIGHTS", str(weights), *opts),
     ]
 
 
@@ -205,7 +191,7 @@ def test_default_output_and_number_of_proposals(
     dump: Callable, weights: Path, tmp_path: Path
 ) -> None:
     args = [
-        *("--config-file", DEMO, "--dataset", "shapes_test", *SMALL),
+        *("--config-file", DEMO, "--dataset", "shapes_test", *OPTS),
         *("MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", str(tmp_path)),
         *("MODEL.RPN.POST_NMS_TOPK_TEST", "100"),
     ]
@@ -232,7 +218,7 @@ def test_default_output_and_number_of_proposals(
 def test_mistakes(
     fails: Callable[..., str], tmp_path: Path, dataset: str, opts: list[str], message: str
 ) -> None:
-    args = ["--config-file", DEMO, "--dataset", dataset, *SMALL, "OUTPUT_DIR", str(tmp_path)]
+    args = ["--config-file", DEMO, "--dataset", dataset, *OPTS, "OUTPUT_DIR", str(tmp_path)]
     assert fails("proposals", "dump", *args, *opts).startswith(message)
     assert not list(tmp_path.iterdir())
 

@@ -9,22 +9,12 @@ from pathlib import Path
 
 import cv2
 import pytest
-import torch
-from detectron2.modeling import build_model
 
-from frcnn_plugin import get_config_file
 from frcnn_plugin.cli import visualize
 from frcnn_plugin.cli.__main__ import parse
 from frcnn_plugin.data.synthetic.generator import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
-from tests.cli.conftest import frcnn
-
-DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
-SMALL = [
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
-    *("MODEL.DEVICE", "cpu"),
-]
+from tests.cli.conftest import DEMO, SMALL, frcnn
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,14 +24,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(root))
         yield root
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory, data: Path) -> str:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "model.pth"
-    torch.save({"model": build_model(setup_cfg(DEMO, SMALL)).state_dict()}, path)
-    return str(path)
 
 
 @pytest.fixture
@@ -66,13 +48,13 @@ def test_training_modes_draw_the_training_set_without_weights(draw: Callable, mo
 
 
 @pytest.mark.parametrize("mode", ["proposals", "detections"])
-def test_testing_modes_draw_the_test_set(draw: Callable, weights: str, mode: str) -> None:
-    names = draw(mode, "--limit", "2", opts=("MODEL.WEIGHTS", weights))
+def test_testing_modes_draw_the_test_set(draw: Callable, weights: Path, mode: str) -> None:
+    names = draw(mode, "--limit", "2", opts=("MODEL.WEIGHTS", str(weights)))
     assert names == [f"{mode}_000007.png", f"{mode}_000008.png"]
 
 
-def test_sampled_with_weights(draw: Callable, weights: str) -> None:
-    assert draw("sampled", "--limit", "1", opts=("MODEL.WEIGHTS", weights)) == [
+def test_sampled_with_weights(draw: Callable, weights: Path) -> None:
+    assert draw("sampled", "--limit", "1", opts=("MODEL.WEIGHTS", str(weights))) == [
         "sampled_000001.png"
     ]
 
@@ -122,10 +104,10 @@ def test_files_and_folders(draw: Callable, data: Path, tmp_path: Path) -> None:
 
 
 def test_detections_of_files_have_the_config_s_class_names(
-    draw: Callable, data: Path, weights: str
+    draw: Callable, data: Path, weights: Path
 ) -> None:
     image = data / "demo_shapes" / "JPEGImages" / "000001.jpg"
-    opts = ("MODEL.WEIGHTS", weights)
+    opts = ("MODEL.WEIGHTS", str(weights))
     assert draw("detections", "--input", str(image), "--score", "0", opts=opts) == [
         "detections_000001.png"
     ]
@@ -171,7 +153,7 @@ def test_mistakes_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_more_mistakes(fails: Callable[..., str], tmp_path: Path, weights: str) -> None:
+def test_more_mistakes(fails: Callable[..., str], tmp_path: Path, weights: Path) -> None:
     def said(mode: str, *words: object) -> str:
         return fails("visualize", "--mode", mode, "--config-file", DEMO, *words)
 

@@ -115,10 +115,6 @@ def test_open_for_writing(server: Server, cache: Path, publish: Publish) -> None
     assert server.asked == []
 
 
-def test_unknown_name(cache: Path) -> None:
-    assert "called 'zf_imagenet'. Did you mean zf_caffe_imagenet" in refused("zf_imagenet")
-
-
 def test_offline_names_the_url_and_the_place(cache: Path, publish: Publish) -> None:
     publish(urls=("http://127.0.0.1:9/w.pth",))  # the discard port: nothing listens
     text = refused()
@@ -131,14 +127,22 @@ def test_offline_names_the_url_and_the_place(cache: Path, publish: Publish) -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("checksum", "checked_by"), [(CHECKSUM, "SHA256 (64 digits)"), ("", "nothing")]
+)
 def test_file_copied_by_hand(
-    server: Server, cache: Path, publish: Publish, caplog: pytest.LogCaptureFixture
+    server: Server,
+    cache: Path,
+    publish: Publish,
+    caplog: pytest.LogCaptureFixture,
+    checksum: str,
+    checked_by: str,
 ) -> None:
-    publish()
+    publish(checksum=checksum)
     (cache / "w.pth").write_bytes(CONTENT)
     with caplog.at_level("INFO", "frcnn_plugin"):
-        assert PathManager.get_local_path("frcnn://w") == str(cache / "w.pth")
-    assert f"{cache}/w.pth: SHA-256 {SHA256}; checked by: SHA256 (64 digits)" in caplog.messages
+        assert get() == cache / "w.pth"
+    assert f"{cache}/w.pth: SHA-256 {SHA256}; checked by: {checked_by}" in caplog.messages
     assert server.asked == []
 
 
@@ -170,15 +174,6 @@ def test_file_is_read_again_only_when_it_changed(
         PathManager.get_local_path("frcnn://w")
     Path(path).write_bytes(CONTENT[:-1])
     assert "is not the published" in refused()
-
-
-def test_computed_checksum_is_told_where_none_is_published(
-    server: Server, cache: Path, publish: Publish, caplog: pytest.LogCaptureFixture
-) -> None:
-    publish(checksum="")
-    with caplog.at_level("INFO", "frcnn_plugin"):
-        PathManager.get_local_path("frcnn://w")
-    assert f"{cache}/w.pth: SHA-256 {SHA256}; checked by: nothing" in caplog.messages
 
 
 def test_two_processes_at_once(
@@ -215,19 +210,6 @@ def test_second_process_waits_says_so_and_takes_over_from_a_killed_one(
     started[0].send_signal(signal.SIGKILL)
     output, _ = started[1].communicate(timeout=30)
     assert f"got {cache}/w.pth 300000" in output
-    assert [asked for _, asked in server.asked] == [None, f"bytes={8 * PIECE}-"]
-
-
-@pytest.mark.usefixtures("hanging")
-def test_killed_download_leaves_nothing_and_is_continued(
-    server: Server, cache: Path, publish: Publish, started: list[subprocess.Popen[str]]
-) -> None:
-    publish()
-    started[0].send_signal(signal.SIGKILL)
-    started[0].wait()
-    assert not (cache / "w.pth").exists()
-    server.hang_after = -1
-    assert get().read_bytes() == CONTENT
     assert [asked for _, asked in server.asked] == [None, f"bytes={8 * PIECE}-"]
 
 
