@@ -39,7 +39,7 @@ class Peek:
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The model's tensors by name, which may lie a level deeper in the file."""
+        """The model's tensors by name, which may be a level deeper in the file."""
         content: Any = self.content
         for key in ("model", "state_dict"):
             if isinstance(content.get(key), Mapping):

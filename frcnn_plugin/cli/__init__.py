@@ -1,7 +1,10 @@
 """The commands of `frcnn`. Here is what several of them have in common."""
 
 import argparse
+import os
+from collections.abc import Sequence
 
+from ..config import plugin_cfg
 from ..errors import UserError
 
 
@@ -22,6 +25,15 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Add the words at the end of the command line."""
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split other words from the ``KEY VALUE`` pairs after them."""
+    cfg = plugin_cfg()
+    for i, word in enumerate(words):
+        if word.partition(".")[0] in cfg and not os.path.exists(word):
+            return list(words[:i]), list(words[i:])
+    return list(words), []
 
 
 def check_numbers(args: argparse.Namespace) -> None:

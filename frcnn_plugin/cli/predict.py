@@ -14,7 +14,6 @@ files that are written.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -26,7 +25,6 @@ from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from ..config import plugin_cfg
 from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
 from ..predict import FasterRCNNPredictor
@@ -34,7 +32,7 @@ from ..predict.given_boxes import BoxList, load_boxes
 from ..predict.image_files import check_overwrites, find_images, output_names
 from ..predict.writer import DetectionWriter
 from ..process import tune_process
-from . import add_config_file, check_numbers
+from . import add_config_file, check_numbers, split_overrides
 
 # Detections between this score and --score are counted; the command says how many were left out.
 COUNTED_FROM = 0.05
@@ -57,15 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 # Options may stand between the images.
 parse = argparse.ArgumentParser.parse_intermixed_args
-
-
-def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the images from the ``KEY VALUE`` pairs after them."""
-    cfg = plugin_cfg()
-    for i, word in enumerate(words):
-        if word.partition(".")[0] in cfg and not os.path.exists(word):
-            return list(words[:i]), list(words[i:])
-    return list(words), []
 
 
 def check(args: argparse.Namespace, images: Sequence[str]) -> None:

@@ -34,14 +34,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from ..config import plugin_cfg
 from ..data import check_datasets
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
 from ..predict.image_files import find_images
 from ..visualization.pictures import MODES, NEEDS_TRUTH, Options, Pictures, is_of_training
-from . import add_config_file, add_overrides, check_numbers
+from . import add_config_file, add_overrides, check_numbers, split_overrides
 
 FIRST = 4  # images drawn where nothing says how many
 
@@ -90,17 +89,10 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     """Read the words; give back the overrides that an option of several words has swallowed."""
     args = parser.parse_args(words)
     for name in ("image", "input"):
-        taken = getattr(args, name) or []
-        first = next((i for i, word in enumerate(taken) if is_key(word)), len(taken))
-        args.opts = [*taken[first:], *args.opts]
-        setattr(args, name, taken[:first])
+        taken, overrides = split_overrides(getattr(args, name) or [])
+        args.opts = [*overrides, *args.opts]
+        setattr(args, name, taken)
     return args
-
-
-def is_key(word: str) -> bool:
-    """Return whether a word begins as the keys of the config do."""
-    section = word.partition(".")[0]
-    return section.isupper() and section in plugin_cfg()
 
 
 def check(args: argparse.Namespace) -> None:
