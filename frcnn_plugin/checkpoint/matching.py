@@ -45,17 +45,9 @@ class Loaded:
 def check_layers(
     loaded: Loaded, what: str, kind: str, layers: Sequence[str], advice: str = ""
 ) -> None:
-    """Stop if layers are missing that training makes no sense without.
+    """Stop if layers, named without ".weight", are missing that training makes no sense without.
 
-    Args:
-        loaded: result of loading.
-        what: the part that they belong to, such as "VGG16", for the message.
-        kind: of layers, such as "conv layers", for the message.
-        layers: full names, without ".weight".
-        advice: what to do.
-
-    Raises:
-        UserError: says how many were found, what the file has instead, and what to do.
+    The message has `what` they belong to, such as "VGG16", and their `kind`, such as "conv layers".
     """
     lacking = [
         layer
@@ -79,15 +71,8 @@ def check_layers(
 def check_shapes(loaded: Loaded, may_lack: Sequence[str] = ()) -> list[str]:
     """Let differences in classes and anchors pass, which are then trained from random weights.
 
-    Args:
-        loaded: result of loading.
-        may_lack: prefixes of weights that may have any shape in the file.
-
-    Returns:
-        a sentence for each kind of difference that passed.
-
-    Raises:
-        UserError: any other weight has the wrong shape; names it.
+    Weights whose names begin with one of `may_lack` may have any shape; a UserError names any
+    other. Return a sentence for each kind of difference that passed.
     """
     wrong = {
         name: shapes for name, shapes in loaded.wrong_shapes.items() if not is_in(name, may_lack)
@@ -128,15 +113,9 @@ def _refuse(file: str, wrong: Mapping[str, tuple[Shape, Shape]]) -> None:
 
 
 def check_preprocessing(file: str, metadata: Metadata | None, wanted: Preprocessing) -> None:
-    """Stop if the weights expect other images than the config gives them.
+    """Stop if the weights of the file expect other images than the config gives them.
 
-    Args:
-        file: name of the file, for the message.
-        metadata: of the weights; without it nothing can be said.
-        wanted: what the config does.
-
-    Raises:
-        UserError: shows both values and the override to type.
+    The UserError shows both values and the override to type. Without metadata nothing can be said.
     """
     if metadata is None or metadata.preprocessing is None:
         return
@@ -167,16 +146,10 @@ def _agree(a: str | list[float], b: str | list[float], tolerance: float) -> bool
 def check_classes(
     file: str, metadata: Metadata | None, classes: Sequence[str] | None, *, evaluating: bool
 ) -> None:
-    """Compare the classes that weights were trained on with those of the data.
+    """Compare the classes that weights were trained on with those of the data, if both are known.
 
-    Args:
-        file: name of the file, for the message.
-        metadata: of the weights.
-        classes: of the data; None if unknown.
-        evaluating: whether the detector is used as it is.
-
-    Raises:
-        UserError: when evaluating, the same classes are in another order.
+    A warning says if they differ. If the detector is to be used as it is, the same classes in
+    another order are a UserError.
     """
     theirs = metadata.classes if metadata else None
     if not theirs or not classes or len(theirs) != len(classes) or tuple(classes) == theirs:

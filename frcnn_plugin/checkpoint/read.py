@@ -33,7 +33,6 @@ CONVERTER_VERSION = 1
 class Peek:
     """What is in a checkpoint; a model is not needed to read it."""
 
-    path: Path
     content: dict[str, Any]
     """All entries by name. Tensors are mapped: their values are read when they are used."""
 
@@ -92,7 +91,7 @@ def peek(path: str | os.PathLike[str]) -> Peek:
         ) from e
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not weights by name")
-    return Peek(path, dict(content))
+    return Peek(dict(content))
 
 
 def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversion:
@@ -135,12 +134,6 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
 
     Args:
         path: as for :func:`read_weights`; also a ``.pkl`` of Detectron2, which says nothing.
-
-    Returns:
-        None if it says nothing.
-
-    Raises:
-        UserError: as :func:`read_weights`.
     """
     if _existing(path).suffix == ".pkl":
         return None

@@ -13,7 +13,7 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from ..checkpoint import Conversion, convert_to_caffe, read_weights, save_weights, write_caffemodel
-from ..checkpoint.caffe.conversion import BBOX_REG_WEIGHTS, FULLY_CONNECTED, RPN_CONVS
+from ..checkpoint.caffe.conversion import BBOX_REG_WEIGHTS, RPN_CONVS
 from ..checkpoint.catalog import known_files as catalog
 from ..checkpoint.catalog.download import cached_path, check_cached, local_path, megabytes
 from ..checkpoint.catalog.known_files import KnownFile, find
@@ -204,8 +204,7 @@ def _write_caffe(weights: Conversion, output: Path, rpn_conv: str) -> None:
         weights.state_dict, weights.metadata, rpn_conv=rpn_conv, bbox_reg_weights=scale
     )
     _show_mapping(rows)
-    types = {n: "InnerProduct" if n in FULLY_CONNECTED else "Convolution" for n in layers}
-    write_caffemodel(output, layers, name="frcnn_plugin", types=types)
+    write_caffemodel(output, layers)
 
 
 def _list() -> None:

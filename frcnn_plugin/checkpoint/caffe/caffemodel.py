@@ -40,16 +40,13 @@ _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
     },
     "LayerParameter": {
         "name": (1, "BYTES", False),
-        "type": (2, "BYTES", False),
         "blobs": (7, "BlobProto", True),
     },
     "NetParameter": {
-        "name": (1, "BYTES", False),
         "layers": (2, "V1LayerParameter", True),
         "layer": (100, "LayerParameter", True),
     },
 }
-_PACKAGE = "frcnn_plugin_caffe"
 _LEGACY_SHAPE = ("num", "channels", "height", "width")
 
 
@@ -84,19 +81,13 @@ def read_caffemodel(path: str | os.PathLike[str]) -> dict[str, list[np.ndarray]]
 
 
 def write_caffemodel(
-    path: str | os.PathLike[str],
-    layers: Mapping[str, Sequence[np.ndarray]],
-    *,
-    name: str = "",
-    types: Mapping[str, str] | None = None,
+    path: str | os.PathLike[str], layers: Mapping[str, Sequence[np.ndarray]]
 ) -> None:
     """Write a network that Caffe's ``--weights`` takes; the file appears only when complete.
 
     Args:
         path: file.
         layers: by layer name, its blobs; float32, in the shapes of the network's prototxt.
-        name: of the network.
-        types: by layer name, Caffe's type, such as "Convolution"; Caffe does not need it.
 
     Raises:
         UserError: more than the 2 GiB that a file of this kind can have.
@@ -106,13 +97,11 @@ def write_caffemodel(
         raise UserError(f"{path} would have {total} bytes; a caffemodel has at most 2 GiB")
     net_type = _message("NetParameter")
     with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(net_type(name=name.encode()).SerializeToString())
-        for layer_name, arrays in layers.items():
+        for name, arrays in layers.items():
             # Networks written one after another are one network of all their layers. So only one
             # layer at a time is in memory once more.
             net = net_type()
-            layer = net.layer.add(name=layer_name.encode())
-            layer.type = (types or {}).get(layer_name, "").encode()
+            layer = net.layer.add(name=name.encode())
             for array in arrays:
                 blob = layer.blobs.add(data=[np.asarray(array, "<f4").tobytes()])
                 blob.shape.dim.extend(array.shape)
@@ -121,31 +110,44 @@ def write_caffemodel(
 
 def _message(name: str) -> Any:
     """Return the class of a message of :data:`_MESSAGES`."""
-    from google.protobuf import message_factory
-
-    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"{_PACKAGE}.{name}"))
+    return _classes()[name]
 
 
 @functools.cache
-def _pool() -> Any:
-    """Tell protobuf, which is imported when it is first needed, of the messages."""
-    from google.protobuf import descriptor_pb2, descriptor_pool
+def _classes() -> dict[str, Any]:
+    return message_classes(_MESSAGES)
+
+
+def message_classes(
+    messages: Mapping[str, Mapping[str, tuple[int, str, bool]]], *, packed: bool = True
+) -> dict[str, Any]:
+    """Build protocol buffer classes from a table like :data:`_MESSAGES`.
+
+    Args:
+        messages: name of a message -> name of a field -> its number, type, and whether it repeats.
+        packed: whether repeated numbers share one field.
+    """
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name=f"{_PACKAGE}.proto", package=_PACKAGE)
-    for message, fields in _MESSAGES.items():
+    file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe")
+    for message, fields in messages.items():
         added = file.message_type.add(name=message)
         for field, (number, kind, repeated) in fields.items():
             label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
             one = added.field.add(name=field, number=number, label=label)
-            if kind in _MESSAGES:
-                one.type, one.type_name = kinds.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
+            if kind in messages:
+                one.type, one.type_name = kinds.TYPE_MESSAGE, f".caffe.{kind}"
             else:
                 one.type = kinds.Type.Value(f"TYPE_{kind}")
-                one.options.packed = kind in ("INT64", "FLOAT", "DOUBLE")
+                if repeated and kind in ("INT64", "INT32", "FLOAT", "DOUBLE"):
+                    one.options.packed = packed
     pool = descriptor_pool.DescriptorPool()  # not the default one, where Caffe's own may be
     pool.AddSerializedFile(file.SerializeToString())
-    return pool
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}"))
+        for name in messages
+    }
 
 
 def _read_net(net: Any) -> dict[str, list[np.ndarray]]:

@@ -28,7 +28,7 @@ from ..conversion import (
 from ..metadata import CAFFE, Metadata
 
 ZF_LAYERS = tuple(f"conv{i}" for i in range(1, 6))
-FULLY_CONNECTED = ("fc6", "fc7", "cls_score", "bbox_pred")
+_FULLY_CONNECTED = ("fc6", "fc7", "cls_score", "bbox_pred")
 
 # Both names of the RPN's 3x3 convolution; py-faster-rcnn's networks do not agree on it (point 41 of
 # docs/faithfulness.md). The first is that of its VGG16, the second that of its alternating ZF.
@@ -114,9 +114,9 @@ def _weight_and_bias(layers: _Layers, layer: str) -> _Layer:
         raise UserError(f"layer {layer} has {len(blobs)} blobs, not weight and bias")
     weight, bias = blobs[0], blobs[1].reshape(-1)
     # Older files give all blobs four dimensions, here (1, 1, out, in).
-    if layer in FULLY_CONNECTED and math.prod(weight.shape[:-2]) == 1:
+    if layer in _FULLY_CONNECTED and math.prod(weight.shape[:-2]) == 1:
         weight = weight.reshape(weight.shape[-2:])
-    dimensions = 2 if layer in FULLY_CONNECTED else 4
+    dimensions = 2 if layer in _FULLY_CONNECTED else 4
     if weight.ndim != dimensions or len(weight) != len(bias) or not weight.size:
         raise UserError(
             f"layer {layer} has a weight of shape {blobs[0].shape} and {len(bias)} biases, which "

@@ -132,17 +132,9 @@ def _checked(path: Path, file: RemoteFile, size: int, mtime_ns: int) -> str:
 def download(file: RemoteFile, path: Path, instead: str) -> None:
     """Download, check, and put into place; continue what an earlier call left in ``<file>.part``.
 
-    The caller makes sure that one process at a time does this.
-
-    Args:
-        file: addresses, and what the result is checked by.
-        path: where the complete file appears; its folder exists.
-        instead: what to do on a machine without network, for the message.
-
-    Raises:
-        UserError: no address gave the file; names each with the reason. A wrong file is deleted, an
-            incomplete one is kept.
-        OSError: the file cannot be written.
+    The caller makes sure that one process at a time does this, and that the folder exists. If no
+    address gives the file, the UserError names each with the reason, and says what to do `instead`
+    on a machine without network. A wrong file is deleted, an incomplete one is kept.
     """
     part = path.with_name(f"{path.name}.part")
     problems = []
@@ -246,14 +238,13 @@ def _unpack(known: KnownFile, archive: RemoteFile, path: Path) -> None:
     published one in any case, so what it contains needs no distrust.
     """
     packed = cached_path(archive)
-    wanted = {known.member: path}
     by_hand = packed.is_file()
     if by_hand:
         check_cached(archive)
     else:
         instead = f"copy {archive.file_name} to {packed}, or its {known.member} to {path}"
         download(archive, packed, instead)
-        wanted |= {m.member: cached_path(m) for m in members_of(archive)}
+    wanted = {member.member: cached_path(member) for member in members_of(archive)}
     with tarfile.open(packed) as tar:
         for entry in tar:  # in one pass: going back would decompress everything again
             target = wanted.get(posixpath.normpath(entry.name))
