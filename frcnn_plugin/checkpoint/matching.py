@@ -133,7 +133,7 @@ def check_preprocessing(file: str, metadata: Metadata | None, wanted: Preprocess
             f"{k} {theirs[k]}" if k == "INPUT.FORMAT" else f'{k} "{theirs[k]}"' for k in keys
         )
         raise UserError(
-            f"{file} was trained on other images than the config makes: {found}. Type {override}"
+            f"{file} expects other images than the config makes: {found}. Type {override}"
         )
 
 

@@ -6,9 +6,8 @@
     frcnn train --config-file my.yaml --num-gpus 2
     frcnn train --config-file my.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
 
-Pairs of KEY VALUE at the end override the config. Before anything starts, the checks of `frcnn
-doctor` are made. Without CUDA everything runs on the CPU, and --num-gpus is the number of
-processes.
+Pairs of KEY VALUE at the end override the config. The checks of `frcnn doctor` come before anything
+else. Without CUDA everything runs on the CPU, and --num-gpus is the number of processes.
 """
 
 from __future__ import annotations

@@ -280,20 +280,15 @@ def _only_process(path: Path) -> Iterator[None]:
 
 
 def _verify(path: Path, expected: RemoteFile) -> str:
-    """Return a file's SHA-256; raise _WrongContent if size or checksum are not as published."""
-    size = path.stat().st_size
-    has = f"it has {size} bytes"
-    if expected.size and size != expected.size:
-        raise _WrongContent(f"{has} instead of {expected.size} and begins {_beginning(path)}")
+    """Return a file's SHA-256; raise _WrongContent if its checksum is not the published one."""
     algorithm, _, digits = expected.checksum.partition(":")
-    if algorithm:
-        found = digest(path, algorithm)
-        if not found.startswith(digits):
-            raise _WrongContent(
-                f"its {algorithm.upper()} is {found} instead of {digits}; {has} and begins "
-                f"{_beginning(path)}"
-            )
-    return found if algorithm == "sha256" else sha256(path)
+    found = digest(path, algorithm or "sha256")
+    if not found.startswith(digits):
+        raise _WrongContent(
+            f"its {algorithm.upper()} is {found} instead of {digits}; it has {path.stat().st_size} "
+            f"bytes and begins {_beginning(path)}"
+        )
+    return found if algorithm in ("", "sha256") else sha256(path)
 
 
 def _kept(part: Path, file: RemoteFile) -> int:

@@ -21,7 +21,7 @@ class RemoteFile:
     urls: tuple[str, ...] = ()
     """Tried in this order; empty for a member of an archive."""
     size: int = 0
-    """In bytes; 0 if not published."""
+    """In bytes, for the list; 0 if not published."""
     checksum: str = ""
     """hashlib's algorithm and hexadecimal digits, "sha256:397923af"; perhaps the first digits only,
     which is what PyTorch puts into the names of files. Empty if not published."""
@@ -100,8 +100,8 @@ CATALOG: tuple[KnownFile, ...] = (
         name="vgg16_torchvision_imagenet",
         file_name="vgg16-397923af.pth",
         urls=("https://download.pytorch.org/models/vgg16-397923af.pth",),
-        # torchvision publishes the first digits, in the name. All of them and the size are stated
-        # alike by several projects that pin the file.
+        # torchvision publishes the first digits, in the name. Several projects that pin the file
+        # state the same size, and all digits.
         size=553433881,
         checksum="sha256:397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
         description="VGG16 on ImageNet, torchvision's (RGB in [0, 1])",
@@ -125,8 +125,8 @@ CATALOG: tuple[KnownFile, ...] = (
             "https://web.eecs.umich.edu/~justincj/models/vgg16-00b39a1b.pth",
             "https://s3-us-west-2.amazonaws.com/jcjohns-models/vgg16-00b39a1b.pth",
         ),
-        # The name, made for torch.utils.model_zoo, which checked it. Files of this name that were
-        # saved again with other layer names are about; they have another SHA-256.
+        # The name, made for torch.utils.model_zoo, which checked it. There are other files of this
+        # name, saved again with other layer names; they have another SHA-256.
         checksum="sha256:00b39a1b",
         description="vgg16_caffe_imagenet as .pth (jcjohnson/pytorch-vgg)",
         licence="not stated (original: CC BY 4.0)",
