@@ -34,6 +34,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
+from ..checkpoint.checkpointer import class_names
 from ..data import check_datasets
 from ..engine import setup_cfg
 from ..errors import UserError
@@ -143,15 +144,6 @@ def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, An
     return list(records[:limit])
 
 
-def class_names(cfg: CfgNode, name: str | None) -> list[str]:
-    """Return those of the data set, or, for files, of the config's."""
-    for candidate in [name] if name else [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
-        names = MetadataCatalog.get(candidate).get("thing_classes")
-        if names is not None:
-            return list(names)
-    return []
-
-
 def free_name(folder: Path, stem: str, taken: set[Path]) -> Path:
     """Return a name that is not taken yet: images in several folders may share theirs."""
     stem = re.sub(r"[^\w.-]+", "_", stem)
@@ -178,7 +170,8 @@ def run(args: argparse.Namespace) -> list[Path]:
         check_datasets([name], cfg.MODEL.ROI_HEADS.NUM_CLASSES if uses_head else None)
         records = records_of_dataset(args, name)
     options = Options(args.topk, args.score, args.seed or 0, args.box, args.cell)
-    pictures = Pictures(cfg, class_names(cfg, name), options)
+    names = MetadataCatalog.get(name).get("thing_classes") if name else class_names(cfg)
+    pictures = Pictures(cfg, list(names or []), options)
     written: list[Path] = []
     taken: set[Path] = set()
     for record in tqdm(records, desc=args.mode, unit="image", disable=len(records) < 3):
