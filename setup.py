@@ -67,8 +67,8 @@ setup(
         "Pillow>=9.1",  # image files
         "fvcore>=0.1.5",  # Detectron2's config, registry and checkpointer
         "iopath>=0.1.7",  # Detectron2's paths to files
-        "pooch>=1.7",  # downloads the published weights; brings requests, which is used, too
         "protobuf>=4.22",  # Caffe's files; 4.22 makes classes of messages that are described here
+        "requests>=2.26",  # downloads the published weights
         "portalocker>=3.0",  # one process downloads, the others wait; 3.0 tells locked from broken
         "PyYAML>=5.1",  # Detectron2's config files; their errors are told in one line
         "pycocotools>=2.0.2",  # COCO's annotations and metric

@@ -41,7 +41,7 @@ def write_vgg16(path: Path) -> None:
         name: [rng.standard_normal(shape, dtype="f4"), np.zeros(shape[0], "f4")]
         for name, shape in {**shapes, **_FC}.items()
     }
-    write_caffemodel(path, layers, name="VGG_ILSVRC_16_layers")
+    write_caffemodel(path, layers)
 
 
 def measure(*words: str) -> tuple[float, float]:

@@ -104,9 +104,14 @@ def optional_output(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits; the file is read in pieces."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    return digest(path, "sha256")
+
+
+def digest(path: str | os.PathLike[str], algorithm: str) -> str:
+    """Return the hexadecimal digest of a file by one of hashlib's algorithms."""
+    result = hashlib.new(algorithm)
     with open(path, "rb") as file:
         while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+            result.update(chunk)
+    return result.hexdigest()

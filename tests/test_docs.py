@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from frcnn_plugin import add_frcnn_config, layers, modeling
-from frcnn_plugin.cli.__main__ import COMMANDS, GROUPS, choose
+from frcnn_plugin.cli.__main__ import GROUPS, choose, load
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -95,9 +94,8 @@ def test_keys(page: Path) -> None:
 
 def options(command: str) -> set[str]:
     """Options of a command of `frcnn`."""
-    module = importlib.import_module(f"frcnn_plugin.cli.{COMMANDS[command][0]}")
     parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
+    load(command).add_arguments(parser)
     return set(re.findall(r"--[\w-]+", parser.format_usage()))
 
 

@@ -104,7 +104,7 @@ def test_a_working_environment_is_left_as_it_is(wheel: Path) -> None:
         "tabulate": "0.8.10", "tqdm": "4.62", "setuptools": "65.0", "opencv-python": "4.5.5.64",
         "protobuf": "4.25.3",
     }  # fmt: skip
-    new = {"pooch"}  # in pure Python, with requirements that such an environment satisfies
+    new = {"requests"}  # in pure Python, with requirements that such an environment satisfies
     for text in metadata(wheel).get_all("Requires-Dist") or []:
         requirement = Requirement(text)
         # With a marker, it belongs to an extra.

@@ -95,7 +95,7 @@ class SourceError(Exception):
 
 
 def check_installed() -> tuple[str, str]:
-    """Try the installed Detectron2; returns one of ``STATES`` and its folder or the reason."""
+    """Try the installed Detectron2; return one of ``STATES`` and its folder or the reason."""
     done = subprocess.run(
         [sys.executable, "-c", CHECK, str(HOST_CHECK)],
         capture_output=True,
@@ -192,7 +192,7 @@ def install_labgym(constraint: list[str]) -> None:
 
 
 def build_wheel(labgym: Path, folder: Path) -> Path:
-    """Write LabGym's copy of Detectron2 as a wheel of its own; returns the wheel's path.
+    """Write LabGym's copy of Detectron2 as a wheel of its own; return the wheel's path.
 
     Args:
         labgym: The LabGym wheel.
@@ -225,7 +225,7 @@ def build_wheel(labgym: Path, folder: Path) -> Path:
 
 
 def install(choice: str, constraint: list[str]) -> int:
-    """Try the sources in their order; returns the exit status."""
+    """Try the sources in their order; return the exit status."""
     sources = {
         f"upstream commit {UPSTREAM_COMMIT[:10]}": lambda: install_upstream(constraint),
         f"the January 2024 copy in {LABGYM}": lambda: install_labgym(constraint),
@@ -260,7 +260,7 @@ def install(choice: str, constraint: list[str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Install Detectron2 unless it is there; returns the exit status."""
+    """Install Detectron2 unless it is there; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--constraint", metavar="FILE", help="versions for what Detectron2 needs")
     args = parser.parse_args(argv)

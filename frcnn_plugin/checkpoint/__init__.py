@@ -1,16 +1,16 @@
-"""Files of weights: Caffe's and others', conversion, and what a checkpoint says about itself.
+"""Files of weights: Caffe's and others, their conversion, and what checkpoints say of themselves.
 
 Importing this package registers ``frcnn://`` with Detectron2's path manager.
 """
 
-from .caffe.caffemodel import CaffeModel, read_caffemodel, write_caffemodel
-from .caffe.from_caffe import convert_caffe
-from .caffe.to_caffe import convert_to_caffe
+from detectron2.utils.file_io import PathManager
+
+from .caffe.caffemodel import read_caffemodel, write_caffemodel
+from .caffe.conversion import convert_caffe, convert_to_caffe
+from .catalog.download import CatalogHandler
 from .catalog.known_files import CATALOG, KnownFile
-from .catalog.path_handler import register
 from .checkpointer import AtomicCheckpointer
-from .conversion import Conversion
-from .from_torchvision import convert_torchvision
+from .conversion import Conversion, convert_torchvision
 from .metadata import KEY, Metadata, Preprocessing
 from .read import Peek, peek, read_metadata, read_weights, save_weights
 
@@ -18,7 +18,6 @@ __all__ = [
     "CATALOG",
     "KEY",
     "AtomicCheckpointer",
-    "CaffeModel",
     "Conversion",
     "KnownFile",
     "Metadata",
@@ -35,4 +34,4 @@ __all__ = [
     "write_caffemodel",
 ]
 
-register()
+PathManager.register_handler(CatalogHandler(), allow_override=True)

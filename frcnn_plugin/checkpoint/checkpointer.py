@@ -1,8 +1,4 @@
-"""Checkpoints that a killed process cannot spoil, and whose weights are checked when loaded.
-
-Below the checkpointer stands what a config says about weights: what a file must hold before
-training may start, and what a checkpoint says about itself.
-"""
+"""Checkpoints that a killed process cannot spoil, and whose weights are checked when loaded."""
 
 from __future__ import annotations
 
@@ -22,18 +18,17 @@ from ..atomic_files import replacing
 from ..errors import UserError
 from ..modeling.backbone.caffe_backbone import CaffeBackbone
 from ..modeling.roi_heads.box_head import FC6FC7Head
+from .catalog.download import PREFIX
 from .catalog.known_files import find
-from .catalog.path_handler import PREFIX
-from .conversion import Conversion
-from .from_torchvision import looks_like_torchvision
+from .conversion import Conversion, looks_like_torchvision
 from .matching import (
     Loaded,
-    Requirement,
     check_classes,
     check_complete,
+    check_layers,
     check_preprocessing,
-    check_requirements,
     check_shapes,
+    is_in,
 )
 from .metadata import KEY, Metadata, Preprocessing
 from .read import convert_caffemodel, convert_torchvision_file
@@ -53,8 +48,8 @@ _FROM_RANDOM = (
 class AtomicCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer; a file appears, or replaces another, only when it is complete.
 
-    Detectron2 writes into the final file, so a run killed in that moment leaves half a checkpoint,
-    or an empty ``last_checkpoint``, and can no longer be resumed.
+    Detectron2 writes into the final file, so a run that is killed at that moment leaves half a
+    checkpoint, or an empty ``last_checkpoint``, and can no longer be resumed.
     """
 
     def __init__(
@@ -70,14 +65,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Build the checkpointer of a model.
 
         Args:
-            model: as for Detectron2's class.
-            save_dir: as for Detectron2's class.
-            cfg: of the model: what is loaded is checked against it, and checkpoints carry it with
-                class names and preprocessing. None: nothing is checked or added.
-            evaluating: nothing will be trained, so that everything has to be in the file.
-            unused: sub-module that is not needed then, "" for none; in the phases "rpn" and
-                "fast_rcnn" it is the other half.
-            kwargs: other arguments of Detectron2's class.
+            model: as for Detectron2's class, like `save_dir` and `kwargs`.
+            save_dir: where checkpoints are.
+            cfg: config of the model: what is loaded is checked against it, and checkpoints carry it
+                with class names and preprocessing. None: nothing is checked or added.
+            evaluating: nothing will be trained, so everything has to be in the file.
+            unused: sub-module that need not be in it then; in the phases "rpn" and "fast_rcnn" it
+                is the other half.
+            kwargs: further arguments.
         """
         super().__init__(model, save_dir, **kwargs)
         self.path_manager: Any = _AtomicPaths(PathManager)
@@ -91,16 +86,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Save as Detectron2 does, with :class:`.metadata.Metadata`."""
         if self._cfg is not None:
             if self._metadata is None:  # once: a config as YAML takes as long as a small file
-                self._metadata = checkpoint_metadata(self._cfg).to_dict()
+                cfg = self._cfg
+                metadata = Metadata("detector", preprocessing(cfg), class_names(cfg), cfg.dump())
+                self._metadata = metadata.to_dict()
             kwargs.setdefault(KEY, self._metadata)
         super().save(name, **kwargs)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load as Detectron2 does.
-
-        Raises:
-            UserError: the file is missing or damaged; names it.
-        """
+        """Load as Detectron2 does; a UserError names a missing or damaged file."""
         # A query ("?matching_heuristics=True") may follow the name.
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise UserError(f"there is no checkpoint {path}{self._advice()}")
@@ -129,12 +122,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint: Any) -> Any:
-        """Load as Detectron2 does, which only logs what does not fit and leaves it random.
-
-        Raises:
-            UserError: the weights are not those that the config needs; see
-                :mod:`frcnn_plugin.checkpoint.matching`.
-        """
+        """Load, and stop at what Detectron2 only logs: weights that do not fit stay random."""
         keys = list(checkpoint["model"])
         metadata = Metadata.from_dict(checkpoint.get(KEY))
         if self._cfg is not None:
@@ -142,36 +130,45 @@ class AtomicCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         if self._cfg is not None:
             shapes = {name: (tuple(f), tuple(m)) for name, f, m in incompatible.incorrect_shapes}
-            self._check(Loaded(self._file, keys, incompatible.missing_keys, shapes), metadata)
+            loaded = Loaded(self._file, keys, incompatible.missing_keys, shapes)
+            self._check(loaded, metadata, self._cfg)
         return incompatible
 
-    def _check(self, loaded: Loaded, metadata: Metadata | None) -> None:
-        cfg = self._cfg
-        assert cfg is not None
+    def _check(self, loaded: Loaded, metadata: Metadata | None, cfg: CfgNode) -> None:
         if self._evaluating:
             other_half = {"rpn": "roi_heads", "fast_rcnn": "proposal_generator"}
             part = self._unused or other_half.get(cfg.MODEL.PAPER_RCNN.PHASE)
             check_complete(loaded.without(part) if part else loaded)
         else:
-            check_requirements(loaded, requirements(self.model, cfg))
-            for sentence in check_shapes(loaded, cfg.MODEL.WEIGHTS_MAY_LACK):
-                logger.warning(sentence)
-        check_classes(
-            self._file,
-            metadata,
-            class_names(cfg, test=self._evaluating),
-            evaluating=self._evaluating,
-        )
+            self._check_training(loaded, cfg)
+        classes = class_names(cfg, test=self._evaluating)
+        check_classes(loaded.file, metadata, classes, evaluating=self._evaluating)
+
+    def _check_training(self, loaded: Loaded, cfg: CfgNode) -> None:
+        """Training must not start without our backbones, nor a trained head without fc6 and fc7."""
+        may_lack = cfg.MODEL.WEIGHTS_MAY_LACK
+        for prefix, module in self.model.named_modules():
+            if is_in(prefix, may_lack):
+                continue
+            if isinstance(module, CaffeBackbone):
+                convs = [name for name, m in module.named_modules() if isinstance(m, nn.Conv2d)]
+                layers = [f"{prefix}.{name}" for name in convs]
+                check_layers(loaded, type(module).__name__, "conv layers", layers, _OTHER_FILE)
+            elif isinstance(module, FC6FC7Head) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
+                layers = [f"{prefix}.fc6", f"{prefix}.fc7"]
+                check_layers(loaded, "FC6FC7Head", "fully connected layers", layers, _FROM_RANDOM)
+        for sentence in check_shapes(loaded, may_lack):
+            logger.warning(sentence)
 
     def _advice(self) -> str:
-        """Say how to go on without the file that a run would be resumed from."""
+        """Say how to continue without the file that a run would be resumed from."""
         if not (self.save_dir and self.has_checkpoint()):
             return ""
         last = os.path.join(self.save_dir, "last_checkpoint")
         others = sorted(f for f in os.listdir(self.save_dir) if f.endswith(".pth"))
         return (
             f". {last} names the file that a run is resumed from; write the name of another one "
-            f"into it to go on from there ({', '.join(others) or 'there is none'})"
+            f"into it to continue from there ({', '.join(others) or 'there is none'})"
         )
 
 
@@ -222,49 +219,12 @@ def preprocessing(cfg: CfgNode) -> Preprocessing:
 
 
 def class_names(cfg: CfgNode, *, test: bool = False) -> tuple[str, ...] | None:
-    """Return the class names of the first training (or test) set.
+    """Return the class names of the first training (or test) set, which is registered.
 
-    Args:
-        cfg: config whose data sets are registered.
-        test: take the first test set.
-
-    Returns:
-        None if the set has no names, or more or fewer than the model has classes.
+    None if the set has no names, or more or fewer than the model has classes.
     """
     for name in (cfg.DATASETS.TEST if test else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))[:1]:
         names = MetadataCatalog.get(name).get("thing_classes")
         if names and len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             return tuple(str(n) for n in names)
     return None
-
-
-def checkpoint_metadata(cfg: CfgNode) -> Metadata:
-    """Return what makes the checkpoints of a run usable without its data and config file."""
-    return Metadata("detector", preprocessing(cfg), class_names(cfg), cfg.dump())
-
-
-def requirements(model: nn.Module, cfg: CfgNode) -> list[Requirement]:
-    """Return the layers that training must not start without.
-
-    They are all convolutions of this plugin's backbones, and fc6 and fc7 if the head is trained.
-
-    Args:
-        model: unwrapped.
-        cfg: its config; ``MODEL.WEIGHTS_MAY_LACK`` excepts parts.
-    """
-    result = []
-    for prefix, module in model.named_modules():
-        if any(f"{prefix}.".startswith(f"{part}.") for part in cfg.MODEL.WEIGHTS_MAY_LACK):
-            continue
-        if isinstance(module, CaffeBackbone):
-            layers = [
-                f"{prefix}.{name}" for name, m in module.named_modules() if isinstance(m, nn.Conv2d)
-            ]
-            what = type(module).__name__
-            result.append(Requirement(what, "conv layers", tuple(layers), _OTHER_FILE))
-        elif isinstance(module, FC6FC7Head) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
-            layers = [f"{prefix}.fc6", f"{prefix}.fc7"]
-            result.append(
-                Requirement("FC6FC7Head", "fully connected layers", tuple(layers), _FROM_RANDOM)
-            )
-    return result

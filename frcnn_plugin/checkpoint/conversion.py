@@ -1,12 +1,19 @@
-"""What conversions have in common: the plugin's names of weights, and the result."""
+"""Converted weights: their names here, what a conversion gives, and that of torchvision's VGG16.
+
+Two families of files have torchvision's names: its own weights, and Caffe's that others saved so
+(``vgg16_caffe.pth``, ``vgg16-00b39a1b.pth``). They expect different images. No name in the file
+tells which, only the file's digest.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from .metadata import Metadata
+from ..errors import UserError
+from .metadata import CAFFE, TORCHVISION, TORCHVISION_FEATURES, Metadata, Preprocessing
 
 BOX_HEAD = "roi_heads.box_head"
 RPN = "proposal_generator"
@@ -16,15 +23,24 @@ PREDICTOR = "roi_heads.box_predictor"
 VGG16_LAYERS = tuple(
     f"conv{block}_{i}" for block, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)
 )
-ZF_LAYERS = tuple(f"conv{i}" for i in range(1, 6))
 
-# Both names of the RPN's 3x3 convolution; py-faster-rcnn's networks do not agree on it (point 41 of
-# docs/faithfulness.md). The first is that of its VGG16, the second that of its alternating ZF.
-CAFFE_RPN_CONV = ("rpn_conv/3x3", "rpn_conv1")
+# What a file in torchvision's names may be: its preprocessing by the name of the layout.
+LAYOUTS = {
+    "torchvision": TORCHVISION,
+    "torchvision-features": TORCHVISION_FEATURES,
+    "caffe-pth": CAFFE,
+}
+# Layouts by the start of the file's SHA-256, which PyTorch puts into the file's name.
+KNOWN = {
+    "397923af": "torchvision",  # vgg16-397923af.pth
+    "88682ab5": "torchvision-features",  # vgg16_features-amdegroot-88682ab5.pth
+    "00b39a1b": "caffe-pth",  # vgg16-00b39a1b.pth
+}
 
-# Caffe's files predict raw deltas; Detectron2's deltas are multiplied by this config key,
-# MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS, whose default these are.
-BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+# Place of each convolution in torchvision's `features`, where ReLUs and poolings are counted.
+_CONV = dict(zip(VGG16_LAYERS, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True))
+# Place of fc6 and fc7 in `classifier`: torchvision's, and that of nets that loadcaffe converted.
+_CLASSIFIERS = ({"fc6": 0, "fc7": 3}, {"fc6": 1, "fc7": 4})
 
 
 def conv_target(layer: str) -> str:
@@ -34,7 +50,7 @@ def conv_target(layer: str) -> str:
 
 @dataclass
 class Conversion:
-    """Converted weights, and how they were."""
+    """Converted weights, and how they were converted."""
 
     network: str = ""
     """For people: "VGG16, ImageNet"."""
@@ -63,3 +79,56 @@ class Conversion:
 def describe(tensor: torch.Tensor) -> str:
     """Return a tensor's shape in words: "64 x 3 x 3 x 3"."""
     return " x ".join(map(str, tensor.shape))
+
+
+def looks_like_torchvision(state: Mapping[str, object]) -> bool:
+    """Return whether the names are torchvision's."""
+    return "features.0.weight" in state
+
+
+def convert_torchvision(
+    state: Mapping[str, torch.Tensor], preprocessing: Preprocessing
+) -> Conversion:
+    """Convert a VGG16 in torchvision's names, with or without the classifier.
+
+    Args:
+        state: ``features.N.*`` and, where there are any, ``classifier.N.*``.
+        preprocessing: of the images that the weights expect.
+
+    Raises:
+        UserError: another network.
+    """
+    _check_is_vgg16(state)
+    targets = {f"features.{place}": conv_target(layer) for layer, place in _CONV.items()}
+    for places in _CLASSIFIERS:
+        sources = {f"classifier.{place}": f"{BOX_HEAD}.{fc}" for fc, place in places.items()}
+        if all(f"{source}.weight" in state for source in sources):
+            # torchvision's features-only file has NaN in place of a classifier.
+            if not any(state[f"{source}.weight"][0].isnan().any() for source in sources):
+                targets |= sources
+            break
+    result = Conversion("VGG16, ImageNet", metadata=Metadata("imagenet", preprocessing))
+    left = dict(state)
+    for source, target in targets.items():
+        for kind in ("weight", "bias"):
+            if f"{source}.{kind}" not in left:
+                raise UserError(f"the network lacks {source}.{kind}")
+            result.put(f"{source}.{kind}", f"{target}.{kind}", left.pop(f"{source}.{kind}"))
+    result.unused = [
+        f"{name} (not a number)" if tensor.isnan().all() else name for name, tensor in left.items()
+    ]
+    return result
+
+
+def _check_is_vgg16(state: Mapping[str, torch.Tensor]) -> None:
+    places = {
+        int(name.split(".")[1])
+        for name, tensor in state.items()
+        if name.startswith("features.") and name.endswith(".weight") and tensor.dim() == 4
+    }
+    if places != set(_CONV.values()):
+        raise UserError(
+            "the network has torchvision's names, but is no VGG16 without batch normalisation: it "
+            f"has convolutions at features.{', '.join(map(str, sorted(places)))}, not at "
+            f"{', '.join(map(str, _CONV.values()))}"
+        )

@@ -1,4 +1,4 @@
-"""Whether loaded weights are those a model needs."""
+"""Checks of loaded weights: are they those that a model needs?"""
 
 from __future__ import annotations
 
@@ -24,18 +24,6 @@ _BY_ANCHORS = (f"{RPN_HEAD}.rpn_cls_score.", f"{RPN_HEAD}.rpn_bbox_pred.")
 
 
 @dataclass(frozen=True)
-class Requirement:
-    """Layers without which training makes no sense."""
-
-    what: str
-    """Name and kind, "VGG16" and "conv layers"."""
-    kind: str
-    layers: tuple[str, ...]
-    """Full names, without ".weight"."""
-    advice: str = ""
-
-
-@dataclass(frozen=True)
 class Loaded:
     """What came of loading a file into a model."""
 
@@ -54,45 +42,37 @@ class Loaded:
         return Loaded(self.file, self.keys, missing, shapes)
 
 
-def check_requirements(loaded: Loaded, requirements: Sequence[Requirement]) -> None:
-    """Stop if layers that must be there are not.
+def check_layers(
+    loaded: Loaded, what: str, kind: str, layers: Sequence[str], advice: str = ""
+) -> None:
+    """Stop if layers, named without ".weight", are missing that training makes no sense without.
 
-    Raises:
-        UserError: says how many were found, what the file has instead, and what to do.
+    The message has `what` they belong to, such as "VGG16", and their `kind`, such as "conv layers".
     """
-    for requirement in requirements:
-        lacking = [
-            layer
-            for layer in requirement.layers
-            if any(f"{layer}.{kind}" in loaded.missing for kind in ("weight", "bias"))
-        ]
-        if not lacking:
-            continue
-        total = len(requirement.layers)
-        shapes = [
-            f"{name} is {_text(found)} there and {_text(wanted)} here"
-            for name, (found, wanted) in loaded.wrong_shapes.items()
-            if any(name.startswith(f"{layer}.") for layer in lacking)
-        ]
-        detail = shapes[0] if shapes else f"its first keys: {', '.join(loaded.keys[:4])} ..."
-        raise UserError(
-            f"{requirement.what}: {total - len(lacking)} of {total} {requirement.kind} found in "
-            f"{loaded.file}; {detail}. {requirement.advice}".rstrip()
-        )
+    lacking = [
+        layer
+        for layer in layers
+        if f"{layer}.weight" in loaded.missing or f"{layer}.bias" in loaded.missing
+    ]
+    if not lacking:
+        return
+    shapes = [
+        f"{name} is {_text(found)} there and {_text(wanted)} here"
+        for name, (found, wanted) in loaded.wrong_shapes.items()
+        if is_in(name, lacking)
+    ]
+    detail = shapes[0] if shapes else f"its first keys: {', '.join(loaded.keys[:4])} ..."
+    raise UserError(
+        f"{what}: {len(layers) - len(lacking)} of {len(layers)} {kind} found in {loaded.file}; "
+        f"{detail}. {advice}".rstrip()
+    )
 
 
 def check_shapes(loaded: Loaded, may_lack: Sequence[str] = ()) -> list[str]:
-    """Let differences in classes and anchors pass, which then are trained from random weights.
+    """Let differences in classes and anchors pass, which are then trained from random weights.
 
-    Args:
-        loaded: result of loading.
-        may_lack: prefixes of weights that may have any shape in the file.
-
-    Returns:
-        a sentence for each kind of difference that passed.
-
-    Raises:
-        UserError: any other weight has the wrong shape; names it.
+    Weights whose names begin with one of `may_lack` may have any shape; a UserError names any
+    other. Return a sentence for each kind of difference that passed.
     """
     wrong = {
         name: shapes for name, shapes in loaded.wrong_shapes.items() if not is_in(name, may_lack)
@@ -108,25 +88,13 @@ def check_shapes(loaded: Loaded, may_lack: Sequence[str] = ()) -> list[str]:
                 f"{loaded.file} is for another number of {reason}; these start at random: {listed}"
             )
         wrong = {name: shapes for name, shapes in wrong.items() if name not in names}
-    for name, (found, wanted) in wrong.items():
-        raise UserError(
-            f"{name} is {_text(found)} in {loaded.file} and {_text(wanted)} in the model of the "
-            "config: use the config that the weights were trained with"
-        )
+    _refuse(loaded.file, wrong)
     return sentences
 
 
 def check_complete(loaded: Loaded) -> None:
-    """Stop if anything is missing, as for evaluation.
-
-    Raises:
-        UserError: names what is missing.
-    """
-    for name, (found, wanted) in loaded.wrong_shapes.items():
-        raise UserError(
-            f"{name} is {_text(found)} in {loaded.file} and {_text(wanted)} in the model of the "
-            "config: use the config, and the number of classes, that the weights were trained with"
-        )
+    """Stop if anything is missing, as nothing may be for evaluation; the UserError names it."""
+    _refuse(loaded.file, loaded.wrong_shapes)
     if loaded.missing:
         names = sorted(loaded.missing)
         raise UserError(
@@ -136,59 +104,58 @@ def check_complete(loaded: Loaded) -> None:
         )
 
 
+def _refuse(file: str, wrong: Mapping[str, tuple[Shape, Shape]]) -> None:
+    for name, (found, wanted) in wrong.items():
+        raise UserError(
+            f"{name} is {_text(found)} in {file} and {_text(wanted)} in the model of the config: "
+            "use the config, and the number of classes, that the weights were trained with"
+        )
+
+
 def check_preprocessing(file: str, metadata: Metadata | None, wanted: Preprocessing) -> None:
-    """Stop if the weights expect other images than the config gives them.
+    """Stop if the weights of the file expect other images than the config gives them.
 
-    Args:
-        file: name of the file, for the message.
-        metadata: of the weights; without it nothing can be said.
-        wanted: what the config does.
-
-    Raises:
-        UserError: shows both values and the override to type.
+    The UserError shows both values and the override to type. Without metadata nothing can be said.
     """
     if metadata is None or metadata.preprocessing is None:
         return
-    theirs = metadata.preprocessing
+    ours, theirs = wanted.values(), metadata.preprocessing.values()
     # ImageNet's Caffe weights are used with two means that are a grey level apart.
     tolerance = IMAGENET_MEAN_TOLERANCE if metadata.kind == "imagenet" else 1e-3
-    keys = wanted.contradiction(theirs, tolerance=tolerance)
-    if not keys:
-        return
-    values = {
-        "INPUT.FORMAT": (wanted.format, theirs.format),
-        "MODEL.PIXEL_MEAN": (list(wanted.mean), list(theirs.mean)),
-        "MODEL.PIXEL_STD": (list(wanted.std), list(theirs.std)),
-    }
-    found = "; ".join(f"{k} is {values[k][0]}, the weights expect {values[k][1]}" for k in keys)
-    override = " ".join(
-        f"{k} {values[k][1]}" if k == "INPUT.FORMAT" else f'{k} "{values[k][1]}"' for k in keys
-    )
-    raise UserError(
-        f"{file} was trained on other images than the config makes: {found}. Type {override}"
-    )
+    keys = [
+        key
+        for key, value in ours.items()
+        if not _agree(value, theirs[key], tolerance if key == "MODEL.PIXEL_MEAN" else 1e-3)
+    ]
+    if keys:
+        found = "; ".join(f"{k} is {ours[k]}, the weights expect {theirs[k]}" for k in keys)
+        override = " ".join(
+            f"{k} {theirs[k]}" if k == "INPUT.FORMAT" else f'{k} "{theirs[k]}"' for k in keys
+        )
+        raise UserError(
+            f"{file} expects other images than the config makes: {found}. Type {override}"
+        )
+
+
+def _agree(a: str | list[float], b: str | list[float], tolerance: float) -> bool:
+    if isinstance(a, str) or isinstance(b, str):
+        return a == b
+    return len(a) == len(b) and all(abs(x - y) <= tolerance for x, y in zip(a, b, strict=True))
 
 
 def check_classes(
     file: str, metadata: Metadata | None, classes: Sequence[str] | None, *, evaluating: bool
 ) -> None:
-    """Compare the classes that weights were trained on with those of the data.
+    """Compare the classes that weights were trained on with those of the data, if both are known.
 
-    Args:
-        file: name of the file, for the message.
-        metadata: of the weights.
-        classes: of the data; None if unknown.
-        evaluating: whether the detector is used as it is.
-
-    Raises:
-        UserError: evaluating, the same classes stand in another order.
+    A warning says if they differ. If the detector is to be used as it is, the same classes in
+    another order are a UserError.
     """
     theirs = metadata.classes if metadata else None
     if not theirs or not classes or len(theirs) != len(classes) or tuple(classes) == theirs:
         return
-    differing = [(a, b) for a, b in zip(theirs, classes, strict=True) if a != b]
-    number = list(theirs).index(differing[0][0])
-    example = f"class {number} is '{differing[0][0]}' there and '{differing[0][1]}' in the data"
+    number = next(i for i, (a, b) in enumerate(zip(theirs, classes, strict=True)) if a != b)
+    example = f"class {number} is '{theirs[number]}' there and '{classes[number]}' in the data"
     if evaluating and sorted(theirs) == sorted(classes):
         raise UserError(
             f"{file} has the classes of the data in another order ({example}): give the data set "

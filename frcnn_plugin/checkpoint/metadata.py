@@ -1,18 +1,16 @@
-"""What a checkpoint says about itself: preprocessing, classes, where its weights are from."""
+"""What a checkpoint says about itself: preprocessing, classes, and where its weights come from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# Key of the metadata in a checkpoint, beside "model".
+# Key of the metadata in a checkpoint, next to "model".
 KEY = "frcnn_plugin"
 
-# Mean of Caffe's VGG16 in BGR order. Its authors subtract (103.939, 116.779, 123.68); the original
-# Faster R-CNN code these numbers, which make no difference that was ever measured.
-CAFFE_MEAN = (102.9801, 115.9465, 122.7717)
-# How far a mean may be from that of ImageNet weights: the two above are 1 grey level apart.
+# How far a mean may be from that of ImageNet weights: those of CAFFE below and of VGG16's authors
+# are 1 grey level apart.
 IMAGENET_MEAN_TOLERANCE = 1.5
 
 
@@ -27,24 +25,18 @@ class Preprocessing:
     std: tuple[float, ...]
     """Grey levels divided by afterwards (``MODEL.PIXEL_STD``)."""
 
-    def contradiction(self, other: Preprocessing, *, tolerance: float = 1e-3) -> list[str]:
-        """Return the config keys whose values differ.
-
-        Args:
-            other: to compare with.
-            tolerance: grey levels that the means may differ by.
-        """
-        keys = []
-        if self.format != other.format:
-            keys.append("INPUT.FORMAT")
-        if not _close(self.mean, other.mean, tolerance):
-            keys.append("MODEL.PIXEL_MEAN")
-        if not _close(self.std, other.std, 1e-3):
-            keys.append("MODEL.PIXEL_STD")
-        return keys
+    def values(self) -> dict[str, str | list[float]]:
+        """Return the values by the keys of the config that hold them."""
+        return {
+            "INPUT.FORMAT": self.format,
+            "MODEL.PIXEL_MEAN": list(self.mean),
+            "MODEL.PIXEL_STD": list(self.std),
+        }
 
 
-CAFFE = Preprocessing("BGR", CAFFE_MEAN, (1.0, 1.0, 1.0))
+# The mean is that of the original Faster R-CNN code. VGG16's authors subtract (103.939, 116.779,
+# 123.68), which makes no difference that was ever measured.
+CAFFE = Preprocessing("BGR", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0))
 # torchvision: (x / 255 - mean) / std, in grey levels.
 TORCHVISION = Preprocessing("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 # torchvision's features-only file: Caffe's weights with the colours reversed.
@@ -72,11 +64,9 @@ class Metadata:
         """Convert to what ``torch.save`` writes and ``torch.load(weights_only=True)`` reads."""
         content = {k: v for k, v in asdict(self).items() if v not in (None, {})}
         if self.preprocessing is not None:
-            p = self.preprocessing
-            content["preprocessing"] = {
-                "format": p.format,
-                "mean": list(p.mean),
-                "std": list(p.std),
+            content["preprocessing"] |= {
+                "mean": list(self.preprocessing.mean),
+                "std": list(self.preprocessing.std),
             }
         if self.classes is not None:
             content["classes"] = list(self.classes)
@@ -84,29 +74,23 @@ class Metadata:
 
     @classmethod
     def from_dict(cls, content: object) -> Metadata | None:
-        """Invert :meth:`to_dict`; return None if ``content`` is not what that gives."""
+        """Invert :meth:`to_dict`; return None if ``content`` is something else."""
         if not isinstance(content, Mapping) or not isinstance(content.get("kind"), str):
             return None
-        classes = content.get("classes")
+        classes, config = content.get("classes"), content.get("config")
         return cls(
             kind=content["kind"],
             preprocessing=_preprocessing(content.get("preprocessing")),
-            classes=tuple(str(c) for c in classes) if isinstance(classes, list) else None,
-            config=content["config"] if isinstance(content.get("config"), str) else None,
+            classes=tuple(map(str, classes)) if isinstance(classes, list) else None,
+            config=config if isinstance(config, str) else None,
             source=dict(content.get("source") or {}),
             background=dict(content.get("background") or {}),
         )
 
 
-def _preprocessing(content: object) -> Preprocessing | None:
-    if not isinstance(content, Mapping):
-        return None
+def _preprocessing(content: Any) -> Preprocessing | None:
     try:
         mean, std = tuple(map(float, content["mean"])), tuple(map(float, content["std"]))
         return Preprocessing(str(content["format"]), mean, std)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):  # none, or a stranger's
         return None
-
-
-def _close(a: Sequence[float], b: Sequence[float], tolerance: float) -> bool:
-    return len(a) == len(b) and all(abs(x - y) <= tolerance for x, y in zip(a, b, strict=True))

@@ -1,9 +1,10 @@
-"""Read files of weights, whatever program they are from, and look into checkpoints."""
+"""Read files of weights, whichever program wrote them, and look into checkpoints."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,15 @@ import torch
 from ..atomic_files import replacing, sha256
 from ..errors import UserError
 from .caffe.caffemodel import read_caffemodel
-from .caffe.from_caffe import convert_caffe
-from .conversion import Conversion
-from .from_torchvision import KNOWN, LAYOUTS, convert_torchvision, looks_like_torchvision
+from .caffe.conversion import convert_caffe
+from .conversion import (
+    KNOWN,
+    LAYOUTS,
+    Conversion,
+    convert_torchvision,
+    describe,
+    looks_like_torchvision,
+)
 from .metadata import KEY, Metadata
 
 # Goes up when a conversion gives other weights than before.
@@ -24,15 +31,14 @@ CONVERTER_VERSION = 1
 
 @dataclass(frozen=True)
 class Peek:
-    """What lies in a checkpoint; a model is not needed to read it."""
+    """What is in a checkpoint; a model is not needed to read it."""
 
-    path: Path
     content: dict[str, Any]
     """All entries by name. Tensors are mapped: their values are read when they are used."""
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The model's tensors by name, which may lie a level deeper in the file."""
+        """The model's tensors by name, which may be a level deeper in the file."""
         content: Any = self.content
         for key in ("model", "state_dict"):
             if isinstance(content.get(key), Mapping):
@@ -52,10 +58,7 @@ class Peek:
 
     @property
     def stage(self) -> int:
-        """Which of the four stages the checkpoint is from, 1 to 4.
-
-        It is 0 in all other files, also in what the whole four stages end with.
-        """
+        """Which of the four stages the checkpoint is from, 1 to 4; 0 also for the final one."""
         try:
             # "step" is what the hook has always called it in its files.
             stage = self.content["trainer"]["hooks"]["FourStepHook"]["step"]
@@ -75,9 +78,7 @@ def peek(path: str | os.PathLike[str]) -> Peek:
     Raises:
         UserError: the file is missing or damaged, or is no checkpoint.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
+    path = _existing(path)
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -90,7 +91,7 @@ def peek(path: str | os.PathLike[str]) -> Peek:
         ) from e
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not weights by name")
-    return Peek(path, dict(content))
+    return Peek(dict(content))
 
 
 def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversion:
@@ -101,8 +102,8 @@ def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversio
 
     Args:
         path: file.
-        layout: one of :data:`.from_torchvision.LAYOUTS`, for a file in torchvision's names whose
-            digest is unknown.
+        layout: one of :data:`.conversion.LAYOUTS`, for a file in torchvision's names whose digest
+            is unknown.
 
     Returns:
         weights, some of them views of the mapped file, and metadata with the file's SHA-256.
@@ -110,22 +111,21 @@ def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversio
     Raises:
         UserError: the file is missing, damaged, or of an unknown kind; names it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    if not _is_torch_file(path):
-        return convert_caffemodel(path)
+    path = _existing(path)
+    with path.open("rb") as file:
+        # torch.save writes a zip archive, or a pickle.
+        if file.read(2) not in (b"PK", b"\x80\x02"):
+            return convert_caffemodel(path)
     found = peek(path)
-    state = found.weights
+    state, metadata = found.weights, found.metadata
     if looks_like_torchvision(state):
         return convert_torchvision_file(path, state, layout=layout)
-    metadata = found.metadata
     if metadata is None and not any(name.startswith("backbone.") for name in state):
         raise UserError(
             f"{path} is none of the kinds that can be converted; its weights are called "
             f"{', '.join(list(state)[:4])} ..."
         )
-    rows = [(name, name, " x ".join(map(str, t.shape))) for name, t in state.items()]
+    rows = [(name, name, describe(tensor)) for name, tensor in state.items()]
     return Conversion("checkpoint", state, metadata or Metadata("detector"), rows)
 
 
@@ -134,14 +134,8 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
 
     Args:
         path: as for :func:`read_weights`; also a ``.pkl`` of Detectron2, which says nothing.
-
-    Returns:
-        None if it says nothing.
-
-    Raises:
-        UserError: as :func:`read_weights`.
     """
-    if Path(path).suffix == ".pkl" and Path(path).is_file():
+    if _existing(path).suffix == ".pkl":
         return None
     try:
         metadata = peek(path).metadata
@@ -152,12 +146,9 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
 
 def convert_caffemodel(path: str | os.PathLike[str]) -> Conversion:
     """Read and convert a caffemodel; see :func:`read_weights`."""
-    layers = read_caffemodel(path).layers
-    try:
-        result = convert_caffe(layers)
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from e
-    return _with_source(result, path, "caffemodel")
+    layers = read_caffemodel(path)
+    with _naming(path):
+        return _with_source(convert_caffe(layers), path, "caffemodel", sha256(path))
 
 
 def convert_torchvision_file(
@@ -165,22 +156,16 @@ def convert_torchvision_file(
 ) -> Conversion:
     """Convert a file in torchvision's names that holds ``state``; see :func:`read_weights`."""
     digest = sha256(path)
-    if layout and layout not in LAYOUTS:
-        raise UserError(f"there is no layout '{layout}'; there are {', '.join(LAYOUTS)}")
-    known = KNOWN.get(digest[:8])
-    if not layout and known is None:
+    layout = layout or KNOWN.get(digest[:8], "")
+    if not layout:
         raise UserError(
-            f"{path} has torchvision's names, which both torchvision's own weights (RGB images) "
-            "and Caffe's saved in its names, such as vgg16_caffe.pth (BGR), have, and it is none "
+            f"{path} has torchvision's names. Both torchvision's own weights (RGB images) and "
+            "Caffe's saved in its names, such as vgg16_caffe.pth (BGR), have these, and it is none "
             f"of the known files (SHA-256 {digest}). Say what it is: frcnn weights convert "
             f"{path} OUTPUT.pth --layout {' | '.join(LAYOUTS)}"
         )
-    preprocessing = LAYOUTS[layout] if layout else known[1]  # type: ignore[index]
-    try:
-        result = convert_torchvision(state, preprocessing)
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from e
-    return _with_source(result, path, layout or known[0], digest)  # type: ignore[index]
+    with _naming(path):
+        return _with_source(convert_torchvision(state, LAYOUTS[layout]), path, layout, digest)
 
 
 def save_weights(path: str | os.PathLike[str], conversion: Conversion) -> None:
@@ -191,18 +176,28 @@ def save_weights(path: str | os.PathLike[str], conversion: Conversion) -> None:
         torch.save(content, file)
 
 
-def _is_torch_file(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file starts as ``torch.save``'s do: a zip archive, or a pickle."""
-    with open(path, "rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02")
+def _existing(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    return path
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the name of the file before what a conversion complains about."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
 
 
 def _with_source(
-    result: Conversion, path: str | os.PathLike[str], layout: str, digest: str = ""
+    result: Conversion, path: str | os.PathLike[str], layout: str, digest: str
 ) -> Conversion:
     source: dict[str, str | int] = {
         "file": Path(path).name,
-        "sha256": digest or sha256(path),
+        "sha256": digest,
         "layout": layout,
         "converter": CONVERTER_VERSION,
     }

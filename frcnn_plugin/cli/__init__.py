@@ -1,0 +1,47 @@
+"""The commands of `frcnn`. Here is what several of them have in common."""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from ..config import plugin_cfg
+from ..errors import UserError
+
+
+def add_config_file(parser: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:
+    parser.add_argument("--config-file", default="", required=required, metavar="FILE", help=what)
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on this machine; default: %(default)s",
+    )
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add the words at the end of the command line."""
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split other words from the ``KEY VALUE`` pairs after them."""
+    cfg = plugin_cfg()
+    for i, word in enumerate(words):
+        if word.partition(".")[0] in cfg and not os.path.exists(word):
+            return list(words[:i]), list(words[i:])
+    return list(words), []
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Stop at values that options of these names cannot have."""
+    for name in ("batch_size", "limit", "num_gpus", "topk"):
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: it must be 1 or more")
+    score = getattr(args, "score", None)
+    if score is not None and not 0 <= score <= 1:
+        raise UserError(f"--score is {score:g}: it must be from 0 to 1")

@@ -1,29 +1,30 @@
 """The console command `frcnn`: its commands, one parser, one place where mistakes become a line.
 
-Each command is a module of this folder that offers
+Each command is a module of this folder, or a class in one, that offers
 
 - its docstring: what `frcnn COMMAND --help` prints above the options;
 - `add_arguments(parser)`;
 - `run(args)`: do it. An int that it returns is the exit status; anything else is a result for
   callers in Python, and the status is 0. A `UserError` that it raises ends the command with one
   line and status 1;
-- if argparse's usual way of reading the words does not do, `parse(parser, words)`.
+- `parse(parser, words)`, if argparse's usual way of reading the words does not do.
 
-Imported are the standard library and, once a command is chosen, its module. So `frcnn --help`
-is quick, and works where PyTorch or Detectron2 is missing (see frcnn_command.py, which for that
-reason runs this file without importing the package: relative imports do not work here).
+Only the standard library is imported until a command is chosen. So `frcnn --help` is quick, and
+works where PyTorch or Detectron2 is missing (see frcnn_command.py, which for that reason runs this
+file without importing the package: relative imports do not work here).
 """
 
 import argparse
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
-# Command: its module, and what it does.
+# Command: its module or class, and what it does.
 COMMANDS = {
     "train": ("train", "train a detector, or evaluate one (--eval-only)"),
     "predict": ("predict", "run a detector on images"),
@@ -31,13 +32,13 @@ COMMANDS = {
     "doctor": ("doctor", "find what is wrong before it costs a day"),
     "report": ("report", "write an HTML page about a training run"),
     "weights convert": (
-        "convert_weights",
-        "convert weights from Caffe or torchvision, or to Caffe",
+        "weights.Convert",
+        "convert weights of Caffe and torchvision, or to Caffe",
     ),
-    "weights download": ("download_weights", "list and download the published weight files"),
-    "weights check": ("check_weights", "verify weight files, published ones or your own"),
-    "proposals dump": ("dump_proposals", "write a network's proposals for a data set"),
-    "proposals convert": ("convert_proposals", "convert and check proposals of other programs"),
+    "weights download": ("weights.Download", "list and download the published weight files"),
+    "weights check": ("weights.Check", "verify weight files, published ones or your own"),
+    "proposals dump": ("proposals.Dump", "write a network's proposals for a data set"),
+    "proposals convert": ("proposals.Convert", "convert and check proposals of other programs"),
     "make-data": ("make_data", "write a small VOC-format data set of generated images"),
 }
 GROUPS = {command.split()[0] for command in COMMANDS if " " in command}
@@ -82,7 +83,7 @@ def overview(group: str = "") -> argparse.ArgumentParser:
 def choose(words: Sequence[str]) -> tuple[str, list[str]]:
     """Return the command that `words` begin with, and the words after it.
 
-    Without a command, print what there is, or which command was probably meant, and exit.
+    Without a command, list them, or say which one was probably meant, and exit.
     """
     group = words[0] if words and words[0] in GROUPS else ""
     length = 2 if group else 1
@@ -106,33 +107,40 @@ def choose(words: Sequence[str]) -> tuple[str, list[str]]:
     )
 
 
-def parse(argv: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
-    """Import the command that `argv` names, and let it read its arguments.
+def load(command: str) -> Any:
+    """Import a command; an ImportError says that PyTorch or Detectron2 is missing or unsuitable."""
+    module, _, name = COMMANDS[command][0].partition(".")
+    loaded = importlib.import_module(f"frcnn_plugin.cli.{module}")
+    return getattr(loaded, name) if name else loaded
+
+
+def parse(argv: Sequence[str]) -> tuple[Any, argparse.Namespace]:
+    """Return the command that `argv` names, and its arguments.
 
     Raises:
-        ImportError: PyTorch, torchvision or Detectron2 is missing or unsuitable.
+        ImportError: as in :func:`load`.
         SystemExit: the words ask for help or cannot be read, as with argparse.
     """
-    command, words = choose(argv)
-    module = importlib.import_module(f"frcnn_plugin.cli.{COMMANDS[command][0]}")
+    name, words = choose(argv)
+    command = load(name)
     parser = argparse.ArgumentParser(
-        prog=f"frcnn {command}",
-        description=module.__doc__,
+        prog=f"frcnn {name}",
+        description=inspect.getdoc(command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    module.add_arguments(parser)
-    read = getattr(module, "parse", argparse.ArgumentParser.parse_args)
-    return module, read(parser, words)
+    command.add_arguments(parser)
+    read = getattr(command, "parse", argparse.ArgumentParser.parse_args)
+    return command, read(parser, words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` (default: the command line) names; return the exit status."""
     try:
-        module, args = parse(sys.argv[1:] if argv is None else argv)
+        command, args = parse(sys.argv[1:] if argv is None else argv)
         from frcnn_plugin.errors import UserError
 
         try:
-            result = module.run(args)
+            result = command.run(args)
             return result if isinstance(result, int) else 0
         except UserError as error:
             message, status = f"error: {error}", 1
@@ -142,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, status = f"error: {error}", 1
     except KeyboardInterrupt:
         message, status = "interrupted", 130  # as a shell reports the signal
-    # Printed here, when the exception is gone and a progress bar in its traceback closed.
+    # Printed here, where the exception is gone and a progress bar in its traceback is closed.
     print(message, file=sys.stderr)
     return status
 

@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,30 +27,27 @@ from ..errors import UserError
 from ..preflight import PlannedRun, count, preflight, preflight_without_config
 from ..preflight.finding import error, plural, warning
 from ..preflight.planned_run import warnings_of
+from . import add_config_file, add_overrides, add_processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-file", default="", metavar="FILE", help="config to check")
+    add_config_file(parser, "config to check")
     parser.add_argument("--eval-only", action="store_true", help="check for an evaluation")
-    parser.add_argument("--resume", action="store_true", help="check for going on with a run")
+    parser.add_argument("--resume", action="store_true", help="check for continuing a run")
     parser.add_argument("--overwrite", action="store_true", help="check for starting a run anew")
-    parser.add_argument(
-        "--num-gpus",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes on this machine; default: %(default)s",
-    )
+    add_processes(parser)
     parser.add_argument(
         "--all", action="store_true", help="load every data set and decode every image"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the findings to this file"
+    )
     parser.add_argument("--strict", action="store_true", help="warnings count as errors")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+    add_overrides(parser)
 
 
 def find(args: argparse.Namespace) -> Iterator[Any]:
-    """Yield what there is to say, as it is found."""
+    """Yield findings as they are made."""
     if not args.config_file and not args.opts:
         yield from preflight_without_config()
         return
@@ -74,12 +71,6 @@ def find(args: argparse.Namespace) -> Iterator[Any]:
     yield from preflight(run)
 
 
-def write_json(path: Path, findings: Sequence[Any], status: int) -> None:
-    """Write the findings, whole or not at all."""
-    content = {"exit_status": status, "findings": [asdict(f) for f in findings]}
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
 def run(args: argparse.Namespace) -> int:
     """Print one line per finding; return the exit status."""
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -94,8 +85,9 @@ def run(args: argparse.Namespace) -> int:
         f"{plural(counts['error'], 'error')}"
     )
     if args.json:
+        content = {"exit_status": int(bad > 0), "findings": [asdict(f) for f in findings]}
         try:
-            write_json(args.json, findings, int(bad > 0))
+            write_text(args.json, json.dumps(content, indent=2) + "\n")
         except OSError as e:
             raise UserError(f"cannot write --json {args.json} ({e.strerror})") from e
     return int(bad > 0)

@@ -14,19 +14,17 @@ files that are written.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from ..config import plugin_cfg
 from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
 from ..predict import FasterRCNNPredictor
@@ -39,27 +37,15 @@ from ..predict.inputs import (
 )
 from ..predict.outputs import DetectionWriter
 from ..process import tune_process
+from . import add_config_file, check_numbers, split_overrides
 
-# Detections between this score and --score are counted, and said to have been left out.
+# Detections between this score and --score are counted; the command says how many were left out.
 COUNTED_FROM = 0.05
-
-
-@dataclass
-class Item:
-    """One image of the run."""
-
-    name: str
-    """What the files that are written call it."""
-    picture: str
-    """Name of its picture, without extension."""
-    index: int
-    image: npt.NDArray[np.uint8]
-    """(H, W, 3) uint8 BGR."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, help="checkpoint of a trained detector")
-    parser.add_argument("--config-file", default="", help="config, instead of the checkpoint's own")
+    add_config_file(parser, "config, instead of the checkpoint's own")
     parser.add_argument("--output", type=Path, help="folder for pictures with detections, and JSON")
     parser.add_argument("--json", type=Path, help="file for detections in COCO's format")
     parser.add_argument("--features", type=Path, help=".npz file for fc7 and all class scores")
@@ -76,15 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 parse = argparse.ArgumentParser.parse_intermixed_args
 
 
-def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the images from the ``KEY VALUE`` pairs after them."""
-    cfg = plugin_cfg()
-    for i, word in enumerate(words):
-        if word.partition(".")[0] in cfg and not os.path.exists(word):
-            return list(words[:i]), list(words[i:])
-    return list(words), []
-
-
 def check(args: argparse.Namespace, images: Sequence[str]) -> None:
     """Stop before the work on what would stop it or come to nothing."""
     if not images:
@@ -97,12 +74,7 @@ def check(args: argparse.Namespace, images: Sequence[str]) -> None:
         raise UserError("say what to write: --output FOLDER, --json FILE, --features FILE.npz")
     if args.features and args.features.suffix != ".npz":
         raise UserError(f"--features {args.features} must end in .npz")
-    for name in ("batch_size", "topk"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}: it must be 1 or more")
-    if not 0 <= args.score <= 1:
-        raise UserError(f"--score is {args.score:g}: it must be from 0 to 1")
+    check_numbers(args)
     for path in (args.json, args.features):
         if path and not path.resolve().parent.is_dir():
             raise UserError(f"there is no folder {path.resolve().parent}")
@@ -110,22 +82,18 @@ def check(args: argparse.Namespace, images: Sequence[str]) -> None:
         raise UserError(f"--output {args.output} is a file: give a folder")
 
 
-def read_items(paths: Sequence[Path], unreadable: list[str]) -> Iterator[Item]:
-    """Read the images that can be read; the others' names go into ``unreadable``."""
-    pictures = output_names(paths)
+def read_images(
+    paths: Sequence[Path], unreadable: list[Path]
+) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """Yield index and (H, W, 3) uint8 BGR image of the readable files; append the others."""
     for i, path in enumerate(tqdm(paths, unit="image")):
         try:
             image = read_bgr(path)
         except UserError as error:
             tqdm.write(f"left out: {error}", file=sys.stderr)
-            unreadable.append(str(path))
-            continue
-        yield Item(str(path), pictures[i], i, image)
-
-
-def batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    while batch := list(islice(items, size)):
-        yield batch
+            unreadable.append(path)
+        else:
+            yield i, image
 
 
 def make_writer(args: argparse.Namespace, class_names: Sequence[str]) -> DetectionWriter:
@@ -141,27 +109,14 @@ def make_writer(args: argparse.Namespace, class_names: Sequence[str]) -> Detecti
     )
 
 
-def detect(
-    predictor: FasterRCNNPredictor, batch: list[Item], writer: DetectionWriter, features: bool
-) -> None:
-    results = predictor.predict([item.image for item in batch], features=features)
-    for item, found in zip(batch, results, strict=True):
-        writer.add(item.name, item.image, found, picture=item.picture)
-
-
 def extract(
-    predictor: FasterRCNNPredictor,
-    batch: list[Item],
-    boxes: Sequence[BoxList],
-    source: str,
-    writer: DetectionWriter,
-) -> None:
-    for item in batch:
-        try:
-            result = predictor.extract(item.image, boxes[item.index])
-        except UserError as error:
-            raise UserError(f"{source}: {item.name}: {error}") from error
-        writer.add_boxes(item.name, result)
+    predictor: FasterRCNNPredictor, image: npt.NDArray[np.uint8], boxes: BoxList, where: str
+) -> Instances:
+    """Compute the features of boxes; an error says where these are from."""
+    try:
+        return predictor.extract(image, boxes)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,8 +127,9 @@ def run(args: argparse.Namespace) -> int:
     check(args, images)
     paths = find_images(images)
     boxes = load_boxes(args.boxes, paths) if args.boxes else []
+    pictures = output_names(paths)
     if args.output:
-        check_overwrites(args.output, [f"{name}.jpg" for name in output_names(paths)], paths)
+        check_overwrites(args.output, [f"{name}.jpg" for name in pictures], paths)
     if args.topk:
         opts += ["TEST.DETECTIONS_PER_IMAGE", str(args.topk)]
     predictor = FasterRCNNPredictor(
@@ -185,13 +141,20 @@ def run(args: argparse.Namespace) -> int:
     )
     if not args.boxes:
         predictor.check_detects()
-    unreadable: list[str] = []
+    unreadable: list[Path] = []
     with make_writer(args, predictor.class_names) as writer:
-        for batch in batches(read_items(paths, unreadable), args.batch_size):
+        readable = read_images(paths, unreadable)
+        while batch := list(islice(readable, args.batch_size)):
             if args.boxes:
-                extract(predictor, batch, boxes, args.boxes, writer)
+                for i, image in batch:
+                    where = f"{args.boxes}: {paths[i]}"
+                    writer.add_boxes(str(paths[i]), extract(predictor, image, boxes[i], where))
             else:
-                detect(predictor, batch, writer, bool(args.features))
+                of_batch = predictor.predict(
+                    [image for _, image in batch], features=bool(args.features)
+                )
+                for (i, image), found in zip(batch, of_batch, strict=True):
+                    writer.add(str(paths[i]), image, found, picture=pictures[i])
     if args.boxes:
         print(f"features of {writer.kept} boxes in {writer.images} images")
     else:
@@ -207,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
     if unreadable:
         print(
             f"error: {len(unreadable)} of {len(paths)} files could not be read: "
-            f"{', '.join(unreadable)}",
+            f"{', '.join(map(str, unreadable))}",
             file=sys.stderr,
         )
     return 1 if unreadable else 0

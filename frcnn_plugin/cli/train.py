@@ -6,9 +6,8 @@
     frcnn train --config-file my.yaml --num-gpus 2
     frcnn train --config-file my.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
 
-Pairs of KEY VALUE at the end override the config. Before anything starts, the checks of `frcnn
-doctor` are made. Without CUDA everything runs on the CPU, and --num-gpus is the number of
-processes.
+Pairs of KEY VALUE at the end override the config. The checks of `frcnn doctor` come before anything
+else. Without CUDA everything runs on the CPU, and --num-gpus is the number of processes.
 """
 
 from __future__ import annotations
@@ -25,25 +24,20 @@ from ..engine import PaperTrainer, evaluate_checkpoint, forget_run, setup_cfg
 from ..preflight import PlannedRun, stop_on_errors
 from ..process import launch, tune_process
 from ..report import RunRecorder
+from . import add_config_file, add_overrides, add_processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Offer what Detectron2's own training scripts take, and --overwrite."""
-    parser.add_argument("--config-file", default="", metavar="FILE", help="config of the run")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
+    add_config_file(parser, "config of the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR")
     parser.add_argument(
         "--overwrite", action="store_true", help="start anew in a folder that holds a run"
     )
     parser.add_argument(
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train"
     )
-    parser.add_argument(
-        "--num-gpus",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes on this machine; default: %(default)s",
-    )
+    add_processes(parser)
     parser.add_argument(
         "--num-machines", type=int, default=1, metavar="N", help="default: %(default)s"
     )
@@ -56,11 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="where the processes meet; default: %(default)s",
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+    add_overrides(parser)
 
 
 def run_process(args: argparse.Namespace) -> Any:
-    """Set up, then train or evaluate: what every process does. Return the results."""
+    """Set up, then train or evaluate; return the results. Every process calls this."""
     tune_process()
     cfg: CfgNode = setup_cfg(args.config_file, args.opts)
     default_setup(cfg, args)

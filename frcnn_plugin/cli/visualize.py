@@ -34,13 +34,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from ..checkpoint.checkpointer import class_names
-from ..config import plugin_cfg
 from ..data import check_datasets
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
 from ..predict.inputs import find_images, output_names
 from ..visualization.pictures import MODES, Options, Pictures, is_of_training
+from . import add_config_file, add_overrides, check_numbers, split_overrides
 
 FIRST = 4  # images of a data set that are drawn by default
 
@@ -49,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode", required=True, choices=MODES, metavar="MODE", help="one of those above"
     )
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="config of the network"
-    )
+    add_config_file(parser, "config of the network", required=True)
     parser.add_argument(
         "--dataset",
         help="registered name; default: the first of DATASETS.TEST for proposals and detections, "
@@ -86,32 +84,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cell", nargs=2, type=int, metavar=("ROW", "COLUMN"),
         help="cell of the feature map for anchors; default: the middle one",
     )  # fmt: skip
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+    add_overrides(parser)
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """Read the words; options that take several also swallow the overrides after them."""
-
-    def is_key(word: str) -> bool:
-        section = word.partition(".")[0]
-        return section.isupper() and section in plugin_cfg()
-
+    """Read the words; give back the overrides that an option of several words has swallowed."""
     args = parser.parse_args(words)
     for name in ("image", "input"):
-        taken = getattr(args, name) or []
-        first = next((i for i, word in enumerate(taken) if is_key(word)), len(taken))
-        args.opts = [*taken[first:], *args.opts]
-        setattr(args, name, taken[:first])
+        taken, overrides = split_overrides(getattr(args, name) or [])
+        args.opts = [*overrides, *args.opts]
+        setattr(args, name, taken)
     return args
 
 
-def check_args(args: argparse.Namespace) -> None:
-    for name in ("topk", "limit"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
-    if args.score is not None and not 0 <= args.score <= 1:
-        raise UserError(f"--score {args.score:g}: must be between 0 and 1")
+def check(args: argparse.Namespace) -> None:
+    check_numbers(args)
     if args.input and (args.image or args.dataset):
         other = "--image" if args.image else "--dataset"
         raise UserError(f"--input and {other} exclude each other: files, or images of a data set")
@@ -127,7 +114,7 @@ def dataset_name(cfg: CfgNode, args: argparse.Namespace) -> str:
 
 def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     """Return the images asked for, in the order asked for."""
-    # Testing counts difficult objects apart, which Detectron2's own VOC data sets do not tell.
+    # Evaluation sets difficult objects apart, which Detectron2's own VOC names do not mark.
     training = is_of_training(args.mode) and args.mode != "data"
     records = DatasetCatalog.get(name) if training else load_dicts(name)
     if args.image:
@@ -150,7 +137,7 @@ def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, An
 def run(args: argparse.Namespace) -> list[Path]:
     """Draw all that was asked for; return the files."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    check_args(args)
+    check(args)
     cfg = setup_cfg(args.config_file, args.opts)
     if args.input:
         files = find_images(args.input)[: args.limit]

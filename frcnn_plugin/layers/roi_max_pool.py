@@ -2,7 +2,8 @@
 
 torchvision's operator visits every cell of every bin, channel by channel, in one thread. Here the
 maxima of small windows are tabulated once, for all positions, and each bin takes the larger of two
-table entries; maxima do not round, so the result is the same to the last bit.
+table entries; maxima do not round, so the result is the same to the last bit. Which cells a box
+reads, as in Caffe, is decided in modeling/roi_heads/poolers.py.
 
 Shape shorthand in this module: a map of H x W cells, R RoIs of an image, P bins per side (7).
 """

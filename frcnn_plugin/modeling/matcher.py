@@ -1,4 +1,7 @@
-"""Matching of boxes with ground truth by IoU."""
+"""Matching of boxes with ground truth by IoU.
+
+What the RPN labels positive and negative with it: ``PaperRPN.match_anchors``.
+"""
 
 from __future__ import annotations
 

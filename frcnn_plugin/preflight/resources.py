@@ -1,16 +1,14 @@
-"""What a run needs of the machine: an output folder, disk space, memory."""
+"""What a run needs of the machine: disk space and memory."""
 
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..checkpoint.read import peek
-from ..errors import UserError
 from ..four_step.stages import build_stages
 from .finding import Finding, error, ok, plural, warning
+from .output import nearest_folder
 from .planned_run import PlannedRun
 
 _GIB = 2**30
@@ -29,79 +27,6 @@ _MEASURED = {
 }
 
 
-# ---- the output folder ----------------------------------------------------------------------
-
-
-def check_output(run: PlannedRun) -> Iterator[Finding]:
-    """Check that ``OUTPUT_DIR`` is free, or that the run in it is what the user means."""
-    if run.eval_only:
-        return
-    folder = Path(run.cfg.OUTPUT_DIR)
-    problem = _why_not_writable(folder)
-    if run.last_checkpoint and not (run.resume or run.overwrite):
-        yield error(
-            "output",
-            f"OUTPUT_DIR {folder} holds a run already: continue it (--resume), start again and "
-            "lose it (--overwrite), or choose another OUTPUT_DIR",
-        )
-    elif problem:
-        yield error(
-            "output",
-            f"OUTPUT_DIR {folder} cannot be written to ({problem})",
-            "Give another one, for example OUTPUT_DIR /tmp/run",
-        )
-    elif run.last_checkpoint and run.resume:
-        yield from _resumed(run, run.last_checkpoint)
-    elif run.last_checkpoint:
-        yield warning("output", f"the run in {folder} is overwritten (--overwrite)")
-    elif run.resume:
-        yield warning(
-            "output",
-            f"--resume, but there is no run in {folder}: training starts at iteration 0",
-            "If there should be one, check OUTPUT_DIR",
-        )
-    elif (folder / "metrics.json").exists():
-        yield warning(
-            "output",
-            f"{folder} holds the log of another run (metrics.json), which would be continued",
-            "Choose another OUTPUT_DIR",
-        )
-    else:
-        yield ok("output", f"OUTPUT_DIR {folder} is free")
-
-
-def _resumed(run: PlannedRun, file: Path) -> Iterator[Finding]:
-    try:
-        iteration = peek(file).iteration
-    except UserError:  # missing or damaged, as the check of the weights will say
-        return
-    start, end = 0 if iteration is None else iteration + 1, run.scaled.SOLVER.MAX_ITER
-    if start >= end:
-        yield warning(
-            "output",
-            f"the run in {file.parent} is finished ({file.name}, iteration {start:,} of {end:,}): "
-            "nothing is left to train",
-        )
-    else:
-        yield ok("output", f"resuming from {file} at iteration {start:,} of {end:,}")
-
-
-def _nearest_folder(path: Path) -> Path:
-    """Return the path itself, or the nearest folder above it that exists."""
-    path = path.absolute()
-    return next((p for p in (path, *path.parents) if p.exists()), path)
-
-
-def _why_not_writable(folder: Path) -> str:
-    """Return what the system says when a file is written where the folder is or would be made."""
-    try:
-        # Trying is the only test that knows about read-only disks and quotas.
-        with tempfile.TemporaryFile(dir=_nearest_folder(folder)):
-            return ""
-    except OSError as e:
-        return e.strerror or str(e)
-
-
 # ---- disk -----------------------------------------------------------------------------------
 
 
@@ -109,7 +34,7 @@ def check_disk(run: PlannedRun) -> Iterator[Finding]:
     """Compare what the run writes with what is free."""
     if run.eval_only:
         return
-    folder = _nearest_folder(Path(run.cfg.OUTPUT_DIR))
+    folder = nearest_folder(Path(run.cfg.OUTPUT_DIR))
     free = shutil.disk_usage(folder).free
     number, size = number_of_checkpoints(run), checkpoint_bytes(run)
     need = number * size + proposal_bytes(run)

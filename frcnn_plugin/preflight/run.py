@@ -9,8 +9,9 @@ from ..errors import UserError
 from .data_sets import check_data, check_data_root, check_proposal_files
 from .environment import check_environment
 from .finding import Finding, error, warning
+from .output import check_output
 from .planned_run import PlannedRun
-from .resources import check_disk, check_memory, check_output
+from .resources import check_disk, check_memory
 from .schedule import check_solver, check_start_of_stages
 from .weights import check_weights
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
-from ..checkpoint.catalog.download import cached_path
+from ..checkpoint.catalog.download import PREFIX, cached_path
 from ..checkpoint.catalog.known_files import find
-from ..checkpoint.catalog.path_handler import PREFIX
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..checkpoint.metadata import KEY, Metadata
 from ..checkpoint.read import peek

@@ -141,7 +141,7 @@ def test_caffemodel_has_all_layers_of_vgg16(
     monkeypatch.setattr(caffemodel, "_BLOCKS", ((4, 2), (4, 2), (4, 3), (4, 3), (4, 3)))
     monkeypatch.setattr(caffemodel, "_FC", {"fc6": (4, 8), "fc7": (4, 4), "fc8": (5, 4)})
     caffemodel.write_vgg16(tmp_path / "vgg16.caffemodel")
-    layers = read_caffemodel(tmp_path / "vgg16.caffemodel").layers
+    layers = read_caffemodel(tmp_path / "vgg16.caffemodel")
     assert len(layers) == 16 and layers["conv3_3"][0].shape == (4, 4, 3, 3)
 
 

@@ -8,11 +8,10 @@ import pytest
 
 from frcnn_plugin.checkpoint.matching import (
     Loaded,
-    Requirement,
     check_classes,
     check_complete,
+    check_layers,
     check_preprocessing,
-    check_requirements,
     check_shapes,
 )
 from frcnn_plugin.checkpoint.metadata import (
@@ -24,7 +23,7 @@ from frcnn_plugin.checkpoint.metadata import (
 )
 from frcnn_plugin.errors import UserError
 
-CONVS = Requirement("VGG16", "conv layers", ("backbone.a", "backbone.b"), "Do this.")
+CONVS = ("VGG16", "conv layers", ("backbone.a", "backbone.b"), "Do this.")
 PREDICTOR = "roi_heads.box_predictor"
 RPN_HEAD = "proposal_generator.rpn_head"
 
@@ -34,26 +33,26 @@ def loaded(missing=(), wrong=None, keys=("x", "y", "z", "u", "v")) -> Loaded:
     return Loaded("f.pth", keys, [*missing, *wrong], wrong)
 
 
-def test_nothing_found() -> None:
-    names = [f"backbone.{layer}.{kind}" for layer in "ab" for kind in ("weight", "bias")]
-    expected = r"VGG16: 0 of 2 conv layers found in f\.pth; its first keys: x, y, z, u \.\.\.\. Do"
-    with pytest.raises(UserError, match=expected):
-        check_requirements(loaded(names), [CONVS])
-
-
-def test_one_bias_missing_is_a_layer_missing() -> None:
-    with pytest.raises(UserError, match="VGG16: 1 of 2 conv layers"):
-        check_requirements(loaded(["backbone.b.bias"]), [CONVS])
-
-
-def test_another_width() -> None:
-    wrong = {"backbone.a.weight": ((64, 3, 3, 3), (4, 3, 3, 3))}
-    with pytest.raises(UserError, match=r"backbone\.a\.weight is 64x3x3x3 there and 4x3x3x3 here"):
-        check_requirements(loaded(wrong=wrong), [CONVS])
-
-
-def test_what_is_not_required_may_be_missing() -> None:
-    check_requirements(loaded([f"{RPN_HEAD}.rpn_conv.weight"]), [CONVS])
+@pytest.mark.parametrize(
+    ("missing", "wrong", "message"),
+    [
+        (
+            [f"backbone.{layer}.{kind}" for layer in "ab" for kind in ("weight", "bias")],
+            {},
+            r"VGG16: 0 of 2 conv layers found in f\.pth; its first keys: x, y, z, u \.\.\.\. Do",
+        ),
+        (["backbone.b.bias"], {}, "VGG16: 1 of 2 conv layers"),
+        (
+            [],
+            {"backbone.a.weight": ((64, 3, 3, 3), (4, 3, 3, 3))},
+            r"backbone\.a\.weight is 64x3x3x3 there and 4x3x3x3 here",
+        ),
+    ],
+)
+def test_required_layers(missing: list, wrong: dict, message: str) -> None:
+    check_layers(loaded([f"{RPN_HEAD}.rpn_conv.weight"]), *CONVS)  # which is not required
+    with pytest.raises(UserError, match=message):
+        check_layers(loaded(missing, wrong), *CONVS)
 
 
 def test_other_numbers_of_classes_and_anchors_start_at_random() -> None:

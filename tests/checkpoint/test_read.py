@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from frcnn_plugin.checkpoint import KEY, peek, read_weights, save_weights, write_caffemodel
-from frcnn_plugin.checkpoint.from_torchvision import KNOWN
+from frcnn_plugin.checkpoint.conversion import KNOWN, LAYOUTS
 from frcnn_plugin.checkpoint.metadata import CAFFE, TORCHVISION, Metadata
 from frcnn_plugin.errors import UserError
 
@@ -62,7 +62,7 @@ def test_known_file_in_torchvisions_names(
 ) -> None:
     """Recognised by the start of its SHA-256."""
     digest = hashlib.sha256(torchvision.read_bytes()).hexdigest()
-    monkeypatch.setitem(KNOWN, digest[:8], ("torchvision", TORCHVISION))
+    monkeypatch.setitem(KNOWN, digest[:8], "torchvision")
     weights = read_weights(torchvision)
     assert weights.metadata.preprocessing == TORCHVISION
     assert weights.metadata.source["layout"] == "torchvision"
@@ -70,7 +70,7 @@ def test_known_file_in_torchvisions_names(
 
 def test_known_files() -> None:
     """PyTorch's file names end in the first digits of the SHA-256."""
-    assert {k: p.format for k, (_, p) in KNOWN.items()} == {
+    assert {k: LAYOUTS[layout].format for k, layout in KNOWN.items()} == {
         "397923af": "RGB",  # vgg16-397923af.pth
         "88682ab5": "RGB",  # vgg16_features-amdegroot-88682ab5.pth
         "00b39a1b": "BGR",  # vgg16-00b39a1b.pth
@@ -81,8 +81,6 @@ def test_unknown_file_in_torchvisions_names(torchvision: Path) -> None:
     with pytest.raises(UserError, match=r"RGB images.*vgg16_caffe\.pth.*--layout torchvision \|"):
         read_weights(torchvision)
     assert read_weights(torchvision, layout="caffe-pth").metadata.preprocessing == CAFFE
-    with pytest.raises(UserError, match="no layout 'tv'; there are torchvision, "):
-        read_weights(torchvision, layout="tv")
 
 
 def test_state_dict_one_level_deeper(tmp_path: Path) -> None:

@@ -9,11 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from frcnn_plugin import get_config_file
 from frcnn_plugin.data.synthetic import write_synthetic_voc
-from tests.cli.conftest import frcnn
-
-DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
+from tests.cli.conftest import DEMO, frcnn
 
 
 @pytest.fixture

@@ -20,19 +20,16 @@ import torch
 from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
 
-from frcnn_plugin import get_config_file
 from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.checkpoint.metadata import KEY
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.predict import FasterRCNNPredictor
-from tests.cli.conftest import frcnn
+from tests.cli.conftest import DEMO, SMALL, frcnn
 from tests.random_detector import random_detector, squares
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
-    *("MODEL.DEVICE", "cpu"),
+OPTS = [
+    *SMALL,
     *("MODEL.ANCHOR_GENERATOR.SIZES", "[[32,64,128]]"),
     *("INPUT.MIN_SIZE_TEST", "128", "INPUT.MAX_SIZE_TEST", "192"),
     *("DATASETS.TRAIN", "('predict_test',)"),
@@ -58,7 +55,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as training leaves it."""
     MetadataCatalog.get("predict_test").thing_classes = list(NAMES)
     folder = tmp_path_factory.mktemp("weights")
-    cfg = setup_cfg(get_config_file("demo/vgg16_shapes_joint.yaml"), SMALL)
+    cfg = setup_cfg(DEMO, OPTS)
     AtomicCheckpointer(random_detector(cfg), str(folder), cfg=cfg).save("model_final")
     return folder / "model_final.pth"
 
@@ -198,8 +195,8 @@ def test_one_class_has_a_name(
     predict: Callable, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     MetadataCatalog.get("predict_one").thing_classes = ["bolt"]
-    opts = [*SMALL, "DATASETS.TRAIN", "('predict_one',)", "MODEL.ROI_HEADS.NUM_CLASSES", "1"]
-    cfg = setup_cfg(get_config_file("demo/vgg16_shapes_joint.yaml"), opts)
+    opts = [*OPTS, "DATASETS.TRAIN", "('predict_one',)", "MODEL.ROI_HEADS.NUM_CLASSES", "1"]
+    cfg = setup_cfg(DEMO, opts)
     AtomicCheckpointer(random_detector(cfg), str(tmp_path), cfg=cfg).save("one")
     predict("--weights", tmp_path / "one.pth", photos / "a", "--output", tmp_path / "out")
     content = json.loads((tmp_path / "out" / "detections.json").read_text())

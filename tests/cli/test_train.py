@@ -15,18 +15,14 @@ import torch
 from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 
-from frcnn_plugin import get_config_file
 from frcnn_plugin.cli.__main__ import parse
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.report import write_report
-from tests.cli.conftest import frcnn
+from tests.cli.conftest import DEMO, SMALL, frcnn
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
-SMALL = [
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
-    *("MODEL.DEVICE", "cpu"),
+OPTS = [
+    *SMALL,
     *("SOLVER.STEPS", "(2,)"),
     *("SOLVER.MAX_ITER", "4"),
     *("SOLVER.CHECKPOINT_PERIOD", "2"),
@@ -86,7 +82,7 @@ def metrics(run: Path) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
-    output = train_net(data, "--config-file", DEMO, *SMALL, "OUTPUT_DIR", str(run))
+    output = train_net(data, "--config-file", DEMO, *OPTS, "OUTPUT_DIR", str(run))
     assert "AP50" in output and "triangle" in output
     return run
 
@@ -107,13 +103,13 @@ def test_leaves_a_report(trained: Path) -> None:
 
 def test_evaluation_alone(train: Callable[..., str], trained: Path) -> None:
     weights = ("MODEL.WEIGHTS", str(trained / "model_final.pth"))
-    output = train("--eval-only", *SMALL, *weights, "OUTPUT_DIR", str(trained / "eval"))
+    output = train("--eval-only", *OPTS, *weights, "OUTPUT_DIR", str(trained / "eval"))
     assert "AP50" in output and "model_final.pth" in output
 
 
 def test_resume_goes_on_where_it_stopped(train: Callable[..., str], tmp_path: Path) -> None:
     """Two iterations, then two more, against four at once: the same rates and checkpoints."""
-    first = [*SMALL, "OUTPUT_DIR", str(tmp_path), "TEST.EVAL_PERIOD", "0"]
+    first = [*OPTS, "OUTPUT_DIR", str(tmp_path), "TEST.EVAL_PERIOD", "0"]
     train(*first, "SOLVER.MAX_ITER", "3")
     assert "Starting training from iteration 3" in train("--resume", *first)
     checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=False)
@@ -125,7 +121,7 @@ def test_resume_goes_on_where_it_stopped(train: Callable[..., str], tmp_path: Pa
 
 def test_two_processes_on_the_cpu(train: Callable[..., str], tmp_path: Path) -> None:
     processes = ("--num-gpus", "2", "--dist-url", "auto")
-    output = train(*processes, *SMALL, "OUTPUT_DIR", str(tmp_path))
+    output = train(*processes, *OPTS, "OUTPUT_DIR", str(tmp_path))
     assert (tmp_path / "model_final.pth").is_file()
     assert "AP50" in output
     assert "terminate called" not in output

@@ -14,8 +14,7 @@ from frcnn_plugin.cli import visualize
 from frcnn_plugin.cli.__main__ import parse
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
-from tests.cli.conftest import frcnn
-from tests.visualization.shapes import DEMO, SMALL, random_weights
+from tests.cli.conftest import DEMO, SMALL, frcnn
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,11 +24,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(root))
         yield root
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory, data: Path) -> str:
-    return random_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture
@@ -54,7 +48,7 @@ def test_training_modes_draw_the_training_set_without_weights(draw: Callable, mo
 
 
 @pytest.mark.parametrize("mode, first", [("sampled", 1), ("proposals", 7), ("detections", 7)])
-def test_modes_with_weights(draw: Callable, weights: str, mode: str, first: int) -> None:
+def test_modes_with_weights(draw: Callable, weights: Path, mode: str, first: int) -> None:
     """Those of testing draw the test set."""
     names = draw(mode, "--limit", "2", weights=weights)
     assert names == [f"{mode}_00000{first}.png", f"{mode}_00000{first + 1}.png"]
@@ -101,7 +95,7 @@ def test_files_and_folders(draw: Callable, data: Path, tmp_path: Path) -> None:
 
 
 def test_detections_of_files_have_the_config_s_class_names(
-    draw: Callable, data: Path, weights: str
+    draw: Callable, data: Path, weights: Path
 ) -> None:
     image = data / "demo_shapes" / "JPEGImages" / "000001.jpg"
     names = draw("detections", "--input", str(image), "--score", "0", weights=weights)
@@ -125,9 +119,9 @@ def test_detectron2_s_voc_names_tell_difficult_objects() -> None:
          "did you mean 000001"),
         ("data", ["--image", "x"], "--image x: .*; 000001 is one that is"),
         ("data", ["--dataset", "shapes_tst"], "data set 'shapes_tst' is not registered"),
-        ("data", ["--limit", "0"], "--limit 0: must be at least 1"),
-        ("proposals", ["--topk", "0"], "--topk 0: must be at least 1"),
-        ("detections", ["--score", "50"], "--score 50: must be between 0 and 1"),
+        ("data", ["--limit", "0"], "--limit is 0: it must be 1 or more"),
+        ("proposals", ["--topk", "0"], "--topk is 0: it must be 1 or more"),
+        ("detections", ["--score", "50"], "--score is 50: it must be from 0 to 1"),
         ("anchors", ["--input", "no.jpg"], "there is no file or folder no.jpg"),
         ("anchors", ["--input", "{empty}"], ".* holds no images"),
         ("matches", ["--input", "{photo}"], ".*000001.jpg has no annotations, which mode matches"),
@@ -141,7 +135,7 @@ def test_detectron2_s_voc_names_tell_difficult_objects() -> None:
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(
-    fails: Callable[..., str], data: Path, weights: str, tmp_path: Path, mode, words, message
+    fails: Callable[..., str], data: Path, weights: Path, tmp_path: Path, mode, words, message
 ) -> None:
     photo = data / "demo_shapes" / "JPEGImages" / "000001.jpg"
     given = [word.format(empty=tmp_path, photo=photo, weights=weights) for word in words]

@@ -107,49 +107,57 @@ def fakes(installer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 ABSENT, USABLE, BROKEN = ("absent", ""), ("usable", "/site/detectron2"), ("broken", "undefined")
 
 
-def test_a_usable_one_is_left_alone(
+@pytest.mark.parametrize(
+    ("states", "given", "failing", "ours", "status", "calls", "said"),
+    [
+        ([USABLE], "", [], False, 0, [], ["installed at /site/detectron2, left as it is\n"]),
+        ([USABLE], "mine", [], False, 0, [], ["left as it is; DETECTRON2=mine is ignored"]),
+        ([ABSENT, USABLE], "", [], False, 0, ["upstream"], ["from upstream commit 02b5c4e295\n"]),
+        (
+            [ABSENT, USABLE], "", ["upstream"], False, 0, ["upstream", "labgym"],
+            ["installed from the January 2024 copy in labgym==3.1.2 (not from", "upstream failed"],
+        ),
+        (
+            [ABSENT, BROKEN, USABLE], "", [], False, 0, ["upstream", "uninstall", "labgym"],
+            ["cannot be used: undefined"],
+        ),
+        (
+            [ABSENT], "", ["upstream", "labgym"], False, 1, ["upstream", "labgym"],
+            ["could not be installed", "upstream failed", "labgym failed", "Do this: run it again"],
+        ),
+        ([ABSENT, USABLE], "m.whl", [], False, 0, ["given"], ["installed from DETECTRON2=m.whl\n"]),
+        ([ABSENT], "m.whl", ["given"], False, 1, ["given"], ["Do this: correct DETECTRON2"]),
+        ([BROKEN], "", [], False, 1, [], ["did not install; it is left as it is.\nundefined"]),
+        ([BROKEN, USABLE], "", [], True, 0, ["uninstall", "upstream"], ["copy is replaced"]),
+        ([("no torch", "pip install torch")], "", [], False, 1, [], ["come first.\npip install t"]),
+    ],
+    ids=[
+        *("usable", "usable, one given", "upstream first", "labgym next", "does not work"),
+        *("none works", "given", "given fails", "broken of the user", "broken of ours", "no torch"),
+    ],
+)  # fmt: skip
+def test_order_of_the_sources(
     installer: ModuleType,
     fakes: Callable,
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    states: list[tuple[str, str]],
+    given: str,
+    failing: list[str],
+    ours: bool,
+    status: int,
+    calls: list[str],
+    said: list[str],
 ) -> None:
-    calls = fakes(USABLE, USABLE)
-    assert installer.main([]) == 0
-    expected = "detectron2: already installed at /site/detectron2, left as it is"
-    assert capsys.readouterr().out == expected + "\n"
-    monkeypatch.setenv("DETECTRON2", "mine")
-    assert installer.main([]) == 0
-    assert capsys.readouterr().out.startswith(f"{expected}; DETECTRON2=mine is ignored")
-    assert calls == []
-
-
-def test_upstream_comes_before_labgym(
-    installer: ModuleType, fakes: Callable, capsys: pytest.CaptureFixture
-) -> None:
-    calls = fakes(ABSENT, USABLE)
-    assert installer.main([]) == 0
-    assert calls == ["upstream"]
-    assert capsys.readouterr().out == "detectron2: installed from upstream commit 02b5c4e295\n"
-
-
-def test_labgym_is_next_and_the_line_says_why(
-    installer: ModuleType, fakes: Callable, capsys: pytest.CaptureFixture
-) -> None:
-    calls = fakes(ABSENT, USABLE, failing=("upstream",))
-    assert installer.main([]) == 0
-    assert calls == ["upstream", "labgym"]
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("detectron2: installed from the January 2024 copy in labgym==3.1.2 (")
-    assert "upstream failed" in line
-
-
-def test_one_that_installs_but_does_not_work_is_taken_out_again(
-    installer: ModuleType, fakes: Callable, capsys: pytest.CaptureFixture
-) -> None:
-    calls = fakes(ABSENT, BROKEN, USABLE)
-    assert installer.main([]) == 0
-    assert calls == ["upstream", "uninstall", "labgym"]
-    assert "cannot be used: undefined" in capsys.readouterr().out
+    if given:
+        monkeypatch.setenv("DETECTRON2", given)
+    called = fakes(*states, failing=tuple(failing), ours=ours)
+    assert installer.main([]) == status
+    assert called == calls
+    output = capsys.readouterr().out
+    assert output.startswith("detectron2: ")
+    for text in said:
+        assert text in output
 
 
 def test_opencv_is_installed_where_there_is_none(
@@ -162,60 +170,6 @@ def test_opencv_is_installed_where_there_is_none(
     monkeypatch.setattr(installer.importlib.util, "find_spec", lambda name: None)
     installer.install_opencv(["--constraint", "c.txt"])
     assert calls == [("install", "--constraint", "c.txt", "opencv-python-headless>=4.5")]
-
-
-def test_failure_says_what_was_tried_and_what_to_do(
-    installer: ModuleType, fakes: Callable, capsys: pytest.CaptureFixture
-) -> None:
-    fakes(ABSENT, failing=("upstream", "labgym"))
-    assert installer.main([]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("detectron2: could not be installed")
-    assert "upstream failed" in lines[1] and "labgym failed" in lines[2]
-    assert lines[3].startswith("Do this: ") and "DETECTRON2=" in lines[3]
-    assert len(lines) == 4
-
-
-def test_given_is_the_only_source_then(
-    installer: ModuleType,
-    fakes: Callable,
-    capsys: pytest.CaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("DETECTRON2", "mine.whl")
-    calls = fakes(ABSENT, USABLE)
-    assert installer.main([]) == 0
-    assert calls == ["given"]
-    assert capsys.readouterr().out == "detectron2: installed from DETECTRON2=mine.whl\n"
-
-    calls = fakes(ABSENT, failing=("given",))
-    assert installer.main([]) == 1
-    assert calls == ["given"]
-    assert "Do this: correct DETECTRON2" in capsys.readouterr().out
-
-
-def test_a_broken_one_of_the_user_is_reported_not_replaced(
-    installer: ModuleType, fakes: Callable, capsys: pytest.CaptureFixture
-) -> None:
-    calls = fakes(BROKEN)
-    assert installer.main([]) == 1
-    assert calls == []
-    assert "undefined" in capsys.readouterr().out
-
-
-def test_a_broken_one_of_our_own_is_replaced(installer: ModuleType, fakes: Callable) -> None:
-    calls = fakes(BROKEN, USABLE, ours=True)
-    assert installer.main([]) == 0
-    assert calls == ["uninstall", "upstream"]
-
-
-def test_torch_comes_first(
-    installer: ModuleType, fakes: Callable, capsys: pytest.CaptureFixture
-) -> None:
-    calls = fakes(("no torch", "torch is not installed. Install it: pip install torch"))
-    assert installer.main([]) == 1
-    assert calls == []
-    assert "pip install torch" in capsys.readouterr().out
 
 
 def test_script_is_known_by_its_help() -> None:

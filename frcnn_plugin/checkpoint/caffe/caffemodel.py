@@ -7,7 +7,6 @@ import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from ...errors import UserError
 _MOST_BYTES = 2**31 - 1  # a protocol buffer message cannot be larger
 
 # What is needed of caffe.proto, with its numbers: {message: {field: (number, type, repeated)}}.
-# "data" and "double_data" are packed floats and doubles there. To the runtime they are said to be
-# bytes, which has the same encoding: it would make a Python number of each of 138 million values.
+# "data" and "double_data" are packed floats and doubles there. Here they are bytes, which have the
+# same encoding: the runtime would make a Python number of each of 138 million values.
 _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
     "BlobShape": {"dim": (1, "INT64", True)},
     "BlobProto": {
@@ -32,7 +31,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
         "shape": (7, "BlobShape", False),
         "double_data": (8, "BYTES", True),
     },
-    # Few files have a number of their own for each value. See _packed().
+    # Few files have a number of their own for each value: see _packed().
     "UnpackedBlobProto": {"data": (5, "FLOAT", True), "double_data": (8, "DOUBLE", True)},
     "V1LayerParameter": {
         "layer": (1, "BYTES", False),  # the format before 2014, in a message of its own
@@ -41,33 +40,25 @@ _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
     },
     "LayerParameter": {
         "name": (1, "BYTES", False),
-        "type": (2, "BYTES", False),
         "blobs": (7, "BlobProto", True),
     },
     "NetParameter": {
-        "name": (1, "BYTES", False),
         "layers": (2, "V1LayerParameter", True),
         "layer": (100, "LayerParameter", True),
     },
 }
-_PACKAGE = "frcnn_plugin_caffe"
 _LEGACY_SHAPE = ("num", "channels", "height", "width")
 
 
-@dataclass(frozen=True)
-class CaffeModel:
-    """The weights of a Caffe network."""
-
-    name: str
-    layers: dict[str, list[np.ndarray]]
-    """By layer name, in the file's order, its blobs: weight and, mostly, bias; float32, in Caffe's
-    shapes, as (1, 1, 1, N) for a bias in older files. Layers without blobs are left out."""
-
-
-def read_caffemodel(path: str | os.PathLike[str]) -> CaffeModel:
+def read_caffemodel(path: str | os.PathLike[str]) -> dict[str, list[np.ndarray]]:
     """Read a network, of ``layers`` (V1) or ``layer`` (since 2014) messages.
 
-    The arrays are read-only. Until this returns, the file is in memory twice.
+    Until this returns, the file is in memory twice.
+
+    Returns:
+        by layer name, in the file's order, its blobs: weight and, mostly, bias; read-only float32
+        arrays in Caffe's shapes, such as (1, 1, 1, N) for a bias in older files. Layers without
+        blobs are left out.
 
     Raises:
         UserError: the file is missing, cut off, or something else; names it.
@@ -90,19 +81,13 @@ def read_caffemodel(path: str | os.PathLike[str]) -> CaffeModel:
 
 
 def write_caffemodel(
-    path: str | os.PathLike[str],
-    layers: Mapping[str, Sequence[np.ndarray]],
-    *,
-    name: str = "",
-    types: Mapping[str, str] | None = None,
+    path: str | os.PathLike[str], layers: Mapping[str, Sequence[np.ndarray]]
 ) -> None:
     """Write a network that Caffe's ``--weights`` takes; the file appears only when complete.
 
     Args:
         path: file.
         layers: by layer name, its blobs; float32, in the shapes of the network's prototxt.
-        name: of the network.
-        types: by layer name, Caffe's type, such as "Convolution"; Caffe does not need it.
 
     Raises:
         UserError: more than the 2 GiB that a file of this kind can have.
@@ -112,13 +97,11 @@ def write_caffemodel(
         raise UserError(f"{path} would have {total} bytes; a caffemodel has at most 2 GiB")
     net_type = _message("NetParameter")
     with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(net_type(name=name.encode()).SerializeToString())
-        for layer_name, arrays in layers.items():
-            # Networks one after the other are one network of all their layers, and so only one
-            # layer at a time has to be in memory once more.
+        for name, arrays in layers.items():
+            # Networks written one after another are one network of all their layers. So only one
+            # layer at a time is in memory once more.
             net = net_type()
-            layer = net.layer.add(name=layer_name.encode())
-            layer.type = (types or {}).get(layer_name, "").encode()
+            layer = net.layer.add(name=name.encode())
             for array in arrays:
                 blob = layer.blobs.add(data=[np.asarray(array, "<f4").tobytes()])
                 blob.shape.dim.extend(array.shape)
@@ -127,34 +110,47 @@ def write_caffemodel(
 
 def _message(name: str) -> Any:
     """Return the class of a message of :data:`_MESSAGES`."""
-    from google.protobuf import message_factory
-
-    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"{_PACKAGE}.{name}"))
+    return _classes()[name]
 
 
 @functools.cache
-def _pool() -> Any:
-    """Tell protobuf, which is imported when it is first needed, of the messages."""
-    from google.protobuf import descriptor_pb2, descriptor_pool
+def _classes() -> dict[str, Any]:
+    return message_classes(_MESSAGES)
+
+
+def message_classes(
+    messages: Mapping[str, Mapping[str, tuple[int, str, bool]]], *, packed: bool = True
+) -> dict[str, Any]:
+    """Build protocol buffer classes from a table like :data:`_MESSAGES`.
+
+    Args:
+        messages: name of a message -> name of a field -> its number, type, and whether it repeats.
+        packed: whether repeated numbers share one field.
+    """
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name=f"{_PACKAGE}.proto", package=_PACKAGE)
-    for message, fields in _MESSAGES.items():
+    file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe")
+    for message, fields in messages.items():
         added = file.message_type.add(name=message)
         for field, (number, kind, repeated) in fields.items():
             label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
             one = added.field.add(name=field, number=number, label=label)
-            if kind in _MESSAGES:
-                one.type, one.type_name = kinds.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
+            if kind in messages:
+                one.type, one.type_name = kinds.TYPE_MESSAGE, f".caffe.{kind}"
             else:
                 one.type = kinds.Type.Value(f"TYPE_{kind}")
-                one.options.packed = kind in ("INT64", "FLOAT", "DOUBLE")
+                if repeated and kind in ("INT64", "INT32", "FLOAT", "DOUBLE"):
+                    one.options.packed = packed
     pool = descriptor_pool.DescriptorPool()  # not the default one, where Caffe's own may be
     pool.AddSerializedFile(file.SerializeToString())
-    return pool
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}"))
+        for name in messages
+    }
 
 
-def _read_net(net: Any) -> CaffeModel:
+def _read_net(net: Any) -> dict[str, list[np.ndarray]]:
     layers: dict[str, list[np.ndarray]] = {}
     for layer in itertools.chain(net.layers, net.layer):
         if layer.DESCRIPTOR.name == "V1LayerParameter" and layer.HasField("layer"):
@@ -168,7 +164,7 @@ def _read_net(net: Any) -> CaffeModel:
             layers[name] = [_read_blob(blob) for blob in layer.blobs]
     if not layers:
         raise ValueError("no layer has weights")
-    return CaffeModel(net.name.decode(), layers)
+    return layers
 
 
 def _read_blob(blob: Any) -> np.ndarray:
@@ -190,9 +186,9 @@ def _read_blob(blob: Any) -> np.ndarray:
 
 
 def _packed(blob: Any) -> Any:
-    """Return the blob with its values in one piece, if there is a field for each of them.
+    """Return the blob with its values in one piece, where each has a field of its own.
 
-    To :data:`_MESSAGES` such fields are unknown, and stay in the message as they are; the runtime
+    Such fields are unknown to :data:`_MESSAGES`, and stay in the message as they are; the runtime
     packs them when it writes what it has read as floats.
     """
     unpacked = _message("UnpackedBlobProto").FromString(blob.SerializeToString())

@@ -1,7 +1,7 @@
 """Weight files that have a name: where they are, what they hold, what they are checked by.
 
-A checksum is given only where somebody published it; the comments say who. What is empty could not
-be found, and is then not checked.
+A checksum is given only where somebody has published it; the comments say who. Files without one
+are not checked.
 """
 
 from __future__ import annotations
@@ -11,76 +11,55 @@ from dataclasses import dataclass
 
 from ...errors import UserError
 
-# hashlib's names as people write them, and the number of hexadecimal digits.
-ALGORITHMS = {"sha256": ("SHA-256", 64), "sha1": ("SHA-1", 40), "md5": ("MD5", 32)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file on the web and what is published about its bytes.
-
-    Attributes:
-        file_name: name in the cache folder.
-        urls: where it is, tried in order; none for a member of an archive.
-        size: in bytes; 0 if not published.
-        sha256: hexadecimal, empty if not published. It may be the first digits only, which PyTorch
-            puts into a file's name.
-        sha1: all digits, empty if not published; so is `md5`.
-    """
+    """A file on the web and what is published about its bytes."""
 
     file_name: str
+    """Name in the cache folder."""
     urls: tuple[str, ...] = ()
+    """Tried in this order; empty for a member of an archive."""
     size: int = 0
-    sha256: str = ""
-    sha1: str = ""
-    md5: str = ""
-
-    @property
-    def checksums(self) -> dict[str, str]:
-        """All that are published: hashlib's name of the algorithm -> first or all digits."""
-        known = {algorithm: getattr(self, algorithm) for algorithm in ALGORITHMS}
-        return {algorithm: digits for algorithm, digits in known.items() if digits}
+    """In bytes, for the list; 0 if not published."""
+    checksum: str = ""
+    """hashlib's algorithm and hexadecimal digits, "sha256:397923af"; perhaps the first digits only,
+    which is what PyTorch puts into the names of files. Empty if not published."""
 
     @property
     def checked_by(self) -> str:
-        """Which published checksums tell whether a file is this one, in words."""
-        words = []
-        for algorithm, digits in self.checksums.items():
-            word, length = ALGORITHMS[algorithm]
-            words.append(word if len(digits) == length else f"{word} ({len(digits)} digits)")
-        return ", ".join(words) or "nothing"
+        """Which published checksum tells whether a file is this one, in words."""
+        algorithm, _, digits = self.checksum.partition(":")
+        return f"{algorithm.upper()} ({len(digits)} digits)" if digits else "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFile(RemoteFile):
-    """An entry of the catalog, read as ``frcnn://<name>``.
-
-    Attributes:
-        name: what the user writes.
-        description: one line for ``frcnn weights download --list``.
-        licence: as far as its publisher states one.
-        archive: the .tgz that holds it, if it is not published by itself.
-        member: its path in that archive.
-        is_detector: whether it can detect; the others are where training starts.
-    """
+    """An entry of the catalog, read as ``frcnn://<name>``."""
 
     name: str
+    """What the user writes."""
     description: str
+    """One line for ``frcnn weights download --list``."""
     licence: str
+    """As far as the publisher states one."""
     archive: RemoteFile | None = None
+    """The .tgz that holds it, if it is not published on its own."""
     member: str = ""
+    """Its path in that archive."""
     is_detector: bool = False
+    """Whether it can detect; training starts from the others."""
 
     @property
     def checked_by(self) -> str:
-        """Which checksums tell whether a file is this one; those of its archive if it has none."""
-        if self.archive and not self.checksums:
+        """Which checksum tells whether a file is this one: its own, or that of its archive."""
+        if self.archive and not self.checksum:
             return f"{self.archive.checked_by} of the .tgz"
         return super().checked_by
 
 
-# Both archives: URL and MD5 from data/scripts/fetch_*.sh of py-faster-rcnn. Its older addresses at
-# Berkeley have answered 404 since 2017.
+# Both archives: URL, and MD5 of the first, from data/scripts/fetch_*.sh of py-faster-rcnn. Its
+# older addresses at Berkeley have answered 404 since 2017.
 IMAGENET_MODELS = RemoteFile(
     file_name="imagenet_models.tgz",
     urls=(
@@ -88,18 +67,17 @@ IMAGENET_MODELS = RemoteFile(
         "https://dl.dropboxusercontent.com/s/gstw7122padlf0l/imagenet_models.tgz?dl=0",
         "https://dl.dropbox.com/s/gstw7122padlf0l/imagenet_models.tgz?dl=0",
     ),
-    md5="ed34ca912d6782edfb673a8c3a0bda6d",
+    checksum="md5:ed34ca912d6782edfb673a8c3a0bda6d",
 )
 FASTER_RCNN_MODELS = RemoteFile(
     file_name="faster_rcnn_models.tgz",
     urls=(
         "https://dl.dropboxusercontent.com/s/o6ii098bu51d139/faster_rcnn_models.tgz?dl=0",
-        # Second address and SHA-1, also those of the members: testdata/dnn/download_models.py of
-        # opencv_extra.
+        # Second address and SHA-1, also of the members: opencv_extra's
+        # testdata/dnn/download_models.py.
         "https://dl.opencv.org/models/faster_rcnn_models.tgz",
     ),
-    sha1="51bca62727c3fe5d14b66e9331373c1e297df7d1",
-    md5="ac116844f66aefe29587214272054668",
+    checksum="sha1:51bca62727c3fe5d14b66e9331373c1e297df7d1",
 )
 
 _PY_FASTER_RCNN = "not stated (py-faster-rcnn: MIT)"
@@ -114,7 +92,7 @@ CATALOG: tuple[KnownFile, ...] = (
         ),
         # Size, SHA-256 and licence: models/public/vgg16/model.yml of OpenVINO's open_model_zoo.
         size=553432081,
-        sha256="a6196bc498e45ea4cb2637114ae8db9410cf1556fd60a55ae93272371beba197",
+        checksum="sha256:a6196bc498e45ea4cb2637114ae8db9410cf1556fd60a55ae93272371beba197",
         description="VGG16 on ImageNet, the original (paper)",
         licence="CC BY 4.0",
     ),
@@ -122,10 +100,10 @@ CATALOG: tuple[KnownFile, ...] = (
         name="vgg16_torchvision_imagenet",
         file_name="vgg16-397923af.pth",
         urls=("https://download.pytorch.org/models/vgg16-397923af.pth",),
-        # torchvision publishes the first digits, in the name. All of them and the size are stated
-        # alike by several projects that pin the file.
+        # torchvision publishes the first digits, in the name. Several projects that pin the file
+        # state the same size, and all digits.
         size=553433881,
-        sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        checksum="sha256:397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
         description="VGG16 on ImageNet, torchvision's (RGB in [0, 1])",
         licence="BSD-3-Clause",
     ),
@@ -135,7 +113,7 @@ CATALOG: tuple[KnownFile, ...] = (
         urls=("https://download.pytorch.org/models/vgg16_features-amdegroot-88682ab5.pth",),
         # The name; torchvision checks it when it downloads. There it is
         # VGG16_Weights.IMAGENET1K_FEATURES. fc6 and fc7 are in the file, full of nan.
-        sha256="88682ab5",
+        checksum="sha256:88682ab5",
         description="VGG16 on ImageNet, convolutions only (RGB, Caffe's scale)",
         licence="BSD-3-Clause (ssd.pytorch: MIT)",
     ),
@@ -147,9 +125,9 @@ CATALOG: tuple[KnownFile, ...] = (
             "https://web.eecs.umich.edu/~justincj/models/vgg16-00b39a1b.pth",
             "https://s3-us-west-2.amazonaws.com/jcjohns-models/vgg16-00b39a1b.pth",
         ),
-        # The name, made for torch.utils.model_zoo, which checked it. Files of this name that were
-        # saved again with other layer names are about; they have another SHA-256.
-        sha256="00b39a1b",
+        # The name, made for torch.utils.model_zoo, which checked it. There are other files of this
+        # name, saved again with other layer names; they have another SHA-256.
+        checksum="sha256:00b39a1b",
         description="vgg16_caffe_imagenet as .pth (jcjohnson/pytorch-vgg)",
         licence="not stated (original: CC BY 4.0)",
     ),
@@ -166,7 +144,7 @@ CATALOG: tuple[KnownFile, ...] = (
         file_name="VGG16_faster_rcnn_final.caffemodel",
         archive=FASTER_RCNN_MODELS,
         member="faster_rcnn_models/VGG16_faster_rcnn_final.caffemodel",
-        sha1="dd099979468aafba21f3952718a9ceffc7e57699",
+        checksum="sha1:dd099979468aafba21f3952718a9ceffc7e57699",
         description="VGG16 detector on VOC07 trainval, four stages (alt_opt)",
         licence=_PY_FASTER_RCNN,
         is_detector=True,
@@ -176,7 +154,7 @@ CATALOG: tuple[KnownFile, ...] = (
         file_name="ZF_faster_rcnn_final.caffemodel",
         archive=FASTER_RCNN_MODELS,
         member="faster_rcnn_models/ZF_faster_rcnn_final.caffemodel",
-        sha1="7af886686f149622ed7a41c08b96743c9f4130f5",
+        checksum="sha1:7af886686f149622ed7a41c08b96743c9f4130f5",
         description="ZF detector on VOC07 trainval, four stages (alt_opt)",
         licence=_PY_FASTER_RCNN,
         is_detector=True,
@@ -196,11 +174,7 @@ CATALOG: tuple[KnownFile, ...] = (
 
 
 def find(name: str) -> KnownFile:
-    """Return the entry called `name`.
-
-    Raises:
-        UserError: there is none; names those that are alike, and all.
-    """
+    """Return the entry called `name`; a UserError for any other lists the names."""
     for known in CATALOG:
         if known.name == name:
             return known

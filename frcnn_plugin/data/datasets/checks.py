@@ -113,8 +113,8 @@ def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
         return
     if not dicts:
         raise UserError(
-            f"{name}: no images; its image set (or COCO file) lists none. Add them to it, or name "
-            f"another set in DATASETS"
+            f"{name}: no images; its image set (ImageSets/Main/<split>.txt, or the COCO file) "
+            f"lists none. Add some to it, or name another set in DATASETS"
         )
     expected = OFFICIAL_IMAGE_COUNTS.get(name)
     if expected is not None and expected != len(dicts):

@@ -17,7 +17,6 @@ class Server:
 
     Attributes:
         files: path -> content.
-        kind: of the content.
         ranges: whether ``Range`` is heeded.
         length: whether answers say how long they are.
         drop_after: for each coming request, close the connection after so many bytes.
@@ -27,7 +26,6 @@ class Server:
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
-    kind: str = "application/octet-stream"
     ranges: bool = True
     length: bool = True
     drop_after: list[int] = field(default_factory=list)
@@ -75,7 +73,6 @@ def _handler(server: Server) -> Callable[..., BaseHTTPRequestHandler]:
                     self.send_error(416)
                     return
             self.send_response(status)
-            self.send_header("Content-Type", server.kind)
             if server.length:
                 self.send_header("Content-Length", str(len(content) - start))
             if status == 206:

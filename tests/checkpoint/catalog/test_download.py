@@ -6,7 +6,6 @@ The contents are arbitrary bytes; checksums are computed by hashlib from what th
 from __future__ import annotations
 
 import hashlib
-import logging
 import random
 import socket
 from pathlib import Path
@@ -23,6 +22,7 @@ from .http_server import Server
 PIECE = 1 << 14  # what is received at once; connections break between two pieces here
 CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+CHECKSUM = f"sha256:{SHA256}"
 OTHER = random.Random(1).randbytes(300_000)
 
 
@@ -53,14 +53,12 @@ def names(folder: Path) -> set[str]:
 def break_off(server: Server, file: RemoteFile, path: Path) -> None:
     """Leave a part behind, as a connection does that breaks five times."""
     server.drop_after = [6 * PIECE] + [0] * 4
-    assert "the next try goes on there" in fails(file, path)
+    assert "the next attempt continues from there" in fails(file, path)
     server.asked.clear()
 
 
 def test_plain_download_is_checked_and_leaves_nothing_else(server: Server, tmp_path: Path) -> None:
-    sha1, md5 = hashlib.sha1(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()
-    file = remote(server, size=len(CONTENT), sha256=SHA256, sha1=sha1, md5=md5)
-    download(file, tmp_path / "w.bin")
+    download(remote(server, checksum=CHECKSUM), tmp_path / "w.bin")
     assert (tmp_path / "w.bin").read_bytes() == CONTENT
     assert names(tmp_path) == {"w.bin"}
     assert ranges(server) == [None]
@@ -68,7 +66,7 @@ def test_plain_download_is_checked_and_leaves_nothing_else(server: Server, tmp_p
 
 def test_dropped_connection_is_continued(server: Server, tmp_path: Path) -> None:
     server.drop_after = [6 * PIECE, 3 * PIECE]
-    download(remote(server, sha256=SHA256), tmp_path / "w.bin")
+    download(remote(server, checksum=CHECKSUM), tmp_path / "w.bin")
     assert (tmp_path / "w.bin").read_bytes() == CONTENT
     assert ranges(server) == [None, f"bytes={6 * PIECE}-", f"bytes={9 * PIECE}-"]
 
@@ -78,11 +76,15 @@ def test_later_call_continues(
 ) -> None:
     monkeypatch.setattr(module, "ATTEMPTS", 1)
     server.drop_after = [12 * PIECE]
-    file = remote(server, sha256=SHA256)
-    assert fails(file, tmp_path / "w.bin") == (
-        f"w.bin could not be downloaded ({server.url}/w.bin: the connection ended after 196608 of "
-        "300000 bytes; gave up after 1 attempts; 0.2 MB are kept, the next try goes on there). If "
-        "this machine has no network, download it elsewhere and copy it; it is found there"
+    file = remote(server, checksum=CHECKSUM)
+    message = fails(file, tmp_path / "w.bin")
+    assert message.startswith(
+        f"w.bin could not be downloaded ({server.url}/w.bin: the connection failed after 196608 "
+        "bytes ("
+    )
+    assert message.endswith(
+        "); gave up after 1 attempts; 0.2 MB are kept, and the next attempt continues from there). "
+        "If this machine has no network, download it elsewhere and copy it"
     )
     assert names(tmp_path) == {"w.bin.part"}
     download(file, tmp_path / "w.bin")
@@ -92,14 +94,14 @@ def test_later_call_continues(
 
 def test_attempts_are_bounded(server: Server, tmp_path: Path) -> None:
     server.drop_after = [PIECE] * 100
-    message = fails(remote(server, sha256=SHA256), tmp_path / "w.bin")
-    assert "ended after 81920 of 300000 bytes; gave up after 5 attempts" in message
+    message = fails(remote(server, checksum=CHECKSUM), tmp_path / "w.bin")
+    assert "failed after 81920 bytes" in message and "gave up after 5 attempts" in message
     assert len(server.asked) == 5
 
 
 def test_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
     server.ranges, server.drop_after = False, [6 * PIECE]
-    download(remote(server, sha256=SHA256), tmp_path / "w.bin")
+    download(remote(server, checksum=CHECKSUM), tmp_path / "w.bin")
     assert (tmp_path / "w.bin").read_bytes() == CONTENT
     assert ranges(server) == [None, f"bytes={6 * PIECE}-"]
 
@@ -107,7 +109,7 @@ def test_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> N
 def test_without_a_checksum_nothing_is_continued(server: Server, tmp_path: Path) -> None:
     """Nothing could tell that both halves are from one version of the file."""
     server.drop_after = [6 * PIECE]
-    download(remote(server, size=300_000), tmp_path / "w.bin")
+    download(remote(server), tmp_path / "w.bin")
     assert ranges(server) == [None, None]
     assert (tmp_path / "w.bin").read_bytes() == CONTENT
 
@@ -115,7 +117,7 @@ def test_without_a_checksum_nothing_is_continued(server: Server, tmp_path: Path)
 def test_halves_of_two_versions_are_noticed_and_started_again(
     server: Server, tmp_path: Path
 ) -> None:
-    file = remote(server, sha256=hashlib.sha256(OTHER).hexdigest())
+    file = remote(server, checksum=f"sha256:{hashlib.sha256(OTHER).hexdigest()}")
     break_off(server, file, tmp_path / "w.bin")
     server.files["/w.bin"] = OTHER
     download(file, tmp_path / "w.bin")
@@ -123,64 +125,52 @@ def test_halves_of_two_versions_are_noticed_and_started_again(
     assert ranges(server) == [f"bytes={6 * PIECE}-", None]
 
 
-@pytest.mark.parametrize("size", [0, 300_000])
-def test_part_that_was_complete_is_only_checked(server: Server, tmp_path: Path, size: int) -> None:
+def test_part_that_was_complete_is_only_checked(server: Server, tmp_path: Path) -> None:
     """Killed after the last byte, before the file was put into place."""
     (tmp_path / "w.bin.part").write_bytes(CONTENT)
-    download(remote(server, sha256=SHA256, size=size), tmp_path / "w.bin")
+    download(remote(server, checksum=CHECKSUM), tmp_path / "w.bin")
     assert (tmp_path / "w.bin").read_bytes() == CONTENT
     assert ranges(server) == ["bytes=300000-"]  # to which the answer is 416
 
 
 def test_part_that_is_too_long_is_started_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / "w.bin.part").write_bytes(CONTENT + b"x")
-    download(remote(server, sha256=SHA256), tmp_path / "w.bin")
+    download(remote(server, checksum=CHECKSUM), tmp_path / "w.bin")
     assert (tmp_path / "w.bin").read_bytes() == CONTENT
 
 
-def test_wrong_checksum_says_what_came_and_starts_anew(server: Server, tmp_path: Path) -> None:
-    file = remote(server, sha256="0" * 64)
+@pytest.mark.parametrize("algorithm", ["sha256", "sha1", "md5"])
+def test_wrong_checksum_says_what_came_and_starts_anew(
+    server: Server, tmp_path: Path, algorithm: str
+) -> None:
+    digits = hashlib.new(algorithm, CONTENT).hexdigest()
+    download(remote(server, checksum=f"{algorithm}:{digits}"), tmp_path / "v.bin")
+    wrong = digits[:-1] + ("0" if digits[-1] != "0" else "1")  # all digits count
     assert (
-        f"({server.url}/w.bin: not the expected file: its SHA-256 is {SHA256} instead of "
-        f"{'0' * 64}; it has 300000 bytes and begins {repr(CONTENT[:40])[1:]})"
-    ) in fails(file, tmp_path / "w.bin")
-    assert names(tmp_path) == set()
-    assert ranges(server) == [None]
-
-
-def test_all_digits_count(server: Server, tmp_path: Path) -> None:
-    wrong = SHA256[:-1] + ("0" if SHA256[-1] != "0" else "1")
-    message = fails(remote(server, sha256=wrong), tmp_path / "w.bin")
-    assert f"instead of {wrong}; it has" in message
+        f"({server.url}/w.bin: not the expected file: its {algorithm.upper()} is {digits} instead "
+        f"of {wrong}; it has 300000 bytes and begins {repr(CONTENT[:40])[1:]})"
+    ) in fails(remote(server, checksum=f"{algorithm}:{wrong}"), tmp_path / "w.bin")
+    assert names(tmp_path) == {"v.bin"}
+    assert ranges(server) == [None, None]
 
 
 def test_first_digits_are_enough(server: Server, tmp_path: Path) -> None:
-    download(remote(server, sha256=SHA256[:8]), tmp_path / "w.bin")
-    message = fails(remote(server, sha256="00b39a1b"), tmp_path / "v.bin")
-    assert f"SHA-256 is {SHA256} instead of 00b39a1b...;" in message
+    download(remote(server, checksum=f"sha256:{SHA256[:8]}"), tmp_path / "w.bin")
+    message = fails(remote(server, checksum="sha256:00b39a1b"), tmp_path / "v.bin")
+    assert f"SHA256 is {SHA256} instead of 00b39a1b;" in message
 
 
-@pytest.mark.parametrize("algorithm", ["sha1", "md5"])
-def test_other_checksums_count(server: Server, tmp_path: Path, algorithm: str) -> None:
-    digits = hashlib.new(algorithm, OTHER).hexdigest()
-    message = fails(remote(server, sha256=SHA256, **{algorithm: digits}), tmp_path / "w.bin")
-    assert f"instead of {digits}; it has" in message
-
-
-@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
-def test_web_page_instead_of_the_file(server: Server, tmp_path: Path, kind: str) -> None:
+def test_web_page_instead_of_the_file(server: Server, tmp_path: Path) -> None:
     """Dropbox's answer to a link that has been used too often; also without any checksum."""
-    server.kind = kind
     server.files["/w.bin"] = b"\n<!DOCTYPE html><html>Too many requests</html>"
     message = fails(remote(server), tmp_path / "w.bin")
-    assert f"a web page instead of the file (type {kind}; it begins" in message
-    assert "<!DOCTYPE html>" in message
+    assert r"a web page instead of the file (it begins '\n<!DOCTYPE html>" in message
     assert names(tmp_path) == set()
     assert len(server.asked) == 1
 
 
 def test_web_page_does_not_destroy_what_was_there(server: Server, tmp_path: Path) -> None:
-    file = remote(server, sha256=SHA256)
+    file = remote(server, checksum=CHECKSUM)
     break_off(server, file, tmp_path / "w.bin")
     server.files["/w.bin"], server.ranges = b"<html>down for maintenance", False
     assert "a web page" in fails(file, tmp_path / "w.bin")
@@ -190,17 +180,9 @@ def test_web_page_does_not_destroy_what_was_there(server: Server, tmp_path: Path
     assert (tmp_path / "w.bin").read_bytes() == CONTENT
 
 
-def test_wrong_size_is_seen_before_anything_is_written(server: Server, tmp_path: Path) -> None:
-    message = fails(remote(server, size=553432081), tmp_path / "w.bin")
-    assert "a file of 300000 bytes instead of 553432081" in message
-    assert names(tmp_path) == set()
-
-
-def test_wrong_size_of_an_answer_without_length(server: Server, tmp_path: Path) -> None:
+def test_answer_without_length(server: Server, tmp_path: Path) -> None:
     server.length = False
-    message = fails(remote(server, size=300_001), tmp_path / "w.bin")
-    assert "it has 300000 bytes instead of 300001 and begins" in message
-    download(remote(server, size=300_000), tmp_path / "w.bin")
+    download(remote(server), tmp_path / "w.bin")
     assert (tmp_path / "w.bin").read_bytes() == CONTENT
 
 
@@ -213,16 +195,16 @@ def test_not_found_is_final(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", [408, 429, 503])
 def test_busy_server_is_asked_again(server: Server, tmp_path: Path, status: int) -> None:
     server.statuses = [status, status]
-    download(remote(server, sha256=SHA256), tmp_path / "w.bin")
+    download(remote(server, checksum=CHECKSUM), tmp_path / "w.bin")
     assert len(server.asked) == 3
 
 
 def test_second_address_is_used_when_the_first_fails(server: Server, tmp_path: Path) -> None:
     server.files["/bad.bin"] = OTHER
     addresses = tuple(f"{server.url}/{name}" for name in ("gone.bin", "bad.bin", "w.bin"))
-    download(remote(server, urls=addresses, sha256=SHA256), tmp_path / "w.bin")
+    download(remote(server, urls=addresses, checksum=CHECKSUM), tmp_path / "w.bin")
     assert (tmp_path / "w.bin").read_bytes() == CONTENT
-    message = fails(remote(server, urls=addresses[:2], sha256=SHA256), tmp_path / "v.bin")
+    message = fails(remote(server, urls=addresses[:2], checksum=CHECKSUM), tmp_path / "v.bin")
     assert "gone.bin: HTTP 404" in message
     assert "bad.bin: not the expected file" in message
 
@@ -235,7 +217,7 @@ def test_nothing_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         url = f"http://127.0.0.1:{free.getsockname()[1]}/w.bin"
     monkeypatch.setattr(module.time, "sleep", lambda seconds: pytest.fail("waited"))
     message = fails(RemoteFile(file_name="w.bin", urls=(url,)), tmp_path / "w.bin")
-    assert "w.bin: no connection (" in message and "refused" in message
+    assert "w.bin: the connection failed after 0 bytes (" in message and "refused" in message
 
 
 def test_silent_server_counts_as_dropped(
@@ -244,36 +226,19 @@ def test_silent_server_counts_as_dropped(
     monkeypatch.setattr(module, "TIMEOUT", 0.1)
     monkeypatch.setattr(module, "ATTEMPTS", 2)
     server.hang_after = PIECE
-    message = fails(remote(server, sha256=SHA256), tmp_path / "w.bin")
-    assert f"the connection ended after {2 * PIECE} of 300000 bytes" in message
+    message = fails(remote(server, checksum=CHECKSUM), tmp_path / "w.bin")
+    assert f"the connection failed after {2 * PIECE} bytes" in message
     assert ranges(server) == [None, f"bytes={PIECE}-"]
 
 
-def test_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "w.bin.part").mkdir()  # root may write everywhere, so a folder is in the way
-    message = fails(remote(server), tmp_path / "w.bin")
-    assert "w.bin.part cannot be written: Is a directory. Make room, or set FVCORE" in message
-
-
-def test_progress_goes_to_the_log_without_a_terminal(
-    server: Server,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(module, "LOG_EVERY", 0.0)
-    with caplog.at_level(logging.INFO, "frcnn_plugin"):
-        download(remote(server), tmp_path / "w.bin")
-    assert f"Downloading w.bin from {server.url}/w.bin" in caplog.messages
-    assert "w.bin: 0.3 MB of 0.3 MB" in caplog.messages
-
-
-def test_progress_is_a_bar_on_a_terminal(
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress(
     server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
+    terminal: bool,
 ) -> None:
-    monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(module.sys.stderr, "isatty", lambda: terminal)
     download(remote(server), tmp_path / "w.bin")
-    assert "100%" in capsys.readouterr().err
+    assert "w.bin: 100%" in capsys.readouterr().err

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
 import pytest
 
 from frcnn_plugin.checkpoint.catalog.known_files import (
-    ALGORITHMS,
     CATALOG,
     FASTER_RCNN_MODELS,
     KnownFile,
@@ -16,7 +16,7 @@ from frcnn_plugin.checkpoint.catalog.known_files import (
     find,
     members_of,
 )
-from frcnn_plugin.checkpoint.from_torchvision import KNOWN
+from frcnn_plugin.checkpoint.conversion import KNOWN
 from frcnn_plugin.errors import UserError
 
 FILES: list[RemoteFile] = [*CATALOG, *dict.fromkeys(k.archive for k in CATALOG if k.archive)]
@@ -34,13 +34,14 @@ def test_entries_are_well_formed(file: RemoteFile) -> None:
     for url in file.urls:
         assert re.fullmatch(r"https?://\S+", url)
         assert file.file_name in url
-    for algorithm, digits in file.checksums.items():
-        lengths = {ALGORITHMS[algorithm][1], *([8] if algorithm == "sha256" else [])}
-        assert len(digits) in lengths
+    if file.checksum:
+        algorithm, digits = file.checksum.split(":")
+        complete = 2 * hashlib.new(algorithm).digest_size
+        assert len(digits) == complete or (algorithm, len(digits)) == ("sha256", 8)
         assert set(digits) <= set("0123456789abcdef")
     # PyTorch's convention: the name ends in the first digits of the SHA-256.
     if match := re.search(r"-([0-9a-f]{8})\.pth$", file.file_name):
-        assert file.checksums["sha256"].startswith(match[1])
+        assert file.checksum.startswith(f"sha256:{match[1]}")
 
 
 @pytest.mark.parametrize("known", CATALOG, ids=lambda known: known.name)
@@ -49,20 +50,20 @@ def test_every_entry_can_be_had_and_says_what_it_is(known: KnownFile) -> None:
     assert known.description and known.licence
     # What a file is that bears torchvision's names, its digest alone tells.
     if known.file_name.endswith(".pth"):
-        assert known.checksums["sha256"][:8] in KNOWN
+        assert known.checksum.removeprefix("sha256:")[:8] in KNOWN
     else:
         assert known.file_name.endswith(".caffemodel")
     if known.archive:
-        assert known.archive.urls and known.archive.checksums
+        assert known.archive.urls and known.archive.checksum
         assert known.member.endswith(f"/{known.file_name}")
 
 
 def test_checked_by() -> None:
     words = {known.name: known.checked_by for known in CATALOG}
-    assert words["vgg16_caffe_imagenet"] == "SHA-256"
-    assert words["vgg16_caffe_pth"] == "SHA-256 (8 digits)"
-    assert words["zf_caffe_imagenet"] == "MD5 of the .tgz"
-    assert words["vgg16_py_faster_rcnn_voc07"] == "SHA-1"
+    assert words["vgg16_caffe_imagenet"] == "SHA256 (64 digits)"
+    assert words["vgg16_caffe_pth"] == "SHA256 (8 digits)"
+    assert words["zf_caffe_imagenet"] == "MD5 (32 digits) of the .tgz"
+    assert words["vgg16_py_faster_rcnn_voc07"] == "SHA1 (40 digits)"
     assert words["vgg16_py_faster_rcnn_coco"] == "nothing"
 
 
@@ -90,7 +91,7 @@ def test_name_like_none() -> None:
 def test_page_lists_every_entry() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for file in FILES:
-        for value in (file.file_name, *file.urls, *file.checksums.values()):
+        for value in (file.file_name, *file.urls, file.checksum.partition(":")[2]):
             assert value in text, f"docs/weights.md lacks {value}"
     for known in CATALOG:
         assert f"`{known.name}`" in text

@@ -1,7 +1,8 @@
-"""`frcnn weights convert` and `frcnn weights check` of files."""
+"""`frcnn weights convert`, `frcnn weights download` and `frcnn weights check`."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +18,15 @@ from frcnn_plugin.checkpoint import (
     save_weights,
     write_caffemodel,
 )
+from frcnn_plugin.checkpoint.catalog import known_files as catalog
+from frcnn_plugin.checkpoint.catalog.known_files import CATALOG, KnownFile
 from frcnn_plugin.checkpoint.metadata import CAFFE
 from tests.checkpoint import networks
+from tests.checkpoint.catalog.http_server import Server
 from tests.cli.conftest import frcnn
+
+CONTENT = b"weights" * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def test_there_and_back(detector: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert (metadata.classes, metadata.preprocessing) == (("cat", "dog"), CAFFE)
     assert len(str(metadata.source["sha256"])) == 64
     frcnn("weights", "convert", checkpoint, back, "--rpn-conv", "rpn_conv1")
-    original, result = read_caffemodel(detector).layers, read_caffemodel(back).layers
+    original, result = read_caffemodel(detector), read_caffemodel(back)
     assert set(original) == set(result)
     for name in original:
         for a, b in zip(original[name], result[name], strict=True):
@@ -64,7 +71,7 @@ def test_back_takes_the_box_weights_of_the_config(tmp_path: Path) -> None:
     weights.metadata = Metadata("detector", CAFFE, config=config)
     save_weights(tmp_path / "a.pth", weights)
     frcnn("weights", "convert", tmp_path / "a.pth", tmp_path / "a.caffemodel")
-    bias = read_caffemodel(tmp_path / "a.caffemodel").layers["bbox_pred"][1]
+    bias = read_caffemodel(tmp_path / "a.caffemodel")["bbox_pred"][1]
     np.testing.assert_allclose(bias[4:], layers["bbox_pred"][1][4:] / [2, 2, 4, 4], rtol=1e-6)
 
 
@@ -111,3 +118,74 @@ def test_values_that_are_not_finite(fails: Callable[..., str], tmp_path: Path) -
     assert not (tmp_path / "a.pth").exists()
     # All that is wrong is said at once.
     assert fails("weights", "check", path, tmp_path / "gone.pth").startswith(f"{said}; ")
+
+
+@pytest.fixture
+def published(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A server with the only file of the catalog, w."""
+    server.files["/w.pth"] = CONTENT
+    only = KnownFile(
+        name="w",
+        file_name="w.pth",
+        urls=(f"{server.url}/w.pth",),
+        checksum=f"sha256:{SHA256}",
+        description="weights",
+        licence="none",
+    )
+    monkeypatch.setattr(catalog, "CATALOG", (only,))
+    return server
+
+
+def test_list(cache: Path, capsys: pytest.CaptureFixture) -> None:
+    (cache / "ZF.v2.caffemodel").write_bytes(bytes(1234))
+    frcnn("weights", "download", "--list")
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines[2 : 2 + len(CATALOG)]}
+    assert set(rows) == {known.name for known in CATALOG}
+    for word in ("the original", "553.4 MB", "CC BY 4.0", "SHA256"):
+        assert word in rows["vgg16_caffe_imagenet"]
+    assert rows["vgg16_caffe_imagenet"].endswith("no")
+    assert "1234 bytes" in rows["zf_caffe_imagenet"]
+    assert rows["zf_caffe_imagenet"].endswith("yes")
+    assert " ? " in rows["vgg16_py_faster_rcnn_coco"]
+    assert f"  zf_caffe_imagenet: {cache}/ZF.v2.caffemodel" in lines
+    assert max(map(len, rows.values())) < 170
+
+
+def test_download_then_check(
+    fails: Callable[..., str], cache: Path, published: Server, capsys: pytest.CaptureFixture
+) -> None:
+    frcnn("weights", "download", "w")
+    assert capsys.readouterr().out.splitlines()[-1] == str(cache / "w.pth")
+    frcnn("weights", "check")
+    assert f"w: SHA-256 {SHA256}, checked by: SHA256 (64 digits)" in capsys.readouterr().out
+    (cache / "w.pth").write_bytes(CONTENT[1:])
+    said = fails("weights", "check")
+    assert said.startswith(f"{cache}/w.pth is not the published w.pth: its SHA256 is")
+
+
+def test_check_of_a_named_file_that_is_not_there(
+    fails: Callable[..., str], cache: Path, published: Server
+) -> None:
+    assert fails("weights", "check", "w") == f"w is not at {cache}/w.pth"
+    frcnn("weights", "check")  # of what is there: nothing
+
+
+def test_typing_error_ends_it_before_a_download(
+    fails: Callable[..., str], cache: Path, published: Server
+) -> None:
+    assert fails("weights", "download", "w", "x").startswith("no weight file is called 'x'. ")
+    assert published.asked == []
+
+
+def test_failed_download(fails: Callable[..., str], cache: Path, published: Server) -> None:
+    del published.files["/w.pth"]
+    said = fails("weights", "download", "w")
+    assert said.startswith("w.pth could not be downloaded (http://127.0.0.1:")
+
+
+def test_nothing_to_do(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        frcnn("weights", "download")
+    assert stop.value.code == 2
+    assert "give a NAME, or --list" in capsys.readouterr().err

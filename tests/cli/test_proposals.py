@@ -16,27 +16,24 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.build import load_proposals_into_dataset
-from detectron2.modeling import build_model
 
-from frcnn_plugin import get_config_file
 from frcnn_plugin.data.proposals.files import check_proposals, load_proposals
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalShards
-from tests.cli.conftest import frcnn
+from tests.cli.conftest import DEMO, SMALL, frcnn
 
-DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
-SMALL = [
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
-    *("MODEL.DEVICE", "cpu"),
+OPTS = [
+    *SMALL,
     *("DATALOADER.NUM_WORKERS", "0"),
 ]
 # Runs a command in a process that is killed, as by a power cut, after a number of images.
 KILLED = """
 import os, signal, sys
+from frcnn_plugin.cli import proposals
 from frcnn_plugin.cli.__main__ import main
 from frcnn_plugin.modeling import PaperRCNN
+proposals.SHARD_SIZE = 2
 stock, left = PaperRCNN.inference, [int(sys.argv[1])]
 def inference(self, *args, **kwargs):
     if left[0] == 0:
@@ -73,15 +70,6 @@ def dump(caplog: pytest.LogCaptureFixture) -> Callable[[list], str]:
     return lambda args: logged(caplog, "dump", *args)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
-    torch.save({"model": build_model(setup_cfg(DEMO, SMALL)).state_dict()}, path)
-    return path
-
-
 def killed(images: int, args: list[str]) -> None:
     command = [sys.executable, "-c", KILLED, str(images), *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -91,8 +79,7 @@ def killed(images: int, args: list[str]) -> None:
 def arguments(output: Path, weights: Path, *options: str, opts: tuple[str, ...] = ()) -> list[str]:
     return [
         *("--config-file", DEMO, "--dataset", "shapes_trainval", "--output", str(output)),
-        *("--shard-size", "2", *options),
-        *(*SMALL, "MODEL.WEIGHTS", str(weights), *opts),
+        *(*options, *OPTS, "MODEL.WEIGHTS", str(weights), *opts),
     ]
 
 
@@ -191,7 +178,7 @@ def test_existing_file_is_kept(
 ) -> None:
     path = tmp_path / "p.pkl"
     path.write_bytes(b"precious")
-    said = f"{path} is there already: add --overwrite, or --output with another name"
+    said = f"{path} exists already: add --overwrite, or --output with another name"
     assert fails("proposals", "dump", *arguments(path, weights)) == said
     assert path.read_bytes() == b"precious"
     assert not path.with_name("p.pkl.partial").exists()
@@ -203,7 +190,7 @@ def test_default_output_and_number_of_proposals(
     dump: Callable, weights: Path, tmp_path: Path
 ) -> None:
     args = [
-        *("--config-file", DEMO, "--dataset", "shapes_test", *SMALL),
+        *("--config-file", DEMO, "--dataset", "shapes_test", *OPTS),
         *("MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", str(tmp_path)),
         *("MODEL.RPN.POST_NMS_TOPK_TEST", "100"),
     ]
@@ -230,16 +217,9 @@ def test_default_output_and_number_of_proposals(
 def test_mistakes(
     fails: Callable[..., str], tmp_path: Path, dataset: str, opts: list[str], message: str
 ) -> None:
-    args = ["--config-file", DEMO, "--dataset", dataset, *SMALL, "OUTPUT_DIR", str(tmp_path)]
+    args = ["--config-file", DEMO, "--dataset", dataset, *OPTS, "OUTPUT_DIR", str(tmp_path)]
     assert fails("proposals", "dump", *args, *opts).startswith(message)
     assert not list(tmp_path.iterdir())
-
-
-def test_shard_size_must_be_positive(
-    fails: Callable[..., str], weights: Path, tmp_path: Path
-) -> None:
-    args = arguments(tmp_path / "p.pkl", weights, "--shard-size", "0")
-    assert fails("proposals", "dump", *args) == "--shard-size and --num-gpus must be at least 1"
 
 
 CONVERT = ("convert", "--config-file", DEMO, "--dataset", "shapes_trainval", "--input")

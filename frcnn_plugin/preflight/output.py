@@ -1,0 +1,82 @@
+"""Whether a run may write to ``OUTPUT_DIR``, and what is in it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..checkpoint.read import peek
+from ..errors import UserError
+from .finding import Finding, error, ok, warning
+from .planned_run import PlannedRun
+
+
+def check_output(run: PlannedRun) -> Iterator[Finding]:
+    """Check that ``OUTPUT_DIR`` is free, or that the run in it is what the user means."""
+    if run.eval_only:
+        return
+    folder = Path(run.cfg.OUTPUT_DIR)
+    problem = _why_not_writable(folder)
+    if run.last_checkpoint and not (run.resume or run.overwrite):
+        yield error(
+            "output",
+            f"OUTPUT_DIR {folder} holds a run already: continue it (--resume), start again and "
+            "lose it (--overwrite), or choose another OUTPUT_DIR",
+        )
+    elif problem:
+        yield error(
+            "output",
+            f"OUTPUT_DIR {folder} cannot be written to ({problem})",
+            "Give another one, for example OUTPUT_DIR /tmp/run",
+        )
+    elif run.last_checkpoint and run.resume:
+        yield from _resumed(run, run.last_checkpoint)
+    elif run.last_checkpoint:
+        yield warning("output", f"the run in {folder} is overwritten (--overwrite)")
+    elif run.resume:
+        yield warning(
+            "output",
+            f"--resume, but there is no run in {folder}: training starts at iteration 0",
+            "If there should be one, check OUTPUT_DIR",
+        )
+    elif (folder / "metrics.json").exists():
+        yield warning(
+            "output",
+            f"{folder} holds the log of another run (metrics.json), which would be continued",
+            "Choose another OUTPUT_DIR",
+        )
+    else:
+        yield ok("output", f"OUTPUT_DIR {folder} is free")
+
+
+def _resumed(run: PlannedRun, file: Path) -> Iterator[Finding]:
+    try:
+        iteration = peek(file).iteration
+    except UserError:  # missing or damaged, as the check of the weights will say
+        return
+    start, end = 0 if iteration is None else iteration + 1, run.scaled.SOLVER.MAX_ITER
+    if start >= end:
+        yield warning(
+            "output",
+            f"the run in {file.parent} is finished ({file.name}, iteration {start:,} of {end:,}): "
+            "nothing is left to train",
+        )
+    else:
+        yield ok("output", f"resuming from {file} at iteration {start:,} of {end:,}")
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return the path itself, or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next((p for p in (path, *path.parents) if p.exists()), path)
+
+
+def _why_not_writable(folder: Path) -> str:
+    """Return what the system says when a file is written where the folder is or would be made."""
+    try:
+        # Trying is the only test that knows about read-only disks and quotas.
+        with tempfile.TemporaryFile(dir=nearest_folder(folder)):
+            return ""
+    except OSError as e:
+        return e.strerror or str(e)
