@@ -40,7 +40,7 @@ def table() -> dict[int, dict[str, str]]:
     rows = [[cell.strip() for cell in x.strip("|").split("|")] for x in lines if x.startswith("|")]
     start = rows.index(COLUMNS)
     result: dict[int, dict[str, str]] = {}
-    for row in rows[start + 2 :]:  # behind the header and its rule
+    for row in rows[start + 2 :]:  # after the header and its rule
         if not row[0].isdigit():
             break
         assert len(row) == len(COLUMNS), row

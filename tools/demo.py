@@ -5,8 +5,8 @@
     python tools/demo.py --quick    # a few iterations: does everything run?
 
 Writes a VOC-format data set of circles, squares and triangles, trains a narrow VGG16 on it from
-scratch in the paper's four steps with `frcnn train`, prints recall and average precision of
-each step, and draws detections beside the ground truth.
+scratch in the paper's four stages with `frcnn train`, prints recall and average precision of
+each stage, and draws detections beside the ground truth.
 """
 
 from __future__ import annotations

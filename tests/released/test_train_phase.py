@@ -212,7 +212,7 @@ def test_detector_step_on_a_pair(net: Net) -> None:
     generator = np.random.default_rng(0)
     mean = generator.normal(0, 0.05, (21, 4))
     std = generator.uniform(0.05, 0.3, (21, 4))
-    # The plugin's are in units behind BBOX_REG_WEIGHTS, and without background.
+    # The plugin's are in units after BBOX_REG_WEIGHTS, and without background.
     unit = np.array([10, 10, 5, 5])
     spied.model.roi_heads.box_predictor.target_statistics.set(
         *(torch.tensor(unit * rows[1:]).float() for rows in (mean, std))
