@@ -140,8 +140,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         sys.exit(f"error: AP50 is {results['AP50']:.1f}: the detector has learned next to nothing")
     if not args.quick and results["AP50"] < USUAL:
         print(
-            f"AP50 is below the usual {USUAL:.0f}: so short a training depends on how the processor "
-            "rounds, and on the seed (SEED 4 at the end of the command tries another)"
+            f"AP50 is below the usual {USUAL:.0f}. So short a training depends on how the "
+            "processor rounds, and on the seed (SEED 4 at the end of the command tries another)"
         )
     return results
 
