@@ -17,6 +17,7 @@ file without importing the package: relative imports do not work here).
 import argparse
 import importlib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -141,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         try:
             result = command.run(args)
+            sys.stdout.flush()
             return result if isinstance(result, int) else 0
         except UserError as error:
             message, status = f"error: {error}", 1
@@ -150,6 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, status = f"error: {error}", 1
     except KeyboardInterrupt:
         message, status = "interrupted", 130  # as a shell reports the signal
+    except BrokenPipeError:  # `frcnn ... | head` has read enough
+        # Otherwise Python complains once more when it flushes the output at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell reports the signal
     # Printed here, where the exception is gone and a progress bar in its traceback is closed.
     print(message, file=sys.stderr)
     return status

@@ -157,6 +157,17 @@ def test_broken_installation_is_one_line(
         assert "Traceback" not in done.stderr
 
 
+def test_output_that_nobody_reads_any_more() -> None:
+    """As in `frcnn ... | head`."""
+    command = (sys.executable, "-m", "frcnn_plugin", "weights", "download", "--list")
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 141
+    assert "BrokenPipe" not in done.stderr and "Traceback" not in done.stderr
+
+
 def test_help_needs_the_standard_library_only() -> None:
     code = """
 import sys, frcnn_command
