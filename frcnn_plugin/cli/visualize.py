@@ -153,6 +153,10 @@ def run(args: argparse.Namespace) -> list[Path]:
         names = MetadataCatalog.get(dataset).get("thing_classes", ())
     options = Options(args.topk, args.score, args.seed or 0, args.box, args.cell)
     pictures = Pictures(cfg, names, options)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {args.output} cannot be made: {error.strerror}") from error
     written: list[Path] = []
     for record in tqdm(records, desc=args.mode, unit="image", disable=len(records) < 3):
         drawn = pictures.draw(args.mode, record)

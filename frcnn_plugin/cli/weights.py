@@ -130,6 +130,9 @@ class Check:
         """Check all; raise a UserError that names every missing or wrong one."""
         published = {known.name: known for known in catalog.CATALOG}
         cached = [name for name, known in published.items() if cached_path(known).is_file()]
+        if not (args.files or cached):
+            folder = cached_path(catalog.CATALOG[0]).parent
+            print(f"none of the published files is in {folder}; frcnn weights download gets them")
         problems = []
         for file in args.files or cached:
             try:

@@ -10,12 +10,14 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 
-from ..config import plugin_cfg
+from ..config import get_config_file, plugin_cfg
 from ..data.datasets.config_entries import register_from_config_entries
 from ..errors import UserError
 from ..four_step.stages import apply_four_step
 
 logger = logging.getLogger(__name__)
+
+START = "faster_rcnn_vgg16_voc.yaml"  # the config that most begin with
 
 
 def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -37,7 +39,8 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = plugin_cfg()
     if config_file:
         if not Path(config_file).is_file():
-            raise UserError(f"no config file '{config_file}'; see the folder configs/ for ours")
+            ours = Path(get_config_file(START)).parent
+            raise UserError(f"no config file '{config_file}'; those of frcnn_plugin are in {ours}")
         _merge(config_file, lambda: cfg.merge_from_file(config_file))
     merge_overrides(cfg, opts)
     # From here on, any part may ask Detectron2's catalogs for the data sets of the config.

@@ -244,7 +244,7 @@ def mistakes(folder: Path) -> list[tuple[list[str], str]]:
             "the command line: Non-existent key: MODEL.DEV",
         ),
         ([photo, *json_file, "--weights", "no.pth"], "there is no file no.pth"),
-        ([photo, *json_file, "--config-file", "no.yaml"], "no config file 'no.yaml'; see"),
+        ([photo, *json_file, "--config-file", "no.yaml"], "no config file 'no.yaml'; those of"),
         (
             [f"{folder}/photos/b/3.jpg", "--output", f"{folder}/photos/b"],
             f"{folder}/photos/b/3.jpg is read, and would be written: give another folder as --outp",

@@ -144,6 +144,12 @@ def test_mistakes_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_output_below_a_file(fails: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ("--mode", "data", "--config-file", DEMO, "--output", tmp_path / "file" / "pictures")
+    assert fails("visualize", *words).endswith("file/pictures cannot be made: Not a directory")
+
+
 def test_unknown_mode(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         parse(["visualize", "--mode", "match", "--config-file", DEMO])

@@ -171,6 +171,13 @@ def test_check_of_a_named_file_that_is_not_there(
     frcnn("weights", "check")  # of what is there: nothing
 
 
+def test_check_of_an_empty_cache(
+    cache: Path, published: Server, capsys: pytest.CaptureFixture
+) -> None:
+    frcnn("weights", "check")
+    assert f"none of the published files is in {cache};" in capsys.readouterr().out
+
+
 def test_typing_error_ends_it_before_a_download(
     fails: Callable[..., str], cache: Path, published: Server
 ) -> None:
