@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
+import torch
+
+from ..data.loading.mappers import RESIZERS
 from ..errors import UserError
 from .data_sets import check_data, check_data_root, check_proposal_files
 from .environment import check_environment
@@ -18,6 +21,26 @@ from .weights import check_weights
 Check = Callable[[PlannedRun], Iterator[Finding]]
 
 
+# Keys that are read late, the metric only after the last iteration, and what they may be.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "INPUT.RESIZE": RESIZERS,
+    "TEST.VOC_MATCH": (">=", ">"),
+    "TEST.VOC_METRIC": ("auto", "11point", "area"),
+}
+
+
+def _config(run: PlannedRun) -> Iterator[Finding]:
+    for key, choices in _CHOICES.items():
+        node, name = key.split(".")
+        value = run.cfg[node][name]
+        if value not in choices:
+            yield error("config", f"{key} is '{value}': use one of {', '.join(choices)}")
+    try:
+        torch.device(run.cfg.MODEL.DEVICE)
+    except RuntimeError:
+        yield error("config", f"MODEL.DEVICE is '{run.cfg.MODEL.DEVICE}': give cpu, cuda or cuda:1")
+
+
 def _environment(run: PlannedRun) -> Iterator[Finding]:
     yield from check_environment(
         run.cfg.MODEL.DEVICE, run.processes_here, touch_gpus=run.may_touch_gpus
@@ -25,6 +48,7 @@ def _environment(run: PlannedRun) -> Iterator[Finding]:
 
 
 _CHECKS: tuple[tuple[str, Check], ...] = (
+    ("config", _config),
     ("environment", _environment),
     ("output", check_output),
     ("data", check_data),

@@ -35,6 +35,21 @@ def test_all_errors_at_once(plan, capsys: pytest.CaptureFixture[str]) -> None:
     stop_on_errors(plan("DATASETS.TEST", "()"))  # warnings do not stop
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("TEST.VOC_METRIC", "foo", "TEST.VOC_METRIC is 'foo': use one of auto, 11point, area"),
+        ("TEST.VOC_MATCH", "=", "TEST.VOC_MATCH is '=': use one of >=, >"),
+        ("INPUT.RESIZE", "cubic", "INPUT.RESIZE is 'cubic': use one of pillow, opencv"),
+        ("MODEL.DEVICE", "gpu", "MODEL.DEVICE is 'gpu': give cpu, cuda or cuda:1"),
+    ],
+)
+def test_values_that_are_read_late(plan, key: str, value: str, message: str) -> None:
+    """The metric's after the last iteration: hours too late to say that there is none."""
+    sentences = [f.sentence for f in preflight(plan(key, value)) if f.subject == "config"]
+    assert sentences == [message]
+
+
 def test_a_check_that_fails_stops_nothing(plan, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Any) -> Any:
         raise ZeroDivisionError("division by zero")
