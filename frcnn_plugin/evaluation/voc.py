@@ -41,6 +41,8 @@ _Prediction = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (n, 4), scores 
 _APs = dict[Metric, FloatArray]  # of one class, in [0, 1], (T,) over the IoU thresholds
 
 _METRICS: tuple[Metric, ...] = get_args(Metric)
+METRICS = ("auto", *_METRICS)  # what TEST.VOC_METRIC may be
+MATCHES = (">=", ">")  # what TEST.VOC_MATCH may be
 # As Detectron2 writes them: 55 / 100, not 0.5 + 0.05.
 _IOU_THRESHOLDS = np.array([percent / 100.0 for percent in range(50, 100, 5)])
 
@@ -70,9 +72,9 @@ class VOCEvaluator(DatasetEvaluator):
             UserError: for an unknown `match` or `metric`, or a set without class names.
         """
         metadata = MetadataCatalog.get(dataset_name)
-        if match not in (">=", ">"):
+        if match not in MATCHES:
             raise UserError(f"match must be '>=' or '>', got {match!r}")
-        if metric not in ("auto", *_METRICS):
+        if metric not in METRICS:
             raise UserError(f"metric must be 'auto', '11point' or 'area', got {metric!r}")
         if metadata.get("thing_classes") is None:
             raise UserError(

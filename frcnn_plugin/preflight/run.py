@@ -9,6 +9,7 @@ import torch
 
 from ..data.loading.mappers import RESIZERS
 from ..errors import UserError
+from ..evaluation.voc import MATCHES, METRICS
 from .data_sets import check_data, check_data_root, check_proposal_files
 from .environment import check_environment
 from .finding import Finding, error, warning
@@ -24,8 +25,8 @@ Check = Callable[[PlannedRun], Iterator[Finding]]
 # Keys that are read late, the metric only after the last iteration, and what they may be.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.RESIZE": RESIZERS,
-    "TEST.VOC_MATCH": (">=", ">"),
-    "TEST.VOC_METRIC": ("auto", "11point", "area"),
+    "TEST.VOC_MATCH": MATCHES,
+    "TEST.VOC_METRIC": METRICS,
 }
 
 

@@ -7,22 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from detectron2.modeling import build_model
 
-from frcnn_plugin import get_config_file
 from frcnn_plugin.cli import predict, proposals
 from frcnn_plugin.cli import weights as weights_commands
 from frcnn_plugin.cli.__main__ import main, parse
-from frcnn_plugin.engine import setup_cfg
 from tests.checkpoint.conftest import cache, server  # noqa: F401
-
-DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
-SMALL = [
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
-    *("MODEL.DEVICE", "cpu"),
-]
+from tests.small_demo import random_weights
 
 
 def frcnn(*words: object) -> Any:
@@ -34,10 +24,7 @@ def frcnn(*words: object) -> Any:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the demo's network, small and untrained."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
-    torch.save({"model": build_model(setup_cfg(DEMO, SMALL)).state_dict()}, path)
-    return path
+    return Path(random_weights(tmp_path_factory.mktemp("weights")))
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from frcnn_plugin.data.synthetic import write_synthetic_voc
-from tests.cli.conftest import DEMO, frcnn
+from tests.cli.conftest import frcnn
+from tests.small_demo import DEMO
 
 
 @pytest.fixture

@@ -24,8 +24,9 @@ from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.checkpoint.metadata import KEY
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.predict import FasterRCNNPredictor
-from tests.cli.conftest import DEMO, SMALL, frcnn
+from tests.cli.conftest import frcnn
 from tests.random_detector import random_detector, squares
+from tests.small_demo import DEMO, SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTS = [

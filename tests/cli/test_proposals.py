@@ -21,7 +21,8 @@ from frcnn_plugin.data.proposals.files import check_proposals, load_proposals
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalShards
-from tests.cli.conftest import DEMO, SMALL, frcnn
+from tests.cli.conftest import frcnn
+from tests.small_demo import DEMO, SMALL
 
 OPTS = [
     *SMALL,

@@ -18,7 +18,8 @@ from detectron2.utils.logger import setup_logger
 from frcnn_plugin.cli.__main__ import parse
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.report import write_report
-from tests.cli.conftest import DEMO, SMALL, frcnn
+from tests.cli.conftest import frcnn
+from tests.small_demo import DEMO, SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTS = [

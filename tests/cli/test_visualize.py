@@ -14,7 +14,8 @@ from frcnn_plugin.cli import visualize
 from frcnn_plugin.cli.__main__ import parse
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
-from tests.cli.conftest import DEMO, SMALL, frcnn
+from tests.cli.conftest import frcnn
+from tests.small_demo import DEMO, SMALL
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,17 +9,10 @@ from typing import Any
 
 import pytest
 
-from frcnn_plugin import get_config_file
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine.setup import setup_cfg
 from frcnn_plugin.preflight import Finding, PlannedRun, preflight
-
-DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
-SMALL = [
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
-    *("MODEL.DEVICE", "cpu"),
-]
+from tests.small_demo import DEMO, SMALL
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,9 @@ from frcnn_plugin.visualization import Canvas
 from frcnn_plugin.visualization.drawings.palette import BLUE, GREY, SKY, VERMILION, YELLOW
 from frcnn_plugin.visualization.inspection import BoxRules
 from frcnn_plugin.visualization.pictures import Options, Pictures
+from tests.small_demo import DEMO, SMALL, random_weights
 
 from .drawings.artists import boxes, heading, legend
-from .shapes import DEMO, SMALL, random_weights
 
 
 @pytest.fixture(scope="module")
