@@ -77,6 +77,26 @@ def draw_training(metrics: Metrics, stages: Sequence[ScheduledStage]) -> Figure:
     return figure
 
 
+def draw_results(curves: Mapping[str, Sequence[tuple[int, float]]], end: int) -> Figure:
+    """Draw what was measured on test sets over the iterations.
+
+    Args:
+        curves: name -> (iteration, percent) of each time it was measured.
+        end: last iteration of the run, where the axis ends.
+    """
+    figure = Figure(figsize=(10.5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, points) in enumerate(curves.items()):
+        axes.plot(*zip(*points, strict=True), "o-", color=_COLOURS[index % len(_COLOURS)],
+                  markersize=4, label=name, clip_on=False)  # fmt: skip
+    axes.set(xlabel="iteration", ylabel="percent", xlim=(0, end), ylim=(0, 100))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="upper left", framealpha=0.9, edgecolor="none", ncols=2)
+    return figure
+
+
 def draw_image(image: ImageRecord) -> tuple[str, str]:
     """Draw an image with its objects and confident detections.
 

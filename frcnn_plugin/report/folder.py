@@ -21,6 +21,12 @@ from ..four_step.stages import ScheduledStage, build_stages
 from .recorder import RUN_FILE, RunRecord
 
 _SIGNS = ("config.yaml", RUN_FILE, "metrics.json")
+# Where recall curves lie, and what the report calls them; the stage by its folder.
+_RECALLS = (
+    ("proposals/stage*/*.recall.json", ""),
+    ("inference/*/recall.json", "Evaluation"),
+    ("inference/*/proposals.recall.json", "frcnn proposals dump"),
+)
 _PHASES = {"joint": "joint training", "rpn": "RPN", "fast_rcnn": "detector"}
 
 
@@ -35,11 +41,16 @@ class Metrics:
 
     Attributes:
         training: values of the iterations that were logged, by name, in order of "iteration".
-        results: newest value of everything else, such as "stage2/bbox/AP50".
+        measured: everything else, such as "stage2/bbox/AP50": (iteration, value), the newest last.
     """
 
     training: list[dict[str, float]] = field(default_factory=list)
-    results: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    @property
+    def results(self) -> dict[str, float]:
+        """The newest value of everything that was measured."""
+        return {name: points[-1][1] for name, points in self.measured.items()}
 
     def values(self, name: str, stage: ScheduledStage | None = None) -> list[float]:
         """Return the values of `name`, in a stage or the whole run."""
@@ -67,7 +78,7 @@ class RunFolder:
         cfg: the whole config, if it is known.
         stages: the four-step stages of the run, or a single one with number 0; empty without `cfg`.
         metrics: what was logged.
-        recalls: data set -> ("stage 1", or "evaluation" -> recall of its proposals).
+        recalls: data set -> ("Stage 1", "Evaluation" or the command -> recall of its proposals).
         evaluations: of detectors, newest last.
         problems: what is missing or damaged, a sentence each.
     """
@@ -109,13 +120,12 @@ def read_run(path: str | os.PathLike[str]) -> RunFolder:
         run.record = RunRecord.load(folder) or run.record
     _read_config(run)
     run.metrics = read_metrics(folder / "metrics.json")
-    after_stages = sorted(folder.glob("proposals/stage*/*.recall.json"))
-    for file in [*after_stages, *sorted(folder.glob("inference/*/recall.json"))]:
-        with _noted(run):
-            curves = RecallCurves.load(file)
-            stage = file.parent.name.replace("stage", "stage ")
-            label = stage if file in after_stages else "evaluation"
-            run.recalls.setdefault(curves.dataset, {})[label] = curves
+    for pattern, label in _RECALLS:
+        for file in sorted(folder.glob(pattern)):
+            with _noted(run):
+                curves = RecallCurves.load(file)
+                name = label or file.parent.name.replace("stage", "Stage ")
+                run.recalls.setdefault(curves.dataset, {})[name] = curves
     for file in sorted(folder.glob(f"inference/*/{EVALUATION_FILE}"), key=os.path.getmtime):
         with _noted(run):
             run.evaluations.append(EvaluationRecord.load(file))
@@ -169,19 +179,28 @@ def read_metrics(path: Path) -> Metrics:
     the torn last one of a killed run, are skipped.
     """
     metrics = Metrics()
-    results: dict[str, tuple[int, float]] = {}
     lines = path.read_bytes().splitlines() if path.is_file() else []
     for row in filter(None, map(_parse, lines)):
         iteration = int(row["iteration"])
         if "lr" not in row:  # Detectron2 logs it with every training value, and only there
-            results.update({k: (iteration, v) for k, v in row.items() if k != "iteration"})
+            for name in row.keys() - {"iteration"}:
+                _drop_measured(metrics, name, before=iteration)
+                metrics.measured.setdefault(name, []).append((iteration, row[name]))
             continue
         if metrics.done > iteration:
             metrics.training = [r for r in metrics.training if r["iteration"] < iteration]
-            results = {k: v for k, v in results.items() if v[0] <= iteration}
+            for name in list(metrics.measured):
+                _drop_measured(metrics, name, before=iteration + 1)
         metrics.training.append(row)
-    metrics.results = {name: value for name, (_, value) in results.items()}
     return metrics
+
+
+def _drop_measured(metrics: Metrics, name: str, before: int) -> None:
+    """Keep what was measured earlier than an iteration: the rest belongs to an abandoned start."""
+    kept = [point for point in metrics.measured.get(name, ()) if point[0] < before]
+    metrics.measured.pop(name, None)
+    if kept:
+        metrics.measured[name] = kept
 
 
 def _parse(line: bytes) -> dict[str, float] | None:

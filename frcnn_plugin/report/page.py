@@ -23,6 +23,7 @@ from ..four_step.stages import ScheduledStage
 from .folder import RunFolder, name_of, read_run
 
 _RESULTS = ("bbox/AP50", "bbox/AP", "proposals/R@0.5@300", "proposals/AR@300")
+_WEIGHTS = ("model_best.pth", "model_final.pth")
 _HEADLINES = {"bbox/AP50": "AP50", "proposals/R@0.5@300": "recall of 300 proposals at IoU .5"}
 
 
@@ -79,6 +80,8 @@ def render(run: RunFolder) -> str:
             headlines=_headlines(run),
             total=duration(total) if total else "",
             plan=_plan(run),
+            weights=[name for name in _WEIGHTS if (run.path / name).is_file()],
+            curves=_curves(run),
             config=_differences(run.cfg) if run.cfg is not None else None,
             evaluations=[_evaluation(run, item) for item in run.evaluations],
             min_score=MIN_SCORE,
@@ -139,9 +142,18 @@ def _headlines(run: RunFolder) -> list[tuple[float, str, str]]:
     return rows
 
 
+def _curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
+    """Return AP50 and AP, such as "stage2 AP50", where they were measured more than once."""
+    return {
+        name.replace("bbox/", "").replace("/", " "): points
+        for name, points in run.metrics.measured.items()
+        if name.endswith(("bbox/AP50", "bbox/AP")) and len(points) > 1
+    }
+
+
 def _plan(run: RunFolder) -> list[list[str]]:
-    """Return the plan that training noted, with what became of each stage: headings and rows."""
-    noted = run.record.plan or [{} for _ in run.stages]
+    """Return the plan, with what became of each stage: headings and rows."""
+    noted = run.record.plan or [_single_plan(run.cfg) for _ in run.stages if run.cfg]
     rows = [
         {"stage": name_of(stage), **row, "outcome": "\n".join(_outcome(run, stage))}
         for row, stage in zip(noted, run.stages, strict=False)
@@ -149,6 +161,19 @@ def _plan(run: RunFolder) -> list[list[str]]:
     for row in rows:
         row.pop("checkpoint", None)  # its name says nothing new
     return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
+
+
+def _single_plan(cfg: CfgNode) -> dict[str, str]:
+    """Return the plan of a training without stages, which notes none."""
+    solver = cfg.SOLVER
+    steps = [step for step in solver.STEPS if step < solver.MAX_ITER]
+    rates = [solver.BASE_LR * solver.GAMMA**k for k in range(len(steps) + 1)]
+    ends = [*steps, solver.MAX_ITER]
+    return {
+        "starts from": Path(cfg.MODEL.WEIGHTS).name or "random weights",
+        "iterations x images": f"{solver.MAX_ITER:,} x {solver.IMS_PER_BATCH}",
+        "learning rate": ", ".join(f"{r:g} to {e:,}" for r, e in zip(rates, ends, strict=True)),
+    }
 
 
 def _outcome(run: RunFolder, stage: ScheduledStage) -> Iterator[str]:

@@ -36,6 +36,20 @@ def test_resumed_run_replaces_what_the_killed_one_had_logged_beyond(tmp_path: Pa
     assert metrics.done == 60
 
 
+def test_all_values_that_were_measured_are_kept_in_order(tmp_path: Path) -> None:
+    """Evaluated at 20, 40 and 60; resumed at 40, evaluated there again."""
+    values = [{"iteration": at, "bbox/AP50": at / 2} for at in (20, 40, 60)]
+    again = {"iteration": 40, "bbox/AP50": 21.0}
+    file = write(
+        tmp_path / "metrics.json",
+        row(19, 4.0), values[0], row(39, 3.0), values[1], row(59, 2.0), values[2],
+        row(39, 3.0), again,
+    )  # fmt: skip
+    metrics = read_metrics(file)
+    assert metrics.measured == {"bbox/AP50": [(20, 10.0), (40, 21.0)]}
+    assert metrics.results == {"bbox/AP50": 21.0}
+
+
 def test_results_written_after_a_later_iteration_stay(tmp_path: Path) -> None:
     """Detectron2's writer does so: the line of iteration 19 comes before that of iteration 5."""
     file = write(

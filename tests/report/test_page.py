@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from .conftest import (
 )
 from .html_page import Page
 
-SECTIONS = ["plan", "config", "curves", "proposals", "ap", "images", "environment"]
+SECTIONS = ["plan", "ap", "images", "proposals", "curves", "config", "environment"]
 
 
 @pytest.fixture(scope="module")
@@ -168,15 +169,22 @@ def test_evaluation_of_stage_2_is_not_taken_for_the_end(tmp_path: Path) -> None:
 
 def test_joint_run_without_a_record(tmp_path: Path) -> None:
     """As an own trainer or an older version leaves it; only Detectron2's files."""
-    (tmp_path / "config.yaml").write_text(config_text(JOINT, "SOLVER.MAX_ITER", 100))
+    solver = ["SOLVER.MAX_ITER", 100, "SOLVER.STEPS", (80,), "SOLVER.BASE_LR", 0.01]
+    text = config_text(JOINT, *solver, "SOLVER.IMS_PER_BATCH", 2, "MODEL.WEIGHTS", "/data/vgg.pth")
+    (tmp_path / "config.yaml").write_text(text)
     lines = training_lines(60, lambda i: True)
     (tmp_path / "metrics.json").write_text("\n".join(lines))
     page = page_of(tmp_path)
     assert "Faster R-CNN, VGG16, joint training" in page.words("head")
     assert "Without run.json" in page.words("head")
-    assert page.table("stage", "outcome") == [
+    assert page.table(
+        "stage", "starts from", "iterations x images", "learning rate", "outcome"
+    ) == [
         [
             "joint training",
+            "vgg.pth",
+            "100 x 2",
+            "0.01 to 80, 0.001 to 100",
             "60 of 100 iterations\n0.2500 s each\n0.0500 s of it for data",
         ]
     ]
@@ -200,6 +208,42 @@ def test_rpn_alone(tmp_path: Path) -> None:
         in head
     )
     assert "Evaluation: shapes_test: proposal recall" in page.words("proposals")
+
+
+def test_average_precision_over_the_iterations(tmp_path: Path) -> None:
+    """Measured three times in training; a single value makes no curve."""
+    (tmp_path / "config.yaml").write_text(config_text(JOINT, "SOLVER.MAX_ITER", 100))
+    lines = training_lines(100, lambda i: True)
+    lines += [
+        json.dumps({"bbox/AP50": value, "bbox/AP75": 1.0, "iteration": iteration})
+        for iteration, value in ((40, 20.0), (80, 30.5), (100, 31.0))
+    ]
+    (tmp_path / "metrics.json").write_text("\n".join(lines))
+    page = page_of(tmp_path)
+    plot = next(
+        v["src"] for _, v in page.tags if v.get("alt") == "Average precision over the iterations"
+    )
+    svg = base64.b64decode(plot.partition(",")[2]).decode()
+    assert ">AP50<" in svg and ">AP75<" not in svg
+    (tmp_path / "metrics.json").write_text("\n".join([*lines[:-3], lines[-1]]))
+    assert "Average precision over the iterations" not in str(page_of(tmp_path).tags)
+
+
+def test_recall_of_dumped_proposals(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(config_text(JOINT))
+    curves = recall_curves(0.8)
+    curves.save(tmp_path / "inference/shapes_test/proposals.recall.json")
+    text = page_of(tmp_path).words("proposals")
+    assert f"frcnn proposals dump: {' '.join(curves.table().split())}" in text
+
+
+@pytest.mark.parametrize("names", [(), ("model_final.pth",), ("model_best.pth", "model_final.pth")])
+def test_weights_are_named(tmp_path: Path, names: tuple[str, ...]) -> None:
+    (tmp_path / "config.yaml").write_text(config_text(JOINT))
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    head = page_of(tmp_path).words("head")
+    assert (f"weights {', '.join(names)}" in head) if names else ("weights model" not in head)
 
 
 def test_config_alone(tmp_path: Path) -> None:
