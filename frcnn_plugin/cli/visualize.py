@@ -15,8 +15,8 @@ Modes:
   detections  right, wrong and missed ones (needs weights)
 
 Everything is drawn in pixels of the original image and computed by the code that trains. Images are
-the first of a data set (--dataset, else the config's), those named with --image, or files and
-folders given with --input. ``KEY VALUE`` pairs at the end override the config.
+the first with objects of a data set (--dataset, else the config's), those named with --image, or
+files and folders given with --input. ``KEY VALUE`` pairs at the end override the config.
 """
 
 from __future__ import annotations
@@ -131,7 +131,13 @@ def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, An
     order = np.arange(len(records))
     if args.seed is not None:
         order = np.random.default_rng(args.seed).permutation(order)
+    # An image without objects shows little, and training leaves it out: those come last.
+    order = sorted(order, key=lambda index: not _has_objects(records[index]))
     return [records[index] for index in order[: args.limit or FIRST]]
+
+
+def _has_objects(record: dict[str, Any]) -> bool:
+    return any(not obj.get("iscrowd", 0) for obj in record.get("annotations", ()))
 
 
 def run(args: argparse.Namespace) -> list[Path]:

@@ -20,9 +20,11 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator import build_proposal_generator
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
+from ..checkpoint.read import read_weights
 from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
 from ..modeling import PaperRCNN
@@ -180,6 +182,21 @@ def load_model(cfg: CfgNode, *, unused: str = "") -> nn.Module:
     checkpointer = AtomicCheckpointer(model, cfg=cfg, evaluating=True, unused=unused)
     checkpointer.load(cfg.MODEL.WEIGHTS)
     return model.eval()
+
+
+def has_rpn_weights(cfg: CfgNode) -> bool:
+    """Return whether ``MODEL.WEIGHTS`` is a file with an RPN's weights.
+
+    Training starts from files of a backbone without one. A file that cannot be read counts as one
+    that has an RPN: loading it says what is wrong.
+    """
+    if not names_detector(cfg):
+        return False
+    try:
+        names = read_weights(PathManager.get_local_path(cfg.MODEL.WEIGHTS)).state_dict
+    except (OSError, UserError):
+        return True
+    return any(name.startswith("proposal_generator.") for name in names)
 
 
 def with_training_proposals(cfg: CfgNode) -> CfgNode:

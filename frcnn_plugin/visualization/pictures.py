@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from ..checkpoint.checkpointer import names_detector
 from ..data.loading.mappers import MirroringMapper, build_mapper
 from ..data.proposals.files import Proposals
 from ..errors import UserError
@@ -37,6 +37,7 @@ from .inspection import (
     BoxRules,
     InspectedImage,
     detect,
+    has_rpn_weights,
     load_model,
     propose,
     sample_rois,
@@ -118,7 +119,13 @@ class Pictures:
                 f"{record['file_name']} has no annotations, which mode {mode} draws: name a data "
                 f"set that has them (--dataset, --image)"
             )
-        proposes = mode in _TESTING or (mode == "sampled" and names_detector(self.cfg))
+        if mode == "detections" and self.cfg.MODEL.PAPER_RCNN.PHASE == "rpn":
+            raise UserError(
+                "mode detections draws what the detector finds, but MODEL.PAPER_RCNN.PHASE is rpn: "
+                "draw --mode proposals, or add MODEL.PAPER_RCNN.PHASE joint, with weights of a "
+                "whole detector"
+            )
+        proposes = mode in _TESTING or (mode == "sampled" and self._has_rpn)
         if self.cfg.MODEL.LOAD_PROPOSALS and proposes:
             raise UserError(
                 f"mode {mode} draws what the RPN proposes, but this config has proposals from "
@@ -139,13 +146,17 @@ class Pictures:
         return BoxRules(self.cfg)
 
     @cached_property
+    def _has_rpn(self) -> bool:
+        return has_rpn_weights(self.cfg)
+
+    @cached_property
     def _proposing_model(self) -> Any:
         return load_model(self.cfg, unused="roi_heads")
 
     @cached_property
     def _sampling_model(self) -> Any:
-        """None without weights: anchors are sampled without a model."""
-        if not names_detector(self.cfg):
+        """None without the weights of an RPN: anchors are sampled without a model."""
+        if not self._has_rpn:
             return None
         return load_model(with_training_proposals(self.cfg), unused="roi_heads")
 
@@ -238,7 +249,9 @@ class Pictures:
         samples = [Sample("RPN anchors", positive, negative)]
         notes = [f"{image.resized}; seed {seed}"]
         if model is None:
-            notes.append("RoIs of the head need proposals, so weights: none given")
+            given = self.cfg.MODEL.WEIGHTS
+            why = f"{Path(given).name} has no RPN" if given else "no weights are given"
+            notes.append(f"RoIs of the head need proposals, so a trained RPN: {why}")
         else:
             rois = sample_rois(model, image.item, seed)
             boxes, classes = image.to_image(rois.proposal_boxes.tensor), rois.gt_classes.numpy()

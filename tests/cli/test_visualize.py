@@ -78,8 +78,17 @@ def test_first_four_or_drawn_at_random() -> None:
         return [record["image_id"] for record in records]
 
     setup_cfg(DEMO, SMALL)
-    assert ids(None) == ["000001", "000002", "000003", "000004"]
+    assert ids(None) == ["000001", "000002", "000003", "000005"]  # 000004 is empty
     assert len(set(ids(0))) == 4 and ids(0) == ids(0) != ids(1)
+
+
+def test_images_without_objects_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training leaves them out, as it does those with crowds alone."""
+    objects = [[], [{"iscrowd": 1}], [{"iscrowd": 0}], [], [{}]]
+    records = [{"image_id": n, "annotations": one} for n, one in enumerate(objects)]
+    monkeypatch.setattr(visualize, "load_dicts", lambda name: records)
+    _, args = parse(["visualize", "--mode", "data", "--config-file", DEMO])
+    assert [r["image_id"] for r in visualize.records_of_dataset(args, "any")] == [2, 4, 0, 1]
 
 
 def test_files_and_folders(draw: Callable, data: Path, tmp_path: Path) -> None:

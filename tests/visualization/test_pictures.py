@@ -112,6 +112,24 @@ def test_sampled_counts(records: list[dict], draw: Callable) -> None:
     assert "foreground RoIs: " in heading(canvas)
 
 
+def test_sampled_with_weights_that_training_starts_from(
+    records: list[dict], draw: Callable, weights: str, tmp_path: Path
+) -> None:
+    """A backbone alone, as the ImageNet files: no RPN to propose with, and no mistake."""
+    state = torch.load(weights, weights_only=True)["model"]
+    backbone = {k: v for k, v in state.items() if k.startswith("backbone.")}
+    torch.save({"model": backbone}, tmp_path / "imagenet.pth")
+    record = with_objects(records, difficult=False)
+    (canvas,) = draw("sampled", record, "MODEL.WEIGHTS", str(tmp_path / "imagenet.pth"))
+    assert len(canvas.axes) == 1 and "a trained RPN: imagenet.pth has no RPN" in heading(canvas)
+
+
+def test_an_rpn_alone_detects_nothing(records: list[dict], draw: Callable) -> None:
+    """Its file may lack the heads: what they find at random would be drawn."""
+    with pytest.raises(UserError, match=r"MODEL.PAPER_RCNN.PHASE is rpn: draw --mode proposals"):
+        draw("detections", records[0], "MODEL.PAPER_RCNN.PHASE", "rpn", trained=True)
+
+
 def test_empty_image(records: list[dict], draw: Callable) -> None:
     record = {**records[0], "annotations": []}
     (data,) = draw("data", record)
