@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from detectron2.config import CfgNode, get_cfg
 
 from frcnn_plugin import add_frcnn_config, layers, modeling
@@ -147,6 +148,16 @@ def test_components_page_runs() -> None:
     assert tuple(names["fc7"].shape) == (2, 4096)
     assert len(names["given"][0].fc7) == len(names["proposals"][0]) > 0
     assert names["detections"][0].has("pred_boxes")
+
+
+def test_readme_snippet_runs() -> None:
+    """For other projects: every import and key that it takes is in it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    (result,) = names["model"].eval()([{"image": torch.zeros(3, 64, 96)}])
+    assert len(result["instances"]) > 0
 
 
 def test_components_page_names_all_exports() -> None:
