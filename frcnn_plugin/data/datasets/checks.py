@@ -9,7 +9,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from ...errors import UserError
-from .arguments import datasets_root, is_background
+from .arguments import datasets_root
+from .class_names import is_background
 from .coco import check_coco_file
 from .voc import OFFICIAL_IMAGE_COUNTS
 

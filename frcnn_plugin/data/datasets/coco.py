@@ -15,7 +15,8 @@ from detectron2.data.datasets import register_coco_instances
 
 from ...errors import UserError
 from ...host import replace_metadata
-from .arguments import check_classes, examples, is_background, resolve_root, warn_once
+from .arguments import examples, resolve_root, warn_once
+from .class_names import check_classes, is_background
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import UserError
 from ...host import replace_metadata
-from .arguments import check_classes, resolve_root, root_in_words, warn_once
+from .arguments import resolve_root, root_in_words, warn_once
+from .class_names import check_classes
 from .voc_files import classes_in_folder, index_images, load_voc_files, read_image_ids, xml_files
 
 logger = logging.getLogger(__name__)

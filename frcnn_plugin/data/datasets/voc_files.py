@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from ...errors import UserError
 from ..loading.image_reader import IMAGE_SUFFIXES, read_image_size
-from .arguments import examples, is_background, warn_once
+from .arguments import examples, warn_once
+from .class_names import is_background
 
 logger = logging.getLogger(__name__)
 

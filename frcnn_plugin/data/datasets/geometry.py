@@ -1,0 +1,102 @@
+"""Boxes and sizes that annotation files give, held against the images: one rule for XML and COCO.
+
+Boxes are continuous XYXY_ABS, sizes (width, height) in pixels, throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ...errors import UserError
+from .arguments import examples
+
+Box = tuple[float, float, float, float]
+
+# A box that leaves its image by less is rounded; clipping it is not worth a word.
+_ROUNDING = 1.0  # pixels
+# A side of which less than this, and less than half of it, lies inside the image: nothing to see.
+_VISIBLE = 1.0  # pixels
+# No data set has all its boxes in this corner: its coordinates are fractions of the image.
+_FRACTIONS = 2.0  # pixels
+
+
+def fit_box(box: Box, width: float, height: float) -> tuple[Box | None, str]:
+    """Clip a box to its image.
+
+    Args:
+        box: as the file gives it, whatever that is.
+        width: of the image.
+        height: of the image.
+
+    Returns:
+        What of the box lies inside, None if that is nearly nothing; and what was wrong with it, ""
+        if nothing or only rounding.
+    """
+    x1, y1, x2, y2 = box
+    if not (math.isfinite(x1 + x2) and math.isfinite(y1 + y2)):
+        return None, "a coordinate is missing or not a finite number"
+    if x2 <= x1 or y2 <= y1:
+        return None, "it has no width or no height"
+    if x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height:
+        return box, ""
+    inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    for low, high, side in ((inside[0], inside[2], x2 - x1), (inside[1], inside[3], y2 - y1)):
+        if high - low < min(_VISIBLE, side / 2):
+            return None, "it lies outside the image"
+    beyond = max(-x1, -y1, x2 - width, y2 - height)
+    return inside, "it leaves the image" if beyond >= _ROUNDING else ""
+
+
+@dataclass
+class BoxFindings:
+    """Fits the boxes of one data set into their images, and collects what was wrong with them."""
+
+    total: int = 0
+    clipped: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    in_corner: int = 0
+
+    def fit(
+        self, box: Box, width: float, height: float, describe: Callable[[str], str]
+    ) -> Box | None:
+        """Return the part of a box inside its image, or None if it is to be dropped.
+
+        Args:
+            box: see :func:`fit_box`.
+            width: see there.
+            height: see there.
+            describe: makes the text for messages of what is wrong: names file and object. Called
+                only if something is.
+        """
+        self.total += 1
+        fitted, problem = fit_box(box, width, height)
+        if problem:
+            (self.dropped if fitted is None else self.clipped).append(describe(problem))
+        if box[2] <= _FRACTIONS and box[3] <= _FRACTIONS and max(width, height) > 2 * _FRACTIONS:
+            self.in_corner += 1
+        return fitted
+
+    def report(self, where: str) -> str:
+        """Say what was found, "" if nothing.
+
+        Args:
+            where: the files, for the message of an error.
+
+        Raises:
+            UserError: the coordinates are fractions of the image.
+        """
+        if self.in_corner == self.total > 0:
+            raise UserError(
+                f"{where}: no coordinate of its {self.total} boxes is above {_FRACTIONS:.0f}: they "
+                f"seem to be fractions of the image; multiply them by its width and height"
+            )
+        parts = []
+        for what, found in (
+            ("have nothing inside their image and are dropped", self.dropped),
+            ("leave their image and are clipped", self.clipped),
+        ):
+            if found:
+                parts.append(f"{len(found):,} of {self.total:,} boxes {what}: {examples(found)}")
+        return "; ".join(parts)
