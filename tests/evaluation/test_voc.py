@@ -74,16 +74,16 @@ def test_results(caplog):
     # Means over cat (example E19) and dog (1); cow has no objects and is left out.
     assert bbox["AP50-11point"] == pytest.approx(50 * (0.8409091 + 1), abs=1e-4)
     assert bbox["AP50-area"] == pytest.approx(50 * (0.8333333 + 1), abs=1e-4)
-    assert bbox["AP50"] == bbox["AP50-11point"] == bbox["AP75"]
+    assert bbox["AP50"] == bbox["AP50-area"] == bbox["AP75"]
     assert bbox["AP"] == pytest.approx(bbox["AP50"])
-    assert bbox["AP50/cat"] == pytest.approx(84.09091, abs=1e-4)
+    assert bbox["AP50/cat"] == pytest.approx(83.33333, abs=1e-4)
     assert bbox["AP50/dog"] == pytest.approx(100)
     assert "AP50/cow" not in bbox
     assert all(type(value) is float and math.isfinite(value) for value in bbox.values())
 
     lines = caplog.records[-1].getMessage().splitlines()
     assert lines[0] == (
-        "small: headline metric 11point, match at IoU >= 0.5, difficult and crowd objects "
+        "small: headline metric area, match at IoU >= 0.5, difficult and crowd objects "
         "ignored; 3 images, 4 objects (+ 0 ignored), 5 detections"
     )
     assert lines[2].split() == ["cat", "3", "4", "84.09", "83.33"]
@@ -91,14 +91,16 @@ def test_results(caplog):
     assert lines[4].split() == ["cow", "0", "0", "-", "-"]
     assert lines[5].split() == ["mean", "4", "5", "92.05", "91.67"]
     assert lines[6].startswith("1 classes have no objects here ('-')")
-    assert lines[7].startswith("Mean AP = 0.9205 (11point, IoU 0.5)")
+    assert lines[7] == (
+        "mean AP50 91.67, AP75 91.67, AP at IoU .50:.95 91.67 (area; all in percent)"
+    )
     print_csv_format(results)
 
 
 @pytest.mark.parametrize(
     ("year", "metric", "headline"),
     [
-        (None, "auto", "11point"), (2007, "auto", "11point"), (2010, "auto", "area"),
+        (None, "auto", "area"), (2007, "auto", "11point"), (2010, "auto", "area"),
         (2012, "auto", "area"), (2012, "11point", "11point"), (2007, "area", "area"),
     ],
 )  # fmt: skip
@@ -209,7 +211,7 @@ def test_submission_files(tmp_path):
     evaluate("small", PREDICTIONS, output_dir=str(tmp_path / "out"))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     files = [f"comp4_det_val_{name}.txt" for name in ("cat", "cow", "dog")]
-    assert names == [*files, "evaluation.json"]
+    assert names == ["coco_instances_results.json", *files, "evaluation.json"]
     # 1-based inclusive: continuous x1, y1 plus 1.
     assert (tmp_path / "out" / "comp4_det_val_dog.txt").read_text() == (
         "b 0.50000000 51.000 51.000 60.000 60.000\n"
@@ -287,7 +289,8 @@ def test_difficult_is_respected_for_detectron2s_names(tmp_path):
     predictions = random_predictions(tmp_path, rng)
     register_pascal_voc("theirs", str(tmp_path), "test", 2007, CLASSES)
     MetadataCatalog.get("theirs").evaluator_type = "pascal_voc"
-    assert evaluate("theirs", predictions) == evaluate("read_back", predictions)
+    theirs, ours = (evaluate(n, predictions, metric="area") for n in ("theirs", "read_back"))
+    assert theirs == ours
 
 
 def test_record_for_the_report(tmp_path):
@@ -295,9 +298,9 @@ def test_record_for_the_report(tmp_path):
     results = evaluate("recorded", PREDICTIONS, output_dir=str(tmp_path))["bbox"]
     record = EvaluationRecord.load(tmp_path / "evaluation.json")
     assert record.results == dict(results)
-    assert (record.dataset, record.metric, record.num_images) == ("recorded", "11point", 3)
+    assert (record.dataset, record.metric, record.num_images) == ("recorded", "area", 3)
     cat, dog, cow = record.classes
-    assert cat.aps["AP50-11point"] == results["AP50/cat"]
+    assert cat.aps["AP50-area"] == results["AP50/cat"]
     assert dog.aps == {"AP50-11point": 100.0, "AP50-area": 100.0}
     assert (cow.num_objects, cow.aps) == (0, {})
     # The image without objects has a false one.

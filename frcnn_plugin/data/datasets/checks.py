@@ -11,7 +11,8 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from ...errors import UserError
 from .arguments import datasets_root
 from .class_names import is_background
-from .coco import check_coco_file
+from .coco import coco_source
+from .coco_files import check_coco_file
 from .voc import OFFICIAL_IMAGE_COUNTS
 
 logger = logging.getLogger(__name__)
@@ -48,16 +49,9 @@ def check_datasets(
         _check_known(name)
         metadata = MetadataCatalog.get(name)
         _check_files(name, metadata)
-        if _is_checked_by_loading(metadata):
-            if metadata.get("json_file"):
-                by_coco = metadata.get("evaluator_type") == "coco" and name not in train
-                check_coco_file(
-                    name,
-                    metadata.json_file,
-                    metadata.get("image_root", ""),
-                    classes=metadata.get("thing_classes") if metadata.get("from_config") else None,
-                    needs_area=by_coco,
-                )
+        if _is_checked_by_loading(name, metadata):
+            if metadata.get("json_file") and coco_source(name) is None:
+                check_coco_file(name, metadata.json_file, metadata.get("image_root", ""))
             _check_contents(name, load(name), name in train)
         # A COCO-format set without a class list gets it when loaded: after that, if at all.
         if metadata.get("thing_classes") is not None:
@@ -101,9 +95,9 @@ def _check_files(name: str, metadata: Metadata) -> None:
             )
 
 
-def _is_checked_by_loading(metadata: Metadata) -> bool:
+def _is_checked_by_loading(name: str, metadata: Metadata) -> bool:
     """Say whether to load a set; COCO takes long, and Detectron2 checks what it registers."""
-    if metadata.get("thing_classes") is None or metadata.get("from_config"):
+    if metadata.get("thing_classes") is None or coco_source(name) is not None:
         return True
     kinds = (None, "voc", "coco")
     return metadata.get("json_file") is None and metadata.get("evaluator_type") in kinds
