@@ -6,13 +6,16 @@ Boxes are continuous XYXY_ABS, sizes (width, height) in pixels, throughout.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ...errors import UserError
+from ..loading.image_reader import read_image_size as image_header
 from .arguments import examples
 
 Box = tuple[float, float, float, float]
+Size = tuple[int, int]
 
 # A box that leaves its image by less is rounded; clipping it is not worth a word.
 _ROUNDING = 1.0  # pixels
@@ -99,4 +102,89 @@ class BoxFindings:
         ):
             if found:
                 parts.append(f"{len(found):,} of {self.total:,} boxes {what}: {examples(found)}")
+        return "; ".join(parts)
+
+
+@dataclass
+class SizeFindings:
+    """Compares the sizes that the annotations of one data set give with the headers of its images.
+
+    An image is read as viewers show it, turned as its EXIF orientation says. Boxes that were drawn
+    on the pixels as they are stored do not fit it then.
+    """
+
+    total: int = 0
+    turned: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+    wrong_tags: list[str] = field(default_factory=list)
+    unsaid: list[str] = field(default_factory=list)
+
+    def size_of(self, image: str | os.PathLike[str], said: Size, boxes: Sequence[Box]) -> Size:
+        """Return the size of an image as it will be read, and note how it compares.
+
+        Args:
+            image: its file.
+            said: what its annotation says; 0 where it says nothing.
+            boxes: of its objects.
+
+        Raises:
+            UserError: the file is not an image.
+        """
+        self.total += 1
+        width, height, orientation = image_header(image)
+        size, name = (width, height), os.path.basename(image)
+        if said == size or not all(said):
+            # A width that is the turned image's tells that the boxes are, too.
+            if orientation > 1 and not (orientation >= 5 and all(said) and width != height):
+                self.unsaid.append(f"{name} (orientation {orientation})")
+            return size
+        text = f"{name} is {width}x{height}, its annotation says {said[0]}x{said[1]}"
+        swapped = said == (height, width)
+        fits, fits_said = (
+            all(not fit_box(box, *frame)[1] for box in boxes) for frame in (size, said)
+        )
+        if fits and (not fits_said or not boxes or (swapped and orientation < 5)):
+            self.wrong_tags.append(text)
+        elif swapped and orientation >= 5:
+            self.turned.append(f"{text} (orientation {orientation})")
+        else:
+            self.differing.append(text)
+        return size
+
+    def report(self, where: str) -> str:
+        """Say what was found, "" if nothing.
+
+        Args:
+            where: the files, for the message of an error.
+
+        Raises:
+            UserError: the boxes of an image are for another size than it has.
+        """
+        if self.turned:
+            raise UserError(
+                f"{where}: {len(self.turned):,} of {self.total:,} images are turned by the EXIF "
+                f"orientation in their files, but their boxes are for the picture as it is stored: "
+                f"{examples(self.turned)}. Take the orientation out of these files (exiftool "
+                f"-Orientation= FILE), or annotate them as viewers show them"
+            )
+        if self.differing:
+            raise UserError(
+                f"{where}: {len(self.differing):,} of {self.total:,} images are not of the size "
+                f"that their annotations are for: {examples(self.differing)}. Use the images that "
+                f"were annotated, or scale the boxes and correct the sizes"
+            )
+        parts = []
+        if self.wrong_tags:
+            parts.append(
+                f"{len(self.wrong_tags):,} of {self.total:,} images have another size than their "
+                f"annotations say, which is used, for their boxes fit it: "
+                f"{examples(self.wrong_tags)}"
+            )
+        if self.unsaid:
+            parts.append(
+                f"{len(self.unsaid):,} of {self.total:,} images are turned or mirrored by the EXIF "
+                f"orientation in their files, as viewers do; if their boxes are for the picture as "
+                f"it is stored, take the orientation out (exiftool -Orientation= FILE): "
+                f"{examples(self.unsaid)}"
+            )
         return "; ".join(parts)

@@ -1,0 +1,199 @@
+"""The files of a VOC-format data set: XML files, images, lists, and which of them belong together."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from ...errors import UserError
+from ..loading.image_reader import IMAGE_SUFFIXES
+from .arguments import examples, warn_once
+from .voc_xml import read_annotation
+
+_ID_AND_FLAG = re.compile(r"(.*\S)\s+(-1|0|1)")
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """List files in and below a folder, by their names from there, sorted folder by folder.
+
+    Hidden ones, which systems leave, are skipped; linked folders are followed, once.
+
+    Args:
+        folder: nothing is found if it does not exist.
+        suffixes: in lower case; files may have them in any.
+    """
+    found: list[str] = []
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = os.path.relpath(parent, folder).replace(os.sep, "/")
+        prefix = "" if below == "." else f"{below}/"
+        found += [
+            prefix + name
+            for name in names
+            if name.lower().endswith(suffixes) and not name.startswith(".")
+        ]
+    return sorted(found, key=lambda name: name.split("/"))
+
+
+def _tails(path: str) -> Iterator[str]:
+    """Yield a path of any system, then the same without its first folder, and so on."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
+    for start in range(len(parts)):
+        yield "/".join(parts[start:])
+
+
+class VOCFolders:
+    """The folder of the XML files and that of the images of a data set.
+
+    An image's id is the name of its XML file from the folder on, without ``.xml``.
+    """
+
+    def __init__(self, annotations: Path, images: Path) -> None:
+        """Look which files there are.
+
+        Args:
+            annotations: folder of the XML files; need not exist.
+            images: folder of the images.
+
+        Raises:
+            UserError: there is no folder of images.
+        """
+        if not images.is_dir():
+            raise UserError(f"missing {images}: the folder of the images")
+        self.annotations, self.images = annotations, images
+        self._xml = {name[: -len(".xml")]: name for name in files_below(annotations, (".xml",))}
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all XML files, in their order."""
+        return list(self._xml)
+
+    def xml(self, image_id: str) -> Path | None:
+        """Return the XML file of an image, None if there is none."""
+        return self.annotations / self._xml[image_id] if image_id in self._xml else None
+
+    @cached_property
+    def _images(self) -> Mapping[str, list[str]]:
+        """The images by id: those whose name, with or without suffix, is the id."""
+        found: dict[str, list[str]] = {}
+        for name in files_below(self.images, IMAGE_SUFFIXES):
+            found.setdefault(os.path.splitext(name)[0], []).append(name)
+            found.setdefault(name, []).append(name)
+        return found
+
+    @cached_property
+    def _images_by_any_name(self) -> Mapping[str, list[str]]:
+        """The images by every end of their path, with and without suffix, in lower case."""
+        found: dict[str, list[str]] = {}
+        for key, names in self._images.items():
+            for tail in _tails(key.lower()):
+                found.setdefault(tail, []).extend(names)
+        return found
+
+    def image(self, image_id: str, filename: str = "") -> str | None:
+        """Find the image that is named as its id or, failing that, as its XML file says.
+
+        Args:
+            image_id: of the image.
+            filename: the XML file's ``<filename>``, which may be a path of another system, lack the
+                suffix, or differ in capitals.
+
+        Returns:
+            The path; None if there is no image, or several, between which nothing decides.
+        """
+        name = self._choose(self._images.get(image_id, ()), filename)
+        if name is None and filename:
+            folder = f"{os.path.dirname(image_id)}/"
+            for tail in _tails(filename):
+                # Of equal names, the one in the folder of the XML file.
+                for key in (folder + tail, tail):
+                    names = self._images_by_any_name.get(key.lower().lstrip("/"), ())
+                    name = name or self._choose(names, filename)
+        return None if name is None else f"{self.images}/{name}"
+
+    @staticmethod
+    def _choose(names: Sequence[str], filename: str) -> str | None:
+        if len(names) < 2:
+            return names[0] if names else None
+        # One name with several suffixes: what the XML says, else the first of the list.
+        if len({os.path.splitext(name)[0].lower() for name in names}) > 1:
+            return None
+        suffix = os.path.splitext(filename)[1].lower()
+        order = [suffix, *IMAGE_SUFFIXES]
+        return min(names, key=lambda name: order.index(os.path.splitext(name)[1].lower()))
+
+    def images_without_xml(self) -> list[str]:
+        """List the images that no XML file is for."""
+        lacking = {names[0] for names in self._images.values()}
+        for image_id, name in self._xml.items():
+            filename = ""
+            if len(self._images.get(image_id, ())) != 1:
+                filename = read_annotation(self.annotations / name).filename
+            image = self.image(image_id, filename)
+            if image is not None:
+                lacking.discard(image[len(f"{self.images}/") :])
+        return sorted(lacking)
+
+    def read_list(self, path: Path) -> list[str]:
+        """Read the image ids of a list, in its order: a file of ``ImageSets/Main``, for example.
+
+        Args:
+            path: a text file with one image per line. Skipped are blank lines, the second column
+                (-1, 0 or 1) of VOC's per-class files, and what goes beyond an id: the suffix, and
+                the folders of a path. An image that is listed twice is taken once, with a warning.
+
+        Raises:
+            UserError: if the file is missing or no text.
+        """
+        if not path.is_file():
+            raise UserError(f"missing {path}: one image id per line")
+        try:
+            data = path.read_bytes()
+            text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not readable as text in UTF-8 ({error})") from error
+        lines = [line.strip() for line in text.splitlines()]
+        lines = [line for line in lines if line]
+        flagged = [_ID_AND_FLAG.fullmatch(line) for line in lines]
+        # Only if every line has a flag: an id may hold blanks ("frame 1").
+        ids = [match.group(1) for match in flagged if match]
+        found = list(map(self._id_of, ids if len(ids) == len(lines) else lines))
+        distinct = list(dict.fromkeys(found))
+        if len(distinct) < len(found):
+            repeated = [i for i in distinct if found.count(i) > 1] if len(found) < 10_000 else []
+            warn_once(
+                f"{path}: {len(found) - len(distinct)} lines repeat an image, which is taken once: "
+                f"{examples(repeated)}"
+            )
+        return distinct
+
+    def _id_of(self, line: str) -> str:
+        if line in self._xml:
+            return line
+        stem, suffix = os.path.splitext(line)
+        if suffix.lower() not in (*IMAGE_SUFFIXES, ".xml"):
+            stem = line
+        if stem in self._xml or (not self._xml and stem in self._images):
+            return stem
+        known: Mapping[str, object] = self._xml or self._images
+        for tail in _tails(stem):
+            if tail in known:
+                return tail
+        return stem
+
+
+def choose(ids: Sequence[str], fraction: float) -> set[str]:
+    """Choose a fixed share of ``ids``: those whose SHA-256 comes first, rounded to whole ones."""
+    ordered = sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode()).hexdigest())
+    return set(ordered[: round(fraction * len(ids))])
