@@ -26,7 +26,7 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from ...errors import UserError
-from ..loading.image_reader import IMAGE_SUFFIXES, read_image_size
+from ..loading.image_reader import IMAGE_SUFFIXES, image_header
 from .arguments import examples, is_background, warn_once
 
 logger = logging.getLogger(__name__)
@@ -270,7 +270,7 @@ def load_voc_files(
         fit = all(_box_problem(obj.box, width, height) is None for obj in annotation.objects)
         if not width or not height or not fit:
             # Also when a box looks wrong: the <size> may be what is wrong.
-            width, height = read_image_size(image)
+            width, height, _ = image_header(image)
         objects = []
         for obj in annotation.objects:
             if obj.name not in category_ids:
