@@ -113,3 +113,6 @@ class ClassMap:
         """List the names to ignore or rename that are not among those of the files."""
         known = set(names)
         return [name for name in (*self.ignore, *dict(self.rename)) if name not in known]
+
+
+AS_WRITTEN = ClassMap()

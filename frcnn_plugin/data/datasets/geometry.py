@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ...errors import UserError
-from ..loading.image_reader import read_image_size as image_header
+from ..loading.image_reader import image_header
 from .arguments import examples
 
 Box = tuple[float, float, float, float]
@@ -41,7 +41,7 @@ def fit_box(box: Box, width: float, height: float) -> tuple[Box | None, str]:
     if not (math.isfinite(x1 + x2) and math.isfinite(y1 + y2)):
         return None, "a coordinate is missing or not a finite number"
     if x2 <= x1 or y2 <= y1:
-        return None, "it has no width or no height"
+        return None, "it has no width or height"
     if x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height:
         return box, ""
     inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
@@ -97,7 +97,7 @@ class BoxFindings:
             )
         parts = []
         for what, found in (
-            ("have nothing inside their image and are dropped", self.dropped),
+            ("are dropped", self.dropped),
             ("leave their image and are clipped", self.clipped),
         ):
             if found:

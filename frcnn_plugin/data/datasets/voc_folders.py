@@ -1,10 +1,11 @@
-"""The files of a VOC-format data set: XML files, images, lists, and which of them belong together."""
+"""The files of a VOC-format data set: XML files, images and lists, and what belongs together."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from .arguments import examples, warn_once
 from .voc_xml import read_annotation
 
 _ID_AND_FLAG = re.compile(r"(.*\S)\s+(-1|0|1)")
+_PATH = re.compile(r"(\.{0,2}|[A-Za-z]:)[/\\]")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -85,21 +87,29 @@ class VOCFolders:
 
     @cached_property
     def _images(self) -> Mapping[str, list[str]]:
-        """The images by id: those whose name, with or without suffix, is the id."""
+        """The images by their name without suffix."""
         found: dict[str, list[str]] = {}
         for name in files_below(self.images, IMAGE_SUFFIXES):
             found.setdefault(os.path.splitext(name)[0], []).append(name)
-            found.setdefault(name, []).append(name)
         return found
 
     @cached_property
     def _images_by_any_name(self) -> Mapping[str, list[str]]:
         """The images by every end of their path, with and without suffix, in lower case."""
         found: dict[str, list[str]] = {}
-        for key, names in self._images.items():
-            for tail in _tails(key.lower()):
-                found.setdefault(tail, []).extend(names)
+        for names in self._images.values():
+            for name in names:
+                for tail in _tails(name.lower()):
+                    found.setdefault(tail, []).append(name)
+                    found.setdefault(os.path.splitext(tail)[0], []).append(name)
         return found
+
+    def _images_of(self, image_id: str) -> list[str]:
+        """List the images that are named as an id, which may include the suffix."""
+        if image_id in self._images:
+            return self._images[image_id]
+        same = self._images.get(os.path.splitext(image_id)[0], ())
+        return [name for name in same if name == image_id]
 
     def image(self, image_id: str, filename: str = "") -> str | None:
         """Find the image that is named as its id or, failing that, as its XML file says.
@@ -112,13 +122,13 @@ class VOCFolders:
         Returns:
             The path; None if there is no image, or several, between which nothing decides.
         """
-        name = self._choose(self._images.get(image_id, ()), filename)
+        name = self._choose(self._images_of(image_id), filename)
         if name is None and filename:
-            folder = f"{os.path.dirname(image_id)}/"
+            folder = os.path.dirname(image_id)
             for tail in _tails(filename):
                 # Of equal names, the one in the folder of the XML file.
-                for key in (folder + tail, tail):
-                    names = self._images_by_any_name.get(key.lower().lstrip("/"), ())
+                for key in (f"{folder}/{tail}", tail):
+                    names = self._images_by_any_name.get(key.lower(), ())
                     name = name or self._choose(names, filename)
         return None if name is None else f"{self.images}/{name}"
 
@@ -135,14 +145,13 @@ class VOCFolders:
 
     def images_without_xml(self) -> list[str]:
         """List the images that no XML file is for."""
-        lacking = {names[0] for names in self._images.values()}
-        for image_id, name in self._xml.items():
+        lacking = {name for names in self._images.values() for name in names}
+        for image_id in self._xml:
             filename = ""
-            if len(self._images.get(image_id, ())) != 1:
-                filename = read_annotation(self.annotations / name).filename
-            image = self.image(image_id, filename)
-            if image is not None:
-                lacking.discard(image[len(f"{self.images}/") :])
+            if len(self._images_of(image_id)) != 1:
+                filename = read_annotation(self.annotations / self._xml[image_id]).filename
+            image = self.image(image_id, filename) or ""
+            lacking.discard(image.removeprefix(f"{self.images}/"))
         return sorted(lacking)
 
     def read_list(self, path: Path) -> list[str]:
@@ -168,32 +177,36 @@ class VOCFolders:
         flagged = [_ID_AND_FLAG.fullmatch(line) for line in lines]
         # Only if every line has a flag: an id may hold blanks ("frame 1").
         ids = [match.group(1) for match in flagged if match]
-        found = list(map(self._id_of, ids if len(ids) == len(lines) else lines))
-        distinct = list(dict.fromkeys(found))
-        if len(distinct) < len(found):
-            repeated = [i for i in distinct if found.count(i) > 1] if len(found) < 10_000 else []
+        counts = Counter(map(self._id_of, ids if len(ids) == len(lines) else lines))
+        repeated = [image_id for image_id, count in counts.items() if count > 1]
+        if repeated:
             warn_once(
-                f"{path}: {len(found) - len(distinct)} lines repeat an image, which is taken once: "
-                f"{examples(repeated)}"
+                f"{path}: {len(repeated)} image ids occur more than once ({examples(repeated)}); "
+                f"each is taken once"
             )
-        return distinct
+        return list(counts)
 
     def _id_of(self, line: str) -> str:
+        """Return the id that a line of a list names, by whatever it is called there."""
         if line in self._xml:
             return line
         stem, suffix = os.path.splitext(line)
         if suffix.lower() not in (*IMAGE_SUFFIXES, ".xml"):
             stem = line
-        if stem in self._xml or (not self._xml and stem in self._images):
-            return stem
         known: Mapping[str, object] = self._xml or self._images
-        for tail in _tails(stem):
-            if tail in known:
-                return tail
-        return stem
+        if stem in known or not _PATH.match(stem):
+            return stem
+        # Of the machine where the list was made.
+        return next((tail for tail in _tails(stem) if tail in known), stem)
 
 
-def choose(ids: Sequence[str], fraction: float) -> set[str]:
-    """Choose a fixed share of ``ids``: those whose SHA-256 comes first, rounded to whole ones."""
+def choose(ids: Sequence[str], fraction: float, after: float = 0.0) -> set[str]:
+    """Choose a fixed share of ``ids``, by the order of their SHA-256, rounded to whole ones.
+
+    Args:
+        ids: to choose from; their order does not matter.
+        fraction: the share.
+        after: the share that comes before it in that order, which another set takes.
+    """
     ordered = sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode()).hexdigest())
-    return set(ordered[: round(fraction * len(ids))])
+    return set(ordered[round(after * len(ids)) : round((after + fraction) * len(ids))])

@@ -21,8 +21,8 @@ from frcnn_plugin.data import (
     register_xml_folder,
 )
 from frcnn_plugin.data.datasets import voc
-from frcnn_plugin.data.datasets.voc import choose
 from frcnn_plugin.data.datasets.voc_files import classes_in_folder
+from frcnn_plugin.data.datasets.voc_folders import choose
 from frcnn_plugin.errors import UserError
 
 from .voc_folder import add_image, obj, write_image
@@ -357,7 +357,10 @@ def test_automatic_names_of_nothing(tmp_path):
     [
         ({"split": "train"}, "split and train_fraction come together, as in train_fraction: 0.8"),
         ({"train_fraction": 0.8}, "split and train_fraction come together"),
-        ({"split": "val", "train_fraction": 0.8}, "split must be train or test; got 'val'"),
+        ({"split": "all", "train_fraction": 0.8}, "split must be train, val or test; got 'all'"),
+        ({"split": "val", "train_fraction": 0.8}, "split: val needs a val_fraction, and that a"),
+        ({"val_fraction": 0.1}, "split: val needs a val_fraction, and that a train_fraction"),
+        ({"split": "test", "train_fraction": 0.8, "val_fraction": 0.2}, "val_fraction must leave"),
         ({"split": "test", "train_fraction": 80.0}, r"train_fraction must be .*got 80.0"),
         (
             {"split": "test", "train_fraction": 0.8, "image_list": "a.txt"},
@@ -373,4 +376,4 @@ def test_unclear_descriptions(arguments, message):
 def test_a_share_that_leaves_nothing(tmp_path):
     add(tmp_path, tmp_path, "a", obj("cat"))
     register_xml_folder("mine", tmp_path, ["cat"], split="test", train_fraction=0.8)
-    assert "train_fraction 0.8 of 1 XML files leaves one side empty" in problem()
+    assert "mine: of 1 XML files, 1 are for train, 0 are for test; choose other fractions" in problem()
