@@ -21,6 +21,8 @@ Size = tuple[int, int]
 _ROUNDING = 1.0  # pixels
 # A side of which less than this, and less than half of it, lies inside the image: nothing to see.
 _VISIBLE = 1.0  # pixels
+# A size that is given wrong by as much is a slip: the boxes are for this image.
+_MISCOUNTED = 2  # pixels
 # No data set has all its boxes in this corner: its coordinates are fractions of the image.
 _FRACTIONS = 2.0  # pixels
 
@@ -50,6 +52,10 @@ def fit_box(box: Box, width: float, height: float) -> tuple[Box | None, str]:
             return None, "it lies outside the image"
     beyond = max(-x1, -y1, x2 - width, y2 - height)
     return inside, "it leaves the image" if beyond >= _ROUNDING else ""
+
+
+def _all_fit(boxes: Sequence[Box], size: Size) -> bool:
+    return all(not fit_box(box, *size)[1] for box in boxes)
 
 
 @dataclass
@@ -119,33 +125,40 @@ class SizeFindings:
     wrong_tags: list[str] = field(default_factory=list)
     unsaid: list[str] = field(default_factory=list)
 
-    def size_of(self, image: str | os.PathLike[str], said: Size, boxes: Sequence[Box]) -> Size:
+    def size_of(
+        self, image: str | os.PathLike[str], said: Size, boxes: Sequence[Box] | None
+    ) -> Size:
         """Return the size of an image as it will be read, and note how it compares.
 
         Args:
             image: its file.
             said: what its annotation says; 0 where it says nothing.
-            boxes: of its objects.
+            boxes: of its objects, by which a wrong size may be told from wrong boxes; None: any
+                other size is wrong, because nobody can correct it.
 
         Raises:
             UserError: the file is not an image.
         """
         self.total += 1
         width, height, orientation = image_header(image)
-        size, name = (width, height), os.path.basename(image)
-        if said == size or not all(said):
-            # A width that is the turned image's tells that the boxes are, too.
+        size, stored, name = (width, height), (height, width), os.path.basename(image)
+        if not all(said) and boxes and orientation >= 5 and not _all_fit(boxes, size):
+            said = stored if _all_fit(boxes, stored) else said
+        if not all(said) or said == size:
+            # Where width and height are exchanged, a size that is right says that boxes are.
             if orientation > 1 and not (orientation >= 5 and all(said) and width != height):
                 self.unsaid.append(f"{name} (orientation {orientation})")
             return size
         text = f"{name} is {width}x{height}, its annotation says {said[0]}x{said[1]}"
-        swapped = said == (height, width)
-        fits, fits_said = (
-            all(not fit_box(box, *frame)[1] for box in boxes) for frame in (size, said)
-        )
-        if fits and (not fits_said or not boxes or (swapped and orientation < 5)):
+        near = max(abs(said[0] - width), abs(said[1] - height)) <= _MISCOUNTED
+        exchanged = said == stored
+        if (
+            boxes is not None
+            and _all_fit(boxes, size)
+            and (near or not boxes or not _all_fit(boxes, said) or (exchanged and orientation < 5))
+        ):
             self.wrong_tags.append(text)
-        elif swapped and orientation >= 5:
+        elif exchanged and orientation >= 5:
             self.turned.append(f"{text} (orientation {orientation})")
         else:
             self.differing.append(text)

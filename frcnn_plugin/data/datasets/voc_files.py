@@ -98,15 +98,6 @@ class _Findings:
                 f"{len(self.nested):,} XML files have objects inside other elements, which are not "
                 f"read: {examples(self.nested)}"
             )
-        ids: dict[str, list[str]] = {}
-        for item in dicts:
-            ids.setdefault(item["file_name"], []).append(str(item["image_id"]))
-        shared = [f"{name} of {' and '.join(found)}" for name, found in ids.items() if found[1:]]
-        if shared:
-            parts.append(
-                f"{len(shared):,} images belong to several XML files, so that the objects of one "
-                f"are background in the other: {examples(shared)}"
-            )
         for part in filter(None, parts):
             warn_once(f"{self.title}: {part}")
 

@@ -23,7 +23,8 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """List files in and below a folder, by their names from there, sorted folder by folder.
 
-    Hidden ones, which systems leave, are skipped; linked folders are followed, once.
+    Hidden ones, which systems leave, are skipped. Linked folders are followed, but none is read
+    twice.
 
     Args:
         folder: nothing is found if it does not exist.
@@ -37,7 +38,10 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            (name for name in folders if not name.startswith(".")),
+            key=lambda name, parent=parent: (os.path.islink(f"{parent}/{name}"), name),
+        )
         below = os.path.relpath(parent, folder).replace(os.sep, "/")
         prefix = "" if below == "." else f"{below}/"
         found += [

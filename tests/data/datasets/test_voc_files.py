@@ -197,6 +197,21 @@ def test_one_pixel_of_overhang_is_clipped(tmp_path, caplog):
         load_voc_instances(tmp_path, "train", CLASSES, strict=True)
 
 
+def test_sizes_are_those_of_the_images(tmp_path):
+    for name in "ab":
+        add_image(tmp_path, name, obj("cat"))
+    write_image(tmp_path / "JPEGImages" / "b.jpg", (200, 160))
+    expected = r"mine: 1 of 2 images are not of the size .*: b\.jpg is 200x160, its annotation says"
+    with pytest.raises(UserError, match=expected):
+        load_voc_instances(tmp_path, "train", CLASSES, name="mine")
+
+
+def test_objects_in_other_elements_are_warned_of(tmp_path, caplog):
+    add_image(tmp_path, "a", f"<objects>{obj('cat')}</objects>")
+    load_voc_instances(tmp_path, "train", CLASSES, name=f"set of {tmp_path}")
+    assert "1 XML files have objects inside other elements, which are not read" in caplog.text
+
+
 def test_missing_xml_of_some_images(tmp_path):
     add_image(tmp_path, "a")
     write_image(tmp_path / "JPEGImages" / "b.jpg")
