@@ -2,6 +2,8 @@
 
 import difflib
 import logging
+import os
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from ...errors import UserError
-from .arguments import datasets_root
+from .arguments import datasets_root, examples
 from .class_names import is_background
 from .coco import coco_source
 from .coco_files import check_coco_file
+from .geometry import SizeFindings
 from .voc import OFFICIAL_IMAGE_COUNTS
+from .voc_sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +56,16 @@ def check_datasets(
         if _is_checked_by_loading(name, metadata):
             if metadata.get("json_file") and coco_source(name) is None:
                 check_coco_file(name, metadata.json_file, metadata.get("image_root", ""))
-            _check_contents(name, load(name), name in train)
+            dicts = load(name)
+            _check_contents(name, dicts, name in train)
+            is_ours = metadata.get("json_file") or isinstance(DatasetCatalog[name], Source)
+            if isinstance(dicts, list) and not is_ours:
+                _check_sizes(name, dicts)
+            if metadata.get("thing_classes") is None and name not in train:
+                raise UserError(
+                    f"{name}: evaluation needs the names of its classes: "
+                    f"MetadataCatalog.get('{name}').thing_classes = [...]"
+                )
         # A COCO-format set without a class list gets it when loaded: after that, if at all.
         if metadata.get("thing_classes") is not None:
             classes[name] = list(metadata.thing_classes)
@@ -117,6 +130,7 @@ def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
             "%s: %d images, but PASCAL's image set has %d: scores will not compare",
             name, len(dicts), expected,
         )  # fmt: skip
+    _check_identity(name, dicts)
     objects = sum(
         not obj.get("iscrowd", 0) for item in dicts for obj in item.get("annotations", ())
     )
@@ -126,6 +140,46 @@ def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
     if is_trained_on:
         raise UserError(f"{text}: nothing to train on. Look at its annotation files")
     logger.warning("%s: average precision is not defined on it", text)
+
+
+def _check_identity(name: str, dicts: Sequence[Any]) -> None:
+    """Make sure that an image id means one image, and say if an image has several."""
+    unnamed = sum(item.get("image_id") is None for item in dicts)
+    if unnamed:
+        raise UserError(
+            f"{name}: {unnamed:,} of its {len(dicts):,} dicts have no image_id, by which results "
+            f"and proposals are kept: number the images"
+        )
+    counts = Counter(str(item["image_id"]) for item in dicts)
+    repeated = [image_id for image_id, count in counts.items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"{name}: {len(repeated):,} image ids occur more than once ({examples(repeated)}): "
+            f"results and proposals of such images would be mixed; give each its own"
+        )
+    ids: dict[str, list[str]] = {}
+    for item in dicts:
+        if "file_name" in item:
+            file = os.path.normpath(item["file_name"])
+            ids.setdefault(file, []).append(str(item["image_id"]))
+    shared = [f"{file} of {' and '.join(found)}" for file, found in ids.items() if found[1:]]
+    if shared:
+        logger.warning(
+            "%s: %d images have several ids, so that the objects of one are background in the "
+            "other and count as missed: put them together. %s",
+            name, len(shared), examples(shared),
+        )  # fmt: skip
+
+
+def _check_sizes(name: str, dicts: Sequence[Any]) -> None:
+    """Compare the sizes that a set of other code gives with the images, as far as they are here."""
+    findings = SizeFindings()
+    for item in dicts:
+        file = item.get("file_name", "")
+        if os.path.isfile(file):
+            findings.size_of(file, (item.get("width", 0), item.get("height", 0)), None)
+    if text := findings.report(name):
+        logger.warning("%s: %s", name, text)
 
 
 def _check_class_count(name: str, classes: Sequence[str], num_classes: int | None) -> None:

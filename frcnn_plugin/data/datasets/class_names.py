@@ -24,9 +24,7 @@ def name_problem(class_name: str) -> str:
     if not class_name.strip():
         return "is empty"
     if len(class_name) > _LONGEST:
-        return (
-            f"has {len(class_name):,} characters, more than {_LONGEST:,} ({class_name[:20]!r}...)"
-        )
+        return f"has more than {_LONGEST:,} characters ({class_name[:20]!a}...)"
     if class_name.isprintable():
         return ""
     # Not all that is unprintable to Python is harmful: some scripts need joiners.
@@ -113,3 +111,6 @@ class ClassMap:
         """List the names to ignore or rename that are not among those of the files."""
         known = set(names)
         return [name for name in (*self.ignore, *dict(self.rename)) if name not in known]
+
+
+AS_WRITTEN = ClassMap()
