@@ -14,7 +14,7 @@ from ...errors import UserError
 from .arguments import datasets_root, examples
 from .class_names import is_background
 from .coco import coco_source
-from .coco_files import check_coco_file
+from .coco_files import read_coco
 from .geometry import SizeFindings
 from .voc import OFFICIAL_IMAGE_COUNTS
 from .voc_sources import Source
@@ -55,7 +55,8 @@ def check_datasets(
         _check_files(name, metadata)
         if _is_checked_by_loading(name, metadata):
             if metadata.get("json_file") and coco_source(name) is None:
-                check_coco_file(name, metadata.json_file, metadata.get("image_root", ""))
+                json_file, images = metadata.json_file, metadata.get("image_root", "")
+                read_coco(name, json_file, images, for_detectron2=True)
             dicts = load(name)
             _check_contents(name, dicts, name in train)
             is_ours = metadata.get("json_file") or isinstance(DatasetCatalog[name], Source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode
 from ...errors import UserError
 from ...host import replace_metadata
 from .arguments import resolve_root
-from .class_names import ClassMap, check_classes
+from .class_names import AS_WRITTEN, ClassMap, check_classes
 from .coco_files import read_coco
 
 
@@ -28,7 +28,7 @@ class COCOSource:
     json_file: str
     image_root: str
     classes: tuple[str, ...] = ()
-    class_map: ClassMap = field(default_factory=ClassMap)
+    class_map: ClassMap = AS_WRITTEN
 
     def read(self) -> dict[str, Any]:
         """Return the file's content as :func:`read_coco` does; note the classes in the metadata."""
@@ -54,8 +54,8 @@ class COCOSource:
         for entry in sorted(content["images"], key=lambda image: image["id"]):
             dicts[entry["id"]] = {
                 "file_name": os.path.join(self.image_root, entry["file_name"]),
-                "height": int(entry["height"]),
-                "width": int(entry["width"]),
+                "height": entry["height"],
+                "width": entry["width"],
                 "image_id": entry["id"],
                 "annotations": [],
             }

@@ -15,16 +15,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pycocotools.mask
 
 from ...errors import UserError
 from .arguments import examples, shown, warn_once
-from .class_names import ClassMap, is_background, name_problem
-from .geometry import BoxFindings
+from .class_names import AS_WRITTEN, ClassMap, is_background, name_problem
+from .geometry import Box, BoxFindings, Size, SizeFindings
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +39,13 @@ def read_coco(
     json_file: str,
     image_root: str,
     classes: Sequence[str] = (),
-    class_map: ClassMap | None = None,
-    content: dict[str, Any] | None = None,
+    class_map: ClassMap = AS_WRITTEN,
+    *,
+    for_detectron2: bool = False,
 ) -> dict[str, Any]:
     """Read an annotation file and check all that training and COCO's metric take for granted.
 
-    Odd boxes, unused categories and images that are listed twice are counted in warnings.
+    Odd boxes, sizes and unused categories are counted in warnings.
 
     Args:
         name: registered name, for messages.
@@ -52,7 +53,7 @@ def read_coco(
         image_root: see there.
         classes: see there; empty: whatever the file has.
         class_map: which categories are left out or called otherwise.
-        content: what the file holds, if it has been parsed.
+        for_detectron2: its own loader will read the file; a warning counts what it loses.
 
     Returns:
         ``images``; ``categories``, those that are used, in the order of their ids; and, unless the
@@ -61,51 +62,47 @@ def read_coco(
     Raises:
         UserError: for the first thing that is wrong.
     """
-    content = content or _parse(json_file)
-    images = _check_images(name, json_file, content["images"], image_root)
+    content = _parse(json_file)
+    files = _check_images(json_file, content["images"], image_root)
     names = _category_names(json_file, content["categories"])
-    annotations = _check_annotations(json_file, content["annotations"] or (), images, names)
+    annotations = content["annotations"] or ()
+    _check_annotations(json_file, annotations, files, names)
+    if for_detectron2:
+        _warn_of_losses(name, json_file, annotations)
     objects = Counter(entry["category_id"] for entry in annotations)
-    class_of = _classes_of(name, json_file, names, objects, classes, class_map or ClassMap())
+    class_of = _classes_of(name, json_file, names, objects, classes, class_map)
     # Each class under the lowest id of those that go by its name.
     id_of: dict[str, _Id] = {}
     for number, text in class_of.items():
         id_of.setdefault(text, number)
+    boxes = defaultdict(list)
+    for entry in annotations:
+        boxes[entry["image_id"]].append(_corners(entry["bbox"]))
+    findings = SizeFindings()
+    sizes = {
+        # Nobody can correct what Detectron2 reads.
+        entry["id"]: findings.size_of(
+            files[entry["id"]],
+            (int(entry.get("width") or 0), int(entry.get("height") or 0)),
+            None if for_detectron2 else boxes[entry["id"]],
+        )
+        for entry in content["images"]
+    }
+    if text := findings.report(json_file):
+        warn_once(f"{name}: {text}")
     result: dict[str, Any] = {
         "info": {},
-        "images": content["images"],
+        "images": [
+            {**entry, "width": sizes[entry["id"]][0], "height": sizes[entry["id"]][1]}
+            for entry in content["images"]
+        ],
         "categories": [{"id": number, "name": text} for text, number in id_of.items()],
     }
     if content["annotations"] is not None:
-        result["annotations"] = _for_metric(name, json_file, annotations, images, names, class_of)
+        result["annotations"] = _for_metric(name, json_file, annotations, sizes, names, class_of)
         for entry in result["annotations"]:
             entry["category_id"] = id_of[class_of[entry["category_id"]]]
     return result
-
-
-def check_coco_file(name: str, json_file: str, image_root: str) -> None:
-    """Check a file that Detectron2's own loader will read, as :func:`read_coco` does.
-
-    Raises:
-        UserError: for the first thing that is wrong.
-    """
-    content = _parse(json_file)
-    listed = content["annotations"]
-    read_coco(name, json_file, image_root, content=content)
-    lost = [
-        f"annotation {entry['id']}"
-        for entry in listed
-        if entry.get("ignore")
-        or entry.get("iscrowd", 0) is None
-        or (entry.get("segmentation") and _usable_segmentation(entry["segmentation"]) is None)
-    ]
-    if lost:
-        warn_once(
-            f"{name}: Detectron2's loader of {json_file} ends the run at, or leaves out, "
-            f"{len(lost):,} of {len(listed):,} objects, whose segmentation is no polygon or that "
-            f"have ignore 1 or iscrowd null ({examples(lost)}); with DATASETS.REGISTER, or "
-            f"frcnn_plugin.data.register_coco in Python, they are read"
-        )
 
 
 def _parse(json_file: str) -> dict[str, Any]:
@@ -164,36 +161,26 @@ def _check_distinct(json_file: str, what: str, key: str, values: Sequence[Any]) 
         )
 
 
-def _check_images(
-    name: str, json_file: str, images: Sequence[Any], image_root: str
-) -> dict[_Id, tuple[int, int]]:
-    """Return (width, height) by id."""
-    _check_entries(json_file, "an image", images, "file_name", "width", "height")
+def _check_images(json_file: str, images: Sequence[Any], image_root: str) -> dict[_Id, str]:
+    """Return the files by id."""
+    _check_entries(json_file, "an image", images, "file_name")
     for entry in images:
-        sizes = (entry["width"], entry["height"])
-        if not all(_is_number(size) and size >= 1 and size == int(size) for size in sizes):
+        sizes = (entry.get("width"), entry.get("height"))
+        if not all(n is None or (_is_number(n) and n >= 0 and n == int(n)) for n in sizes):
             raise UserError(
                 f"{json_file}: width and height of image {entry['id']} must be whole numbers of "
                 f"pixels; got {sizes[0]!r:.40} and {sizes[1]!r:.40}"
             )
         if not isinstance(entry["file_name"], str) or "\0" in entry["file_name"]:
             raise UserError(f"{json_file}: file_name must be the name of a file: {entry!r:.120}")
-    names = [entry["file_name"] for entry in images]
-    absent = [text for text in names if not os.path.isfile(os.path.join(image_root, text))]
+    files = {entry["id"]: os.path.join(image_root, entry["file_name"]) for entry in images}
+    absent = [entry["file_name"] for entry in images if not os.path.isfile(files[entry["id"]])]
     if absent:
         raise UserError(
-            f"{json_file}: {len(absent)} of {len(names)} images are not in {image_root} "
+            f"{json_file}: {len(absent)} of {len(files)} images are not in {image_root} "
             f"({examples(absent)}); `images` must be the folder that every file_name starts from"
         )
-    counts = Counter(os.path.normpath(text) for text in names)
-    repeated = [text for text, count in counts.items() if count > 1]
-    if repeated:
-        warn_once(
-            f"{name}: {len(repeated):,} of {len(counts):,} images are listed under several ids in "
-            f"{json_file} ({examples(repeated)}): what is found of the objects of one id counts "
-            f"as wrong under the others. Give each image one id"
-        )
-    return {entry["id"]: (int(entry["width"]), int(entry["height"])) for entry in images}
+    return files
 
 
 def _category_names(json_file: str, categories: Sequence[Any]) -> dict[_Id, str]:
@@ -264,9 +251,9 @@ def _classes_of(
 def _check_annotations(
     json_file: str,
     annotations: Sequence[Any],
-    images: Mapping[_Id, tuple[int, int]],
+    images: Collection[_Id],
     names: Mapping[_Id, str],
-) -> Sequence[dict[str, Any]]:
+) -> None:
     """Check every annotation except for where its box lies."""
     _check_entries(json_file, "an annotation", annotations, "image_id", "category_id", "bbox")
     for entry in annotations:
@@ -294,14 +281,30 @@ def _check_annotations(
                 f"{where}: area must be a number; got {area!r:.40}. Without area, it is width x "
                 f"height of the box"
             )
-    return annotations
+
+
+def _warn_of_losses(name: str, json_file: str, annotations: Sequence[dict[str, Any]]) -> None:
+    lost = [
+        f"annotation {entry['id']}"
+        for entry in annotations
+        if entry.get("ignore")
+        or entry.get("iscrowd", 0) is None
+        or (entry.get("segmentation") and _usable_segmentation(entry["segmentation"]) is None)
+    ]
+    if lost:
+        warn_once(
+            f"{name}: Detectron2's loader of {json_file} ends the run at, or leaves out, "
+            f"{len(lost):,} of {len(annotations):,} objects, whose segmentation is no polygon or "
+            f"that have ignore 1 or iscrowd null ({examples(lost)}); with DATASETS.REGISTER, or "
+            f"frcnn_plugin.data.register_coco in Python, they are read"
+        )
 
 
 def _for_metric(
     name: str,
     json_file: str,
     annotations: Sequence[dict[str, Any]],
-    images: Mapping[_Id, tuple[int, int]],
+    sizes: Mapping[_Id, Size],
     names: Mapping[_Id, str],
     class_of: Mapping[_Id, str],
 ) -> list[dict[str, Any]]:
@@ -314,8 +317,7 @@ def _for_metric(
     for entry in annotations:
         if entry["category_id"] not in class_of:
             continue
-        x, y, w, h = entry["bbox"]
-        width, height = images[entry["image_id"]]
+        width, height = sizes[entry["image_id"]]
 
         def describe(problem: str, entry: Any = entry, size: str = f"{width}x{height}") -> str:
             return (
@@ -323,13 +325,14 @@ def _for_metric(
                 f"(bbox {entry['bbox']}; image {size})"
             )
 
-        box = (float(x), float(y), float(x + w), float(y + h))
+        box = _corners(entry["bbox"])
         fitted = findings.fit(box, width, height, describe)
         if fitted is None:
             continue
+        good = dict(entry)
         if fitted != box:
-            x, y, w, h = fitted[0], fitted[1], fitted[2] - fitted[0], fitted[3] - fitted[1]
-        good = {**entry, "bbox": [x, y, w, h]}
+            x1, y1, x2, y2 = fitted
+            good["bbox"] = [x1, y1, x2 - x1, y2 - y1]
         if (segmentation := _usable_segmentation(good.pop("segmentation", None))) is not None:
             good["segmentation"] = segmentation
         result.append(good)
@@ -366,6 +369,11 @@ def _usable_segmentation(value: Any) -> Any:
         return None
     polygons = [p for p in value if isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6]
     return polygons or None
+
+
+def _corners(bbox: Sequence[float]) -> Box:
+    x, y, w, h = bbox
+    return float(x), float(y), float(x + w), float(y + h)
 
 
 def _is_id(value: object) -> bool:
