@@ -15,6 +15,7 @@ from frcnn_plugin.data import register_voc
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation import VOCEvaluator
 from frcnn_plugin.evaluation.record import EvaluationRecord
+from frcnn_plugin.host import replace_metadata
 from frcnn_plugin.process import launch
 
 from ..data.datasets.voc_folder import add_image, obj
@@ -220,6 +221,33 @@ def test_submission_files(tmp_path):
     assert (tmp_path / "out" / "comp4_det_val_cow.txt").read_text() == ""
 
 
+@pytest.mark.parametrize("split", ["./lists/.test", "/abs/olute.txt", "sub/train", "s" * 300])
+def test_no_name_keeps_a_submission_from_being_written(tmp_path, split):
+    classes = ["a/b", "a_b", "c" * 300, "c" * 300 + "d", "..", "a\\b"]
+    register("small", IMAGES, split=split)
+    replace_metadata("small", thing_classes=classes)
+    evaluate("small", PREDICTIONS, output_dir=str(tmp_path / "deep" / "out"))
+    names = [path.name for path in (tmp_path / "deep" / "out").glob("comp4_det_*.txt")]
+    assert len(names) == len(classes)
+    assert len(list(tmp_path.rglob("*"))) == 2 + len(classes) + 2  # nothing anywhere else
+
+
+def test_results_in_cocos_format(tmp_path):
+    """Ids as the data set has them; boxes XYWH."""
+    register("small", {7: IMAGES["a"], "b": IMAGES["b"]})
+    prediction = {7: ([[20, 20, 31, 30]], [0.75], [2]), "b": ([[1, 2, 3, 5]], [0.5], [0])}
+    evaluate("small", prediction, output_dir=str(tmp_path))
+    expected = [
+        {"image_id": 7, "category_id": 2, "bbox": [20, 20, 11, 10], "score": 0.75},
+        {"image_id": "b", "category_id": 0, "bbox": [1, 2, 2, 3], "score": 0.5},
+    ]
+    file = tmp_path / "coco_instances_results.json"
+    assert json.loads(file.read_text()) == expected
+    replace_metadata("small", thing_dataset_id_to_contiguous_id={5: 0, 6: 1, 9: 2})
+    evaluate("small", prediction, output_dir=str(tmp_path))
+    assert [entry["category_id"] for entry in json.loads(file.read_text())] == [9, 5]
+
+
 def test_files_that_cannot_be_written_do_not_end_a_run(tmp_path, caplog):
     register("small", IMAGES, split="val")
     blocked = tmp_path / "out"
@@ -227,7 +255,8 @@ def test_files_that_cannot_be_written_do_not_end_a_run(tmp_path, caplog):
     results = evaluate("small", PREDICTIONS, output_dir=str(blocked))
     assert results == evaluate("small", PREDICTIONS)
     assert f"{blocked}/comp4_det_val_*.txt is not written: [Errno" in caplog.text
-    assert f"{blocked}/evaluation.json is not written: [Errno" in caplog.text
+    for name in ("evaluation.json", "coco_instances_results.json"):
+        assert f"{blocked}/{name} is not written: [Errno" in caplog.text
 
 
 def random_folder(root, rng):

@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from frcnn_plugin.data import check_datasets, register_coco, register_from_config_entries
+from frcnn_plugin.data.datasets.coco import coco_source
 from frcnn_plugin.errors import UserError
 
 from .voc_folder import write_image
@@ -325,6 +326,21 @@ def test_crowds(register, content, key, value, expected):
     content["annotations"][0][key] = value
     register(content)
     assert [a["iscrowd"] for a in DatasetCatalog.get("mine")[0]["annotations"]] == [expected, 0]
+
+
+def test_what_cocos_metric_sees(register, content):
+    """Numbered from 1, with a sound area, in the image."""
+    areas = [None, 0, -1, 1e12, 5]
+    content["annotations"] = [
+        {"id": 7 * i, "image_id": 1, "category_id": 8, "bbox": [90, 20, 30, 40], "area": area}
+        for i, area in enumerate(areas)
+    ]
+    register(content)
+    seen = coco_source("mine").read()["annotations"]
+    assert [entry["id"] for entry in seen] == [1, 2, 3, 4, 5]
+    assert [entry["area"] for entry in seen] == [400, 400, 400, 400, 5]
+    assert all(entry["bbox"] == [90, 20, 10, 40] for entry in seen)
+    assert all(entry["iscrowd"] == 0 for entry in seen)
 
 
 def test_same_dicts_as_detectron2s_loader(register, content):
