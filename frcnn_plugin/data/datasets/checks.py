@@ -75,6 +75,24 @@ def check_datasets(
     check_same_classes(classes)
 
 
+def class_names(name: str) -> list[str]:
+    """Return the class names of a data set; it is loaded if only its files have them.
+
+    Raises:
+        UserError: it is not registered, has none, or its files are wrong.
+    """
+    _check_known(name)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        _check_files(name, metadata)
+        DatasetCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        raise UserError(
+            f"{name} has no class names: MetadataCatalog.get('{name}').thing_classes = [...]"
+        )
+    return list(metadata.thing_classes)
+
+
 def _check_known(name: str) -> None:
     if name in DatasetCatalog:
         return
@@ -195,7 +213,7 @@ def _check_class_count(name: str, classes: Sequence[str], num_classes: int | Non
         raise UserError(
             f"NUM_CLASSES is {num_classes} but dataset '{name}' has {len(classes)} classes "
             f"({listed}). Type: MODEL.ROI_HEADS.NUM_CLASSES {len(classes)} "
-            f"(background is not counted)"
+            f"(background is not counted), or -1 for as many as the data sets have"
         )
 
 

@@ -42,7 +42,7 @@ def test_class_count(root):
     assert str(caught.value) == (
         "NUM_CLASSES is 20 but dataset 'my_train' has 7 classes "
         "(cat, dog, cow, hen, pig, ox, bee). Type: MODEL.ROI_HEADS.NUM_CLASSES 7 "
-        "(background is not counted)"
+        "(background is not counted), or -1 for as many as the data sets have"
     )
 
 
