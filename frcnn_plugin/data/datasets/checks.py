@@ -13,7 +13,8 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from ...errors import UserError
 from .arguments import datasets_root, examples, progress
 from .class_names import is_background
-from .coco import check_coco_file
+from .coco import coco_source
+from .coco_files import read_coco
 from .geometry import SizeFindings
 from .voc import OFFICIAL_IMAGE_COUNTS
 from .voc_sources import Source
@@ -52,16 +53,10 @@ def check_datasets(
         _check_known(name)
         metadata = MetadataCatalog.get(name)
         _check_files(name, metadata)
-        if _is_checked_by_loading(metadata):
-            if metadata.get("json_file"):
-                by_coco = metadata.get("evaluator_type") == "coco" and name not in train
-                check_coco_file(
-                    name,
-                    metadata.json_file,
-                    metadata.get("image_root", ""),
-                    classes=metadata.get("thing_classes") if metadata.get("from_config") else None,
-                    needs_area=by_coco,
-                )
+        if _is_checked_by_loading(name, metadata):
+            if metadata.get("json_file") and coco_source(name) is None:
+                json_file, images = metadata.json_file, metadata.get("image_root", "")
+                read_coco(name, json_file, images, for_detectron2=True)
             dicts = load(name)
             _check_contents(name, dicts, name in train)
             # Of XML files this is done, and sizes corrected, when they are loaded.
@@ -114,9 +109,9 @@ def _check_files(name: str, metadata: Metadata) -> None:
             )
 
 
-def _is_checked_by_loading(metadata: Metadata) -> bool:
+def _is_checked_by_loading(name: str, metadata: Metadata) -> bool:
     """Say whether to load a set; COCO takes long, and Detectron2 checks what it registers."""
-    if metadata.get("thing_classes") is None or metadata.get("from_config"):
+    if metadata.get("thing_classes") is None or coco_source(name) is not None:
         return True
     kinds = (None, "voc", "coco")
     return metadata.get("json_file") is None and metadata.get("evaluator_type") in kinds

@@ -64,7 +64,7 @@ _FORMS = {
     ),
     "json": _Form(
         ("name", "json", "images"),
-        ("classes", "evaluator"),
+        ("classes", "ignore", "rename", "evaluator"),
         "{name: my_train, json: /data/my/train.json, images: /data/my/images}",
         register_coco,
     ),

@@ -98,7 +98,7 @@ def register_voc(
     root: str | os.PathLike[str],
     split: str,
     classes: Sequence[str] | None = VOC_CLASSES,
-    year: int = 2007,
+    year: int | None = None,
     use_difficult: bool = False,
     strict: bool = False,
     evaluator: str = EVALUATOR_TYPE,
@@ -118,8 +118,8 @@ def register_voc(
         split: name of the file in ``ImageSets/Main``, without ``.txt``.
         classes: class names; background is not counted. None: those that occur in any file of
             ``Annotations``, sorted.
-        year: from 2010 on the evaluator's headline is the area under the curve, before it the
-            11-point mean.
+        year: of VOC: before 2010 the evaluator's headline is the 11-point mean, else, and for sets
+            of your own (None), the area under the curve.
         use_difficult: let difficult objects take part in training. Evaluation ignores them anyway.
         strict: raise on a bad box instead of clipping or dropping it with a warning.
         evaluator: "voc", or "coco" for COCO's metric.

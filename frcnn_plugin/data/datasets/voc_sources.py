@@ -62,7 +62,7 @@ class Source:
 
     name: str
     classes: tuple[str, ...]
-    year: int = 2007
+    year: int | None = None
     use_difficult: bool = False
     strict: bool = False
     evaluator: str = "voc"

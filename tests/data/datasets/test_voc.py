@@ -54,7 +54,7 @@ def test_registered_set_loads(tmp_path):
     assert item["annotations"][0]["category_id"] == 1
     metadata = MetadataCatalog.get("mine")
     assert metadata.thing_classes == ["cat", "dog"]
-    assert (metadata.split, metadata.year) == ("train", 2007)
+    assert (metadata.split, metadata.year) == ("train", None)
     assert metadata.evaluator_type == "voc"
     assert metadata.dirname == str(tmp_path)
 
