@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -147,6 +148,11 @@ def test_bad_boxes(find, shapes: Path, changes: dict[str, Any], message: str) ->
     register("theirs", one_object(shapes, **changes), ["circle"])
     sentence = only(find(*trained_on("theirs"))[1:], "data", "warning")
     assert message in sentence and ".jpg" in sentence and "NaN" in sentence
+
+
+def test_category_ids_of_numpy(find, shapes: Path) -> None:
+    register("theirs", one_object(shapes, category_id=np.int64(0)), ["circle"])
+    assert errors(find(*trained_on("theirs"))) == []
 
 
 def test_category_ids_that_count_background(find, shapes: Path) -> None:

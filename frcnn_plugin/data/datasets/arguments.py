@@ -6,11 +6,14 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.utils.logger import log_first_n
+from tqdm import tqdm
 
 _EXAMPLES = 3  # how many a message gives
 _LONGEST = 500  # characters of each
+_MANY = 2000  # files; fewer are read in about a second
 
 
 def datasets_root() -> Path:
@@ -53,3 +56,9 @@ def examples(items: Sequence[str]) -> str:
 def warn_once(message: str) -> None:
     """Warn once per process: a set is read for the checks, for training and for evaluation."""
     log_first_n(logging.WARNING, message, n=1, name=__name__, key="message")
+
+
+def progress(items: Sequence[Any], text: str, unit: str) -> Any:
+    """Return ``items`` for a loop; with a progress bar on terminals if it will take long."""
+    # tqdm's disable=None means: only on a terminal.
+    return tqdm(items, desc=text, unit=unit, disable=None if len(items) > _MANY else True)

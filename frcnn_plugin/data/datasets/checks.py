@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from ...errors import UserError
-from .arguments import datasets_root, examples
+from .arguments import datasets_root, examples, progress
 from .class_names import is_background
 from .coco import coco_source
 from .coco_files import read_coco
@@ -59,8 +59,8 @@ def check_datasets(
                 read_coco(name, json_file, images, for_detectron2=True)
             dicts = load(name)
             _check_contents(name, dicts, name in train)
-            is_ours = metadata.get("json_file") or isinstance(DatasetCatalog[name], Source)
-            if isinstance(dicts, list) and not is_ours:
+            # Of XML files this is done, and sizes corrected, when they are loaded.
+            if isinstance(dicts, list) and not isinstance(DatasetCatalog[name], Source):
                 _check_sizes(name, dicts)
             if metadata.get("thing_classes") is None and name not in train:
                 raise UserError(
@@ -178,7 +178,7 @@ def _check_identity(name: str, dicts: Sequence[Any]) -> None:
         )
     ids: dict[str, list[str]] = {}
     for item in dicts:
-        if "file_name" in item:
+        if item.get("file_name"):
             file = os.path.normpath(item["file_name"])
             ids.setdefault(file, []).append(str(item["image_id"]))
     shared = [f"{file} of {' and '.join(found)}" for file, found in ids.items() if found[1:]]
@@ -191,10 +191,10 @@ def _check_identity(name: str, dicts: Sequence[Any]) -> None:
 
 
 def _check_sizes(name: str, dicts: Sequence[Any]) -> None:
-    """Compare the sizes that a set of other code gives with the images, as far as they are here."""
+    """Compare sizes, which stop a run when the image is read, with the images that are here."""
     findings = SizeFindings()
-    for item in dicts:
-        file = item.get("file_name", "")
+    for item in progress(dicts, f"sizes of {name}", "image"):
+        file = item.get("file_name") or ""
         if os.path.isfile(file):
             findings.size_of(file, (item.get("width", 0), item.get("height", 0)), None)
     if text := findings.report(name):

@@ -17,19 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.structures import BoxMode
-from tqdm import tqdm
 
 from ...errors import UserError
 from ..loading.image_reader import IMAGE_SUFFIXES
-from .arguments import examples, warn_once
+from .arguments import examples, progress, warn_once
 from .class_names import AS_WRITTEN, ClassMap
 from .geometry import Box, BoxFindings, SizeFindings
 from .voc_folders import VOCFolders, files_below
 from .voc_xml import VOCAnnotation, VOCObject, read_annotation
 
 logger = logging.getLogger(__name__)
-
-_PROGRESS_BAR_FROM = 2000  # files; fewer are read in about a second
 
 
 @lru_cache(maxsize=16)
@@ -41,7 +38,7 @@ def classes_in_folder(folder: Path) -> tuple[str, ...]:
     """
     files = files_below(folder, (".xml",))
     names: set[str] = set()
-    for file in _progress(files, f"class names in {folder}", "file"):
+    for file in progress(files, f"class names in {folder}", "file"):
         names.update(obj.name for obj in read_annotation(folder / file).objects)
     if not names:
         raise UserError(
@@ -49,12 +46,6 @@ def classes_in_folder(folder: Path) -> tuple[str, ...]:
             f"right folder?"
         )
     return tuple(sorted(names))
-
-
-def _progress(items: Sequence[Any], text: str, unit: str) -> Any:
-    # tqdm's disable=None means: only on a terminal.
-    hide = None if len(items) > _PROGRESS_BAR_FROM else True
-    return tqdm(items, desc=text, unit=unit, disable=hide)
 
 
 @dataclass
@@ -125,7 +116,7 @@ def load_voc_files(
     renamed = dict(class_map.rename)
     shift = 1.0 - counts_from
     dicts: list[dict[str, Any]] = []
-    for number, image_id in enumerate(_progress(ids, f"reading {title}", "image"), start=1):
+    for number, image_id in enumerate(progress(ids, f"reading {title}", "image"), start=1):
         xml = folders.xml(image_id) or Path(f"{image_id}.xml")
         annotation = read_annotation(xml) if has_annotations else VOCAnnotation()
         if annotation.nested:
