@@ -85,6 +85,11 @@ def test_large_files_are_not_read(read, monkeypatch):
         read(GOOD + " " * 2**20)
 
 
+def test_gb2312_is_what_files_in_its_larger_form_call_themselves(read):
+    text = f'<?xml version="1.0" encoding="gb2312"?><annotation>{obj("囧")}</annotation>'
+    assert read(text, "gbk").objects[0].name == "囧"
+
+
 @pytest.mark.parametrize("tag", ["objects", "image"])
 def test_objects_in_other_elements_are_counted(read, tag):
     annotation = read(f"<annotation>{obj()}<{tag}>{obj()}{obj()}</{tag}></annotation>")
