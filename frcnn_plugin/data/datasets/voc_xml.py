@@ -84,7 +84,7 @@ def read_annotation(path: str | PathLike[str]) -> VOCAnnotation:
         if "}" in tag or not tag.islower():
             element.tag = tag = tag.rpartition("}")[2].lower()
         inside += tag == "object"
-    if root.tag != "annotation":
+    if root.tag != "annotation" and root.find("object") is None:
         raise UserError(
             f"{path}: its outermost element is <{shown(root.tag[:40])}>, VOC's is <annotation>. "
             f"Export it as PASCAL VOC, or move it out of the folder"

@@ -31,6 +31,7 @@ GOOD = f"<annotation>{SIZE}{obj('cat')}</annotation>"
             GOOD.replace("<", "<v:").replace("<v:/", "</v:").replace(">", ' xmlns:v="u">', 1),
             "utf-8",
         ),
+        (GOOD.replace("annotation", "image"), "utf-8"),
         (GOOD.replace("object", "Object").replace("annotation", "Annotation"), "utf-8"),
         (f'<?xml version="1.0" encoding="UTF-16"?>{GOOD}', "utf-16"),
     ],
@@ -52,7 +53,7 @@ def test_encodings(read, encoding):
     ("text", "message"),
     [
         ("<html><body/></html>", "its outermost element is <html>, VOC's is <annotation>. Export"),
-        (f"<annotations>{obj()}</annotations>", "outermost element is <annotations>"),
+        (f"<annotations><image>{obj()}</image></annotations>", "element is <annotations>"),
         ("", "not readable as XML"),
         ("<annotation>", "not readable as XML"),
         (b"<annotation>\xff</annotation>", "not readable as XML"),
