@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -91,8 +92,10 @@ class RecordingCOCOEvaluator(COCOEvaluator):
         path = Path(folder, "instances_predictions.pth")
         with optional_output(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            buffer = io.BytesIO()  # torch hides what the disk says behind errors of its own
+            torch.save(predictions, buffer)
             with replacing(path) as temporary:
-                torch.save(predictions, temporary)
+                temporary.write_bytes(buffer.getbuffer())
         write_coco_results(
             folder, self._dataset_name, chain(*(entry["instances"] for entry in predictions))
         )

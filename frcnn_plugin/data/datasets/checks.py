@@ -59,9 +59,9 @@ def check_datasets(
                 read_coco(name, json_file, images, for_detectron2=True)
             dicts = load(name)
             _check_contents(name, dicts, name in train)
-            # Of files, this is done when they are read.
-            is_file = metadata.get("json_file") or isinstance(DatasetCatalog[name], Source)
-            if isinstance(dicts, list) and not is_file:
+            # Of XML and COCO files this is done, and sizes corrected, when they are read.
+            is_read = metadata.get("json_file") or isinstance(DatasetCatalog[name], Source)
+            if isinstance(dicts, list) and not is_read:
                 _check_sizes(name, dicts)
             if metadata.get("thing_classes") is None and name not in train:
                 raise UserError(
@@ -74,6 +74,24 @@ def check_datasets(
     for name, names_of_classes in classes.items():
         _check_class_count(name, names_of_classes, num_classes)
     check_same_classes(classes)
+
+
+def class_names(name: str) -> list[str]:
+    """Return the class names of a data set; it is loaded if only its files have them.
+
+    Raises:
+        UserError: it is not registered, has none, or its files are wrong.
+    """
+    _check_known(name)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        _check_files(name, metadata)
+        DatasetCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        raise UserError(
+            f"{name} has no class names: MetadataCatalog.get('{name}').thing_classes = [...]"
+        )
+    return list(metadata.thing_classes)
 
 
 def _check_known(name: str) -> None:
@@ -196,7 +214,7 @@ def _check_class_count(name: str, classes: Sequence[str], num_classes: int | Non
         raise UserError(
             f"NUM_CLASSES is {num_classes} but dataset '{name}' has {len(classes)} classes "
             f"({listed}). Type: MODEL.ROI_HEADS.NUM_CLASSES {len(classes)} "
-            f"(background is not counted)"
+            f"(background is not counted), or -1 for as many as the data sets have"
         )
 
 

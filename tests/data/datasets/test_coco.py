@@ -76,7 +76,8 @@ def test_class_count_and_expected_classes(register, content):
     check_datasets(["mine"], 2)
     assert problem(20) == (
         "NUM_CLASSES is 20 but dataset 'mine' has 2 classes (cat, dog). Type: "
-        "MODEL.ROI_HEADS.NUM_CLASSES 2 (background is not counted)"
+        "MODEL.ROI_HEADS.NUM_CLASSES 2 (background is not counted), or -1 for as many as the data "
+        "sets have"
     )
 
 
