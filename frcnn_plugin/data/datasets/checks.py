@@ -59,8 +59,9 @@ def check_datasets(
                 read_coco(name, json_file, images, for_detectron2=True)
             dicts = load(name)
             _check_contents(name, dicts, name in train)
-            # Of XML files this is done, and sizes corrected, when they are loaded.
-            if isinstance(dicts, list) and not isinstance(DatasetCatalog[name], Source):
+            # Of XML and COCO files this is done, and sizes corrected, when they are read.
+            is_read = metadata.get("json_file") or isinstance(DatasetCatalog[name], Source)
+            if isinstance(dicts, list) and not is_read:
                 _check_sizes(name, dicts)
             if metadata.get("thing_classes") is None and name not in train:
                 raise UserError(

@@ -88,7 +88,7 @@ def read_coco(
         )
         for entry in content["images"]
     }
-    if text := findings.report(json_file):
+    if text := findings.report(name):
         warn_once(f"{name}: {text}")
     result: dict[str, Any] = {
         "info": {},
