@@ -73,8 +73,7 @@ def read_coco(
     class_of = _classes_of(name, json_file, names, objects, classes, class_map)
     # Each class under the lowest id of those that go by its name.
     id_of: dict[str, _Id] = {}
-    for number, text in class_of.items():
-        id_of.setdefault(text, number)
+    used_as = {number: id_of.setdefault(text, number) for number, text in class_of.items()}
     boxes = defaultdict(list)
     for entry in annotations:
         boxes[entry["image_id"]].append(_corners(entry["bbox"]))
@@ -99,9 +98,7 @@ def read_coco(
         "categories": [{"id": number, "name": text} for text, number in id_of.items()],
     }
     if content["annotations"] is not None:
-        result["annotations"] = _for_metric(name, json_file, annotations, sizes, names, class_of)
-        for entry in result["annotations"]:
-            entry["category_id"] = id_of[class_of[entry["category_id"]]]
+        result["annotations"] = _for_metric(name, json_file, annotations, sizes, names, used_as)
     return result
 
 
@@ -306,16 +303,18 @@ def _for_metric(
     annotations: Sequence[dict[str, Any]],
     sizes: Mapping[_Id, Size],
     names: Mapping[_Id, str],
-    class_of: Mapping[_Id, str],
+    used_as: Mapping[_Id, _Id],
 ) -> list[dict[str, Any]]:
     """Return the annotations of categories that are used, in the form that the module describes.
 
-    Those without anything inside their image are left out.
+    Those without anything inside their image are left out, and those that are there twice: the one
+    detection of such an object would leave the other to be missed.
     """
     findings = BoxFindings()
+    seen = set()
     result: list[dict[str, Any]] = []
     for entry in annotations:
-        if entry["category_id"] not in class_of:
+        if entry["category_id"] not in used_as:
             continue
         width, height = sizes[entry["image_id"]]
 
@@ -329,7 +328,13 @@ def _for_metric(
         fitted = findings.fit(box, width, height, describe)
         if fitted is None:
             continue
-        good = dict(entry)
+        good = {**entry, "category_id": used_as[entry["category_id"]]}
+        good["iscrowd"] = int(bool(entry.get("iscrowd") or entry.get("ignore")))
+        twin = (good["image_id"], good["category_id"], fitted, good["iscrowd"])
+        if twin in seen:
+            findings.dropped.append(describe("it is there twice"))
+            continue
+        seen.add(twin)
         if fitted != box:
             x1, y1, x2, y2 = fitted
             good["bbox"] = [x1, y1, x2 - x1, y2 - y1]

@@ -242,6 +242,20 @@ def test_odd_boxes_are_counted(register, content, caplog):
     assert boxes[2:] == [[60, 20, 40, 60], [0, 0, 49.5, 80]]
 
 
+def test_objects_that_are_there_twice(register, content, caplog):
+    """The same box, class and image: also where classes that were merged are meant."""
+    first, _ = content["annotations"]
+    content["annotations"] += [
+        {**first, "id": 3}, {**first, "id": 4, "category_id": 8}, {**first, "id": 5, "image_id": 2},
+        {**first, "id": 6, "iscrowd": 1},
+    ]  # fmt: skip
+    register(content)
+    assert [len(d["annotations"]) for d in DatasetCatalog.get("mine")] == [4, 1]
+    assert "1 of 6 boxes are dropped: annotation 3 'cat': it is there twice" in caplog.text
+    register(content, name="merged", rename={"dog": "cat"})
+    assert [len(d["annotations"]) for d in DatasetCatalog.get("merged")] == [3, 1]
+
+
 def test_unused_categories(register, content, caplog):
     """An export's group: counted in a warning; left out by ignore, or by a list without it."""
     content["categories"].append({"id": 1, "name": "animals"})
@@ -333,14 +347,14 @@ def test_what_cocos_metric_sees(register, content):
     """Numbered from 1, with a sound area, in the image."""
     areas = [None, 0, -1, 1e12, 5]
     content["annotations"] = [
-        {"id": 7 * i, "image_id": 1, "category_id": 8, "bbox": [90, 20, 30, 40], "area": area}
+        {"id": 7 * i, "image_id": 1, "category_id": 8, "bbox": [90, i, 30, 40], "area": area}
         for i, area in enumerate(areas)
     ]
     register(content)
     seen = coco_source("mine").read()["annotations"]
     assert [entry["id"] for entry in seen] == [1, 2, 3, 4, 5]
     assert [entry["area"] for entry in seen] == [400, 400, 400, 400, 5]
-    assert all(entry["bbox"] == [90, 20, 10, 40] for entry in seen)
+    assert [entry["bbox"] for entry in seen] == [[90, i, 10, 40] for i in range(5)]
     assert all(entry["iscrowd"] == 0 for entry in seen)
 
 
