@@ -38,10 +38,9 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(
-            (name for name in folders if not name.startswith(".")),
-            key=lambda name, parent=parent: (os.path.islink(f"{parent}/{name}"), name),
-        )
+        visible = sorted(name for name in folders if not name.startswith("."))
+        links = [name for name in visible if os.path.islink(f"{parent}/{name}")]
+        folders[:] = [*(name for name in visible if name not in links), *links]
         below = os.path.relpath(parent, folder).replace(os.sep, "/")
         prefix = "" if below == "." else f"{below}/"
         found += [

@@ -84,7 +84,7 @@ def read_annotation(path: str | PathLike[str]) -> VOCAnnotation:
         if "}" in tag or not tag.islower():
             element.tag = tag = tag.rpartition("}")[2].lower()
         inside += tag == "object"
-    if root.tag != "annotation":
+    if root.tag != "annotation" and root.find("object") is None:
         raise UserError(
             f"{path}: its outermost element is <{shown(root.tag[:40])}>, VOC's is <annotation>. "
             f"Export it as PASCAL VOC, or move it out of the folder"
@@ -98,7 +98,7 @@ def read_annotation(path: str | PathLike[str]) -> VOCAnnotation:
         if problem := name_problem(name):
             raise UserError(f"{path}: the class name of object {number} {problem}")
         bndbox = element.find("bndbox")
-        texts = ("",) * 4
+        texts: tuple[str, ...] = ("",) * 4
         if bndbox is not None:
             texts = tuple((bndbox.findtext(tag) or "").strip() for tag in _TAGS)
         x1, y1, x2, y2 = map(_to_float, texts)

@@ -103,7 +103,7 @@ def test_class_count_of_a_coco_format_set(tmp_path):
         check_datasets(["my_coco"], 80)
     write_image(tmp_path / "images" / "a.jpg", (80, 100))
     register_coco_instances("other", {}, str(tmp_path / "a.json"), str(tmp_path / "images"))
-    with pytest.raises(UserError, match="other: 1 of 1 images are not of the size that their"):
+    with pytest.raises(UserError, match="other: 1 of 1 images are not of the size"):
         check_datasets(["other"], 2)
 
 

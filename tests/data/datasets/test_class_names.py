@@ -38,7 +38,9 @@ def test_names_of_any_language(name):
     assert name_problem(name) == ""
 
 
-@pytest.mark.parametrize("name", [" ", "a\nb", "a\x07", "\x1b[2J", "\x9b2J", "a\u2028b", "\udc80"])
+@pytest.mark.parametrize(
+    "name", [" ", "a\nb", "a\x07", "\x1b[2J", "\x9b2J", "a\u2028b", "a\u2029b", "\udc80"]
+)
 def test_names_that_harm_a_terminal_or_a_file(name):
     assert name_problem(name).isprintable() and name_problem(name)
 

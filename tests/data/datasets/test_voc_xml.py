@@ -31,6 +31,7 @@ GOOD = f"<annotation>{SIZE}{obj('cat')}</annotation>"
             GOOD.replace("<", "<v:").replace("<v:/", "</v:").replace(">", ' xmlns:v="u">', 1),
             "utf-8",
         ),
+        (GOOD.replace("annotation", "image"), "utf-8"),
         (GOOD.replace("object", "Object").replace("annotation", "Annotation"), "utf-8"),
         (f'<?xml version="1.0" encoding="UTF-16"?>{GOOD}', "utf-16"),
     ],
@@ -52,7 +53,7 @@ def test_encodings(read, encoding):
     ("text", "message"),
     [
         ("<html><body/></html>", "its outermost element is <html>, VOC's is <annotation>. Export"),
-        (f"<annotations>{obj()}</annotations>", "outermost element is <annotations>"),
+        (f"<annotations><image>{obj()}</image></annotations>", "element is <annotations>"),
         ("", "not readable as XML"),
         ("<annotation>", "not readable as XML"),
         (b"<annotation>\xff</annotation>", "not readable as XML"),
@@ -83,6 +84,11 @@ def test_large_files_are_not_read(read, monkeypatch):
     monkeypatch.setattr(voc_xml, "_LARGEST", 2**20)
     with pytest.raises(UserError, match=r"not readable as XML \(it has more than 1 MiB\)"):
         read(GOOD + " " * 2**20)
+
+
+def test_gb2312_is_what_files_in_its_larger_form_call_themselves(read):
+    text = f'<?xml version="1.0" encoding="gb2312"?><annotation>{obj("囧")}</annotation>'
+    assert read(text, "gbk").objects[0].name == "囧"
 
 
 @pytest.mark.parametrize("tag", ["objects", "image"])
