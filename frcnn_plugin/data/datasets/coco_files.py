@@ -20,13 +20,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pycocotools.mask
+from detectron2.utils.logger import log_first_n
 
 from ...errors import UserError
 from .arguments import examples, shown, warn_once
 from .class_names import AS_WRITTEN, ClassMap, is_background, name_problem
 from .geometry import Box, BoxFindings, Size, SizeFindings
-
-logger = logging.getLogger(__name__)
 
 _LISTS = ("images", "categories", "annotations")
 _LARGEST = 1e10  # square pixels; COCO's metric leaves out larger objects
@@ -241,7 +240,8 @@ def _classes_of(
         )
     if list(class_of) != list(range(1, len(class_of) + 1)):
         listed = [f"{number} ({text}) to {found.index(text)}" for number, text in class_of.items()]
-        logger.info("%s: category ids are mapped: %s", name, ", ".join(listed[:5]))
+        text = f"{name}: category ids of {json_file} are mapped: {', '.join(listed[:5])}"
+        log_first_n(logging.INFO, text, n=1, name=__name__, key="message")
     return class_of
 
 

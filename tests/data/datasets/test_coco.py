@@ -60,7 +60,7 @@ def test_a_sound_file(register, content, caplog):
         register(content)
         register(content)  # the same again
         check_datasets(["mine"], 2, train=["mine"])
-    assert "category ids are mapped: 3 (cat) to 0, 8 (dog) to 1" in caplog.text
+    assert "my.json are mapped: 3 (cat) to 0, 8 (dog) to 1" in caplog.text
     ours = [r for r in caplog.records if r.name.startswith("frcnn_plugin")]
     assert not [r for r in ours if r.levelno >= logging.WARNING]
     metadata = MetadataCatalog.get("mine")
