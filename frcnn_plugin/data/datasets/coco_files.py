@@ -185,9 +185,11 @@ def _category_names(json_file: str, categories: Sequence[Any]) -> dict[_Id, str]
     if not categories:
         raise UserError(f"{json_file}: categories is empty: there are no classes to detect")
     names = {entry["id"]: str(entry["name"]) for entry in categories}
-    for number, text in names.items():
-        if problem := name_problem(text):
-            raise UserError(f"{json_file}: the name of category {number} {problem}")
+    for entry in categories:
+        is_name = isinstance(entry["name"], str | int | float)
+        problem = name_problem(names[entry["id"]]) if is_name else "is not a text"
+        if problem:
+            raise UserError(f"{json_file}: the name of category {entry['id']} {problem}")
     _check_distinct(json_file, "a category", "name", list(names.values()))
     return dict(sorted(names.items()))
 
@@ -225,10 +227,12 @@ def _classes_of(
     if not found:
         raise UserError(f"{json_file}: `ignore` of {name} leaves no category to detect")
     if classes and list(classes) != found:
+        others = [text for text in found if text not in classes]
+        hint = f", or leave the others out with ignore: {shown(str(others))}" if others else ""
         raise UserError(
             f"{json_file}: its categories are {', '.join(map(shown, found))} (in the order of "
             f"their ids), but DATASETS.REGISTER says classes: {', '.join(classes)}. Leave classes "
-            f"out to take those of the file"
+            f"out to take those of the file{hint}"
         )
     with_objects = {class_of[number] for number in objects if number in class_of}
     unused = [text for text in found if text not in with_objects]

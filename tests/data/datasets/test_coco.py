@@ -85,7 +85,10 @@ def test_other_classes_than_expected(register, content):
     register(content, classes=["dog", "cat"])
     text = problem()
     assert "its categories are cat, dog (in the order of their ids), but" in text
-    assert "classes: dog, cat. Leave classes out to take those of the file" in text
+    assert text.endswith("classes: dog, cat. Leave classes out to take those of the file")
+    register(content, name="other", classes=["cat"])
+    with pytest.raises(UserError, match=r"or leave the others out with ignore: \['dog'\]"):
+        check_datasets(["other"], 1)
 
 
 def test_voc_metric(register, content):
@@ -183,6 +186,7 @@ def edit(path, value):
             edit(["categories", 0, "name"], "a\x1b[31m"),
             "name of category 8 holds control char",
         ),
+        (edit(["categories", 0, "name"], NULL), "name of category 8 is not a text"),
         (edit(["annotations", 0, "iscrowd"], "0"), "annotation 1: iscrowd must be 0 or 1; got '0'"),
         (edit(["annotations", 0, "ignore"], [1]), "annotation 1: ignore must be 0 or 1"),
         (edit(["annotations", 0, "area"], "12"), "annotation 1: area must be a number; got '12'"),
