@@ -11,6 +11,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
-    """Write a JSON file, whole or not at all, and make its folder."""
+    """Write a JSON file, whole or not at all, and make its folder; also of NumPy's numbers."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content))
+    write_text(path, json.dumps(content, default=methodcaller("item")))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,7 +39,7 @@ class GroundTruth:
     images: npt.NDArray[np.int64]
     ignored: npt.NDArray[np.bool_]
     file_names: list[str] = field(default_factory=list)
-    original_ids: list[int | str] = field(default_factory=list)
+    original_ids: list[Any] = field(default_factory=list)
 
 
 def load_ground_truth(dataset_name: str) -> GroundTruth:
@@ -84,12 +83,7 @@ def from_dicts(dicts: list[dict[str, Any]]) -> GroundTruth:
         images=np.array(images, dtype=np.int64),
         ignored=np.array(ignored, dtype=bool),
         file_names=[str(item.get("file_name", "")) for item in dicts],
-        original_ids=[
-            int(item["image_id"])
-            if isinstance(item["image_id"], Integral)
-            else str(item["image_id"])
-            for item in dicts
-        ],
+        original_ids=[item["image_id"] for item in dicts],
     )
 
 

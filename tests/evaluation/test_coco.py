@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -116,20 +117,22 @@ def test_same_files_as_detectron2(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["set", "a/b", "../up", "n" * 300])
-def test_a_set_without_a_file(tmp_path: Path, name: str) -> None:
+def test_a_set_without_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
     """Converted by Detectron2; its catalog does not keep the way to a file of this run."""
-    item = {"bbox": [0, 0, 10, 10], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
-    image = {"file_name": "a.jpg", "image_id": 1, "width": 60, "height": 60}
+    item = {"bbox": [0, 0, 10, 10], "bbox_mode": BoxMode.XYXY_ABS, "category_id": np.int64(0)}
+    image = {"file_name": "a.jpg", "image_id": np.int64(1), "width": 60, "height": 60}
     DatasetCatalog.register(name, lambda: [{**image, "annotations": [item]}])
     MetadataCatalog.get(name).thing_classes = ["cat"]
     (tmp_path / "runs").mkdir()
     for folder in ("one", "two"):
         evaluator = RecordingCOCOEvaluator(name, output_dir=str(tmp_path / "runs" / folder))
         evaluator.reset()
-        predict(evaluator, 1, [(0, [0, 0, 10, 10], 0.9)])
+        predict(evaluator, np.int64(1), [(0, [0, 0, 10, 10], 0.9)])
         assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
         (file,) = (tmp_path / "runs" / folder).glob("*_coco_format.json")
         assert json.loads(file.read_text())["annotations"][0]["id"] == 1
+        assert (file.parent / "coco_instances_results.json").is_file()
+    assert "not written" not in caplog.text
     assert MetadataCatalog.get(name).get("json_file") is None
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 

@@ -110,7 +110,7 @@ def register_coco(
     if name in DatasetCatalog:
         existing: Any = DatasetCatalog[name]
         ours = is_dataclass(existing)
-        same = ours and asdict(existing) == asdict(source)  # type: ignore[arg-type]
+        same = ours and asdict(existing) == asdict(source)
         if same and metadata.get("evaluator_type") == evaluator:
             return
         what = "with other arguments" if ours else "by other code"

@@ -20,13 +20,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pycocotools.mask
+from detectron2.utils.logger import log_first_n
 
 from ...errors import UserError
 from .arguments import examples, shown, warn_once
 from .class_names import AS_WRITTEN, ClassMap, is_background, name_problem
 from .geometry import Box, BoxFindings, Size, SizeFindings
-
-logger = logging.getLogger(__name__)
 
 _LISTS = ("images", "categories", "annotations")
 _LARGEST = 1e10  # square pixels; COCO's metric leaves out larger objects
@@ -73,8 +72,7 @@ def read_coco(
     class_of = _classes_of(name, json_file, names, objects, classes, class_map)
     # Each class under the lowest id of those that go by its name.
     id_of: dict[str, _Id] = {}
-    for number, text in class_of.items():
-        id_of.setdefault(text, number)
+    used_as = {number: id_of.setdefault(text, number) for number, text in class_of.items()}
     boxes = defaultdict(list)
     for entry in annotations:
         boxes[entry["image_id"]].append(_corners(entry["bbox"]))
@@ -99,9 +97,7 @@ def read_coco(
         "categories": [{"id": number, "name": text} for text, number in id_of.items()],
     }
     if content["annotations"] is not None:
-        result["annotations"] = _for_metric(name, json_file, annotations, sizes, names, class_of)
-        for entry in result["annotations"]:
-            entry["category_id"] = id_of[class_of[entry["category_id"]]]
+        result["annotations"] = _for_metric(name, json_file, annotations, sizes, names, used_as)
     return result
 
 
@@ -189,9 +185,11 @@ def _category_names(json_file: str, categories: Sequence[Any]) -> dict[_Id, str]
     if not categories:
         raise UserError(f"{json_file}: categories is empty: there are no classes to detect")
     names = {entry["id"]: str(entry["name"]) for entry in categories}
-    for number, text in names.items():
-        if problem := name_problem(text):
-            raise UserError(f"{json_file}: the name of category {number} {problem}")
+    for entry in categories:
+        is_name = isinstance(entry["name"], str | int | float)
+        problem = name_problem(names[entry["id"]]) if is_name else "is not a text"
+        if problem:
+            raise UserError(f"{json_file}: the name of category {entry['id']} {problem}")
     _check_distinct(json_file, "a category", "name", list(names.values()))
     return dict(sorted(names.items()))
 
@@ -229,10 +227,12 @@ def _classes_of(
     if not found:
         raise UserError(f"{json_file}: `ignore` of {name} leaves no category to detect")
     if classes and list(classes) != found:
+        others = [text for text in found if text not in classes]
+        hint = f", or leave the others out with ignore: {shown(str(others))}" if others else ""
         raise UserError(
             f"{json_file}: its categories are {', '.join(map(shown, found))} (in the order of "
             f"their ids), but DATASETS.REGISTER says classes: {', '.join(classes)}. Leave classes "
-            f"out to take those of the file"
+            f"out to take those of the file{hint}"
         )
     with_objects = {class_of[number] for number in objects if number in class_of}
     unused = [text for text in found if text not in with_objects]
@@ -244,7 +244,8 @@ def _classes_of(
         )
     if list(class_of) != list(range(1, len(class_of) + 1)):
         listed = [f"{number} ({text}) to {found.index(text)}" for number, text in class_of.items()]
-        logger.info("%s: category ids are mapped: %s", name, ", ".join(listed[:5]))
+        text = f"{name}: category ids of {json_file} are mapped: {', '.join(listed[:5])}"
+        log_first_n(logging.INFO, text, n=1, name=__name__, key="message")
     return class_of
 
 
@@ -306,16 +307,18 @@ def _for_metric(
     annotations: Sequence[dict[str, Any]],
     sizes: Mapping[_Id, Size],
     names: Mapping[_Id, str],
-    class_of: Mapping[_Id, str],
+    used_as: Mapping[_Id, _Id],
 ) -> list[dict[str, Any]]:
     """Return the annotations of categories that are used, in the form that the module describes.
 
-    Those without anything inside their image are left out.
+    Those without anything inside their image are left out, and those that are there twice: the one
+    detection of such an object would leave the other to be missed.
     """
     findings = BoxFindings()
+    seen = set()
     result: list[dict[str, Any]] = []
     for entry in annotations:
-        if entry["category_id"] not in class_of:
+        if entry["category_id"] not in used_as:
             continue
         width, height = sizes[entry["image_id"]]
 
@@ -329,7 +332,13 @@ def _for_metric(
         fitted = findings.fit(box, width, height, describe)
         if fitted is None:
             continue
-        good = dict(entry)
+        good = {**entry, "category_id": used_as[entry["category_id"]]}
+        good["iscrowd"] = int(bool(entry.get("iscrowd") or entry.get("ignore")))
+        twin = (good["image_id"], good["category_id"], fitted, good["iscrowd"])
+        if twin in seen:
+            findings.dropped.append(describe("it is there twice"))
+            continue
+        seen.add(twin)
         if fitted != box:
             x1, y1, x2, y2 = fitted
             good["bbox"] = [x1, y1, x2 - x1, y2 - y1]

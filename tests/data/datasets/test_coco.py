@@ -60,7 +60,7 @@ def test_a_sound_file(register, content, caplog):
         register(content)
         register(content)  # the same again
         check_datasets(["mine"], 2, train=["mine"])
-    assert "category ids are mapped: 3 (cat) to 0, 8 (dog) to 1" in caplog.text
+    assert "my.json are mapped: 3 (cat) to 0, 8 (dog) to 1" in caplog.text
     ours = [r for r in caplog.records if r.name.startswith("frcnn_plugin")]
     assert not [r for r in ours if r.levelno >= logging.WARNING]
     metadata = MetadataCatalog.get("mine")
@@ -85,7 +85,10 @@ def test_other_classes_than_expected(register, content):
     register(content, classes=["dog", "cat"])
     text = problem()
     assert "its categories are cat, dog (in the order of their ids), but" in text
-    assert "classes: dog, cat. Leave classes out to take those of the file" in text
+    assert text.endswith("classes: dog, cat. Leave classes out to take those of the file")
+    register(content, name="other", classes=["cat"])
+    with pytest.raises(UserError, match=r"or leave the others out with ignore: \['dog'\]"):
+        check_datasets(["other"], 1)
 
 
 def test_voc_metric(register, content):
@@ -183,6 +186,7 @@ def edit(path, value):
             edit(["categories", 0, "name"], "a\x1b[31m"),
             "name of category 8 holds control char",
         ),
+        (edit(["categories", 0, "name"], NULL), "name of category 8 is not a text"),
         (edit(["annotations", 0, "iscrowd"], "0"), "annotation 1: iscrowd must be 0 or 1; got '0'"),
         (edit(["annotations", 0, "ignore"], [1]), "annotation 1: ignore must be 0 or 1"),
         (edit(["annotations", 0, "area"], "12"), "annotation 1: area must be a number; got '12'"),
@@ -240,6 +244,20 @@ def test_odd_boxes_are_counted(register, content, caplog):
     ) in caplog.text
     boxes = [a["bbox"] for a in DatasetCatalog.get("mine")[0]["annotations"]]
     assert boxes[2:] == [[60, 20, 40, 60], [0, 0, 49.5, 80]]
+
+
+def test_objects_that_are_there_twice(register, content, caplog):
+    """The same box, class and image: also where classes that were merged are meant."""
+    first, _ = content["annotations"]
+    content["annotations"] += [
+        {**first, "id": 3}, {**first, "id": 4, "category_id": 8}, {**first, "id": 5, "image_id": 2},
+        {**first, "id": 6, "iscrowd": 1},
+    ]  # fmt: skip
+    register(content)
+    assert [len(d["annotations"]) for d in DatasetCatalog.get("mine")] == [4, 1]
+    assert "1 of 6 boxes are dropped: annotation 3 'cat': it is there twice" in caplog.text
+    register(content, name="merged", rename={"dog": "cat"})
+    assert [len(d["annotations"]) for d in DatasetCatalog.get("merged")] == [3, 1]
 
 
 def test_unused_categories(register, content, caplog):
@@ -333,14 +351,14 @@ def test_what_cocos_metric_sees(register, content):
     """Numbered from 1, with a sound area, in the image."""
     areas = [None, 0, -1, 1e12, 5]
     content["annotations"] = [
-        {"id": 7 * i, "image_id": 1, "category_id": 8, "bbox": [90, 20, 30, 40], "area": area}
+        {"id": 7 * i, "image_id": 1, "category_id": 8, "bbox": [90, i, 30, 40], "area": area}
         for i, area in enumerate(areas)
     ]
     register(content)
     seen = coco_source("mine").read()["annotations"]
     assert [entry["id"] for entry in seen] == [1, 2, 3, 4, 5]
     assert [entry["area"] for entry in seen] == [400, 400, 400, 400, 5]
-    assert all(entry["bbox"] == [90, 20, 10, 40] for entry in seen)
+    assert [entry["bbox"] for entry in seen] == [[90, i, 10, 40] for i in range(5)]
     assert all(entry["iscrowd"] == 0 for entry in seen)
 
 
