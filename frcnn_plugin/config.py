@@ -109,6 +109,9 @@ def _add_roi_box_head(cfg: CN) -> None:
     # True: RoIs are divided by the image scale, as inclusive coordinates, before the deltas are
     # applied (py). False: deltas are applied in network coordinates, where they were trained.
     cfg.MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE = False
+    # Factors of the class loss, one per class and the last for background, so NUM_CLASSES + 1
+    # numbers; []: all 1 (all originals). The loss is still divided by the number of RoIs.
+    cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS = []
 
 
 def _add_meta_arch(cfg: CN) -> None:

@@ -112,12 +112,14 @@ class PaperRCNN(GeneralizedRCNN):
         ret["short_sides"] = (*cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST)
         return ret
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+    def forward(self, batched_inputs: list[dict[str, Any]], **kwargs: Any) -> Any:
         """Return losses in training, else results, as Detectron2's model does.
 
         Args:
             batched_inputs: as the data loader makes them; "image" is (3, H, W) in
                 ``INPUT.FORMAT`` order, 0..255; "height" and "width" are the original size.
+            kwargs: what another project's model takes (``branch=`` and the like); if there are any,
+                the call is handed on to the class that this one is combined with.
 
         Returns:
             in training a dict of scalar losses. Otherwise, per image, ``{"instances": Instances}``
@@ -125,6 +127,8 @@ class PaperRCNN(GeneralizedRCNN):
             "rpn" ``{"proposals": Instances}`` with ``proposal_boxes`` in original-image pixels and
             ``objectness_logits``.
         """
+        if kwargs:
+            return super().forward(batched_inputs, **kwargs)
         with self._autocast():
             if not self.training:
                 return self.inference(batched_inputs)

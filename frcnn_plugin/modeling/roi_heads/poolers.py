@@ -24,7 +24,7 @@ class InclusiveROIPooler(nn.Module):
     """
 
     def __init__(self, pooler: ROIPooler) -> None:
-        """Wrap a pooler of Detectron2 that has the type "ROIPool"."""
+        """Wrap a pooler of Detectron2 that has the type "ROIPool"; its operators are replaced."""
         super().__init__()
         self.pooler = pooler
         operators = [CaffeRoIPool(pooler.output_size[0], p.spatial_scale) for p in pooler.level_poolers]
