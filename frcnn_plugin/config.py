@@ -136,6 +136,10 @@ def _add_meta_arch(cfg: CN) -> None:
     #   "fast_rcnn"  trains and runs the detector on given proposals (MODEL.LOAD_PROPOSALS True)
     # Four-step training switches it and ends with "joint".
     cfg.MODEL.PAPER_RCNN.PHASE = "joint"
+    # Sub-modules that do not train, in any phase or stage, such as ["proposal_generator"] or
+    # ["roi_heads.box_head"]; the blocks of a backbone have MODEL.BACKBONE.FREEZE_AT. Gradients still
+    # pass through them to what comes before.
+    cfg.MODEL.PAPER_RCNN.FREEZE = []
 
 
 def _add_data(cfg: CN) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -56,6 +56,7 @@ class PaperRCNN(GeneralizedRCNN):
         inference_dtype: str = "float32",
         amp_on_cpu: bool = False,
         phase: str = "joint",
+        freeze: Sequence[str] = (),
         short_sides: Collection[int] = (),
         **kwargs: Any,
     ) -> None:
@@ -69,13 +70,16 @@ class PaperRCNN(GeneralizedRCNN):
             amp_on_cpu: train in bfloat16 by autocast while the model is on the CPU; on CUDA
                 Detectron2's AMPTrainer does that.
             phase: see ``PHASE``.
+            freeze: see ``FREEZE``.
             short_sides: see :func:`~frcnn_plugin.modeling.image_size.resize_scale`.
             kwargs: arguments of Detectron2's GeneralizedRCNN.
 
         Raises:
-            UserError: unknown phase or dtype.
+            UserError: unknown phase, dtype or sub-module.
         """
         super().__init__(**kwargs)
+        for name in freeze:
+            self._freeze(name)
         self._drawn_at = -1  # iteration of the last picture
         if inference_dtype not in DTYPES:
             raise UserError(
@@ -92,6 +96,16 @@ class PaperRCNN(GeneralizedRCNN):
         self.short_sides = frozenset(short_sides)
         self.set_phase(phase)
 
+    def _freeze(self, name: str) -> None:
+        parts = dict(self.named_modules())
+        if name not in parts or not name:
+            known = ", ".join(part for part in parts if part and part.count(".") < 2)
+            raise UserError(
+                f"MODEL.PAPER_RCNN.FREEZE names '{name}', which the model does not have; its parts "
+                f"are {known}, and those inside them"
+            )
+        parts[name].requires_grad_(False)
+
     def set_phase(self, phase: str) -> None:
         """Switch to "joint", "rpn" or "fast_rcnn".
 
@@ -106,7 +120,7 @@ class PaperRCNN(GeneralizedRCNN):
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         """Read the arguments of :meth:`__init__`."""
         ret = super().from_config(cfg)
-        for key in ("ONE_BY_ONE", "CHANNELS_LAST", "WINOGRAD", "INFERENCE_DTYPE", "PHASE"):
+        for key in ("ONE_BY_ONE", "CHANNELS_LAST", "WINOGRAD", "INFERENCE_DTYPE", "PHASE", "FREEZE"):
             ret[key.lower()] = cfg.MODEL.PAPER_RCNN[key]
         ret["amp_on_cpu"] = cfg.SOLVER.AMP.ENABLED
         ret["short_sides"] = (*cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST)

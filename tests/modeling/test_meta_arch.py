@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
@@ -41,6 +42,38 @@ def test_training_reaches_every_parameter(
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("phase", ["joint", "rpn", "fast_rcnn"])
+@pytest.mark.parametrize(
+    "frozen", [["proposal_generator"], ["roi_heads.box_head", "roi_heads.box_predictor.cls_score"]]
+)
+def test_frozen_parts_have_no_gradient(tiny_cfg, phase: str, frozen: list[str]) -> None:
+    """Nor are they in the optimizer; what comes before them trains through them."""
+    opts = ("MODEL.PAPER_RCNN.FREEZE", frozen, "MODEL.PAPER_RCNN.PHASE", phase)
+    model = build_model(tiny_cfg(*opts)).train()
+    batch = [make_input(97, 131, BOXES), make_input(131, 160, BOXES[:1], seed=1)]
+    for x in batch:
+        x["proposals"] = Instances(x["instances"].image_size)
+        x["proposals"].proposal_boxes = x["instances"].gt_boxes
+        x["proposals"].objectness_logits = torch.zeros(len(x["instances"]))
+    with EventStorage():
+        sum(model(batch).values()).backward()
+    unused = {"rpn": "roi_heads.", "fast_rcnn": "proposal_generator."}.get(phase, "-")
+    still = tuple(f"{name}." for name in frozen)
+    optimizer = build_optimizer(tiny_cfg(), model)
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert sum(name.startswith(still) for name, _ in model.named_parameters()) == 6
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in trained) == (not name.startswith(still))
+        assert (parameter.grad is not None) == (not name.startswith((*still, unused))), name
+
+
+@pytest.mark.parametrize("name", ["rpn", "", "roi_heads.box_heads"])
+def test_a_part_to_freeze_that_does_not_exist(tiny_cfg, name: str) -> None:
+    message = rf"FREEZE names '{name}', .* are backbone, .*, roi_heads.box_head, "
+    with pytest.raises(UserError, match=message):
+        build_model(tiny_cfg("MODEL.PAPER_RCNN.FREEZE", [name]))
 
 
 def test_train_image_without_objects(model: PaperRCNN) -> None:
