@@ -145,8 +145,15 @@ def _add_meta_arch(cfg: CN) -> None:
 def _add_data(cfg: CN) -> None:
     # The library that resizes images:
     #   "pillow"  Detectron2: bytes, antialiased where the image shrinks
-    #   "opencv"  py: floats, bilinear, never antialiased; sides round half to even
+    #   "opencv"  py: floats, bilinear, never antialiased; sides round half to even; mirrored copies
+    #             are mirrored before they are resized
     cfg.INPUT.RESIZE = "pillow"
+    # How boxes of objects and of proposal files follow an image that is resized:
+    #   "continuous"  Detectron2: x and y by the ratios of the sides
+    #   "inclusive"   py: inclusive corners by one factor. Against "continuous" x2 and y2 are smaller
+    #                 by factor - 1 pixels. Needs META_ARCHITECTURE "PaperRCNN", which scales
+    #                 proposals back so, and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE for detections.
+    cfg.INPUT.BOX_SCALING = "continuous"
     # Data sets to register before anything else, a list of entries of these forms:
     #   {name: my_train, root: /data/my, split: train, classes: [cat, dog]}      VOC's folders
     #   {name: my_train, xml: /data/my, images: /data/my, classes: [cat, dog]}   any folder of XML

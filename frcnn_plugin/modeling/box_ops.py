@@ -5,7 +5,31 @@ Boxes are continuous XYXY: a box that ends flush with the image has x2 = width.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import numpy as np
 import torch
+
+Array = TypeVar("Array", torch.Tensor, np.ndarray)
+
+
+def scale_inclusive(boxes: Array, factor: float) -> Array:
+    """Scale boxes as py-faster-rcnn does: their inclusive corners, all by one factor.
+
+    The width of a box thus becomes (width - 1) * factor + 1.
+
+    Args:
+        boxes: (R, 4), continuous XYXY.
+        factor: new pixels per old one.
+
+    Returns:
+        (R, 4), new.
+
+    Source: py-faster-rcnn minibatch.py, test.py.
+    """
+    scaled = boxes * factor
+    scaled[:, 2:] += 1 - factor
+    return scaled
 
 
 def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:

@@ -58,6 +58,7 @@ class PaperRCNN(GeneralizedRCNN):
         phase: str = "joint",
         freeze: Sequence[str] = (),
         short_sides: Collection[int] = (),
+        inclusive_boxes: bool = False,
         **kwargs: Any,
     ) -> None:
         """Assemble the parts; the keys of ``MODEL.PAPER_RCNN`` describe most arguments.
@@ -72,6 +73,8 @@ class PaperRCNN(GeneralizedRCNN):
             phase: see ``PHASE``.
             freeze: see ``FREEZE``.
             short_sides: see :func:`~frcnn_plugin.modeling.image_size.resize_scale`.
+            inclusive_boxes: whether boxes in the input were scaled by
+                :func:`~frcnn_plugin.modeling.scale_inclusive`, as proposals in the output then are.
             kwargs: arguments of Detectron2's GeneralizedRCNN.
 
         Raises:
@@ -94,6 +97,7 @@ class PaperRCNN(GeneralizedRCNN):
         self.one_by_one = one_by_one
         self.channels_last = channels_last
         self.short_sides = frozenset(short_sides)
+        self.inclusive_boxes = inclusive_boxes
         self.set_phase(phase)
 
     def _freeze(self, name: str) -> None:
@@ -118,8 +122,18 @@ class PaperRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        """Read the arguments of :meth:`__init__`."""
+        """Read the arguments of :meth:`__init__`.
+
+        Raises:
+            UserError: boxes are scaled by inclusive corners, but detections are not scaled back so.
+        """
         ret = super().from_config(cfg)
+        ret["inclusive_boxes"] = cfg.INPUT.BOX_SCALING == "inclusive"
+        if ret["inclusive_boxes"] and not cfg.MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE:
+            raise UserError(
+                "INPUT.BOX_SCALING inclusive goes with MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True, "
+                "which scales detections back in the same way"
+            )
         for key in ("ONE_BY_ONE", "CHANNELS_LAST", "WINOGRAD", "INFERENCE_DTYPE", "PHASE", "FREEZE"):
             ret[key.lower()] = cfg.MODEL.PAPER_RCNN[key]
         ret["amp_on_cpu"] = cfg.SOLVER.AMP.ENABLED
@@ -240,10 +254,12 @@ class PaperRCNN(GeneralizedRCNN):
         if not do_postprocess:
             return results
         name = "proposals" if self.phase == "rpn" else "instances"
+        inclusive = self.inclusive_boxes and self.phase == "rpn"
         outputs = []
         for result, size, x in zip(results, images.image_sizes, batched_inputs, strict=True):
             height, width = x.get("height", size[0]), x.get("width", size[1])
-            outputs.append({name: to_original_size(result, height, width)})
+            result = to_original_size(result, height, width, inclusive=inclusive)
+            outputs.append({name: result})
         return outputs
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
