@@ -137,8 +137,8 @@ def _add_meta_arch(cfg: CN) -> None:
     # Four-step training switches it and ends with "joint".
     cfg.MODEL.PAPER_RCNN.PHASE = "joint"
     # Sub-modules that do not train, in any phase or stage, such as ["proposal_generator"] or
-    # ["roi_heads.box_head"]; the blocks of a backbone have MODEL.BACKBONE.FREEZE_AT. Gradients still
-    # pass through them to what comes before.
+    # ["roi_heads.box_head"]; the blocks of a backbone have MODEL.BACKBONE.FREEZE_AT. What comes
+    # before them in the network still trains by their losses.
     cfg.MODEL.PAPER_RCNN.FREEZE = []
 
 
@@ -150,8 +150,8 @@ def _add_data(cfg: CN) -> None:
     cfg.INPUT.RESIZE = "pillow"
     # How boxes of objects and of proposal files follow an image that is resized:
     #   "continuous"  Detectron2: x and y by the ratios of the sides
-    #   "inclusive"   py: inclusive corners by one factor. Against "continuous" x2 and y2 are smaller
-    #                 by factor - 1 pixels. Needs META_ARCHITECTURE "PaperRCNN", which scales
+    #   "inclusive"   py: inclusive corners by one factor, so that x2 and y2 are smaller by
+    #                 factor - 1 pixels. Needs META_ARCHITECTURE "PaperRCNN", which scales
     #                 proposals back so, and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE for detections.
     cfg.INPUT.BOX_SCALING = "continuous"
     # Data sets to register before anything else, a list of entries of these forms:

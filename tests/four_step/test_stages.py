@@ -133,7 +133,7 @@ def test_nothing_changes_when_it_is_off() -> None:
         (["INPUT.MIN_SIZE_TRAIN", (480, 600)], r"must be a single size"),
         (
             ["MODEL.PAPER_RCNN.FREEZE", ["proposal_generator"]],
-            r"FREEZE names 'proposal_generator', but stage 3 draws proposal_generator.rpn_head anew",
+            r"names 'proposal_generator', but stage 3 draws proposal_generator.rpn_head anew",
         ),
         (["MODEL.PAPER_RCNN.FREEZE", ["proposal_generator.rpn_head.rpn_conv"]], r"stage 3 draws"),
         (
