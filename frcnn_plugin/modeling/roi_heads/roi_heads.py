@@ -47,19 +47,14 @@ class CaffeROIHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        """Read Detectron2's arguments, with our matcher."""
+        """Read Detectron2's arguments, with our matcher and, in place of Detectron2's, predictor."""
         ret = super().from_config(cfg, input_shape)
+        if type(ret["box_predictor"]) is FastRCNNOutputLayers:  # else it is another project's
+            ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         heads = cfg.MODEL.ROI_HEADS
         # Without low-quality matches: only the RPN gives each object its best box (example E9);
         # proposal_target_layer.py labels a RoI by its IoU alone.
         ret["proposal_matcher"] = AsyncMatcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS)
-        return ret
-
-    @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        ret = super()._init_box_head(cfg, input_shape)
-        if type(ret["box_predictor"]) is FastRCNNOutputLayers:  # else it is somebody's own
-            ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         return ret
 
     def forward(
