@@ -47,7 +47,7 @@ class CaffeROIHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        """Read Detectron2's arguments, with our matcher and, in place of Detectron2's, predictor."""
+        """Read Detectron2's arguments, with our matcher, and our predictor in place of its own."""
         ret = super().from_config(cfg, input_shape)
         if type(ret["box_predictor"]) is FastRCNNOutputLayers:  # else it is another project's
             ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
