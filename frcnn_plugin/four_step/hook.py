@@ -70,12 +70,12 @@ class FourStepHook(HookBase):
         model: Any = unwrap_model(self.trainer.model)
         # What the config froze (for VGG16 conv1 and conv2) stays frozen in every stage.
         self._trainable = [n for n, p in model.named_parameters() if p.requires_grad]
-        for stage in self.stages:
-            if not any(n.split(".", 1)[0] in stage.trains for n in self._trainable):
+        for planned in self.stages:
+            if not any(n.split(".", 1)[0] in planned.trains for n in self._trainable):
                 frozen = self.cfg.MODEL.PAPER_RCNN.FREEZE
                 raise UserError(
                     f"MODEL.PAPER_RCNN.FREEZE {list(frozen)} leaves nothing for stage "
-                    f"{stage.number} to train: shorten the list, or leave the stage out with "
+                    f"{planned.number} to train: shorten the list, or leave the stage out with "
                     "FOUR_STEP.START_AT and FOUR_STEP.STOP_AFTER"
                 )
         self._log.start()

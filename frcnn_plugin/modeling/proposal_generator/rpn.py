@@ -141,7 +141,8 @@ class PaperRPN(RPN):
         logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]  # (N, H*W*A)
         box_dim = self.anchor_generator.box_dim
         deltas = [  # (N, A*4, H, W) -> (N, A, 4, H, W) -> (N, H, W, A, 4) -> (N, H*W*A, 4)
-            x.unflatten(1, (-1, box_dim)).permute(0, 3, 4, 1, 2).flatten(1, -2) for x in deltas
+            x.view(x.shape[0], -1, box_dim, *x.shape[2:]).permute(0, 3, 4, 1, 2).flatten(1, -2)
+            for x in deltas
         ]
         losses: dict[str, torch.Tensor] = {}
         if (self.training and compute_loss) or compute_val_loss:

@@ -31,6 +31,8 @@ class CaffeROIHeads(StandardROIHeads):
     predictor that another class of the same heads has built stays (docs/other_projects.md).
     """
 
+    proposal_append_gt: bool
+
     @configurable
     def __init__(self, *, box_pooler: nn.Module, **kwargs: Any) -> None:
         """Take the parts.
