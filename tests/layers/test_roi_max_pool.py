@@ -12,6 +12,11 @@ from torchvision.ops import roi_pool
 
 from frcnn_plugin.layers.roi_max_pool import CaffeRoIPool, roi_max_pool
 
+GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
 
 def random_boxes(count: int, seed: int) -> torch.Tensor:
     """Inside, outside and across the border of a 400x250 image; some inverted."""
@@ -87,18 +92,19 @@ def caffes_gradient(
     ],
 )
 @pytest.mark.parametrize("ascending", [True, False])
-def test_gradient_is_caffes(rois: list[list[int]], ascending: bool) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_gradient_is_caffes(rois: list[list[int]], ascending: bool, device: str) -> None:
     features = torch.arange(60.0 * 60).view(1, 1, 60, 60)
     if not ascending:
         features = torch.rand(1, 1, 60, 60, generator=torch.Generator().manual_seed(0))
-    features.requires_grad_()
-    boxes = torch.tensor([[0, *roi] for roi in rois], dtype=torch.float32) * 16
+    features = features.to(device).requires_grad_()
+    boxes = torch.tensor([[0, *roi] for roi in rois], dtype=torch.float32, device=device) * 16
     pooled = CaffeRoIPool(7, 1 / 16)(features, boxes)
     assert torch.equal(pooled, roi_pool(features, boxes, 7, 1 / 16))
     upstream = torch.rand(pooled.shape, generator=torch.Generator().manual_seed(1))
-    (gradient,) = torch.autograd.grad(pooled, features, upstream)
-    expected = caffes_gradient(features[0, 0].detach(), rois, 7, upstream)
-    torch.testing.assert_close(gradient[0, 0], expected)
+    (gradient,) = torch.autograd.grad(pooled, features, upstream.to(device))
+    expected = caffes_gradient(features[0, 0].detach().cpu(), rois, 7, upstream)
+    torch.testing.assert_close(gradient[0, 0].cpu(), expected)
 
 
 def test_cell_beyond_the_roi_gets_no_gradient() -> None:

@@ -90,7 +90,8 @@ class OwnPooler(torch.nn.Module):
 
 
 class TheirPredictor(FastRCNNOutputLayers):
-    pass
+    def box_reg_loss(self, proposal_boxes, gt_boxes, pred_deltas, gt_classes):
+        return 3 * super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
 
 
 class PseudoLabelHeads(StandardROIHeads):
@@ -227,6 +228,23 @@ def test_a_plain_predictor_of_theirs_is_replaced(tiny_cfg, theirs_first: bool) -
     cfg = tiny_cfg("MODEL.ROI_HEADS.NAME", register(ROI_HEADS_REGISTRY, "PlainBoth", *bases))
     predictor = build_roi_heads(cfg, SHAPE).box_predictor
     assert type(predictor) is PaperFastRCNNOutputLayers
+
+
+def test_their_box_loss_in_our_predictor(tiny_cfg) -> None:
+    """It has Detectron2's arguments only."""
+
+    class Both(TheirPredictor, PaperFastRCNNOutputLayers):
+        pass
+
+    rois = batch()[0]["instances"]
+    rois.proposal_boxes, rois.gt_classes = Boxes(rois.gt_boxes.tensor + 5), torch.tensor([0, 3])
+    losses = []
+    for cls in (Both, PaperFastRCNNOutputLayers):
+        with EventStorage():
+            predictor = cls(tiny_cfg(), ShapeSpec(channels=4))
+            losses.append(predictor.losses((torch.zeros(2, 4), torch.zeros(2, 12)), [rois]))
+    assert losses[0]["loss_box_reg"].item() == pytest.approx(3 * losses[1]["loss_box_reg"].item())
+    assert losses[0]["loss_cls"] == losses[1]["loss_cls"]
 
 
 def test_heads_of_keyword_arguments(tiny_cfg) -> None:

@@ -223,9 +223,11 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
                     for p in proposals
                 ]
             )
+        # Not in the call without need: a subclass may override the method as Detectron2 has it.
+        extra = {} if weights is None else {"weights": weights}
         losses = {
             "loss_cls": self._class_loss(scores, gt_classes, weights),
-            "loss_box_reg": self.box_reg_loss(boxes, targets, deltas, gt_classes, weights),
+            "loss_box_reg": self.box_reg_loss(boxes, targets, deltas, gt_classes, **extra),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
@@ -268,8 +270,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         statistics, is_smooth_l1 = self.target_statistics, self.box_reg_loss_type == "smooth_l1"
         if not is_smooth_l1:  # the others compare decoded boxes
             pred_deltas = statistics.denormalise(pred_deltas)
-        if weights is None and not (statistics.active and is_smooth_l1):
-            return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
+            if weights is None:
+                return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
         fg_inds = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
         rows = gt_classes[fg_inds].clamp(max=statistics.num_classes - 1)  # all 0 if agnostic
         boxes, gt_boxes = proposal_boxes[fg_inds], gt_boxes[fg_inds]
