@@ -173,14 +173,14 @@ def build_train_loader(
     landscape = [d["width"] >= d["height"] for d in dicts]
     repeats = _repeats(cfg, dicts)
     entries: Any = DatasetFromList(dicts, copy=False)
-    mapper: Any = build_mapper(cfg, is_train=True)
     if cfg.DATALOADER.MIRRORED_COPIES:
         landscape *= 2
         repeats = repeats if repeats is None else repeats.repeat(2)
         mirrored = training_dicts(cfg, mirrored_proposal_files) if mirrored_proposal_files else None
         entries = MirroredDataset(entries, mirrored and DatasetFromList(mirrored, copy=False))
-        mapper = MirroringMapper(cfg, is_train=True)
-    mapper = CatchingMapper(mapper)
+        mapper: Any = CatchingMapper(MirroringMapper(cfg, is_train=True))
+    else:
+        mapper = CatchingMapper(build_mapper(cfg, is_train=True))
     if skips_bad_images(cfg):
         entries, mapper = StandInDataset(entries, mapper, landscape), None
     loader = build_detection_train_loader(
