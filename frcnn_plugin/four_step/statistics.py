@@ -67,7 +67,7 @@ def _set_rpn_statistics(cfg: CfgNode, model: Any) -> None:
         lambda: rpn_target_statistics(
             training_dicts(cfg),
             rpn,
-            backbone_feature_sizes(model.backbone, rpn.in_features),
+            backbone_feature_sizes(model.backbone, rpn.in_features, len(cfg.MODEL.PIXEL_MEAN)),
             min_size=cfg.INPUT.MIN_SIZE_TRAIN[0],
             max_size=cfg.INPUT.MAX_SIZE_TRAIN,
             mirror=_sees_mirror_images(cfg),

@@ -158,7 +158,8 @@ class BoxRules:
 
     def feature_size(self, name: str, image_size: Size) -> Size:
         """Return the cells of a feature map, for a network input's size."""
-        return backbone_feature_sizes(self._backbone, [name])(*image_size)[0]
+        channels = len(self.cfg.MODEL.PIXEL_MEAN)
+        return backbone_feature_sizes(self._backbone, [name], channels)(*image_size)[0]
 
 
 def load_model(cfg: CfgNode, *, unused: str = "") -> nn.Module:

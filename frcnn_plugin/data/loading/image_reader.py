@@ -60,21 +60,26 @@ def read_image(path: str | os.PathLike[str], image_format: str) -> npt.NDArray[A
     with _opened(path) as (_, image):
         if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
             raise OSError("EPS is not an image of pixels")
-        image.load()
-        turn = _TURNS.get(_orientation(image))
-        is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
-        shown = _scaled(image) if is_deep else image
-        if turn is not None:
-            shown = shown.transpose(turn)
-        pixels = convert_PIL_to_numpy(shown, image_format)
-        if image.mode not in ("L", "RGB") and pixels.min() == pixels.max() and _varies(image):
-            log_first_n(
-                logging.WARNING,
-                f"{os.fspath(path)} (Pillow's mode {image.mode}) turns into an image of the one "
-                f"value {pixels.flat[0]}: save it as an ordinary image of 8 bits",
-                name=__name__,
-                key="message",
-            )
+        return image_pixels(image, image_format, os.fspath(path))
+
+
+def image_pixels(image: Image.Image, image_format: str, name: str) -> npt.NDArray[Any]:
+    """Return what :func:`read_image` returns of the file ``name`` that Pillow opened."""
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    shown = _scaled(image) if is_deep else image
+    if turn is not None:
+        shown = shown.transpose(turn)
+    pixels = convert_PIL_to_numpy(shown, image_format)
+    if image.mode not in ("L", "RGB") and pixels.min() == pixels.max() and _varies(image):
+        log_first_n(
+            logging.WARNING,
+            f"{name} (Pillow's mode {image.mode}) turns into an image of the one value "
+            f"{pixels.flat[0]}: save it as an ordinary image of 8 bits",
+            name=__name__,
+            key="message",
+        )
     return pixels
 
 

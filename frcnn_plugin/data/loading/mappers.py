@@ -154,9 +154,16 @@ def augment(image: T.AugInput, augmentations: T.AugmentationList, name: str) -> 
     Raises:
         UserError: it cannot be resized, as a side would be 0 pixels long; names it.
     """
-    height, width = image.image.shape[:2]
+    height, width, *channels = image.image.shape
     try:
         return augmentations(image)
+    except TypeError as error:
+        if channels in ([1], [3], [4]):
+            raise
+        raise UserError(
+            f"{name}: INPUT.RESIZE pillow cannot resize images of {channels[0]} channels: set it to "
+            "opencv"
+        ) from error
     except (ValueError, cv2.error) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
