@@ -189,8 +189,8 @@ def test_unreadable_files_are_left_out(predict: Callable, photos: Path, tmp_path
     assert f"left out: {photos}/a/3.png: 5000 x 2 pixels cannot be resized as INPUT" in printed
     assert f"left out: {photos}/a/0.jpg cannot be read as an image (cannot identify" in printed
     assert printed.rstrip().endswith(
-        f"error: 3 of 5 files could not be used: {photos}/a/0.jpg, {photos}/a/9.jpg, "
-        f"{photos}/a/3.png"
+        f"error: 3 of 5 files could not be used: {photos}/a/0.jpg, {photos}/a/3.png, "
+        f"{photos}/a/9.jpg"
     )
     assert files(out) == ["1.jpg", "2.jpg", "detections.json"]
 

@@ -161,8 +161,8 @@ def augment(image: T.AugInput, augmentations: T.AugmentationList, name: str) -> 
         if channels in ([1], [3], [4]):
             raise
         raise UserError(
-            f"{name}: INPUT.RESIZE pillow cannot resize images of {channels[0]} channels: set it to "
-            "opencv"
+            f"{name}: INPUT.RESIZE pillow cannot resize images of {channels[0]} channels: "
+            "set it to opencv"
         ) from error
     except (ValueError, cv2.error) as error:
         reason = str(error).strip().partition("\n")[0]
