@@ -205,7 +205,8 @@ class ImageMapper(DatasetMapper):
         if isinstance(first, CropTransform):
             record["height"], record["width"] = first.h, first.w
         shape = image.image.shape[:2]
-        record["image"] = torch.as_tensor(np.ascontiguousarray(image.image.transpose(2, 0, 1)))
+        pixels = np.require(image.image.transpose(2, 0, 1), requirements=["C", "W"])
+        record["image"] = torch.as_tensor(pixels)
         if segmentation is not None:
             record["sem_seg"] = torch.as_tensor(image.sem_seg.astype("long"))
         if self.proposal_topk is not None:
