@@ -128,7 +128,11 @@ class FasterRCNNPredictor:
 
     @torch.no_grad()
     def predict(
-        self, images: Sequence[ImageLike], *, features: bool = False, image_format: str = "BGR"
+        self,
+        images: Sequence[ImageLike] | ImageLike,
+        *,
+        features: bool = False,
+        image_format: str = "BGR",
     ) -> list[Instances]:
         """Detect.
 
@@ -163,7 +167,9 @@ class FasterRCNNPredictor:
         return self._run(images, image_format, run)
 
     @torch.no_grad()
-    def propose(self, images: Sequence[ImageLike], *, image_format: str = "BGR") -> list[Instances]:
+    def propose(
+        self, images: Sequence[ImageLike] | ImageLike, *, image_format: str = "BGR"
+    ) -> list[Instances]:
         """Run the region proposal network alone; also for a checkpoint of an RPN.
 
         Args:
@@ -271,15 +277,16 @@ class FasterRCNNPredictor:
 
     def _run(
         self,
-        images: Sequence[ImageLike],
+        images: Sequence[ImageLike] | ImageLike,
         image_format: str,
         run: Callable[[Batch], list[Instances]],
     ) -> list[Instances]:
         """Run on the images that share a network size at once; results in the images' order."""
         if image_format not in ("BGR", "RGB"):
             raise UserError(f"image_format is '{image_format}': use BGR or RGB")
-        if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 0) == 3:
-            images = [images]
+        single = isinstance(images, str | os.PathLike | Image.Image)
+        if single or (isinstance(images, np.ndarray) and images.ndim < 4):
+            images = [images]  # type: ignore[list-item]
         groups: dict[tuple[int, ...], tuple[list[int], Batch]] = {}
         for i, image in enumerate(images):
             entry = self._input(image, image_format, i)

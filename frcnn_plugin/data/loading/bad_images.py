@@ -41,7 +41,7 @@ class CatchingMapper:
     def __call__(self, record: Record) -> Record:
         """Load one entry."""
         if not self._is_watched and get_worker_info() is not None:
-            Queue._on_queue_feeder_error = staticmethod(_end_worker)
+            Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
             self._is_watched = True
         try:
             return self._mapper(record)
