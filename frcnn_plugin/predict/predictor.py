@@ -285,10 +285,10 @@ class FasterRCNNPredictor:
         if image_format not in ("BGR", "RGB"):
             raise UserError(f"image_format is '{image_format}': use BGR or RGB")
         single = isinstance(images, str | os.PathLike | Image.Image)
-        if single or (isinstance(images, np.ndarray) and images.ndim < 4):
-            images = [images]  # type: ignore[list-item]
+        single = single or (isinstance(images, np.ndarray) and images.ndim < 4)
+        several: Any = [images] if single else images
         groups: dict[tuple[int, ...], tuple[list[int], Batch]] = {}
-        for i, image in enumerate(images):
+        for i, image in enumerate(several):
             entry = self._input(image, image_format, i)
             indices, batch = groups.setdefault(tuple(entry["image"].shape), ([], []))
             indices.append(i)
@@ -296,7 +296,7 @@ class FasterRCNNPredictor:
         results: dict[int, Instances] = {}
         for indices, batch in groups.values():
             results.update(zip(indices, [found.to("cpu") for found in run(batch)], strict=True))
-        return [results[i] for i in range(len(images))]
+        return [results[i] for i in range(len(results))]
 
     def _input(self, image: ImageLike, image_format: str, number: int) -> dict[str, Any]:
         name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
