@@ -162,8 +162,14 @@ def _add_data(cfg: CN) -> None:
     cfg.DATASETS.REGISTER = []
     # True: the training set and its mirrored copy, every entry once per epoch, batches of one
     # orientation (all originals); give INPUT.RANDOM_FLIP "none". The order depends on SEED alone,
-    # so a resumed run sees the very images an uninterrupted one would. False: Detectron2's loader.
+    # so a resumed run sees the very images an uninterrupted one would. False: Detectron2's loader;
+    # in four-step training the same loader without the copies, with INPUT.RANDOM_FLIP.
     cfg.DATALOADER.MIRRORED_COPIES = False
+    # An image that cannot be read, or is of another size than its annotation says:
+    #   "stop"  ends the run with the file's name
+    #   "skip"  goes on with a warning. In training another image takes its place (the next of the
+    #           set, so that a resumed run is the same run); in a test set its objects are missed.
+    cfg.DATALOADER.ON_BAD_IMAGE = "stop"
 
 
 def _add_solver(cfg: CN) -> None:

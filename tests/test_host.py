@@ -248,9 +248,11 @@ INHERITED = {
     "_load_model", "_torch_load",  # Checkpointer
     "_check_kwargs",  # PathHandler
     "_metadata", "_results",  # COCOEvaluator
+    "_transform_annotations",  # DatasetMapper
     "_decode_proposals", "_subsample_labels",  # RPN
 }  # fmt: skip
 OF_TORCH = {
+    "_exit", "_on_queue_feeder_error",  # of Python
     "_is_amx_tile_supported", "_forward_hooks", "_forward_pre_hooks"
 }  # fmt: skip
 

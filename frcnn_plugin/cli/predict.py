@@ -119,6 +119,30 @@ def extract(
         raise UserError(f"{where}: {error}") from error
 
 
+def detect(
+    predictor: FasterRCNNPredictor,
+    batch: Sequence[tuple[int, npt.NDArray[np.uint8]]],
+    paths: Sequence[Path],
+    unreadable: list[Path],
+    features: Path | None,
+) -> Iterator[tuple[int, npt.NDArray[np.uint8], Instances]]:
+    """Yield what :func:`read_images` does, with detections; leave out what cannot be resized."""
+    try:
+        of_batch = predictor.predict([image for _, image in batch], features=bool(features))
+    except UserError as error:
+        if len(batch) > 1:
+            for one in batch:
+                yield from detect(predictor, [one], paths, unreadable, features)
+            return
+        path = paths[batch[0][0]]
+        reason = str(error).removeprefix("image 0: ")
+        tqdm.write(f"left out: {path}: {reason}", file=sys.stderr)
+        unreadable.append(path)
+        return
+    for (i, image), found in zip(batch, of_batch, strict=True):
+        yield i, image, found
+
+
 def run(args: argparse.Namespace) -> int:
     """Detect, or compute features, and write; return the exit status."""
     setup_logger(name="frcnn_plugin")
@@ -150,10 +174,7 @@ def run(args: argparse.Namespace) -> int:
                     where = f"{args.boxes}: {paths[i]}"
                     writer.add_boxes(str(paths[i]), extract(predictor, image, boxes[i], where))
             else:
-                of_batch = predictor.predict(
-                    [image for _, image in batch], features=bool(args.features)
-                )
-                for (i, image), found in zip(batch, of_batch, strict=True):
+                for i, image, found in detect(predictor, batch, paths, unreadable, args.features):
                     writer.add(str(paths[i]), image, found, picture=pictures[i])
     if args.boxes:
         print(f"features of {writer.kept} boxes in {writer.images} images")
@@ -169,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"wrote {path}")
     if unreadable:
         print(
-            f"error: {len(unreadable)} of {len(paths)} files could not be read: "
+            f"error: {len(unreadable)} of {len(paths)} files could not be used: "
             f"{', '.join(map(str, unreadable))}",
             file=sys.stderr,
         )

@@ -92,10 +92,12 @@ def diagnose(
             "trained only a few iterations calls everything background"
         )
     lowest, highest = float(np.min(scores)), float(np.max(scores))
-    if len(scores) > 1 and highest - lowest <= _SAME_SCORE:
+    chance = 1 / (num_classes + 1)
+    # A perfect detector gives the same score to all, too: a high one.
+    if len(scores) > 1 and highest - lowest <= _SAME_SCORE and highest <= (1 + chance) / 2:
         return (
             f"all {len(scores)} scores lie within {_SAME_SCORE} of {highest:.4f} (chance is "
-            f"{1 / (num_classes + 1):.4f}): the predictor looks untrained; is MODEL.WEIGHTS the "
+            f"{chance:.4f}): the predictor looks untrained; is MODEL.WEIGHTS the "
             f"trained detector, with the same number of classes?"
         )
     if ap50 == 0 and highest >= _CONFIDENT:

@@ -10,19 +10,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.data import transforms as T
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.modeling import build_model
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
+from PIL import Image
 
 from ..checkpoint.checkpointer import AtomicCheckpointer
-from ..data.loading.image_reader import read_bgr
-from ..data.loading.mappers import with_resize
+from ..data.loading.image_reader import image_pixels, read_image
+from ..data.loading.mappers import augment, with_resize
 from ..errors import UserError
 from ..modeling import PaperRCNN
 from .config import predictor_cfg
 
-# A path, or (H, W, 3) uint8.
-ImageLike = str | os.PathLike[str] | npt.NDArray[np.uint8]
+# A path, (H, W, 3) uint8, or an image of Pillow, which knows its own order of colours.
+ImageLike = str | os.PathLike[str] | npt.NDArray[np.uint8] | Image.Image
 Batch = list[dict[str, Any]]
 
 
@@ -70,7 +72,7 @@ class FasterRCNNPredictor:
         sizes = self.cfg.INPUT
         # As in Detectron2's DefaultPredictor.
         edge = T.ResizeShortestEdge([sizes.MIN_SIZE_TEST, sizes.MIN_SIZE_TEST], sizes.MAX_SIZE_TEST)
-        (self._resize,) = with_resize(self.cfg, [edge])
+        self._augmentations = T.AugmentationList(with_resize(self.cfg, [edge]))
         phase = getattr(self.model, "phase", "joint")
         self._proposes = (
             phase != "fast_rcnn" and getattr(self.model, "proposal_generator", None) is not None
@@ -86,14 +88,58 @@ class FasterRCNNPredictor:
         """Detect in one image; arguments and result are those of :meth:`predict`."""
         return self.predict([image], **kwargs)[0]
 
+    def __repr__(self) -> str:
+        """Return what it was made from, and what it finds."""
+        return (
+            f"{type(self).__name__}({self._weights!r}: {len(self.class_names)} classes, "
+            f"{self.cfg.MODEL.META_ARCHITECTURE}, {self.cfg.MODEL.DEVICE})"
+        )
+
+    def draw(
+        self,
+        image: ImageLike,
+        found: Instances | None = None,
+        *,
+        score_threshold: float = 0.5,
+        image_format: str = "BGR",
+    ) -> npt.NDArray[np.uint8]:
+        """Draw boxes, class names and scores onto an image, as `frcnn predict` does.
+
+        Args:
+            image: see :meth:`predict`.
+            found: what :meth:`predict` found in it; None: it is looked for.
+            score_threshold: lowest score that is drawn.
+            image_format: of the array, and of the picture: "BGR" or "RGB".
+
+        Returns:
+            (H, W, 3) uint8; small images are enlarged.
+
+        Raises:
+            UserError: the image cannot be used.
+        """
+        from .outputs import annotate_image  # loads Matplotlib
+
+        if found is None:
+            found = self(image, image_format=image_format)
+        pixels = np.ascontiguousarray(_pixels(image, image_format, "BGR", "the image"))
+        kept = found[found.scores >= score_threshold].to("cpu")
+        drawn = annotate_image(pixels, kept, self.class_names).pixels()
+        return drawn if image_format == "BGR" else np.ascontiguousarray(drawn[:, :, ::-1])
+
     @torch.no_grad()
     def predict(
-        self, images: Sequence[ImageLike], *, features: bool = False, image_format: str = "BGR"
+        self,
+        images: Sequence[ImageLike] | ImageLike,
+        *,
+        features: bool = False,
+        image_format: str = "BGR",
     ) -> list[Instances]:
         """Detect.
 
         Args:
-            images: paths, or (H, W, 3) uint8 arrays, of any sizes; empty: no results.
+            images: paths, (H, W, 3) uint8 arrays or images of Pillow, of any sizes; one alone
+                counts as a list of it. A model whose images have another number of channels than
+                three also takes uint8 arrays of that number, which stay as they are.
             features: give what each detection was made from, too.
             image_format: of arrays, "BGR" or "RGB".
 
@@ -121,7 +167,9 @@ class FasterRCNNPredictor:
         return self._run(images, image_format, run)
 
     @torch.no_grad()
-    def propose(self, images: Sequence[ImageLike], *, image_format: str = "BGR") -> list[Instances]:
+    def propose(
+        self, images: Sequence[ImageLike] | ImageLike, *, image_format: str = "BGR"
+    ) -> list[Instances]:
         """Run the region proposal network alone; also for a checkpoint of an RPN.
 
         Args:
@@ -222,15 +270,18 @@ class FasterRCNNPredictor:
 
     def _run(
         self,
-        images: Sequence[ImageLike],
+        images: Sequence[ImageLike] | ImageLike,
         image_format: str,
         run: Callable[[Batch], list[Instances]],
     ) -> list[Instances]:
         """Run on the images that share a network size at once; results in the images' order."""
         if image_format not in ("BGR", "RGB"):
             raise UserError(f"image_format is '{image_format}': use BGR or RGB")
+        single = isinstance(images, str | os.PathLike | Image.Image)
+        single = single or (isinstance(images, np.ndarray) and images.ndim < 4)
+        several: Any = [images] if single else images
         groups: dict[tuple[int, ...], tuple[list[int], Batch]] = {}
-        for i, image in enumerate(images):
+        for i, image in enumerate(several):
             entry = self._input(image, image_format, i)
             indices, batch = groups.setdefault(tuple(entry["image"].shape), ([], []))
             indices.append(i)
@@ -238,23 +289,54 @@ class FasterRCNNPredictor:
         results: dict[int, Instances] = {}
         for indices, batch in groups.values():
             results.update(zip(indices, [found.to("cpu") for found in run(batch)], strict=True))
-        return [results[i] for i in range(len(images))]
+        return [results[i] for i in range(len(results))]
 
     def _input(self, image: ImageLike, image_format: str, number: int) -> dict[str, Any]:
-        if isinstance(image, str | os.PathLike):
-            array, image_format = read_bgr(image), "BGR"
-        else:
+        name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
+        channels = len(self.cfg.MODEL.PIXEL_MEAN)
+        if channels != 3 and _is_pixels(image, channels):
             array = np.asarray(image)
-            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-                raise UserError(
-                    f"image {number} is an array of {array.dtype} {array.shape}: give uint8 "
-                    "(height, width, 3), or the path of a file"
-                )
-        if image_format != self.cfg.INPUT.FORMAT:
-            array = array[:, :, ::-1]
-        resized = self._resize.get_transform(array).apply_image(array)
-        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+        else:
+            array = _pixels(image, image_format, self.cfg.INPUT.FORMAT, name)
+        if array.ndim != 3 or array.shape[2] != channels:
+            raise UserError(
+                f"{name}: the model takes {channels} channels (MODEL.PIXEL_MEAN), which "
+                f"INPUT.FORMAT {self.cfg.INPUT.FORMAT} does not give: give arrays of uint8 "
+                f"(height, width, {channels})"
+            )
+        resized = T.AugInput(array)
+        augment(resized, self._augmentations, name)
+        tensor = torch.as_tensor(resized.image.astype("float32").transpose(2, 0, 1))
         return {"image": tensor, "height": array.shape[0], "width": array.shape[1]}
+
+
+def _is_pixels(image: Any, channels: int) -> bool:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or not image.size:
+        return False
+    return image.ndim == 3 and image.shape[2] == channels
+
+
+def _pixels(image: ImageLike, given: str, wanted: str, name: str) -> npt.NDArray[Any]:
+    """Return an image in one of Detectron2's formats; arrays are ``given`` as "BGR" or "RGB"."""
+    if isinstance(image, str | os.PathLike):
+        return read_image(image, wanted)
+    if isinstance(image, Image.Image):
+        try:
+            return image_pixels(image, wanted, name)
+        except OSError as error:  # Pillow decodes a file when its pixels are asked for
+            raise UserError(f"{name} cannot be read as an image ({error})") from error
+    array = np.asarray(image)
+    if not _is_pixels(array, 3):
+        raise UserError(
+            f"{name} is an array of {array.dtype} {array.shape}: give uint8 (height, width, 3), "
+            "an image of Pillow, or the path of a file"
+        )
+    if given == wanted:
+        return array
+    if {given, wanted} == {"BGR", "RGB"}:
+        return array[:, :, ::-1]
+    rgb = Image.fromarray(array if given == "RGB" else array[:, :, ::-1])
+    return convert_PIL_to_numpy(rgb, wanted)
 
 
 def _check_boxes(boxes: Any, height: int, width: int) -> torch.Tensor:

@@ -183,11 +183,14 @@ def test_own_json_gives_boxes(predict: Callable, photos: Path, tmp_path: Path) -
 def test_unreadable_files_are_left_out(predict: Callable, photos: Path, tmp_path: Path) -> None:
     (photos / "a" / "0.jpg").write_text("broken")
     (photos / "a" / "9.jpg").write_bytes(b"")
+    cv2.imwrite(str(photos / "a" / "3.png"), np.zeros((2, 5000, 3), np.uint8))
     out = tmp_path / "out"
-    printed = predict(photos / "a", "--output", out, status=1)
+    printed = predict(photos / "a", "--output", out, "--batch-size", 3, status=1)
+    assert f"left out: {photos}/a/3.png: 5000 x 2 pixels cannot be resized as INPUT" in printed
     assert f"left out: {photos}/a/0.jpg cannot be read as an image (cannot identify" in printed
     assert printed.rstrip().endswith(
-        f"error: 2 of 4 files could not be read: {photos}/a/0.jpg, {photos}/a/9.jpg"
+        f"error: 3 of 5 files could not be used: {photos}/a/0.jpg, {photos}/a/3.png, "
+        f"{photos}/a/9.jpg"
     )
     assert files(out) == ["1.jpg", "2.jpg", "detections.json"]
 

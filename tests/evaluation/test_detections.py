@@ -30,3 +30,16 @@ def test_confident_but_never_right():
     assert "Is the class list of the test set, in this order, the one that MODEL.WEIGHTS" in text
     for scores, ap50 in (([0.2, 0.98], 0.1), ([0.2, 0.4], 0.0), ([0.9], float("nan"))):
         assert diagnose(scores, 20, ap50) is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "classes", "looks_untrained"),
+    [
+        ([0.9998, 1.0, 0.9999], 3, False),  # a perfect detector
+        ([1.0, 1.0], 1, False),
+        ([0.5012, 0.5015], 1, True),  # chance is 1/2
+        ([0.2501, 0.2502], 3, True),
+    ],
+)
+def test_one_score_for_all(scores: list[float], classes: int, looks_untrained: bool) -> None:
+    assert ("looks untrained" in (diagnose(scores, classes) or "")) is looks_untrained

@@ -12,6 +12,7 @@ import torch
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 
+from frcnn_plugin.data import build_mapper
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.predict import FasterRCNNPredictor
 from tests.predict.saved_detectors import CLASSES, assert_same
@@ -123,6 +124,96 @@ def test_wrong_arguments(save_detector: Callable, arguments: dict, message: str)
 def test_wrong_images(predictor: FasterRCNNPredictor, image: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         predictor.predict([squares(40, 40), image])
+
+
+def test_images_of_pillow(predictor: FasterRCNNPredictor, tmp_path: Path) -> None:
+    """Their colours are known: nobody has to say RGB. An orientation counts as in the file."""
+    image = squares(100, 150)
+    pillow = Image.fromarray(image[:, :, ::-1])
+    expected = predictor(image)
+    assert_same(predictor(pillow), expected)
+    assert_same(predictor(pillow, image_format="RGB"), expected)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    pillow.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "a.png", exif=exif)
+    for turned in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        assert_same(predictor(turned), expected)
+    cut = (tmp_path / "a.png").read_bytes()[:-40]
+    (tmp_path / "a.png").write_bytes(cut)
+    with pytest.raises(UserError, match=r"image 0 cannot be read as an image"):
+        predictor(Image.open(tmp_path / "a.png"))
+
+
+def test_one_image_is_a_list_of_it(predictor: FasterRCNNPredictor, tmp_path: Path) -> None:
+    image = squares(100, 150)
+    path = tmp_path / "a.png"
+    Image.fromarray(image[:, :, ::-1]).save(path)
+    for one in (path, str(path), image, Image.open(path)):
+        [found] = predictor.predict(one)
+        assert_same(found, predictor(image))
+    [proposals] = predictor.propose(str(path))
+    assert proposals.image_size == (100, 150)
+    with pytest.raises(UserError, match=r"there is no file x\.jpg"):
+        predictor.predict("x.jpg")
+
+
+def test_a_side_that_would_be_0_pixels(predictor: FasterRCNNPredictor, tmp_path: Path) -> None:
+    Image.new("RGB", (2, 3000)).save(tmp_path / "strip.png")
+    with pytest.raises(UserError, match=r"strip.png: 2 x 3000 pixels cannot be resized as INPUT"):
+        predictor(tmp_path / "strip.png")
+    with pytest.raises(UserError, match=r"^image 1: 3000 x 2 pixels cannot be resized"):
+        predictor.predict([squares(40, 40), np.zeros((2, 3000, 3), np.uint8)])
+
+
+@pytest.mark.parametrize("image_format", ["BGR", "RGB"])
+def test_draw(predictor: FasterRCNNPredictor, image_format: str) -> None:
+    image = squares(500, 600)
+    found = predictor(image, image_format=image_format)
+    found.scores[0] = 1.0
+    picture = predictor.draw(image, found, image_format=image_format)
+    assert picture.shape == image.shape and picture.dtype == np.uint8
+    assert (picture != image).any(axis=2).mean() < 0.5  # boxes and labels, the rest as it was
+    assert (picture != image).any()
+    assert (predictor.draw(image, found, score_threshold=1.1) == image).all()
+    alone = predictor.draw(image, score_threshold=0.0, image_format=image_format)
+    assert (alone != image).any()
+
+
+def test_repr(predictor: FasterRCNNPredictor) -> None:
+    text = repr(predictor)
+    assert "model_final.pth" in text and f"{len(CLASSES)} classes" in text and "cpu" in text
+
+
+@pytest.mark.parametrize("image_format", ["L", "YUV-BT.601", "CMYK"])
+def test_other_formats(save_detector: Callable, tmp_path: Path, image_format: str) -> None:
+    """What trains detects: as the mapper reads it, from files, arrays and Pillow alike."""
+    channels = {"L": 1, "CMYK": 4}.get(image_format, 3)
+    opts = ["INPUT.FORMAT", image_format, "MODEL.DEVICE", "cpu"]
+    for key, value in (("MEAN", 0.0), ("STD", 1.0)):
+        opts += [f"MODEL.PIXEL_{key}", [value] * channels]
+    predictor = FasterRCNNPredictor(save_detector(*opts, name=image_format[0]))
+    image = squares(100, 150)
+    Image.fromarray(image[:, :, ::-1]).save(tmp_path / "a.png")
+    record = {"file_name": str(tmp_path / "a.png"), "image_id": 0}
+    entry = build_mapper(predictor.cfg, is_train=False)(record)
+    assert len(entry["image"]) == channels
+    expected = predictor.model([{**entry, "image": entry["image"].float()}])[0]["instances"]
+    pillow = Image.open(tmp_path / "a.png")
+    for given in (tmp_path / "a.png", image, pillow):
+        assert_same(predictor(given), expected)
+    assert predictor.draw(image).shape == (320, 480, 3)
+
+
+def test_six_channels(save_detector: Callable, tmp_path: Path) -> None:
+    opts = ["MODEL.PIXEL_MEAN", [0.0] * 6, "MODEL.PIXEL_STD", [1.0] * 6, "INPUT.RESIZE", "opencv"]
+    predictor = FasterRCNNPredictor(save_detector(*opts, name="six"), device="cpu")
+    image = np.concatenate([squares(100, 150), squares(100, 150, 1)], axis=2)
+    assert predictor(image).image_size == (100, 150)
+    with pytest.raises(UserError, match=r"takes 6 channels .* give arrays of uint8 .*width, 6"):
+        predictor(squares(100, 150))
+    pillow = FasterRCNNPredictor(predictor._weights, opts=["INPUT.RESIZE", "pillow"], device="cpu")
+    with pytest.raises(UserError, match=r"image 0: INPUT.RESIZE pillow cannot .* 6 channels"):
+        pillow(image)
 
 
 def test_wrong_format(predictor: FasterRCNNPredictor) -> None:

@@ -60,21 +60,26 @@ def read_image(path: str | os.PathLike[str], image_format: str) -> npt.NDArray[A
     with _opened(path) as (_, image):
         if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
             raise OSError("EPS is not an image of pixels")
-        image.load()
-        turn = _TURNS.get(_orientation(image))
-        is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
-        shown = _scaled(image) if is_deep else image
-        if turn is not None:
-            shown = shown.transpose(turn)
-        pixels = convert_PIL_to_numpy(shown, image_format)
-        if image.mode not in ("L", "RGB") and pixels.min() == pixels.max() and _varies(image):
-            log_first_n(
-                logging.WARNING,
-                f"{os.fspath(path)} (Pillow's mode {image.mode}) turns into an image of the one "
-                f"value {pixels.flat[0]}: save it as an ordinary image of 8 bits",
-                name=__name__,
-                key="message",
-            )
+        return image_pixels(image, image_format, os.fspath(path))
+
+
+def image_pixels(image: Image.Image, image_format: str, name: str) -> npt.NDArray[Any]:
+    """Return what :func:`read_image` returns of the file ``name`` that Pillow opened."""
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    shown = _scaled(image) if is_deep else image
+    if turn is not None:
+        shown = shown.transpose(turn)
+    pixels = convert_PIL_to_numpy(shown, image_format)
+    if image.mode not in ("L", "RGB") and pixels.min() == pixels.max() and _varies(image):
+        log_first_n(
+            logging.WARNING,
+            f"{name} (Pillow's mode {image.mode}) turns into an image of the one value "
+            f"{pixels.flat[0]}: save it as an ordinary image of 8 bits",
+            name=__name__,
+            key="message",
+        )
     return pixels
 
 
@@ -113,6 +118,42 @@ def image_header(path: str | os.PathLike[str]) -> tuple[int, int, int]:
             image.load()
         orientation = _orientation(image)
     return (height, width, orientation) if orientation >= 5 else (width, height, orientation)
+
+
+def read_record(record: dict[str, Any], image_format: str = "BGR") -> npt.NDArray[Any]:
+    """Read the image of an entry of a data set by :func:`read_image`.
+
+    Raises:
+        UserError: as there; or the image is of another size than the entry says.
+    """
+    path = record["file_name"]
+    pixels = read_image(path, image_format)
+    height, width = pixels.shape[:2]
+    if record.get("width", width) != width or record.get("height", height) != height:
+        check_size(record, width, height, image_header(path)[2])
+    return pixels
+
+
+def check_size(record: dict[str, Any], width: int, height: int, orientation: int) -> None:
+    """Compare what :func:`image_header` returned with "width" and "height" of an entry, if given.
+
+    Raises:
+        UserError: they differ; says how, and what to do.
+    """
+    said = record.get("width", width), record.get("height", height)
+    if said == (width, height):
+        return
+    fix = "correct the annotation, or give the image that it was made for"
+    if orientation >= 5:
+        fix = (
+            f"the file's EXIF orientation, {orientation}, turns it on its side. If the boxes fit "
+            "the turned image, correct width and height; if not, remove the orientation from the "
+            "file: exiftool -Orientation= FILE"
+        )
+    raise UserError(
+        f"{record['file_name']}: the image has {width} x {height} pixels, its annotation says "
+        f"{said[0]} x {said[1]}: {fix}"
+    )
 
 
 @contextmanager

@@ -111,14 +111,14 @@ class CaffeBackbone(Backbone):
 
 
 def backbone_feature_sizes(
-    backbone: Backbone, in_features: Sequence[str]
+    backbone: Backbone, in_features: Sequence[str], channels: int = 3
 ) -> Callable[[int, int], list[tuple[int, int]]]:
     """Make a function that tells the sizes of a backbone's feature maps without computing them.
 
     Args:
-        backbone: any of Detectron2's or ours, for images of 3 channels; its rounding and padding
-            are taken into account.
+        backbone: any of Detectron2's or ours; its rounding and padding are taken into account.
         in_features: names of the feature maps.
+        channels: of images.
 
     Returns:
         a function from the (height, width) of an image, alone in its batch, to the (height, width)
@@ -131,7 +131,7 @@ def backbone_feature_sizes(
     @torch.no_grad()
     def feature_sizes(height: int, width: int) -> list[tuple[int, int]]:
         padded = [-(-side // step) * step for side in (height, width)]
-        image = torch.empty(1, 3, *padded, device="meta")
+        image = torch.empty(1, channels, *padded, device="meta")
         features = torch.func.functional_call(backbone, shapes, (image,))
         return [tuple(features[name].shape[-2:]) for name in in_features]
 
