@@ -1,15 +1,19 @@
-"""Folders of data sets as users give them, and what messages about data sets have in common."""
+"""What all data sets have in common: names and folders as users give them, messages, warnings."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import log_first_n
 from tqdm import tqdm
+
+from ...errors import UserError
 
 _EXAMPLES = 3  # how many a message gives
 _LONGEST = 500  # characters of each
@@ -40,6 +44,30 @@ def resolve_root(root: str | os.PathLike[str]) -> Path:
     if path.is_absolute() or root in (".", "..") or root.startswith(("./", "../")):
         return path
     return datasets_root() / path
+
+
+def register_source(source: Any) -> bool:
+    """Register ``source``, a dataclass that loads a data set, under its own name.
+
+    Returns:
+        Whether it is new; False if the same is registered already.
+
+    Raises:
+        UserError: the name is taken.
+    """
+    if source.name not in DatasetCatalog:
+        DatasetCatalog.register(source.name, source)
+        metadata = MetadataCatalog.get(source.name)
+        metadata.set(**source.metadata())
+        if source.classes:
+            metadata.set(thing_classes=list(source.classes))
+        return True
+    existing: Any = DatasetCatalog[source.name]
+    # Compared by value: the class object changes when the module is imported a second time.
+    if is_dataclass(existing) and asdict(existing) == asdict(source):  # type: ignore[arg-type]
+        return False
+    what = "with other arguments" if is_dataclass(existing) else "by other code"
+    raise UserError(f"data set '{source.name}' is already registered {what}; choose another name")
 
 
 def shown(text: str) -> str:

@@ -3,7 +3,7 @@
 import difflib
 import logging
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from .class_names import is_background
 from .coco import coco_source
 from .coco_files import read_coco
 from .geometry import SizeFindings
-from .voc import OFFICIAL_IMAGE_COUNTS
-from .voc_sources import Source
+from .voc import OFFICIAL_IMAGE_COUNTS, Source
 
 logger = logging.getLogger(__name__)
 
@@ -177,11 +176,10 @@ def _check_identity(name: str, dicts: Sequence[Any]) -> None:
             f"{name}: {len(repeated):,} image ids occur more than once ({examples(repeated)}): "
             f"results and proposals of such images would be mixed; give each its own"
         )
-    ids: dict[str, list[str]] = {}
+    ids = defaultdict(list)
     for item in dicts:
         if item.get("file_name"):
-            file = os.path.normpath(item["file_name"])
-            ids.setdefault(file, []).append(str(item["image_id"]))
+            ids[os.path.normpath(item["file_name"])].append(str(item["image_id"]))
     shared = [f"{file} of {' and '.join(found)}" for file, found in ids.items() if found[1:]]
     if shared:
         logger.warning(
@@ -231,13 +229,11 @@ def check_same_classes(classes: dict[str, list[str]]) -> None:
         first, expected = next(iter(classes.items()))
         if found == expected:
             continue
-        if len(found) != len(expected):
-            raise UserError(
-                f"datasets '{first}' and '{name}' differ in their classes: "
-                f"{len(expected)} and {len(found)} of them"
+        difference = f"{len(expected)} and {len(found)} of them"
+        if len(found) == len(expected):
+            index = next(i for i in range(len(found)) if found[i] != expected[i])
+            difference = (
+                f"class {index} is '{expected[index]}' in the one and '{found[index]}' in the "
+                f"other; the order counts"
             )
-        index = next(i for i in range(len(found)) if found[i] != expected[i])
-        raise UserError(
-            f"datasets '{first}' and '{name}' differ in their classes: class {index} is "
-            f"'{expected[index]}' in the one and '{found[index]}' in the other; the order counts"
-        )
+        raise UserError(f"datasets '{first}' and '{name}' differ in their classes: {difference}")

@@ -34,25 +34,67 @@ def name_problem(class_name: str) -> str:
     return ""
 
 
-def check_classes(name: str, classes: object) -> tuple[str, ...]:
-    """Check the class list that a user gave for data set ``name``; None gives an empty one.
+@dataclass(frozen=True)
+class ClassMap:
+    """Which classes of the files are left out, and which go by another name.
+
+    Attributes:
+        ignore: names in the files whose objects are left out, as if they were not annotated.
+        rename: (name in the files, name to use); two to one name merges them.
+    """
+
+    ignore: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
+
+    def used(self, names: Iterable[str]) -> dict[str, str]:
+        """Map the names of the files that are used to what they are called."""
+        renamed = dict(self.rename)
+        return {name: renamed.get(name, name) for name in names if name not in self.ignore}
+
+    def unknown(self, names: Iterable[str]) -> list[str]:
+        """List the names to ignore or rename that are not among those of the files."""
+        known = set(names)
+        return [name for name in (*self.ignore, *dict(self.rename)) if name not in known]
+
+
+AS_WRITTEN = ClassMap()
+
+
+def check_classes(
+    name: str, classes: object, ignore: object = (), rename: object = None
+) -> tuple[tuple[str, ...], ClassMap]:
+    """Check what a user says about the classes of data set ``name``.
+
+    Args:
+        name: of the data set.
+        classes: its class list; None gives an empty one.
+        ignore: see :class:`ClassMap`.
+        rename: see there; a mapping.
 
     Raises:
-        UserError: unless ``classes`` is a non-empty sequence of distinct strings, background not
-            among them.
+        UserError: ``classes`` is no list of distinct names without background, ``ignore`` no list
+            of names, ``rename`` no mapping of them, or a name is in two of them.
     """
-    if classes is None:
-        return ()
-    given = f"data set '{name}': classes"
-    if not classes:
-        raise UserError(f"{given} must be distinct and at least one; got {classes!r}")
-    checked = _checked_names(given, classes)
-    for entry in checked:
-        if is_background(entry):
-            raise UserError(f"{given} has '{entry}': background is not counted, leave it out")
-    if len(set(checked)) < len(checked):
-        raise UserError(f"{given} must be distinct and at least one; got {list(checked)}")
-    return checked
+    where = f"data set '{name}':"
+    listed = () if classes is None else _checked_names(f"{where} classes", classes)
+    if classes is not None and not 0 < len(listed) == len(set(listed)):
+        raise UserError(f"{where} classes must be distinct and at least one; got {classes!r}")
+    if background := next(filter(is_background, listed), None):
+        raise UserError(
+            f"{where} classes has '{background}': background is not counted, leave it out"
+        )
+    ignored = _checked_names(f"{where} ignore", ignore or ())
+    if not isinstance(rename, Mapping | None):
+        raise UserError(
+            f"{where} rename must map names of the files to others, such as {{kitten: cat}}; "
+            f"got {rename!r}"
+        )
+    renamed = dict(rename or {})
+    _checked_names(f"{where} rename", [*renamed, *renamed.values()])
+    for key, names in (("classes", listed), ("rename", renamed)):
+        if both := [text for text in ignored if text in names]:
+            raise UserError(f"{where} '{both[0]}' is in both {key} and ignore")
+    return listed, ClassMap(ignored, tuple(sorted(renamed.items())))
 
 
 def _checked_names(given: str, names: object) -> tuple[str, ...]:
@@ -67,50 +109,3 @@ def _checked_names(given: str, names: object) -> tuple[str, ...]:
         if problem := name_problem(entry):
             raise UserError(f"{given}: a name {problem}")
     return tuple(names)
-
-
-@dataclass(frozen=True)
-class ClassMap:
-    """Which classes of the files are left out, and which go by another name.
-
-    Attributes:
-        ignore: names in the files whose objects are left out, as if they were not annotated.
-        rename: (name in the files, name to use); two to one name merges them.
-    """
-
-    ignore: tuple[str, ...] = ()
-    rename: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def of(cls, name: str, ignore: object = (), rename: object = None) -> ClassMap:
-        """Make one of what a user gave for data set ``name``.
-
-        Raises:
-            UserError: ``ignore`` is no list of names, ``rename`` no mapping of them, or a name is
-                in both.
-        """
-        given = f"data set '{name}':"
-        ignored = _checked_names(f"{given} ignore", ignore or ())
-        if rename is not None and not isinstance(rename, Mapping):
-            raise UserError(
-                f"{given} rename must map names of the files to others, such as {{kitten: cat}}; "
-                f"got {rename!r}"
-            )
-        pairs = dict(rename or {})
-        _checked_names(f"{given} rename", [*pairs, *pairs.values()])
-        if both := [text for text in ignored if text in pairs]:
-            raise UserError(f"{given} '{both[0]}' is in both ignore and rename")
-        return cls(ignored, tuple(sorted(pairs.items())))
-
-    def used(self, names: Iterable[str]) -> dict[str, str]:
-        """Map the names of the files that are used to what they are called."""
-        renamed = dict(self.rename)
-        return {name: renamed.get(name, name) for name in names if name not in self.ignore}
-
-    def unknown(self, names: Iterable[str]) -> list[str]:
-        """List the names to ignore or rename that are not among those of the files."""
-        known = set(names)
-        return [name for name in (*self.ignore, *dict(self.rename)) if name not in known]
-
-
-AS_WRITTEN = ClassMap()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ...errors import UserError
 from ...host import replace_metadata
-from .arguments import resolve_root
+from .arguments import register_source, resolve_root
 from .class_names import AS_WRITTEN, ClassMap, check_classes
 from .coco_files import read_coco
 
@@ -27,8 +26,17 @@ class COCOSource:
     name: str
     json_file: str
     image_root: str
+    evaluator: str = "coco"
     classes: tuple[str, ...] = ()
     class_map: ClassMap = AS_WRITTEN
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the catalog is to know of the set."""
+        return {
+            "json_file": self.json_file,
+            "image_root": self.image_root,
+            "evaluator_type": self.evaluator,
+        }
 
     def read(self) -> dict[str, Any]:
         """Return the file's content as :func:`read_coco` does; note the classes in the metadata."""
@@ -36,20 +44,19 @@ class COCOSource:
             self.name, self.json_file, self.image_root, self.classes, self.class_map
         )
         categories = content["categories"]
+        index_of = {entry["id"]: index for index, entry in enumerate(categories)}
         # The file may change while a notebook is open.
         replace_metadata(
             self.name,
             thing_classes=[entry["name"] for entry in categories],
-            thing_dataset_id_to_contiguous_id={
-                entry["id"]: index for index, entry in enumerate(categories)
-            },
+            thing_dataset_id_to_contiguous_id=index_of,
         )
         return content
 
     def __call__(self) -> list[dict[str, Any]]:
         """Load the set in Detectron2's format, images in the order of their ids."""
         content = self.read()
-        index_of = {entry["id"]: index for index, entry in enumerate(content["categories"])}
+        index_of = MetadataCatalog.get(self.name).thing_dataset_id_to_contiguous_id
         dicts: dict[int | str, dict[str, Any]] = {}
         for entry in sorted(content["images"], key=lambda image: image["id"]):
             dicts[entry["id"]] = {
@@ -60,14 +67,11 @@ class COCOSource:
                 "annotations": [],
             }
         for entry in content.get("annotations", ()):
-            obj = {
-                "iscrowd": entry["iscrowd"],
-                "bbox": entry["bbox"],
+            obj = {key: entry[key] for key in ("iscrowd", "bbox", "segmentation") if key in entry}
+            obj |= {
                 "bbox_mode": BoxMode.XYWH_ABS,
                 "category_id": index_of[entry["category_id"]],
             }
-            if "segmentation" in entry:
-                obj["segmentation"] = entry["segmentation"]
             dicts[entry["image_id"]]["annotations"].append(obj)
         return list(dicts.values())
 
@@ -99,26 +103,17 @@ def register_coco(
     Raises:
         UserError: if ``name`` is taken, or an argument is not of this kind.
     """
-    source = COCOSource(
-        name=name,
-        json_file=str(resolve_root(json_file)),
-        image_root=str(resolve_root(images)),
-        classes=check_classes(name, classes),
-        class_map=ClassMap.of(name, ignore, rename),
+    listed, class_map = check_classes(name, classes, ignore, rename)
+    register_source(
+        COCOSource(
+            name=name,
+            json_file=str(resolve_root(json_file)),
+            image_root=str(resolve_root(images)),
+            evaluator=evaluator,
+            classes=listed,
+            class_map=class_map,
+        )
     )
-    metadata = MetadataCatalog.get(name)
-    if name in DatasetCatalog:
-        existing: Any = DatasetCatalog[name]
-        ours = is_dataclass(existing)
-        same = ours and asdict(existing) == asdict(source)
-        if same and metadata.get("evaluator_type") == evaluator:
-            return
-        what = "with other arguments" if ours else "by other code"
-        raise UserError(f"data set '{name}' is already registered {what}; choose another name")
-    DatasetCatalog.register(name, source)
-    metadata.set(json_file=source.json_file, image_root=source.image_root, evaluator_type=evaluator)
-    if source.classes:
-        metadata.set(thing_classes=list(source.classes))
 
 
 def coco_source(name: str) -> COCOSource | None:

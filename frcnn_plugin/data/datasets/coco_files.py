@@ -25,7 +25,7 @@ from detectron2.utils.logger import log_first_n
 from ...errors import UserError
 from .arguments import examples, shown, warn_once
 from .class_names import AS_WRITTEN, ClassMap, is_background, name_problem
-from .geometry import Box, BoxFindings, Size, SizeFindings
+from .geometry import CLIPPED, DROPPED, Box, BoxFindings, Size, SizeFindings
 
 _LISTS = ("images", "categories", "annotations")
 _LARGEST = 1e10  # square pixels; COCO's metric leaves out larger objects
@@ -215,15 +215,14 @@ def _classes_of(
         class_of = {
             number: text for number, text in class_of.items() if text in classes or objects[number]
         }
-    background = [number for number, text in class_of.items() if is_background(text)]
-    if background:
-        text = names[background[0]]
-        raise UserError(
-            f"{json_file}: category {background[0]} is '{text}': background is not counted as a "
-            f"class. Leave it out with ignore: ['{text}'], or remove it and its annotations. "
-            f"MODEL.ROI_HEADS.NUM_CLASSES then is {len(set(class_of.values())) - 1}"
-        )
     found = list(dict.fromkeys(class_of.values()))
+    background = next((n for n, text in class_of.items() if is_background(text)), None)
+    if background is not None:
+        raise UserError(
+            f"{json_file}: category {background} is '{names[background]}': background is not "
+            f"counted as a class. Leave it out with ignore: ['{names[background]}'], or remove it "
+            f"and its annotations. MODEL.ROI_HEADS.NUM_CLASSES then is {len(found) - 1}"
+        )
     if not found:
         raise UserError(f"{json_file}: `ignore` of {name} leaves no category to detect")
     if classes and list(classes) != found:
@@ -234,7 +233,7 @@ def _classes_of(
             f"their ids), but DATASETS.REGISTER says classes: {', '.join(classes)}. Leave classes "
             f"out to take those of the file{hint}"
         )
-    with_objects = {class_of[number] for number in objects if number in class_of}
+    with_objects = {class_of.get(number) for number in objects}
     unused = [text for text in found if text not in with_objects]
     if objects and unused:
         warn_once(
@@ -320,25 +319,19 @@ def _for_metric(
     for entry in annotations:
         if entry["category_id"] not in used_as:
             continue
-        width, height = sizes[entry["image_id"]]
-
-        def describe(problem: str, entry: Any = entry, size: str = f"{width}x{height}") -> str:
-            return (
-                f"annotation {entry['id']} '{names[entry['category_id']]}': {problem} "
-                f"(bbox {entry['bbox']}; image {size})"
-            )
-
+        category, size = used_as[entry["category_id"]], sizes[entry["image_id"]]
+        what = f"annotation {entry['id']} '{names[entry['category_id']]}'"
+        given = f"bbox {entry['bbox']}; image {size[0]}x{size[1]}"
         box = _corners(entry["bbox"])
-        fitted = findings.fit(box, width, height, describe)
+        fitted = findings.fit(box, size, what, given)
         if fitted is None:
             continue
-        good = {**entry, "category_id": used_as[entry["category_id"]]}
-        good["iscrowd"] = int(bool(entry.get("iscrowd") or entry.get("ignore")))
-        twin = (good["image_id"], good["category_id"], fitted, good["iscrowd"])
+        twin = (entry["image_id"], category, fitted, _is_crowd(entry))
         if twin in seen:
-            findings.dropped.append(describe("it is there twice"))
+            findings.found[DROPPED].append(f"{what}: it is there twice ({given})")
             continue
         seen.add(twin)
+        good = {**entry, "category_id": category}
         if fitted != box:
             x1, y1, x2, y2 = fitted
             good["bbox"] = [x1, y1, x2 - x1, y2 - y1]
@@ -346,9 +339,11 @@ def _for_metric(
             good["segmentation"] = segmentation
         result.append(good)
     complete_for_metric(result)
-    if text := findings.report(json_file):
-        corners = "; is bbox [x, y, width, height] and not two corners?" if findings.clipped else ""
-        warn_once(f"{name}: {text}{corners}")
+    text = findings.report(json_file)
+    if CLIPPED in findings.found:
+        text += "; is bbox [x, y, width, height] and not two corners?"
+    if text:
+        warn_once(f"{name}: {text}")
     return result
 
 
@@ -357,9 +352,13 @@ def complete_for_metric(annotations: Sequence[dict[str, Any]]) -> None:
     for number, entry in enumerate(annotations, start=1):
         area, (_, _, w, h) = entry.get("area"), entry.get("bbox") or (0, 0, 0, 0)
         entry["id"] = number
-        entry["iscrowd"] = int(bool(entry.get("iscrowd") or entry.get("ignore")))
+        entry["iscrowd"] = int(_is_crowd(entry))
         if area is None or not 0 < area < _LARGEST:
             entry["area"] = float(w) * float(h)
+
+
+def _is_crowd(entry: Mapping[str, Any]) -> bool:
+    return bool(entry.get("iscrowd") or entry.get("ignore"))
 
 
 def _usable_segmentation(value: Any) -> Any:

@@ -10,27 +10,14 @@ from ...errors import UserError
 from .coco import register_coco
 from .voc import register_voc, register_xml_folder
 
-EVALUATORS = ("voc", "coco")
-
+# fmt: off
 _TYPES: dict[str, type] = {
-    "name": str,
-    "root": str,
-    "split": str,
-    "classes": list,
-    "ignore": list,
-    "rename": dict,
-    "counts_from": int,
-    "year": int,
-    "use_difficult": bool,
-    "strict": bool,
-    "evaluator": str,
-    "xml": str,
-    "images": str,
-    "list": str,
-    "train_fraction": float,
+    "name": str, "root": str, "split": str, "xml": str, "images": str, "list": str, "json": str,
+    "evaluator": str, "classes": list, "ignore": list, "rename": dict, "counts_from": int,
+    "year": int, "use_difficult": bool, "strict": bool, "train_fraction": float,
     "val_fraction": float,
-    "json": str,
 }
+# fmt: on
 
 # Keys of an entry whose name Python uses for something else.
 _ARGUMENTS = {"list": "image_list", "json": "json_file"}
@@ -46,9 +33,8 @@ class _Form:
     register: Callable[..., None]
 
 
-_VOC_OPTIONS = (
-    *("ignore", "rename", "counts_from", "year", "use_difficult", "strict", "evaluator"),
-)
+_OPTIONS = ("ignore", "rename", "evaluator")
+_VOC_OPTIONS = (*_OPTIONS, "counts_from", "year", "use_difficult", "strict")
 _FORMS = {
     "root": _Form(
         ("name", "root", "split"),
@@ -64,7 +50,7 @@ _FORMS = {
     ),
     "json": _Form(
         ("name", "json", "images"),
-        ("classes", "ignore", "rename", "evaluator"),
+        ("classes", *_OPTIONS),
         "{name: my_train, json: /data/my/train.json, images: /data/my/images}",
         register_coco,
     ),
@@ -127,6 +113,6 @@ def _checked(where: str, key: str, value: object) -> Any:
         )
     if value == "":
         raise UserError(f"{where}.{key} is empty")
-    if key == "evaluator" and value not in EVALUATORS:
+    if key == "evaluator" and value not in ("voc", "coco"):
         raise UserError(f"{where}.evaluator must be voc or coco; got {value!r}")
     return value

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...errors import UserError
@@ -26,20 +27,43 @@ _MISCOUNTED = 2  # pixels
 # No data set has all its boxes in this corner: its coordinates are fractions of the image.
 _FRACTIONS = 2.0  # pixels
 
+# What may be found, as it follows the count in a message.
+DROPPED = "boxes are dropped"
+CLIPPED = "boxes leave their image and are clipped"
+_TURNED = (
+    "images are turned by the EXIF orientation in their files, but their boxes are for the picture "
+    "as it is stored"
+)
+_DIFFERING = "images are not of the size that their annotations are for"
+_WRONG_TAG = (
+    "images have another size than their annotations say, which is used, for their boxes fit it"
+)
+_UNSAID = (
+    "images are turned or mirrored by the EXIF orientation in their files, as viewers do; if their "
+    "boxes are for the picture as it is stored, take the orientation out (exiftool -Orientation= "
+    "FILE)"
+)
+_FIXES = {
+    _TURNED: (
+        "Take the orientation out of these files (exiftool -Orientation= FILE), or annotate them "
+        "as viewers show them"
+    ),
+    _DIFFERING: ("Use the images that were annotated, or scale the boxes and correct the sizes"),
+}
 
-def fit_box(box: Box, width: float, height: float) -> tuple[Box | None, str]:
+
+def fit_box(box: Box, size: Size) -> tuple[Box | None, str]:
     """Clip a box to its image.
 
     Args:
         box: as the file gives it, whatever that is.
-        width: of the image.
-        height: of the image.
+        size: of the image.
 
     Returns:
         What of the box lies inside, None if that is nearly nothing; and what was wrong with it, ""
         if nothing or only rounding.
     """
-    x1, y1, x2, y2 = box
+    (x1, y1, x2, y2), (width, height) = box, size
     if not (math.isfinite(x1 + x2) and math.isfinite(y1 + y2)):
         return None, "a coordinate is missing or not a finite number"
     if x2 <= x1 or y2 <= y1:
@@ -55,35 +79,45 @@ def fit_box(box: Box, width: float, height: float) -> tuple[Box | None, str]:
 
 
 def _all_fit(boxes: Sequence[Box], size: Size) -> bool:
-    return all(not fit_box(box, *size)[1] for box in boxes)
+    return all(not fit_box(box, size)[1] for box in boxes)
 
 
 @dataclass
-class BoxFindings:
-    """Fits the boxes of one data set into their images, and collects what was wrong with them."""
+class _Findings:
+    """What was found in one data set, in words, by kind; and in how many boxes or images."""
 
     total: int = 0
-    clipped: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    found: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def _in_words(self, *kinds: str) -> str:
+        return "; ".join(
+            f"{len(self.found[kind]):,} of {self.total:,} {kind}: {examples(self.found[kind])}"
+            for kind in kinds
+            if kind in self.found
+        )
+
+
+@dataclass
+class BoxFindings(_Findings):
+    """Fits the boxes of one data set into their images, and collects what was wrong with them."""
+
     in_corner: int = 0
 
-    def fit(
-        self, box: Box, width: float, height: float, describe: Callable[[str], str]
-    ) -> Box | None:
+    def fit(self, box: Box, size: Size, name: str, given: str) -> Box | None:
         """Return the part of a box inside its image, or None if it is to be dropped.
 
         Args:
             box: see :func:`fit_box`.
-            width: see there.
-            height: see there.
-            describe: makes the text for messages of what is wrong: names file and object. Called
-                only if something is.
+            size: see there.
+            name: of file and object, for messages.
+            given: the box as the file has it, and the size, for messages.
         """
         self.total += 1
-        fitted, problem = fit_box(box, width, height)
+        fitted, problem = fit_box(box, size)
         if problem:
-            (self.dropped if fitted is None else self.clipped).append(describe(problem))
-        if box[2] <= _FRACTIONS and box[3] <= _FRACTIONS and max(width, height) > 2 * _FRACTIONS:
+            kind = DROPPED if fitted is None else CLIPPED
+            self.found[kind].append(f"{name}: {problem} ({given})")
+        if box[2] <= _FRACTIONS and box[3] <= _FRACTIONS and max(size) > 2 * _FRACTIONS:
             self.in_corner += 1
         return fitted
 
@@ -101,29 +135,16 @@ class BoxFindings:
                 f"{where}: no coordinate of its {self.total} boxes is above {_FRACTIONS:.0f}: they "
                 f"seem to be fractions of the image; multiply them by its width and height"
             )
-        parts = []
-        for what, found in (
-            ("are dropped", self.dropped),
-            ("leave their image and are clipped", self.clipped),
-        ):
-            if found:
-                parts.append(f"{len(found):,} of {self.total:,} boxes {what}: {examples(found)}")
-        return "; ".join(parts)
+        return self._in_words(DROPPED, CLIPPED)
 
 
 @dataclass
-class SizeFindings:
+class SizeFindings(_Findings):
     """Compares the sizes that the annotations of one data set give with the headers of its images.
 
     An image is read as viewers show it, turned as its EXIF orientation says. Boxes that were drawn
     on the pixels as they are stored do not fit it then.
     """
-
-    total: int = 0
-    turned: list[str] = field(default_factory=list)
-    differing: list[str] = field(default_factory=list)
-    wrong_tags: list[str] = field(default_factory=list)
-    unsaid: list[str] = field(default_factory=list)
 
     def size_of(
         self, image: str | os.PathLike[str], said: Size, boxes: Sequence[Box] | None
@@ -142,26 +163,27 @@ class SizeFindings:
         self.total += 1
         width, height, orientation = image_header(image)
         size, stored, name = (width, height), (height, width), os.path.basename(image)
-        if not all(said) and boxes and orientation >= 5 and not _all_fit(boxes, size):
+        on_its_side = orientation >= 5
+        if not all(said) and boxes and on_its_side and not _all_fit(boxes, size):
             said = stored if _all_fit(boxes, stored) else said
         if not all(said) or said == size:
             # Where width and height are exchanged, a size that is right says that boxes are.
-            if orientation > 1 and not (orientation >= 5 and all(said) and width != height):
-                self.unsaid.append(f"{name} (orientation {orientation})")
+            if orientation > 1 and not (on_its_side and all(said) and width != height):
+                self.found[_UNSAID].append(f"{name} (orientation {orientation})")
             return size
         text = f"{name} is {width}x{height}, its annotation says {said[0]}x{said[1]}"
-        near = max(abs(said[0] - width), abs(said[1] - height)) <= _MISCOUNTED
-        exchanged = said == stored
-        if (
-            boxes is not None
-            and _all_fit(boxes, size)
-            and (near or not boxes or not _all_fit(boxes, said) or (exchanged and orientation < 5))
-        ):
-            self.wrong_tags.append(text)
-        elif exchanged and orientation >= 5:
-            self.turned.append(f"{text} (orientation {orientation})")
+        is_slip = (
+            max(abs(said[0] - width), abs(said[1] - height)) <= _MISCOUNTED
+            or (said == stored and not on_its_side)
+            or not boxes
+            or not _all_fit(boxes, said)
+        )
+        if boxes is not None and is_slip and _all_fit(boxes, size):
+            self.found[_WRONG_TAG].append(text)
+        elif said == stored and on_its_side:
+            self.found[_TURNED].append(f"{text} (orientation {orientation})")
         else:
-            self.differing.append(text)
+            self.found[_DIFFERING].append(text)
         return size
 
     def report(self, where: str) -> str:
@@ -173,31 +195,7 @@ class SizeFindings:
         Raises:
             UserError: the boxes of an image are for another size than it has.
         """
-        if self.turned:
-            raise UserError(
-                f"{where}: {len(self.turned):,} of {self.total:,} images are turned by the EXIF "
-                f"orientation in their files, but their boxes are for the picture as it is stored: "
-                f"{examples(self.turned)}. Take the orientation out of these files (exiftool "
-                f"-Orientation= FILE), or annotate them as viewers show them"
-            )
-        if self.differing:
-            raise UserError(
-                f"{where}: {len(self.differing):,} of {self.total:,} images are not of the size "
-                f"that their annotations are for: {examples(self.differing)}. Use the images that "
-                f"were annotated, or scale the boxes and correct the sizes"
-            )
-        parts = []
-        if self.wrong_tags:
-            parts.append(
-                f"{len(self.wrong_tags):,} of {self.total:,} images have another size than their "
-                f"annotations say, which is used, for their boxes fit it: "
-                f"{examples(self.wrong_tags)}"
-            )
-        if self.unsaid:
-            parts.append(
-                f"{len(self.unsaid):,} of {self.total:,} images are turned or mirrored by the EXIF "
-                f"orientation in their files, as viewers do; if their boxes are for the picture as "
-                f"it is stored, take the orientation out (exiftool -Orientation= FILE): "
-                f"{examples(self.unsaid)}"
-            )
-        return "; ".join(parts)
+        for kind, fix in _FIXES.items():
+            if kind in self.found:
+                raise UserError(f"{where}: {self._in_words(kind)}. {fix}")
+        return self._in_words(_WRONG_TAG, _UNSAID)

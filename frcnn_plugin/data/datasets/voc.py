@@ -13,18 +13,28 @@ training. Ours are ``voc07_*`` and ``voc12_*``; 07+12 is the two listed together
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from ...errors import UserError
-from .class_names import ClassMap, check_classes
-from .voc_files import load_voc_files
-from .voc_sources import Source, VOCSource, XMLFolderSource, files_in_layout
+from ...host import replace_metadata
+from .arguments import examples, register_source, resolve_root, root_in_words, warn_once
+from .class_names import AS_WRITTEN, ClassMap, check_classes, is_background
+from .voc_files import (
+    VOCFolders,
+    classes_in_folder,
+    divide,
+    files_in_layout,
+    inside,
+    load_voc_files,
+    split_file,
+)
+
+logger = logging.getLogger(__name__)
 
 # fmt: off
 VOC_CLASSES: tuple[str, ...] = (
@@ -45,7 +55,8 @@ OFFICIAL_IMAGE_COUNTS: dict[str, int] = {
     "voc12_trainval": 11540,
 }
 
-EVALUATOR_TYPE = "voc"  # metadata.evaluator_type of every set registered here
+_ARCHIVES = "VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012.tar"
+_LAYOUT = "a folder holding Annotations/, ImageSets/Main/ and JPEGImages/"
 
 
 def load_voc_instances(
@@ -65,8 +76,8 @@ def load_voc_instances(
         split: name of the file in ``ImageSets/Main``, without ``.txt``.
         classes: class names, background not counted; position = ``category_id``.
         use_difficult: let difficult objects take part in training (``iscrowd`` 0).
-        strict: raise on the first bad box. Otherwise boxes that leave the image are clipped, boxes
-            with nearly nothing inside are dropped, and a warning counts both.
+        strict: raise for a bad box. Otherwise boxes that leave the image are clipped, boxes with
+            nearly nothing inside are dropped, and a warning counts both.
         name: data-set name for messages; the folder and split if None.
         numbered: ``image_id`` is the position in the split file, from 1, as COCO's metric needs.
 
@@ -101,7 +112,7 @@ def register_voc(
     year: int | None = None,
     use_difficult: bool = False,
     strict: bool = False,
-    evaluator: str = EVALUATOR_TYPE,
+    evaluator: str = "voc",
     ignore: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
     counts_from: int = 1,
@@ -121,7 +132,7 @@ def register_voc(
         year: of VOC: before 2010 the evaluator's headline is the 11-point mean, else, and for sets
             of your own (None), the area under the curve.
         use_difficult: let difficult objects take part in training. Evaluation ignores them anyway.
-        strict: raise on a bad box instead of clipping or dropping it with a warning.
+        strict: raise for a bad box instead of clipping or dropping it with a warning.
         evaluator: "voc", or "coco" for COCO's metric.
         ignore: class names in the files whose objects are left out, as if not annotated.
         rename: what classes of the files are called instead; two of one name are merged.
@@ -130,31 +141,19 @@ def register_voc(
     Raises:
         UserError: if ``name`` is taken, or ``classes`` is not a list of distinct names.
     """
-    _register(
-        VOCSource(
-            name=name,
-            roots=(os.fspath(root),),
-            split=split,
-            year=year,
-            use_difficult=use_difficult,
-            strict=strict,
-            evaluator=evaluator,
-            **_checked(name, classes, ignore, rename, counts_from),
-        )
-    )
-
-
-def _checked(
-    name: str, classes: object, ignore: object, rename: object, counts_from: object
-) -> dict[str, Any]:
-    """Check what both kinds of sets have in common; return it as arguments of a source."""
-    class_map = ClassMap.of(name, ignore, rename)
-    wanted = check_classes(name, classes)
-    if useless := [text for text in class_map.ignore if text in wanted]:
-        raise UserError(f"data set '{name}': '{useless[0]}' is in both classes and ignore")
-    if counts_from not in (0, 1):
-        raise UserError(f"data set '{name}': counts_from must be 0 or 1; got {counts_from!r}")
-    return {"classes": wanted, "class_map": class_map, "counts_from": counts_from}
+    listed, class_map = check_classes(name, classes, ignore, rename)
+    VOCSource(
+        name=name,
+        classes=listed,
+        class_map=class_map,
+        roots=(os.fspath(root),),
+        split=split,
+        year=year,
+        use_difficult=use_difficult,
+        strict=strict,
+        evaluator=evaluator,
+        counts_from=counts_from,
+    ).register()
 
 
 def register_xml_folder(
@@ -168,7 +167,6 @@ def register_xml_folder(
     val_fraction: float = 0.0,
     ignore: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
-    counts_from: int = 1,
     **options: Any,
 ) -> None:
     """Register a folder of VOC XML files under ``name``; registering the same again does nothing.
@@ -189,49 +187,47 @@ def register_xml_folder(
         val_fraction: share that is for validation; test has the rest.
         ignore: see :func:`register_voc`.
         rename: see there.
-        counts_from: see there.
-        **options: ``year``, ``use_difficult``, ``strict``, ``evaluator``, as for
-            :func:`register_voc`.
+        **options: ``year``, ``use_difficult``, ``strict``, ``evaluator``, ``counts_from``, as
+            there.
 
     Raises:
         UserError: if ``name`` is taken, ``classes`` is not a list of distinct names, or the set is
             not clearly described.
     """
     where = f"data set '{name}'"
-    if (train_fraction is None) != (split == ""):
+    if bool(split) != (train_fraction is not None) or (val_fraction and not split):
         raise UserError(
             f"{where}: split and train_fraction come together, as in train_fraction: 0.8, split: "
-            f"train (and the same with split: test for the other set)"
+            f"train (and the same with split: test for the other set); val_fraction beside them "
+            f"makes a third, split: val"
         )
     if split not in ("", "train", "val", "test"):
         raise UserError(f"{where}: split must be train, val or test; got {split!r}")
-    if train_fraction is not None and not 0 < train_fraction < 1:
-        raise UserError(f"{where}: train_fraction must be between 0 and 1; got {train_fraction}")
-    if not 0 <= val_fraction < 1 - (train_fraction or 0):
+    if split == "val" and not val_fraction:
         raise UserError(
-            f"{where}: val_fraction must leave something beside train_fraction; got {val_fraction} "
-            f"and {train_fraction}"
+            f"{where}: split: val needs a val_fraction, as in train_fraction: 0.7, val_fraction: "
+            f"0.1 (the same in the entries of all three sets)"
         )
-    if (split == "val" or train_fraction is None) and (split == "val") != (val_fraction > 0):
+    if train_fraction is not None and not 0 < train_fraction <= train_fraction + val_fraction < 1:
         raise UserError(
-            f"{where}: split: val needs a val_fraction, and that a train_fraction, as in "
-            f"train_fraction: 0.7, val_fraction: 0.1 (the same in the entries of all three sets)"
+            f"{where}: train_fraction and val_fraction must leave something for test; got "
+            f"{train_fraction} and {val_fraction}"
         )
-    if train_fraction is not None and image_list:
+    if split and image_list:
         raise UserError(f"{where}: give either a list or a train_fraction, not both")
-    _register(
-        XMLFolderSource(
-            name=name,
-            xml=os.fspath(xml),
-            images=os.fspath(xml if images is None else images),
-            image_list=image_list,
-            split=split,
-            train_fraction=train_fraction,
-            val_fraction=val_fraction,
-            **_checked(name, classes, ignore, rename, counts_from),
-            **options,
-        )
-    )
+    listed, class_map = check_classes(name, classes, ignore, rename)
+    XMLFolderSource(
+        name=name,
+        classes=listed,
+        class_map=class_map,
+        xml=os.fspath(xml),
+        images=os.fspath(xml if images is None else images),
+        image_list=image_list,
+        split=split,
+        train_fraction=train_fraction,
+        val_fraction=val_fraction,
+        **options,
+    ).register()
 
 
 def register_builtin() -> None:
@@ -239,33 +235,215 @@ def register_builtin() -> None:
     for name in OFFICIAL_IMAGE_COUNTS:
         short_year, split = name.removeprefix("voc").split("_")
         year = 2000 + int(short_year)
-        _register(
-            VOCSource(
-                name=name,
-                roots=(f"VOCdevkit/VOC{year}", f"VOC{year}"),
-                split=split,
-                classes=VOC_CLASSES,
-                year=year,
-                official=True,
+        VOCSource(
+            name=name,
+            roots=(f"VOCdevkit/VOC{year}", f"VOC{year}"),
+            split=split,
+            classes=VOC_CLASSES,
+            year=year,
+            official=True,
+        ).register()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a registered set of VOC annotation files comes from; calling it loads the set.
+
+    The attributes are as for :func:`register_voc`; no ``classes``: those that occur in the files.
+    """
+
+    name: str
+    classes: tuple[str, ...] = ()
+    class_map: ClassMap = AS_WRITTEN
+    year: int | None = None
+    use_difficult: bool = False
+    strict: bool = False
+    evaluator: str = "voc"
+    counts_from: int = 1
+
+    def annotation_folder(self) -> Path:
+        """Return the folder of the XML files, which need not exist."""
+        raise NotImplementedError
+
+    def files(self) -> tuple[list[str], VOCFolders]:
+        """Find the files of the set: its image ids, and the folders of XML files and images."""
+        raise NotImplementedError
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the catalog is to know of the set."""
+        return {"year": self.year, "evaluator_type": self.evaluator}
+
+    def register(self) -> None:
+        """Register the set under its name, unless it is; look up its classes if that can be."""
+        if self.counts_from not in (0, 1):
+            raise UserError(
+                f"data set '{self.name}': counts_from must be 0 or 1; got {self.counts_from!r}"
             )
+        if register_source(self) and not self.classes and self.annotation_folder().is_dir():
+            self.look_up_classes()
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """Load the set; see :func:`load_voc_instances`."""
+        return load_voc_files(
+            *self.files(),
+            self.classes or self.look_up_classes(),
+            class_map=self.class_map,
+            counts_from=self.counts_from,
+            use_difficult=self.use_difficult,
+            strict=self.strict,
+            title=self.name,
+            numbered=self.evaluator == "coco",
         )
 
+    def look_up_classes(self) -> tuple[str, ...]:
+        """Collect the class names that occur; note them in the metadata and the log.
 
-def _register(source: Source) -> None:
-    """Register ``source`` under its own name, unless it is; raise if that is taken."""
-    if source.name in DatasetCatalog:
-        existing: Any = DatasetCatalog[source.name]
-        # Compared by value: the class object changes when the module is imported a second time.
-        if is_dataclass(existing) and asdict(existing) == asdict(source):  # type: ignore[arg-type]
-            return
-        what = "with other arguments" if is_dataclass(existing) else "by other code"
-        raise UserError(
-            f"data set '{source.name}' is already registered {what}; choose another name"
-        )
-    DatasetCatalog.register(source.name, source)
-    metadata = MetadataCatalog.get(source.name)
-    metadata.set(**source.metadata())
-    if source.classes:
-        metadata.set(thing_classes=list(source.classes))
-    elif source.annotation_folder().is_dir():  # else when the set is loaded
-        source.look_up_classes(source.annotation_folder())
+        Raises:
+            UserError: there are none, background is among them, or a file is not readable.
+        """
+        folder = self.annotation_folder()
+        found = classes_in_folder(folder)
+        classes = tuple(sorted(set(self.class_map.used(found).values())))
+        if absent := self.class_map.unknown(found):
+            warn_once(
+                f"{self.name}: ignore and rename name {', '.join(absent)}, but the classes in "
+                f"{folder} are {', '.join(found)}"
+            )
+        if background := next(filter(is_background, classes), None):
+            raise UserError(
+                f"classes: auto found objects of class '{background}' in {folder}: background is "
+                f"not annotated; remove them, list the classes, or give ignore: [{background}]"
+            )
+        if not classes:
+            raise UserError(f"{self.name}: ignore leaves no class of {', '.join(found)}")
+        # The files may change while a notebook is open.
+        replace_metadata(self.name, thing_classes=list(classes))
+        logger.info("%s: %d classes: %s", self.name, len(classes), ", ".join(classes))
+        return classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class VOCSource(Source):
+    """A set in VOC's three folders.
+
+    Attributes:
+        roots: folders to try in this order, relative ones under ``$DETECTRON2_DATASETS``.
+        split: name of the file in ``ImageSets/Main``, without ``.txt``.
+        official: the set is PASCAL's own; messages then name its archives.
+    """
+
+    roots: tuple[str, ...]
+    split: str
+    official: bool = False
+
+    def candidates(self) -> list[Path]:
+        """List the folders that are tried, in order."""
+        return [resolve_root(root) for root in self.roots]
+
+    def annotation_folder(self) -> Path:
+        """Return the folder of the XML files, which need not exist."""
+        folders = [inside(candidate, "Annotations") for candidate in self.candidates()]
+        return next(filter(Path.is_dir, folders), folders[0])
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the catalog is to know of the set."""
+        return {"dirname": str(self.candidates()[0]), "split": self.split, **super().metadata()}
+
+    def files(self) -> tuple[list[str], VOCFolders]:
+        """Find the first candidate with the split file; note it in the metadata as ``dirname``.
+
+        Raises:
+            UserError: a folder or file is missing; names it, the accepted layouts, and where the
+                data come from.
+        """
+        candidates = self.candidates()
+        for root in candidates:
+            if split_file(root, self.split).is_file():
+                # Annotations may be missing: a test set whose answers are not public.
+                if not inside(root, "JPEGImages").is_dir():
+                    raise self._missing(root / "JPEGImages")
+                # The folder may change with the environment.
+                replace_metadata(self.name, dirname=str(root))
+                return files_in_layout(root, self.split)
+        root = next(filter(Path.is_dir, candidates), candidates[-1])
+        for folder in (root, inside(root, "ImageSets"), inside(root, "ImageSets", "Main")):
+            if not folder.is_dir():
+                raise self._missing(folder)
+        raise self._missing(split_file(root, self.split))
+
+    def _missing(self, path: Path) -> UserError:
+        """Describe a missing ``path``: layouts that are accepted, and where the data come from."""
+        lines = [f"{self.name}: missing {path}", f"DETECTRON2_DATASETS is {root_in_words()}"]
+        if path.parent.name == "Main":
+            found = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
+            lines.append(f"Image sets found: {', '.join(found[:10]) or 'none'}")
+        if self.official:
+            year = f"VOC{self.year}"
+            lines += [
+                f"Accepted layouts: $DETECTRON2_DATASETS/VOCdevkit/{year} and "
+                f"$DETECTRON2_DATASETS/{year}, {_LAYOUT}",
+                f"Extract the official archives {_ARCHIVES} all into one folder: they merge",
+                "Without them: `make demo` writes a small data set and trains on it",
+            ]
+        else:
+            lines.append(
+                f"root must be {_LAYOUT}; a relative root is looked for under "
+                f"$DETECTRON2_DATASETS, one that starts with ./ or ../ under the current folder"
+            )
+        return UserError("\n  ".join(lines))
+
+
+@dataclass(frozen=True, kw_only=True)
+class XMLFolderSource(Source):
+    """A folder of XML files that is not laid out as VOC's; see :func:`register_xml_folder`.
+
+    XML files and images may lie in one folder or in two, in sub-folders or not. Which of them
+    belong to the set is said by a list, by a share of all, or not at all.
+    """
+
+    xml: str
+    images: str
+    image_list: str = ""
+    split: str = ""
+    train_fraction: float | None = None
+    val_fraction: float = 0.0
+
+    def annotation_folder(self) -> Path:
+        """Return the folder of the XML files, which need not exist."""
+        return resolve_root(self.xml)
+
+    def files(self) -> tuple[list[str], VOCFolders]:
+        """Find the files of the set; warn of images without XML file."""
+        annotations, images = resolve_root(self.xml), resolve_root(self.images)
+        for key, folder in (("xml", annotations), ("images", images)):
+            if not folder.is_dir():
+                raise UserError(
+                    f"{self.name}: `{key}` names {folder}, which is not a folder. A relative path "
+                    f"is looked for under $DETECTRON2_DATASETS ({root_in_words()}), one that "
+                    f"starts with ./ or ../ under the current folder"
+                )
+        folders = VOCFolders(annotations, images)
+        if self.image_list:
+            return folders.read_list(resolve_root(self.image_list)), folders
+        ids = folders.ids
+        if not ids:
+            raise UserError(f"{self.name}: there are no .xml files in {annotations}")
+        lacking = folders.images_without_xml()
+        if lacking:
+            warn_once(
+                f"{self.name}: {len(lacking)} images in {images} have no XML file in "
+                f"{annotations} and are left out ({examples(lacking)}); for an image without "
+                f"objects write an XML without <object>"
+            )
+        if self.train_fraction is None:
+            return ids, folders
+        rest = 1 - self.train_fraction - self.val_fraction
+        shares = {"train": self.train_fraction, "val": self.val_fraction, "test": rest}
+        parts = divide(ids, {part: share for part, share in shares.items() if share})
+        if not all(parts.values()):
+            numbers = ", ".join(f"{len(chosen)} are for {part}" for part, chosen in parts.items())
+            raise UserError(
+                f"{self.name}: of {len(ids)} XML files, {numbers}; choose other fractions, or give "
+                f"lists"
+            )
+        return [image_id for image_id in ids if image_id in parts[self.split]], folders

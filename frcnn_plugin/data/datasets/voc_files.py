@@ -1,4 +1,4 @@
-"""VOC-format data sets: their files checked and made into Detectron2's dataset dicts.
+"""The files of VOC-format data sets: found, checked, and made into Detectron2's dataset dicts.
 
 Differs from Detectron2's own VOC loader where the original Faster R-CNN differs: difficult objects
 do not take part in training (point 15 of docs/faithfulness.md). They stay in the dicts, because the
@@ -8,11 +8,15 @@ evaluation needs them: each object carries ``"difficult": 0/1``, and difficult o
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import logging
+import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +26,235 @@ from ...errors import UserError
 from ..loading.image_reader import IMAGE_SUFFIXES
 from .arguments import examples, progress, warn_once
 from .class_names import AS_WRITTEN, ClassMap
-from .geometry import Box, BoxFindings, SizeFindings
-from .voc_folders import VOCFolders, files_below
+from .geometry import BoxFindings, SizeFindings
 from .voc_xml import VOCAnnotation, VOCObject, read_annotation
 
 logger = logging.getLogger(__name__)
+
+_ID_AND_FLAG = re.compile(r"(.*\S)\s+(-1|0|1)")
+_PATH = re.compile(r"(\.{0,2}|[A-Za-z]:)[/\\]")
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+# ---- which files there are, and what belongs together -------------------------------------------
+
+
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """List files in and below a folder, by their names from there, sorted folder by folder.
+
+    Hidden ones, which systems leave, are skipped. Linked folders are followed, but none is read
+    twice.
+
+    Args:
+        folder: nothing is found if it does not exist.
+        suffixes: in lower case; files may have them in any.
+    """
+    found: list[str] = []
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        visible = [name for name in folders if not name.startswith(".")]
+        # Links last: of what is there twice, the real folder counts.
+        folders[:] = sorted(visible, key=lambda name: (os.path.islink(f"{parent}/{name}"), name))
+        below = os.path.relpath(parent, folder).replace(os.sep, "/")
+        prefix = "" if below == "." else f"{below}/"
+        found += [
+            prefix + name
+            for name in names
+            if name.lower().endswith(suffixes) and not name.startswith(".")
+        ]
+    return sorted(found, key=lambda name: name.split("/"))
+
+
+def _tails(path: str) -> Iterator[str]:
+    """Yield a path of any system, then the same without its first folder, and so on."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
+    for start in range(len(parts)):
+        yield "/".join(parts[start:])
+
+
+class VOCFolders:
+    """The folder of the XML files and that of the images of a data set.
+
+    An image's id is the name of its XML file from the folder on, without ``.xml``.
+    """
+
+    def __init__(self, annotations: Path, images: Path) -> None:
+        """Look which files there are.
+
+        Args:
+            annotations: folder of the XML files; need not exist.
+            images: folder of the images.
+        """
+        self.annotations, self.images = annotations, images
+        self._xml = {name[: -len(".xml")]: name for name in files_below(annotations, (".xml",))}
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all XML files, in their order."""
+        return list(self._xml)
+
+    def xml(self, image_id: str) -> Path | None:
+        """Return the XML file of an image, None if there is none."""
+        return self.annotations / self._xml[image_id] if image_id in self._xml else None
+
+    @cached_property
+    def _images(self) -> Mapping[str, list[str]]:
+        """The images by their name without suffix."""
+        found: dict[str, list[str]] = {}
+        for name in files_below(self.images, IMAGE_SUFFIXES):
+            found.setdefault(os.path.splitext(name)[0], []).append(name)
+        return found
+
+    @cached_property
+    def _images_by_any_name(self) -> Mapping[str, list[str]]:
+        """The images by every end of their path, with and without suffix, in lower case."""
+        found: dict[str, list[str]] = {}
+        for name in itertools.chain(*self._images.values()):
+            for tail in _tails(name.lower()):
+                found.setdefault(tail, []).append(name)
+                found.setdefault(os.path.splitext(tail)[0], []).append(name)
+        return found
+
+    def _images_of(self, image_id: str) -> list[str]:
+        """List the images that are named as an id, which may include the suffix."""
+        if image_id in self._images:
+            return self._images[image_id]
+        same = self._images.get(os.path.splitext(image_id)[0], ())
+        return [name for name in same if name == image_id]
+
+    def image(self, image_id: str, filename: str = "") -> str | None:
+        """Find the image that is named as its id or, failing that, as its XML file says.
+
+        Args:
+            image_id: of the image.
+            filename: the XML file's ``<filename>``, which may be a path of another system, lack the
+                suffix, or differ in capitals.
+
+        Returns:
+            The path; None if there is no image, or several, between which nothing decides.
+        """
+        name = self._choose(self._images_of(image_id), filename)
+        if name is None and filename:
+            folder = os.path.dirname(image_id)
+            for tail in _tails(filename):
+                # Of equal names, the one in the folder of the XML file.
+                for key in (f"{folder}/{tail}", tail):
+                    names = self._images_by_any_name.get(key.lower(), ())
+                    name = name or self._choose(names, filename)
+        return None if name is None else f"{self.images}/{name}"
+
+    @staticmethod
+    def _choose(names: Sequence[str], filename: str) -> str | None:
+        if len(names) < 2:
+            return names[0] if names else None
+        # One name with several suffixes: what the XML says, else the first of the list.
+        if len({os.path.splitext(name)[0].lower() for name in names}) > 1:
+            return None
+        suffix = os.path.splitext(filename)[1].lower()
+        order = [suffix, *IMAGE_SUFFIXES]
+        return min(names, key=lambda name: order.index(os.path.splitext(name)[1].lower()))
+
+    def images_without_xml(self) -> list[str]:
+        """List the images that no XML file is for."""
+        lacking = set(itertools.chain(*self._images.values()))
+        for image_id in self._xml:
+            filename = ""
+            if len(self._images_of(image_id)) != 1:
+                filename = read_annotation(self.annotations / self._xml[image_id]).filename
+            image = self.image(image_id, filename) or ""
+            lacking.discard(image.removeprefix(f"{self.images}/"))
+        return sorted(lacking)
+
+    def read_list(self, path: Path) -> list[str]:
+        """Read the image ids of a list, in its order: a file of ``ImageSets/Main``, for example.
+
+        Args:
+            path: a text file with one image per line. Skipped are blank lines, the second column
+                (-1, 0 or 1) of VOC's per-class files, and what goes beyond an id: the suffix, and
+                the folders of a path. An image that is listed twice is taken once, with a warning.
+
+        Raises:
+            UserError: if the file is missing or no text.
+        """
+        try:
+            data = path.read_bytes()
+            text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not readable as text in UTF-8 ({error})") from error
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        flagged = [_ID_AND_FLAG.fullmatch(line) for line in lines]
+        # Only if every line has a flag: an id may hold blanks ("frame 1").
+        ids = [match.group(1) for match in flagged if match]
+        counts = Counter(map(self._id_of, ids if len(ids) == len(lines) else lines))
+        repeated = [image_id for image_id, count in counts.items() if count > 1]
+        if repeated:
+            warn_once(
+                f"{path}: {len(repeated)} image ids occur more than once ({examples(repeated)}); "
+                f"each is taken once"
+            )
+        return list(counts)
+
+    def _id_of(self, line: str) -> str:
+        """Return the id that a line of a list names, by whatever it is called there."""
+        if line in self._xml:
+            return line
+        stem, suffix = os.path.splitext(line)
+        if suffix.lower() not in (*IMAGE_SUFFIXES, ".xml"):
+            stem = line
+        known: Mapping[str, object] = self._xml or self._images
+        if stem in known or not _PATH.match(stem):
+            return stem
+        # Of the machine where the list was made.
+        return next((tail for tail in _tails(stem) if tail in known), stem)
+
+
+def inside(root: Path, *names: str) -> Path:
+    """Return a path inside ``root``, which need not exist; its folders may be in other capitals."""
+    for name in names:
+        path = root / name
+        if not path.exists() and root.is_dir():
+            others = sorted(p for p in root.iterdir() if p.name.lower() == name.lower())
+            path = others[0] if others else path
+        root = path
+    return root
+
+
+def split_file(root: Path, split: str) -> Path:
+    """Return the list of a split of the set in ``root``, which need not exist."""
+    return inside(root, "ImageSets", "Main") / f"{split}.txt"
+
+
+def files_in_layout(root: Path, split: str) -> tuple[list[str], VOCFolders]:
+    """Return the image ids and folders of a split of the set in ``root``, laid out as VOC's.
+
+    Raises:
+        UserError: there is no list of the split.
+    """
+    folders = VOCFolders(inside(root, "Annotations"), inside(root, "JPEGImages"))
+    return folders.read_list(split_file(root, split)), folders
+
+
+def divide(ids: Sequence[str], shares: Mapping[str, float]) -> dict[str, set[str]]:
+    """Divide ``ids`` by the order of their SHA-256, which depends on nothing but themselves.
+
+    Args:
+        ids: in any order.
+        shares: of the parts, by their names; rounded to whole ids.
+    """
+    ordered = sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode()).hexdigest())
+    ends = [round(share * len(ids)) for share in itertools.accumulate(shares.values())]
+    return {
+        part: set(ordered[start:end])
+        for part, start, end in zip(shares, [0, *ends], ends, strict=False)
+    }
+
+
+# ---- their content ------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=16)
@@ -61,14 +289,14 @@ class _Findings:
     nested: list[str] = field(default_factory=list)
     zeros: int = 0  # boxes with an xmin or ymin of 0
 
-    def report(self, dicts: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
-        """Raise for what makes the set useless, warn once of the rest."""
+    def report(self, number: int, classes: Sequence[str], strict: bool) -> None:
+        """Raise for what makes the set of ``number`` images useless, warn once of the rest."""
         folder, images = self.folders.annotations, self.folders.images
         if self.missing_images:
             raise UserError(
-                f"{len(self.missing_images)} of {len(dicts) + len(self.missing_images)} images "
-                f"are not in {images} ({examples(self.missing_images)}); looked for "
-                f"{', '.join(IMAGE_SUFFIXES)} and the XML's <filename>"
+                f"{len(self.missing_images)} of {number} images are not in {images} "
+                f"({examples(self.missing_images)}); looked for {', '.join(IMAGE_SUFFIXES)} and "
+                f"the XML's <filename>"
             )
         if self.unknown:
             counts = Counter(name for name, _ in self.unknown).most_common(10)
@@ -78,7 +306,13 @@ class _Findings:
                 f"{', '.join(f'{name} ({count}x)' for name, count in counts)}. Correct the files "
                 f"or the class list, or give `ignore` or `rename`"
             )
-        parts = [self.boxes.report(f"{self.title}, {folder}"), self.sizes.report(f"{self.title}")]
+        if strict and self.boxes.found:
+            first = next(iter(self.boxes.found.values()))[0]
+            raise UserError(
+                f"{first}. Correct the file in {folder}, or load without strict to clip or drop "
+                f"such boxes"
+            )
+        parts = [self.boxes.report(f"{self.title}, {folder}"), self.sizes.report(self.title)]
         if self.zeros:
             parts.append(
                 f"{self.zeros:,} boxes have an xmin or ymin of 0, but VOC counts from 1: if these "
@@ -109,42 +343,37 @@ def load_voc_files(
 
     ``title`` names the data set in messages; for the rest see :func:`.voc.load_voc_instances`.
     """
-    has_annotations = _has_annotation_files(folders, ids, title)
+    _check_annotation_files(folders, ids, title)
     numbers = {name: index for index, name in enumerate(classes)}
+    renamed = dict(class_map.rename)
     findings = _Findings(title, folders)
     ignored: Counter[str] = Counter()
-    renamed = dict(class_map.rename)
-    shift = 1.0 - counts_from
     dicts: list[dict[str, Any]] = []
     for number, image_id in enumerate(progress(ids, f"reading {title}", "image"), start=1):
-        xml = folders.xml(image_id) or Path(f"{image_id}.xml")
-        annotation = read_annotation(xml) if has_annotations else VOCAnnotation()
+        xml = folders.xml(image_id)
+        annotation = read_annotation(xml, counts_from) if xml else VOCAnnotation()
         if annotation.nested:
-            findings.nested.append(xml.name)
+            findings.nested.append(f"{image_id}.xml")
         image = folders.image(image_id, annotation.filename)
         if image is None:
             findings.missing_images.append(image_id)
             continue
-        objects: list[tuple[VOCObject, int, Box]] = []
+        objects: list[tuple[VOCObject, str, int]] = []
         for obj in annotation.objects:
             class_name = renamed.get(obj.name, obj.name)
+            place = f"{image_id}.xml: object {obj.number}"
             if obj.name in class_map.ignore:
                 ignored[obj.name] += 1
             elif class_name not in numbers:
-                place = f"{xml.name}: object {obj.number} has class '{class_name}'"
-                findings.unknown.append((class_name, place))
+                findings.unknown.append((class_name, f"{place} has class '{class_name}'"))
             else:
-                x1, y1, x2, y2 = obj.box
-                box = (x1 + shift, y1 + shift, x2 + shift, y2 + shift)
-                findings.zeros += counts_from == 1 and min(box) == -1.0
-                objects.append((obj, numbers[class_name], box))
-        size = findings.sizes.size_of(
-            image, (annotation.width, annotation.height), [box for _, _, box in objects]
-        )
+                findings.zeros += counts_from == 1 and min(obj.box) == -1.0
+                objects.append((obj, f"{place} '{obj.name}'", numbers[class_name]))
+        size = findings.sizes.size_of(image, annotation.size, [obj.box for obj, *_ in objects])
         records = []
-        for obj, category, box in objects:
-            describe = _Description(xml, obj, size, strict)
-            fitted = findings.boxes.fit(box, *size, describe)
+        for obj, place, category in objects:
+            given = f"{obj.values}; image {size[0]}x{size[1]}"
+            fitted = findings.boxes.fit(obj.box, size, place, given)
             if fitted is not None:
                 records.append(
                     {
@@ -164,7 +393,7 @@ def load_voc_files(
                 "annotations": records,
             }
         )
-    findings.report(dicts, classes)
+    findings.report(len(ids), classes, strict)
     every = [obj for item in dicts for obj in item["annotations"]]
     left_out = ", ".join(f"{count} {name}" for name, count in ignored.items())
     logger.info(
@@ -176,40 +405,16 @@ def load_voc_files(
     return dicts
 
 
-@dataclass(frozen=True)
-class _Description:
-    """Puts a problem of a box into words; raises if the set is loaded ``strict``."""
-
-    xml: Path
-    obj: VOCObject
-    size: tuple[int, int]
-    strict: bool
-
-    def __call__(self, problem: str) -> str:
-        text = (
-            f"{self.xml.name}: object {self.obj.number} '{self.obj.name}': {problem} "
-            f"({self.obj.values()}; image {self.size[0]}x{self.size[1]})"
-        )
-        if self.strict:
-            raise UserError(
-                f"{text}. Correct {self.xml}, or load without strict to clip or drop such boxes"
-            )
-        return text
-
-
-def _has_annotation_files(folders: VOCFolders, ids: Sequence[str], title: str) -> bool:
-    """Say whether all images have an XML file or, with a warning, none; raise if some have."""
+def _check_annotation_files(folders: VOCFolders, ids: Sequence[str], title: str) -> None:
+    """Raise if some images have no XML file; warn if none has."""
     missing = [image_id for image_id in ids if folders.xml(image_id) is None]
-    if not missing:
-        return True
-    if len(missing) < len(ids):
+    if 0 < len(missing) < len(ids):
         raise UserError(
             f"{title}: {len(missing)} of {len(ids)} images have no annotation file: missing "
             f"{folders.annotations / missing[0]}.xml{' and others' if len(missing) > 1 else ''}. "
             f"An image without objects needs an XML without <object>"
         )
-    # A test set whose answers are not public.
-    warn_once(
-        f"{title}: no image has an annotation file in {folders.annotations}; all count as empty"
-    )
-    return False
+    if missing:  # a test set whose answers are not public
+        warn_once(
+            f"{title}: no image has an annotation file in {folders.annotations}; all count as empty"
+        )

@@ -1,7 +1,7 @@
 """One VOC XML file, read with an eye on what a file from somewhere may hold.
 
 Boxes leave this file as Detectron2's continuous XYXY_ABS, ``(xmin - 1, ymin - 1, xmax, ymax)``: the
-XML holds 1-based inclusive pixel indices (point 16 of docs/faithfulness.md).
+XML holds inclusive pixel indices, counted from 1 as a rule (point 16 of docs/faithfulness.md).
 """
 
 import math
@@ -15,11 +15,15 @@ from typing import NoReturn
 from ...errors import UserError
 from .arguments import shown
 from .class_names import name_problem
-from .geometry import Box
+from .geometry import Box, Size
 
 _LARGEST = 8 * 2**20  # bytes; an XML with ten thousand objects has half of it
 _TAGS = ("xmin", "ymin", "xmax", "ymax")
-_ENCODING = re.compile(rb"""<\?xml[^>]{1,80}?encoding\s*=\s*["']([\w.-]{1,40})""")
+# Encodings of several bytes per character, which the parser does not know.
+_MULTIBYTE = re.compile(
+    rb"""<\?xml[^>]{1,80}?encoding\s*=\s*["'](gb2312|gbk|gb18030|big5|shift_jis|euc-jp|euc-kr)["']""",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +35,14 @@ class VOCObject:
         name: class name as written (surrounding blanks removed).
         box: continuous XYXY_ABS; nan where the file holds no number.
         difficult: whether the ``<difficult>`` tag is set; an absent tag means False.
-        texts: the coordinates as written, for messages; "" where there is none.
+        values: the coordinates as written, with their tags, for messages.
     """
 
     number: int
     name: str
     box: Box
     difficult: bool
-    texts: tuple[str, ...]
-
-    def values(self) -> str:
-        """Return the coordinates as written, with their tags."""
-        pairs = zip(_TAGS, self.texts, strict=True)
-        return ", ".join(f"{tag} {shown(text[:20]) or 'missing'}" for tag, text in pairs)
+    values: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +51,27 @@ class VOCAnnotation:
 
     Attributes:
         filename: what it calls its image; "" if nothing.
-        width: of the image in pixels, 0 where the file does not say.
-        height: likewise.
+        size: width and height of the image in pixels, 0 where the file does not say.
         objects: in the order of the file.
         nested: how many further objects are inside other elements, where VOC has none.
     """
 
     filename: str = ""
-    width: int = 0
-    height: int = 0
+    size: Size = (0, 0)
     objects: tuple[VOCObject, ...] = ()
     nested: int = 0
 
 
-def read_annotation(path: str | PathLike[str]) -> VOCAnnotation:
+def read_annotation(path: str | PathLike[str], counts_from: int = 1) -> VOCAnnotation:
     """Read one VOC XML file, asking only for what detection needs; boxes are not checked.
 
     ``pose``, ``truncated``, ``difficult``, ``size`` and ``filename`` may be absent, coordinates
     may be floats, tags may be in capitals and in a namespace, and the boxes of nested ``<part>``
     elements are left alone.
+
+    Args:
+        path: of the file.
+        counts_from: the number of its first pixel.
 
     Raises:
         UserError: if the file is not readable as XML or is another kind of XML, or an object has
@@ -93,21 +94,17 @@ def read_annotation(path: str | PathLike[str]) -> VOCAnnotation:
     # findall/find with a bare tag look at direct children only: <part> has <name> and <bndbox> too.
     for number, element in enumerate(root.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
-        if not name:
-            raise UserError(f"{path.name}: object {number} has no <name> (its class); in {path}")
         if problem := name_problem(name):
             raise UserError(f"{path}: the class name of object {number} {problem}")
-        bndbox = element.find("bndbox")
-        texts: tuple[str, ...] = ("",) * 4
-        if bndbox is not None:
-            texts = tuple((bndbox.findtext(tag) or "").strip() for tag in _TAGS)
-        x1, y1, x2, y2 = map(_to_float, texts)
+        texts = {tag: (element.findtext(f"bndbox/{tag}") or "").strip() for tag in _TAGS}
+        x1, y1, x2, y2 = map(_to_float, texts.values())
+        box = (x1 - counts_from, y1 - counts_from, x2 + 1 - counts_from, y2 + 1 - counts_from)
+        values = ", ".join(f"{tag} {shown(t[:20]) or 'missing'}" for tag, t in texts.items())
         difficult = _to_flag(element.findtext("difficult"))
-        objects.append(VOCObject(number, name, (x1 - 1.0, y1 - 1.0, x2, y2), difficult, texts))
+        objects.append(VOCObject(number, name, box, difficult, values))
     return VOCAnnotation(
         filename=(root.findtext("filename") or "").strip(),
-        width=_to_size(root.findtext("size/width")),
-        height=_to_size(root.findtext("size/height")),
+        size=(_to_size(root.findtext("size/width")), _to_size(root.findtext("size/height"))),
         objects=tuple(objects),
         nested=inside - len(objects),
     )
@@ -125,21 +122,18 @@ def _parse(path: Path) -> ET.Element:
             data = file.read(_LARGEST + 1)
         if len(data) > _LARGEST:
             raise ValueError(f"it has more than {_LARGEST // 2**20} MiB")
-        declared = _ENCODING.match(data)
-        encoding = declared.group(1).decode().lower() if declared else ""
+        parser = ET.XMLParser(target=_Builder())
         # In one piece: in many, a long attribute is read again with each.
-        if encoding in ("gb2312", "gbk", "gb18030", "big5", "shift_jis", "euc-jp", "euc-kr"):
-            # Of several bytes per character, which the parser does not know.
-            codec = "gb18030" if encoding.startswith("gb") else encoding
-            parser = ET.XMLParser(target=_Builder(), encoding="utf-8")
-            parser.feed(data.decode(codec).encode())
+        if declared := _MULTIBYTE.match(data):
+            encoding = declared[1].decode().lower()
+            # Files in the larger forms of GB 2312 call themselves so, too.
+            parser.feed(data.decode("gb18030" if encoding.startswith("gb") else encoding))
         else:
-            parser = ET.XMLParser(target=_Builder())
             parser.feed(data)
         root: ET.Element = parser.close()
+        return root
     except (OSError, LookupError, ET.ParseError, ValueError) as error:
         raise UserError(f"{path}: not readable as XML ({error})") from error
-    return root
 
 
 def _to_float(text: str) -> float:

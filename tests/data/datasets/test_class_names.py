@@ -4,7 +4,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from frcnn_plugin.data import check_datasets, register_from_config_entries, register_voc
-from frcnn_plugin.data.datasets.class_names import ClassMap, name_problem
+from frcnn_plugin.data.datasets.class_names import check_classes, name_problem
 from frcnn_plugin.data.datasets.voc_files import classes_in_folder
 from frcnn_plugin.errors import UserError
 
@@ -94,12 +94,12 @@ def test_background_is_none_unless_left_out(tmp_path):
         ((), ["cat"], "rename must map names of the files to others, such as {kitten: cat}"),
         ((), {"cat": 3}, "rename must hold names only; got 3"),
         ((), {"cat": "\x1b"}, "rename: a name holds control characters"),
-        (["cat"], {"cat": "dog"}, "'cat' is in both ignore and rename"),
+        (["cat"], {"cat": "dog"}, "'cat' is in both rename and ignore"),
     ],
 )
 def test_mistakes(ignore, rename, message):
     with pytest.raises(UserError, match=f"data set 'mine': {message}"):
-        ClassMap.of("mine", ignore, rename)
+        check_classes("mine", None, ignore, rename)
 
 
 def test_classes_that_do_not_fit_together(tmp_path, caplog):

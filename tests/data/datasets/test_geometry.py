@@ -33,16 +33,16 @@ LEAVES = "it leaves the image"
     ],
 )
 def test_a_box_in_an_image_of_100x80(box, fitted, problem):
-    assert fit_box(box, 100, 80) == (fitted, problem)
+    assert fit_box(box, (100, 80)) == (fitted, problem)
 
 
 def test_how_many_of_how_many():
     findings = BoxFindings()
     for box in [(0, 0, 9, 9), (-5, 0, 9, 9), (200, 0, 300, 9)]:
-        findings.fit(box, 100, 80, lambda problem: f"a.xml: {problem}")
+        findings.fit(box, (100, 80), "a.xml", f"box {box[0]}")
     assert findings.report("mine") == (
-        "1 of 3 boxes are dropped: a.xml: it lies outside the image; "
-        "1 of 3 boxes leave their image and are clipped: a.xml: it leaves the image"
+        "1 of 3 boxes are dropped: a.xml: it lies outside the image (box 200); "
+        "1 of 3 boxes leave their image and are clipped: a.xml: it leaves the image (box -5)"
     )
     assert BoxFindings().report("mine") == ""
 
@@ -50,10 +50,10 @@ def test_how_many_of_how_many():
 def test_fractions_are_not_pixels():
     findings = BoxFindings()
     for box in [(0.1, 0.2, 0.9, 1.0), (0.5, 0.5, 0.75, 0.75)]:
-        findings.fit(box, 100, 80, str)
+        findings.fit(box, (100, 80), "", "")
     with pytest.raises(UserError, match="mine: no coordinate of its 2 boxes is above 2: they seem"):
         findings.report("mine")
-    findings.fit((10, 20, 50, 60), 100, 80, str)
+    findings.fit((10, 20, 50, 60), (100, 80), "", "")
     assert findings.report("mine") == ""
 
 

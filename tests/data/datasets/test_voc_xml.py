@@ -38,7 +38,7 @@ GOOD = f"<annotation>{SIZE}{obj('cat')}</annotation>"
 )
 def test_dialects(read, text, encoding):
     annotation = read(text, encoding)
-    assert (annotation.width, annotation.height, annotation.nested) == (100, 80, 0)
+    assert (annotation.size, annotation.nested) == ((100, 80), 0)
     assert [(found.name, found.box) for found in annotation.objects] == [("cat", (10, 20, 50, 60))]
 
 
@@ -71,6 +71,7 @@ def test_encodings(read, encoding):
         ),
         (f"<annotation>{obj(chr(0x9B) + '31mcat')}</annotation>", "holds control characters"),
         (f"<annotation>{obj('two' + chr(10) + 'lines')}</annotation>", "holds control characters"),
+        (f"<annotation>{obj('  ')}</annotation>", "the class name of object 1 is empty"),
         (f"<annotation>{obj('c' * 1001)}</annotation>", "class name of object 1 has more than"),
     ],
 )
@@ -99,5 +100,7 @@ def test_objects_in_other_elements_are_counted(read, tag):
 
 def test_values_are_fit_for_a_message(read):
     text = f"<annotation>{obj('cat', (chr(0x9B) + '31m', '9' * 5000, 3, ''))}</annotation>"
-    values = read(text).objects[0].values()
-    assert values == r"xmin '\x9b31m', ymin 99999999999999999999, xmax 3, ymax missing"
+    assert (
+        read(text).objects[0].values
+        == r"xmin '\x9b31m', ymin 99999999999999999999, xmax 3, ymax missing"
+    )

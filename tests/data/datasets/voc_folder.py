@@ -27,21 +27,33 @@ def obj(
     return f"<object><name>{name}</name>{extra}<bndbox>{tags}</bndbox></object>"
 
 
+def add(
+    xml: Path,
+    images: Path,
+    name: str,
+    *objects: str,
+    size: str = "",
+    suffix: str = ".jpg",
+    filename: str = "",
+) -> None:
+    """Add an image and its XML; sub-folders in ``name`` are made in both folders."""
+    write_image(images / f"{name}{suffix}")
+    path = xml / f"{name}.xml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tag = f"<filename>{filename}</filename>" if filename else ""
+    path.write_text(f"<annotation>{tag}{size}{''.join(objects)}</annotation>")
+
+
 def add_image(
     root: Path,
     image_id: str,
     *objects: str,
     size: str = SIZE,
-    suffix: str = ".jpg",
     split: str = "train",
-    filename: str = "",
+    **more: str,
 ) -> None:
-    """Add an image, its XML and its line in the image set."""
-    write_image(root / "JPEGImages" / f"{image_id}{suffix}")
-    xml = root / "Annotations" / f"{image_id}.xml"
-    xml.parent.mkdir(parents=True, exist_ok=True)
-    tag = f"<filename>{filename}</filename>" if filename else ""
-    xml.write_text(f"<annotation>{tag}{size}{''.join(objects)}</annotation>")
+    """Add an image, its XML and its line in the image set, as VOC lays them out."""
+    add(root / "Annotations", root / "JPEGImages", image_id, *objects, size=size, **more)
     add_line(root, image_id, split)
 
 
