@@ -67,7 +67,6 @@ def load_voc_instances(
     use_difficult: bool = False,
     strict: bool = False,
     name: str | None = None,
-    numbered: bool = False,
 ) -> list[dict[str, Any]]:
     """Load one image set of a VOC-format folder.
 
@@ -79,7 +78,6 @@ def load_voc_instances(
         strict: raise for a bad box. Otherwise boxes that leave the image are clipped, boxes with
             nearly nothing inside are dropped, and a warning counts both.
         name: data-set name for messages; the folder and split if None.
-        numbered: ``image_id`` is the position in the split file, from 1, as COCO's metric needs.
 
     Returns:
         One dict per image, in the order of the split file, in Detectron2's format: ``file_name``,
@@ -100,7 +98,6 @@ def load_voc_instances(
         use_difficult=use_difficult,
         strict=strict,
         title=name or f"{root.name}/{split}",
-        numbered=numbered,
     )
 
 
@@ -198,15 +195,13 @@ def register_xml_folder(
     if bool(split) != (train_fraction is not None) or (val_fraction and not split):
         raise UserError(
             f"{where}: split and train_fraction come together, as in train_fraction: 0.8, split: "
-            f"train (and the same with split: test for the other set); val_fraction beside them "
-            f"makes a third, split: val"
+            f"train (and the same with split: test for the other set)"
         )
-    if split not in ("", "train", "val", "test"):
-        raise UserError(f"{where}: split must be train, val or test; got {split!r}")
-    if split == "val" and not val_fraction:
+    parts = ("train", "val", "test") if val_fraction else ("train", "test")
+    if split and split not in parts:
         raise UserError(
-            f"{where}: split: val needs a val_fraction, as in train_fraction: 0.7, val_fraction: "
-            f"0.1 (the same in the entries of all three sets)"
+            f"{where}: split must be one of {', '.join(parts)}; got {split!r}. val is one with a "
+            f"val_fraction, the same in the entries of all parts"
         )
     if train_fraction is not None and not 0 < train_fraction <= train_fraction + val_fraction < 1:
         raise UserError(
@@ -342,34 +337,35 @@ class VOCSource(Source):
 
     def annotation_folder(self) -> Path:
         """Return the folder of the XML files, which need not exist."""
-        folders = [inside(candidate, "Annotations") for candidate in self.candidates()]
-        return next(filter(Path.is_dir, folders), folders[0])
+        return inside(self._root(), "Annotations")
+
+    def _root(self) -> Path:
+        """Return the first candidate with the split file, or the one to say that it is missing."""
+        candidates = self.candidates()
+        complete = (root for root in candidates if split_file(root, self.split).is_file())
+        return next(complete, next(filter(Path.is_dir, candidates), candidates[-1]))
 
     def metadata(self) -> dict[str, Any]:
         """Return what the catalog is to know of the set."""
         return {"dirname": str(self.candidates()[0]), "split": self.split, **super().metadata()}
 
     def files(self) -> tuple[list[str], VOCFolders]:
-        """Find the first candidate with the split file; note it in the metadata as ``dirname``.
+        """Find the files of the split; note the folder in the metadata as ``dirname``.
 
         Raises:
             UserError: a folder or file is missing; names it, the accepted layouts, and where the
                 data come from.
         """
-        candidates = self.candidates()
-        for root in candidates:
-            if split_file(root, self.split).is_file():
-                # Annotations may be missing: a test set whose answers are not public.
-                if not inside(root, "JPEGImages").is_dir():
-                    raise self._missing(root / "JPEGImages")
-                # The folder may change with the environment.
-                replace_metadata(self.name, dirname=str(root))
-                return files_in_layout(root, self.split)
-        root = next(filter(Path.is_dir, candidates), candidates[-1])
-        for folder in (root, inside(root, "ImageSets"), inside(root, "ImageSets", "Main")):
-            if not folder.is_dir():
-                raise self._missing(folder)
-        raise self._missing(split_file(root, self.split))
+        root = self._root()
+        lists = inside(root, "ImageSets", "Main")
+        images = inside(root, "JPEGImages")
+        # Annotations may be missing: a test set whose answers are not public.
+        for path in (root, lists.parent, lists, split_file(root, self.split), images):
+            if not path.exists():
+                raise self._missing(path)
+        # The folder may change with the environment.
+        replace_metadata(self.name, dirname=str(root))
+        return files_in_layout(root, self.split)
 
     def _missing(self, path: Path) -> UserError:
         """Describe a missing ``path``: layouts that are accepted, and where the data come from."""
@@ -437,9 +433,10 @@ class XMLFolderSource(Source):
             )
         if self.train_fraction is None:
             return ids, folders
-        rest = 1 - self.train_fraction - self.val_fraction
-        shares = {"train": self.train_fraction, "val": self.val_fraction, "test": rest}
-        parts = divide(ids, {part: share for part, share in shares.items() if share})
+        shares = {"train": self.train_fraction}
+        if self.val_fraction:
+            shares["val"] = self.val_fraction
+        parts = divide(ids, {**shares, "test": 1 - sum(shares.values())})
         if not all(parts.values()):
             numbers = ", ".join(f"{len(chosen)} are for {part}" for part, chosen in parts.items())
             raise UserError(

@@ -216,11 +216,9 @@ class VOCFolders:
 def inside(root: Path, *names: str) -> Path:
     """Return a path inside ``root``, which need not exist; its folders may be in other capitals."""
     for name in names:
-        path = root / name
-        if not path.exists() and root.is_dir():
-            others = sorted(p for p in root.iterdir() if p.name.lower() == name.lower())
-            path = others[0] if others else path
-        root = path
+        exact = root / name
+        others = sorted(path for path in root.glob("*") if path.name.lower() == name.lower())
+        root = others[0] if others and not exact.exists() else exact
     return root
 
 
@@ -341,7 +339,8 @@ def load_voc_files(
 ) -> list[dict[str, Any]]:
     """Load the images ``ids`` and their annotations from two folders.
 
-    ``title`` names the data set in messages; for the rest see :func:`.voc.load_voc_instances`.
+    ``title`` names the data set in messages; ``numbered`` makes ``image_id`` the position in
+    ``ids``, from 1, as COCO's metric needs. For the rest see :func:`.voc.load_voc_instances`.
     """
     _check_annotation_files(folders, ids, title)
     numbers = {name: index for index, name in enumerate(classes)}

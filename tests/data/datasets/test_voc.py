@@ -360,12 +360,15 @@ def test_automatic_names_of_nothing(tmp_path):
     [
         ({"split": "train"}, "split and train_fraction come together, as in train_fraction: 0.8"),
         ({"train_fraction": 0.8}, "split and train_fraction come together"),
-        ({"split": "all", "train_fraction": 0.8}, "split must be train, val or test; got 'all'"),
-        ({"split": "val", "train_fraction": 0.8}, "split: val needs a val_fraction, as in"),
+        (
+            {"split": "val", "train_fraction": 0.8},
+            "split must be one of train, test; got 'val'. val is one with a val_fraction",
+        ),
         ({"val_fraction": 0.1}, "split and train_fraction come together"),
         ({"split": "test", "train_fraction": 0.8, "val_fraction": 0.2}, ".* got 0.8 and 0.2"),
         ({"split": "test", "train_fraction": 0.8, "val_fraction": -0.1}, ".* got 0.8 and -0.1"),
-        ({"split": "test", "train_fraction": 80.0}, ".*must leave something .* got 80.0 and 0.0"),
+        ({"split": "test", "train_fraction": 80.0}, ".* leave something .* got 80.0 and 0.0"),
+        ({"split": "test", "train_fraction": float("nan")}, ".* got nan and 0.0"),
         (
             {"split": "test", "train_fraction": 0.8, "image_list": "a.txt"},
             "give either a list or a train_fraction, not both",
