@@ -83,7 +83,7 @@ def check_classes(
         raise UserError(
             f"{where} classes has '{background}': background is not counted, leave it out"
         )
-    ignored = _checked_names(f"{where} ignore", ignore or ())
+    ignored = _checked_names(f"{where} ignore", ignore)
     if not isinstance(rename, Mapping | None):
         raise UserError(
             f"{where} rename must map names of the files to others, such as {{kitten: cat}}; "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.queues import Queue
 from typing import Any
 
@@ -46,9 +46,10 @@ class CatchingMapper:
         try:
             return self._mapper(record)
         except UserError as error:
-            size = dict(zip(("height", "width"), _BLANK, strict=True))
-            known = {k: record[k] for k in ("file_name", "image_id", *size) if k in record}
-            return {**size, **known, "bad_image": str(error)}
+            kept = ("file_name", "image_id", "height", "width")
+            known = {key: record[key] for key in kept if key in record}
+            height, width = _BLANK
+            return {"height": height, "width": width, **known, "bad_image": str(error)}
 
 
 def _end_worker(error: Exception, _: object) -> None:
@@ -137,10 +138,8 @@ class CheckedLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[Record]]:
-        """Start the loader, and return its batches; each has one entry at least."""
-        return self._checked(iter(self._loader))
-
-    def _checked(self, batches: Iterator[Iterable[Record]]) -> Iterator[list[Record]]:
+        """Yield the loader's batches; each has one entry at least."""
+        batches = iter(self._loader)
         in_a_row = 0
         while True:
             try:

@@ -18,9 +18,11 @@ from PIL import Image
 from ...errors import UserError
 
 # In this order of preference where a folder holds several images of one name.
+# fmt: off
 IMAGE_SUFFIXES: tuple[str, ...] = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"),
+    ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif",
 )
+# fmt: on
 
 _EXIF_ORIENTATION = 0x0112
 # As Detectron2 turns them; any other value, of any type, leaves the image as it is.
@@ -129,30 +131,19 @@ def read_record(record: dict[str, Any], image_format: str = "BGR") -> npt.NDArra
     path = record["file_name"]
     pixels = read_image(path, image_format)
     height, width = pixels.shape[:2]
-    if record.get("width", width) != width or record.get("height", height) != height:
-        check_size(record, width, height, image_header(path)[2])
-    return pixels
-
-
-def check_size(record: dict[str, Any], width: int, height: int, orientation: int) -> None:
-    """Compare what :func:`image_header` returned with "width" and "height" of an entry, if given.
-
-    Raises:
-        UserError: they differ; says how, and what to do.
-    """
     said = record.get("width", width), record.get("height", height)
     if said == (width, height):
-        return
+        return pixels
     fix = "correct the annotation, or give the image that it was made for"
-    if orientation >= 5:
+    if (orientation := image_header(path)[2]) >= 5:
         fix = (
             f"the file's EXIF orientation, {orientation}, turns it on its side. If the boxes fit "
             "the turned image, correct width and height; if not, remove the orientation from the "
             "file: exiftool -Orientation= FILE"
         )
     raise UserError(
-        f"{record['file_name']}: the image has {width} x {height} pixels, its annotation says "
-        f"{said[0]} x {said[1]}: {fix}"
+        f"{path}: the image has {width} x {height} pixels, its annotation says {said[0]} x "
+        f"{said[1]}: {fix}"
     )
 
 
@@ -182,24 +173,21 @@ def _orientation(image: Image.Image) -> int:
 
 def _orientation_follows_pixels(file: IO[bytes]) -> bool:
     """Return whether a PNG may give its orientation after its pixels, where Pillow looks late."""
-    position = file.tell()
     file.seek(8)
-    try:
-        pixels_seen = False
-        while len(head := file.read(8)) == 8:
-            length, kind = int.from_bytes(head[:4], "big"), head[4:]
-            pixels_seen = pixels_seen or kind == b"IDAT"
-            if pixels_seen and kind == b"eXIf":
+    pixels_seen = False
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        end = file.tell() + length + 4  # a checksum ends each chunk
+        if kind == b"IDAT":
+            pixels_seen = True
+        elif pixels_seen and kind == b"eXIf":
+            return True
+        elif pixels_seen and kind in (b"tEXt", b"zTXt", b"iTXt"):
+            keyword = file.read(min(length, 32))
+            if keyword.startswith((b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")):
                 return True
-            after = file.tell() + length + 4  # a checksum ends each chunk
-            if pixels_seen and kind in (b"tEXt", b"zTXt", b"iTXt"):
-                keyword = file.read(min(length, 32))
-                if keyword.startswith((b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")):
-                    return True
-            file.seek(after)
-        return False
-    finally:
-        file.seek(position)
+        file.seek(end)
+    return False
 
 
 def _scaled(image: Image.Image) -> Image.Image:

@@ -125,17 +125,18 @@ def training_dicts(cfg: CfgNode, proposal_files: Sequence[str] = ()) -> list[dic
 
     Sizes that a data set does not give are read from the headers of its images.
     """
-    dicts: list[dict[str, Any]] = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        proposal_files=list(proposal_files) or None,
+    dicts: list[dict[str, Any]] = list(
+        get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            proposal_files=list(proposal_files) or None,
+        )
     )
-    return [d if "width" in d and "height" in d else _with_size(d) for d in dicts]
-
-
-def _with_size(record: dict[str, Any]) -> dict[str, Any]:
-    width, height, _ = image_header(record["file_name"])
-    return {**record, "width": width, "height": height}
+    for index, record in enumerate(dicts):
+        if "width" not in record or "height" not in record:
+            width, height, _ = image_header(record["file_name"])
+            dicts[index] = {**record, "width": width, "height": height}
+    return dicts
 
 
 def build_train_loader(

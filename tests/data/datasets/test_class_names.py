@@ -91,6 +91,7 @@ def test_background_is_none_unless_left_out(tmp_path):
     [
         ("bg", None, "ignore must be a list of names"),
         (["bg", 3], None, "ignore must hold names only; got 3"),
+        (None, None, "ignore must be a list of names"),
         ((), ["cat"], "rename must map names of the files to others, such as {kitten: cat}"),
         ((), {"cat": 3}, "rename must hold names only; got 3"),
         ((), {"cat": "\x1b"}, "rename: a name holds control characters"),

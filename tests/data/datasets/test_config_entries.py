@@ -47,13 +47,17 @@ GOOD = {"name": "my_train", "root": "/data/my", "split": "train", "classes": ["c
         ([{**GOOD, "class": ["cat"]}], r"REGISTER\[0\]: unknown key class; known keys: name, root"),
         ([GOOD, {"name": "b", "root": "/x"}], r"REGISTER\[1\]: missing split; example: "),
         ([{"classes": ["cat"]}], r"REGISTER\[0\]: missing name, root, split"),
-        ([{**GOOD, "classes": "cat dog"}], r"\.classes must be a list of names .*got 'cat dog'"),
+        (
+            [{**GOOD, "classes": "cat dog"}],
+            "'my_train': classes must be a list of names, .*got 'cat dog'",
+        ),
         ([{**GOOD, "classes": ["cat", 7]}], r"'my_train': classes must hold names only; got 7"),
         ([{**GOOD, "year": "2007"}], r"\.year must be int; got '2007' \(str\)"),
         ([{**GOOD, "year": True}], r"\.year must be int; got True \(bool\)"),
         ([{**GOOD, "strict": 1}], r"\.strict must be bool; got 1 \(int\)"),
         ([{**GOOD, "split": 2007}], r"\.split must be str; got 2007 \(int\)"),
         ([{**GOOD, "root": ""}], r"REGISTER\[0\]\.root is empty"),
+        ([{**GOOD, "classes": None}], r"REGISTER\[0\]\.classes is empty"),
         ([{**GOOD, "name": "voc_2007_test"}], "'voc_2007_test' is already registered by other"),
     ],
 )
