@@ -27,12 +27,13 @@ def test_all_well(root):
     check_datasets([], 20)
 
 
-def test_unknown_name():
-    with pytest.raises(UserError) as caught:
-        check_datasets(["voc07_trianval"], 20)
-    assert "'voc07_trianval' is not registered; did you mean voc07_trainval" in str(caught.value)
-    with pytest.raises(UserError, match=r"'qqqq' is not registered; .*DATASETS.REGISTER"):
-        check_datasets(["qqqq"], 20)
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("voc07_trianval", "did you mean voc07_trainval"), ("qqqq", ".*DATASETS.REGISTER")],
+)
+def test_unknown_name(name, hint):
+    with pytest.raises(UserError, match=f"'{name}' is not registered; {hint}"):
+        check_datasets([name], 20)
 
 
 def test_class_count(root):
@@ -85,19 +86,14 @@ def test_missing_files_of_coco(tmp_path):
         check_datasets(["my_coco"], 80)
 
 
-def test_class_count_of_a_coco_format_set(tmp_path):
+def test_coco_sets_of_detectron2(tmp_path):
     write_image(tmp_path / "images" / "a.jpg")
-    (tmp_path / "a.json").write_text(
-        json.dumps(
-            {
-                "images": [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 80}],
-                "categories": [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}],
-                "annotations": [
-                    {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "area": 12}
-                ],
-            }
-        )
-    )
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 80}],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
     register_coco_instances("my_coco", {}, str(tmp_path / "a.json"), str(tmp_path / "images"))
     with pytest.raises(UserError, match=r"'my_coco' has 2 classes \(cat, dog\)"):
         check_datasets(["my_coco"], 80)

@@ -70,18 +70,10 @@ def test_a_sound_file(register, content, caplog):
     assert [a["category_id"] for a in dicts[0]["annotations"]] == [0, 1]
 
 
-def test_class_count_and_expected_classes(register, content):
-    register(content, classes=["cat", "dog"])
-    assert MetadataCatalog.get("mine").thing_classes == ["cat", "dog"]
-    check_datasets(["mine"], 2)
-    assert problem(20) == (
-        "NUM_CLASSES is 20 but dataset 'mine' has 2 classes (cat, dog). Type: "
-        "MODEL.ROI_HEADS.NUM_CLASSES 2 (background is not counted), or -1 for as many as the data "
-        "sets have"
-    )
-
-
-def test_other_classes_than_expected(register, content):
+def test_expected_classes(register, content):
+    register(content, name="right", classes=["cat", "dog"])
+    assert MetadataCatalog.get("right").thing_classes == ["cat", "dog"]
+    check_datasets(["right"], 2)
     register(content, classes=["dog", "cat"])
     text = problem()
     assert "its categories are cat, dog (in the order of their ids), but" in text
@@ -92,10 +84,7 @@ def test_other_classes_than_expected(register, content):
 
 
 def test_voc_metric(register, content):
-    for annotation in content["annotations"]:
-        del annotation["area"]
     register(content, evaluator="voc")
-    check_datasets(["mine"], 2)
     assert MetadataCatalog.get("mine").evaluator_type == "voc"
 
 
@@ -140,10 +129,7 @@ def edit(path, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            edit(["images"], None),
-            "it needs the lists images, categories, annotations; missing images",
-        ),
+        (edit(["images"], None), "the lists images, categories, annotations; missing images"),
         (edit(["annotations"], {}), "not COCO's format for detection: .*missing annotations"),
         (edit(["categories"], []), "categories is empty"),
         (edit(["categories", 0, "name"], None), "a category has no name: {'id': 8}"),
@@ -152,10 +138,7 @@ def edit(path, value):
         (edit(["images", 1, "id"], 1), "image id 1 occurs more than once"),
         (edit(["annotations", 1, "id"], 1), "annotation id 1 occurs more than once; it must"),
         (edit(["annotations", 0, "bbox"], None), "an annotation has no bbox: {'id': 1"),
-        (
-            edit(["annotations", 0, "category_id"], 4),
-            r"annotation 1 has category_id 4, which is not among the categories \(3 cat, 8 dog\)",
-        ),
+        (edit(["annotations", 0, "category_id"], 4), r"1 has category_id 4, .*\(3 cat, 8 dog\)"),
         (edit(["annotations", 0, "image_id"], 9), "annotation 1 is of image_id 9, which is not in"),
         (edit(["annotations", 0, "bbox"], []), r"bbox must be four numbers.*got \[\]"),
         (edit(["annotations", 0, "bbox"], [1, 2, float("nan"), 4]), r"got \[1, 2, nan, 4\]"),
@@ -166,26 +149,17 @@ def edit(path, value):
         (edit(["annotations"], NULL), "annotations; missing annotations"),
         (edit(["annotations", 0, "id"], [1]), "id of an annotation must be a whole number or a te"),
         (edit(["annotations", 0, "image_id"], [1]), r"annotation 1 is of image_id \[1\], which is"),
-        (
-            edit(["annotations", 0, "image_id"], "1"),
-            "annotation 1 is of image_id '1', which is",
-        ),
+        (edit(["annotations", 0, "image_id"], "1"), "annotation 1 is of image_id '1', which is"),
         (edit(["annotations", 0, "category_id"], {}), r"annotation 1 has category_id {}, which is"),
         (edit(["annotations", 0, "category_id"], "3"), r"category_id '3', .*\(3 cat, 8 dog\)"),
         (edit(["annotations", 0, "id"], "1"), "all numbers or all texts; 1 of 2 are texts .*'1'"),
         (edit(["images", 0, "id"], True), "id of an image must be a whole number or a text"),
-        (
-            edit(["images", 0, "width"], "100"),
-            "width and height of image 1 must .* got '100' and",
-        ),
+        (edit(["images", 0, "width"], "100"), "width and height of image 1 must .* got '100'"),
         (edit(["images", 0, "height"], -1), "must be whole numbers of pixels; got 100 and -1"),
         (edit(["images", 0, "height"], 60.5), "must be whole numbers of pixels; got 100 and 60.5"),
         (edit(["images", 0, "file_name"], 7), "file_name must be the name of a file"),
         (edit(["images", 0, "file_name"], "a\0"), "file_name must be the name of a file"),
-        (
-            edit(["categories", 0, "name"], "a\x1b[31m"),
-            "name of category 8 holds control char",
-        ),
+        (edit(["categories", 0, "name"], "a\x1b[31m"), "name of category 8 holds control char"),
         (edit(["categories", 0, "name"], NULL), "name of category 8 is not a text"),
         (edit(["annotations", 0, "iscrowd"], "0"), "annotation 1: iscrowd must be 0 or 1; got '0'"),
         (edit(["annotations", 0, "ignore"], [1]), "annotation 1: ignore must be 0 or 1"),
@@ -205,7 +179,7 @@ def test_mistakes(register, content, change, message):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("images: []", r"Expecting value"), ("", "Expecting value"), ("[" * 10**5, "recursion"),
+        ("images: []", "Expecting value"), ("", "Expecting value"), ("[" * 10**5, "recursion"),
         (f"[{'9' * 10**4}]", "digits"), ("\udcff", "codec can't decode"), ("[1", "delimiter"),
     ],
     ids=range(6),
@@ -449,9 +423,7 @@ def test_a_test_set_without_answers(register, content, caplog):
 def test_a_name_that_is_taken(register, content):
     register(content)
     with pytest.raises(UserError, match="'mine' is already registered with other arguments"):
-        register_coco("mine", "/other.json", "/images")
-    with pytest.raises(UserError, match="'coco_2017_val' is already registered by other code"):
-        register_coco("coco_2017_val", "/other.json", "/images")
+        register(content, evaluator="voc")
 
 
 def test_relative_paths(monkeypatch, tmp_path):
