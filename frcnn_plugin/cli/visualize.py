@@ -132,8 +132,8 @@ def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, An
     if args.seed is not None:
         order = np.random.default_rng(args.seed).permutation(order)
     # An image without objects shows little, and training leaves it out: those come last.
-    order = sorted(order, key=lambda index: not _has_objects(records[index]))
-    return [records[index] for index in order[: args.limit or FIRST]]
+    chosen = sorted(order, key=lambda index: not _has_objects(records[index]))
+    return [records[index] for index in chosen[: args.limit or FIRST]]
 
 
 def _has_objects(record: dict[str, Any]) -> bool:
