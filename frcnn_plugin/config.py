@@ -31,7 +31,7 @@ def add_frcnn_config(cfg: CN) -> None:
     Args:
         cfg: the result of :func:`detectron2.config.get_cfg`, perhaps extended by other projects.
     """
-    if "VGG" in cfg.MODEL:
+    if "PAPER_VGG" in cfg.MODEL:
         return
     _add_weights(cfg)
     _add_backbones(cfg)
@@ -59,17 +59,17 @@ def _add_weights(cfg: CN) -> None:
 def _add_backbones(cfg: CN) -> None:
     # The number of frozen blocks is Detectron2's MODEL.BACKBONE.FREEZE_AT: 0 (none) to 5 (all);
     # 2 freezes conv1_1..conv2_2 of VGG16 (paper, section 3.1.3).
-    cfg.MODEL.VGG = CN()
+    cfg.MODEL.PAPER_VGG = CN()
     # Output channels of blocks conv1..conv5. Smaller numbers make a narrow network for trials.
-    cfg.MODEL.VGG.CHANNELS = [64, 128, 256, 512, 512]
+    cfg.MODEL.PAPER_VGG.CHANNELS = [64, 128, 256, 512, 512]
     # Features returned, any of conv1..conv5, each after its last ReLU and before its pooling.
-    cfg.MODEL.VGG.OUT_FEATURES = ["conv5"]
+    cfg.MODEL.PAPER_VGG.OUT_FEATURES = ["conv5"]
 
-    cfg.MODEL.ZF = CN()
+    cfg.MODEL.PAPER_ZF = CN()
     # Output channels of conv1..conv5.
-    cfg.MODEL.ZF.CHANNELS = [96, 256, 384, 384, 256]
-    # As MODEL.VGG.OUT_FEATURES.
-    cfg.MODEL.ZF.OUT_FEATURES = ["conv5"]
+    cfg.MODEL.PAPER_ZF.CHANNELS = [96, 256, 384, 384, 256]
+    # As MODEL.PAPER_VGG.OUT_FEATURES.
+    cfg.MODEL.PAPER_ZF.OUT_FEATURES = ["conv5"]
 
 
 def _add_rpn(cfg: CN) -> None:

@@ -20,7 +20,7 @@ from tests.random_detector import squares
 
 def test_weights_alone(predictor: FasterRCNNPredictor) -> None:
     assert predictor.class_names == CLASSES
-    assert predictor.cfg.MODEL.VGG.CHANNELS == [4, 4, 8, 8, 8]
+    assert predictor.cfg.MODEL.PAPER_VGG.CHANNELS == [4, 4, 8, 8, 8]
     assert predictor.cfg.DATASETS.TRAIN == predictor.cfg.DATASETS.TEST == ()
     assert not predictor.model.training
     result = predictor(squares(100, 150))
