@@ -91,10 +91,7 @@ def merge_overrides(cfg: CN, words: Sequence[Any]) -> None:
         if not rest or str(rest[0]).startswith("--"):
             follows = f"{rest[0]} follows" if rest else "it is the last word"
             raise UserError(f"{key} has no value, {follows}: overrides are pairs, KEY VALUE")
-        value = rest[0]
-        if isinstance(value, str) and value[:1] in ("(", "[") and value[-1:] not in (")", "]"):
-            raise UserError(f'{key} {value} ends at a space: put all of it in quotes, "(30, 40)"')
-        pairs += key, _checked_value(cfg, node[name], value, key, quote='"')
+        pairs += key, _checked_value(cfg, node[name], rest[0], key, quote='"')
     cfg.merge_from_list(pairs)
 
 
@@ -114,7 +111,7 @@ def find_config_file(name: str | Path) -> str:
         return get_config_file(name.removeprefix(NAMED))
     if not Path(name).is_file():
         what = "it is a folder" if Path(name).is_dir() else _advice(name)
-        raise UserError(f"no config file '{_shown(name)}'; {what}")
+        raise UserError(f"no config file {name!r}; {what}")
     return name
 
 
@@ -387,6 +384,8 @@ def _fix(old: Any, new: Any, quote: str) -> str:
         if isinstance(new, dict):
             return "write a list, [{...}]"
         items = [] if new is None else [new]
+        if isinstance(new, str) and new[:1] in ("(", "[") and new[-1:] not in (")", "]"):
+            return 'it is torn apart: put all of it in quotes, as "(30, 40)"'
         if isinstance(new, str):
             items = [_literal(x.strip(" '\"")) for x in new.strip("()[] ").split(",") if x.strip()]
         return f"write {quote}{type(old)(items)!r}{quote}"

@@ -130,7 +130,9 @@ def parse(argv: Sequence[str]) -> tuple[Any, argparse.Namespace]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_arguments(parser)
-    read = getattr(command, "parse", argparse.ArgumentParser.parse_args)
+    read = (
+        getattr(command, "parse", None) or importlib.import_module("frcnn_plugin.cli").parse_words
+    )
     return command, read(parser, words)
 
 
