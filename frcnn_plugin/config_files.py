@@ -134,19 +134,19 @@ def _advice(name: str) -> str:
 def _read_chain(path: Path, way: tuple[Path, ...] = ()) -> Iterator[tuple[Path, _File]]:
     """Yield a file, and after it those that it is based on, in the order in which they win."""
     way = (*way, path.resolve())
-    file = _parse(_read_text(path), str(path))
+    file = _parse(_read_text(path), _plain(path))
     where, bases = file.where(_BASE), file.values.pop(_BASE, [])
     yield path, file
     count = 1
     for base in reversed(bases if isinstance(bases, list) else [bases]):
         following = _base_path(base, path.parent, where)
         if following.resolve() in way:
-            raise UserError(f"{way[0]} is based on itself: {where}{_BASE} is {following}")
+            raise UserError(f"{where}{_BASE} {_shown(base)} is itself based on this file")
         for found in _read_chain(following, way):
             yield found
             count += 1
             if count > _MOST_FILES:
-                raise UserError(f"{way[0]} is based on more than {_MOST_FILES} files")
+                raise UserError(f"{_plain(path)} is based on more than {_MOST_FILES} files")
 
 
 def _base_path(base: Any, folder: Path, where: str) -> Path:
@@ -163,20 +163,21 @@ def _base_path(base: Any, folder: Path, where: str) -> Path:
 
 
 def _read_text(path: Path) -> str:
+    name = _plain(path)
     try:
         with open(path, "rb") as stream:
             content = stream.read(_MOST_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{name} cannot be read: {error.strerror}") from error
     if len(content) > _MOST_BYTES:
-        raise UserError(f"{path} is larger than {_MOST_BYTES // 2**20} MiB: it is no config file")
+        raise UserError(f"{name} is larger than {_MOST_BYTES // 2**20} MiB: it is no config file")
     if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4]:
-        raise UserError(f"{path} is not in UTF-8 but in UTF-16 or UTF-32: save it as UTF-8")
+        raise UserError(f"{name} is not in UTF-8 but in UTF-16 or UTF-32: save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line} is not UTF-8 text: save it as UTF-8") from error
+        raise UserError(f"{name}, line {line} is not UTF-8 text: save it as UTF-8") from error
 
 
 def _parse(text: str, source: str) -> _File:
@@ -413,10 +414,14 @@ def _literal(value: Any) -> Any:
 
 
 def _shown(value: object) -> str:
-    """Return a value as a message shows it: short, in one line, without control characters."""
-    text = str(value)
-    text = text if text.isprintable() and text else repr(text)
+    """Return a value as a message shows it: short, in one line."""
+    text = _plain(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _plain(value: object) -> str:
+    text = str(value)
+    return text if text.isprintable() and text else repr(text)
 
 
 # ---- keys of earlier versions -----------------------------------------------------------------
