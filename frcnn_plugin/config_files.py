@@ -65,12 +65,12 @@ def load_config_text(cfg: CN, text: str, source: str) -> None:
         text: YAML without ``_BASE_``.
         source: what an error calls it.
     """
-    _merge(cfg, [_parse(text, source)])
+    _merge(cfg, [_parse(text.encode(errors="replace"), source)])
 
 
 def read_config_text(text: str, source: str) -> dict[str, Any]:
     """Return the sections and keys of such a config; they are not checked."""
-    return _parse(text, source).values
+    return _parse(text.encode(errors="replace"), source).values
 
 
 def merge_overrides(cfg: CN, words: Sequence[Any]) -> None:
@@ -134,7 +134,7 @@ def _advice(name: str) -> str:
 def _read_chain(path: Path, way: tuple[Path, ...] = ()) -> Iterator[tuple[Path, _File]]:
     """Yield a file, and after it those that it is based on, in the order in which they win."""
     way = (*way, path.resolve())
-    file = _parse(_read_text(path), _plain(path))
+    file = _parse(_read(path), _plain(path))
     where, bases = file.where(_BASE), file.values.pop(_BASE, [])
     yield path, file
     count = 1
@@ -162,27 +162,29 @@ def _base_path(base: Any, folder: Path, where: str) -> Path:
         raise UserError(f"{where}{_BASE}: {error}") from error
 
 
-def _read_text(path: Path) -> str:
-    name = _plain(path)
+def _read(path: Path) -> bytes:
     try:
         with open(path, "rb") as stream:
-            content = stream.read(_MOST_BYTES + 1)
+            return stream.read(_MOST_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror}") from error
+        raise UserError(f"{_plain(path)} cannot be read: {error.strerror}") from error
+
+
+def _decode(content: bytes, source: str) -> str:
     if len(content) > _MOST_BYTES:
-        raise UserError(f"{name} is larger than {_MOST_BYTES // 2**20} MiB: it is no config file")
+        raise UserError(f"{source} is larger than {_MOST_BYTES // 2**20} MiB: it is no config")
     if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4]:
-        raise UserError(f"{name} is not in UTF-8 but in UTF-16 or UTF-32: save it as UTF-8")
+        raise UserError(f"{source} is not in UTF-8 but in UTF-16 or UTF-32: save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{name}, line {line} is not UTF-8 text: save it as UTF-8") from error
+        raise UserError(f"{source}, line {line} is not UTF-8 text: save it as UTF-8") from error
 
 
-def _parse(text: str, source: str) -> _File:
+def _parse(content: bytes, source: str) -> _File:
     try:
-        loader = yaml.SafeLoader(text)
+        loader = yaml.SafeLoader(_decode(content, source))
         node = loader.get_single_node()
         if node is None:  # nothing but comments
             return _File(source, {}, {})
