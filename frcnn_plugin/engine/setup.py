@@ -13,6 +13,7 @@ from .. import config_files
 from ..config import plugin_cfg
 from ..config_files import load_config_file
 from ..data.datasets.config_entries import register_from_config_entries
+from ..errors import UserError
 from ..four_step.stages import apply_four_step
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,12 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     if config_file:
         load_config_file(cfg, config_file)
     merge_overrides(cfg, opts)
+    # Detectron2 takes the path of a checkpoint for a URL, and drops these when it is loaded.
+    if bad := sorted(set(cfg.OUTPUT_DIR) & set("?\n\r\t")):
+        raise UserError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} contains {bad[0]!r}: a run in it could not be resumed. "
+            "Give a folder without it"
+        )
     # From here on, any part may ask Detectron2's catalogs for the data sets of the config.
     register_from_config_entries(cfg.DATASETS.REGISTER)
     # After the overrides, as SOLVER.MAX_ITER and STEPS follow from FOUR_STEP.
