@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from ..config import plugin_cfg
 from ..errors import UserError
@@ -50,7 +51,10 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split other words from the ``KEY VALUE`` pairs after them."""
     cfg = plugin_cfg()
     for i, word in enumerate(words):
-        if word.partition(".")[0] in cfg and not os.path.exists(word):
+        section, dot, _ = word.partition(".")
+        # A misspelt section is said to be one; otherwise it would be a file that is missing.
+        close = dot and word.isupper() and get_close_matches(section, cfg, cutoff=0.7)
+        if (section in cfg or close) and not os.path.exists(word):
             return list(words[:i]), list(words[i:])
     return list(words), []
 

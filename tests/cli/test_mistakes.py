@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from frcnn_plugin.cli import train
+from frcnn_plugin.cli import split_overrides, train
 from frcnn_plugin.cli.__main__ import main, parse
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from tests.cli.conftest import frcnn
@@ -144,6 +144,14 @@ def test_options_may_follow_overrides(words: str) -> None:
     command = "visualize --mode data --config-file a.yaml SEED -1 --limit 3"
     _, args = parse(command.split())
     assert (args.limit, args.opts) == (3, ["SEED", "-1"])
+
+
+def test_overrides_after_files(folder: Path) -> None:
+    Path("SEED.X").touch()
+    files = ["a.jpg", "SEED.X", "IMG.JPG", "SLVER", "solver.png"]
+    for key in ("SOLVER.BASE_LR", "SLVER.BASE_LR", "MODL.X", "SEED"):
+        assert split_overrides([*files, key, "1"]) == (files, [key, "1"])
+    assert split_overrides(files) == (files, [])
 
 
 def test_unknown_options_after_overrides(capsys: pytest.CaptureFixture[str]) -> None:
