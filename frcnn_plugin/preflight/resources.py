@@ -128,7 +128,7 @@ def _is_like_the_measured(run: PlannedRun) -> bool:
     return (
         model.DEVICE == "cpu"
         and network == ("PaperRCNN", "VGG16", 4096)
-        and model.VGG.CHANNELS == [64, 128, 256, 512, 512]
+        and model.PAPER_VGG.CHANNELS == [64, 128, 256, 512, 512]
         and run.model_cfg.MODEL.PAPER_RCNN.PHASE == "joint"
         and short >= _SHORT_SIDE
         and long >= _LONG_SIDE

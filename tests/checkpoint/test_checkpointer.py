@@ -20,7 +20,7 @@ from frcnn_plugin.errors import UserError
 from . import networks
 
 # The networks of .networks as a config.
-NARROW = [*("MODEL.VGG.CHANNELS", [4] * 5), *("MODEL.ROI_BOX_HEAD.FC_DIM", 6)]
+NARROW = [*("MODEL.PAPER_VGG.CHANNELS", [4] * 5), *("MODEL.ROI_BOX_HEAD.FC_DIM", 6)]
 
 
 def load(cfg, path: Path, **kwargs) -> torch.nn.Module:
@@ -74,7 +74,7 @@ def test_frozen_parts_must_not_stay_random(tiny_cfg, caffemodel: Path) -> None:
 
 def test_may_lack_covers_other_shapes(tiny_cfg, caffemodel: Path) -> None:
     cfg = tiny_cfg(
-        *("MODEL.VGG.CHANNELS", [4] * 5),
+        *("MODEL.PAPER_VGG.CHANNELS", [4] * 5),
         *("MODEL.ROI_BOX_HEAD.FC_DIM", 7),
         *("MODEL.WEIGHTS_MAY_LACK", ["roi_heads.box_head"]),
     )

@@ -47,7 +47,7 @@ TINY = [
     *("DATASETS.TEST", "('tiny_test',)"),
     *("INPUT.MAX_SIZE_TRAIN", "160"),
     *("INPUT.MAX_SIZE_TEST", "160"),
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
+    *("MODEL.PAPER_VGG.CHANNELS", "[4,4,8,8,8]"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
     *("MODEL.ROI_BOX_HEAD.DROPOUT", "0.5"),
     *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16"),

@@ -73,7 +73,7 @@ def test_sizes(plan) -> None:
 # ---- memory ---------------------------------------------------------------------------------
 
 FULL = [
-    *("MODEL.VGG.CHANNELS", "[64,128,256,512,512]"),
+    *("MODEL.PAPER_VGG.CHANNELS", "[64,128,256,512,512]"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "4096"),
     *("MODEL.WEIGHTS", ""),
 ]
@@ -110,7 +110,7 @@ def test_measured_runs(
     "opts",
     [
         ["MODEL.ROI_BOX_HEAD.FC_DIM", "16"],
-        ["MODEL.VGG.CHANNELS", "[4,4,8,8,8]"],
+        ["MODEL.PAPER_VGG.CHANNELS", "[4,4,8,8,8]"],
         ["INPUT.MIN_SIZE_TRAIN", "(300,)"],
         ["MODEL.PAPER_RCNN.PHASE", "rpn"],
     ],

@@ -129,7 +129,7 @@ def test_weights_of_another_network(find, tmp_path: Path) -> None:
 
 def test_weights_of_another_width(find, save, plan) -> None:
     weights = save(right(plan))
-    message = only(find(*weights, "MODEL.VGG.CHANNELS", "[5,4,8,8,8]"), "weights")
+    message = only(find(*weights, "MODEL.PAPER_VGG.CHANNELS", "[5,4,8,8,8]"), "weights")
     assert "conv1_1.weight is 4x3x3x3 there and 5x3x3x3 here" in message
 
 
