@@ -33,6 +33,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
+from ..atomic_files import safe_file_name
 from ..checkpoint.checkpointer import class_names
 from ..data import check_datasets
 from ..engine import setup_cfg
@@ -169,8 +170,8 @@ def run(args: argparse.Namespace) -> list[Path]:
         if not drawn:
             tqdm.write(f"{record['image_id']}: no objects, nothing to draw (--box gives a RoI)")
         for suffix, canvas in drawn:
-            file_name = f"{args.mode}_{record['image_id']}{suffix}.png".replace("/", "_")
-            written.append(canvas.save(args.output / file_name))
+            name = safe_file_name(f"{args.mode}_{record['image_id']}{suffix}")
+            written.append(canvas.save(args.output / f"{name}.png"))
     for path in written:
         print(path)
     return written
