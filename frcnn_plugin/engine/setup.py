@@ -84,12 +84,3 @@ def _merge(source: str, merge: Callable[[], None]) -> None:
         raise UserError(f"{source} is not YAML: {' '.join(str(e).split())}") from e
     except OSError as e:
         raise UserError(f"{source}: its _BASE_ {e.filename} cannot be read ({e.strerror})") from e
-
-
-def forget_run(cfg: CfgNode) -> None:
-    """Forget the run in ``OUTPUT_DIR``; call it before the processes of a new one start.
-
-    Otherwise, if the new run were stopped before its first checkpoint, the old one would be
-    resumed.
-    """
-    (Path(cfg.OUTPUT_DIR) / "last_checkpoint").unlink(missing_ok=True)
