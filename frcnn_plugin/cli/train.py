@@ -13,6 +13,7 @@ else. Without CUDA everything runs on the CPU, and --num-gpus is the number of p
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -20,9 +21,9 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..engine import PaperTrainer, evaluate_checkpoint, forget_run, setup_cfg
+from ..engine import PaperTrainer, evaluate_checkpoint, forget_run, lock_output, setup_cfg
 from ..preflight import PlannedRun, stop_on_errors
-from ..process import launch, tune_process
+from ..process import launch, refuse_other_launcher, tune_process
 from ..report import RunRecorder
 from . import add_config_file, add_overrides, add_processes
 
@@ -70,6 +71,7 @@ def run_process(args: argparse.Namespace) -> Any:
 
 def run(args: argparse.Namespace) -> Any:
     """Check the config, then run it in as many processes as asked for."""
+    refuse_other_launcher(args.num_machines)
     # Checked in the parent, so that a mistake is one line and not one per process.
     cfg = setup_cfg(args.config_file, args.opts)
     stop_on_errors(
@@ -83,13 +85,17 @@ def run(args: argparse.Namespace) -> Any:
             config_file=args.config_file,
         )
     )
-    if args.overwrite and not (args.eval_only or args.resume):
-        forget_run(cfg)
-    return launch(
-        run_process,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    with ExitStack() as stack:
+        # The first machine of several writes, for all of them.
+        if not args.eval_only and args.machine_rank == 0:
+            stack.enter_context(lock_output(cfg.OUTPUT_DIR))
+            if args.overwrite and not args.resume:
+                forget_run(cfg)
+        return launch(
+            run_process,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoint.read import peek
+from ..engine.same_run import check_config
 from ..errors import UserError
 from .finding import Finding, error, ok, warning
 from .planned_run import PlannedRun
@@ -54,6 +55,11 @@ def _resumed(run: PlannedRun, file: Path) -> Iterator[Finding]:
     try:
         iteration = peek(file).iteration
     except UserError:  # missing or damaged, as the check of the weights will say
+        return
+    try:
+        check_config(run.scaled, file, run.num_processes)
+    except UserError as e:
+        yield error("output", str(e))
         return
     start, end = 0 if iteration is None else iteration + 1, run.scaled.SOLVER.MAX_ITER
     if start >= end:

@@ -11,7 +11,7 @@ import yaml
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.config import REMOVED_KEYS, plugin_cfg
-from frcnn_plugin.engine import forget_run, setup_cfg
+from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.engine.setup import merge_overrides
 from frcnn_plugin.errors import UserError
 
@@ -90,11 +90,3 @@ def test_whole_numbers_where_a_key_has_a_point(value: str, told: bool) -> None:
         message = str(error)
     assert ("MODEL.RPN.MIN_SIZE_IMAGE 60: write the number with a point, 60.0" == message) is told
     assert bool(message) is (value != "60.5")
-
-
-def test_a_new_run_forgets_the_old_one(tmp_path: Path) -> None:
-    cfg = setup_cfg(DEMO, ["OUTPUT_DIR", str(tmp_path)])
-    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    for _ in range(2):  # the second time there is none
-        forget_run(cfg)
-        assert list(tmp_path.iterdir()) == []
