@@ -153,6 +153,9 @@ def _add_roi_box_head(cfg: CN) -> None:
     # True: RoIs are divided by the image scale, as inclusive coordinates, before the deltas are
     # applied (py). False: deltas are applied in network coordinates, where they were trained.
     cfg.MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE = False
+    # Factors of the class loss, one per class and the last for background, so NUM_CLASSES + 1
+    # numbers; []: all 1 (all originals). The loss is still divided by the number of RoIs.
+    cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS = []
 
 
 def _add_meta_arch(cfg: CN) -> None:
@@ -177,13 +180,24 @@ def _add_meta_arch(cfg: CN) -> None:
     #   "fast_rcnn"  trains and runs the detector on given proposals (MODEL.LOAD_PROPOSALS True)
     # Four-step training switches it and ends with "joint".
     cfg.MODEL.PAPER_RCNN.PHASE = "joint"
+    # Sub-modules that do not train, in any phase or stage, such as ["proposal_generator"] or
+    # ["roi_heads.box_head"]; the blocks of a backbone have MODEL.BACKBONE.FREEZE_AT. Gradients still
+    # pass through them to what comes before.
+    cfg.MODEL.PAPER_RCNN.FREEZE = []
 
 
 def _add_data(cfg: CN) -> None:
     # The library that resizes images:
     #   "pillow"  Detectron2: bytes, antialiased where the image shrinks
-    #   "opencv"  py: floats, bilinear, never antialiased; sides round half to even
+    #   "opencv"  py: floats, bilinear, never antialiased; sides round half to even; mirrored copies
+    #             are mirrored before they are resized
     cfg.INPUT.RESIZE = "pillow"
+    # How boxes of objects and of proposal files follow an image that is resized:
+    #   "continuous"  Detectron2: x and y by the ratios of the sides
+    #   "inclusive"   py: inclusive corners by one factor. Against "continuous" x2 and y2 are smaller
+    #                 by factor - 1 pixels. Needs META_ARCHITECTURE "PaperRCNN", which scales
+    #                 proposals back so, and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE for detections.
+    cfg.INPUT.BOX_SCALING = "continuous"
     # Data sets to register before anything else, a list of entries of these forms:
     #   {name: my_train, root: /data/my, split: train, classes: [cat, dog]}      VOC's folders
     #   {name: my_train, xml: /data/my, images: /data/my, classes: [cat, dog]}   any folder of XML

@@ -157,6 +157,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
             elif isinstance(module, FC6FC7Head) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
                 layers = [f"{prefix}.fc6", f"{prefix}.fc7"]
                 check_layers(loaded, "FC6FC7Head", "fully connected layers", layers, _FROM_RANDOM)
+        frozen = [n for n in loaded.missing if is_in(n, cfg.MODEL.PAPER_RCNN.FREEZE)]
+        if lacking := [n for n in frozen if not is_in(n, may_lack)]:
+            raise UserError(
+                f"MODEL.PAPER_RCNN.FREEZE {list(cfg.MODEL.PAPER_RCNN.FREEZE)}: {len(lacking)} of "
+                f"these weights, such as {lacking[0]}, are not in {loaded.file}, and would stay "
+                "random. Use weights that have them, or take the part out of the list"
+            )
         for sentence in check_shapes(loaded, may_lack):
             logger.warning(sentence)
 

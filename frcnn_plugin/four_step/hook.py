@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from .. import host
 from ..data.loading.train_loader import build_train_loader
+from ..errors import UserError
 from ..process import unwrap_model, wrap_model
 from . import weights as stage_weights
 from .checkpoints import check_same, check_start, schedule_state
@@ -69,6 +70,14 @@ class FourStepHook(HookBase):
         model: Any = unwrap_model(self.trainer.model)
         # What the config froze (for VGG16 conv1 and conv2) stays frozen in every stage.
         self._trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+        for stage in self.stages:
+            if not any(n.split(".", 1)[0] in stage.trains for n in self._trainable):
+                frozen = self.cfg.MODEL.PAPER_RCNN.FREEZE
+                raise UserError(
+                    f"MODEL.PAPER_RCNN.FREEZE {list(frozen)} leaves nothing for stage "
+                    f"{stage.number} to train: shorten the list, or leave the stage out with "
+                    "FOUR_STEP.START_AT and FOUR_STEP.STOP_AFTER"
+                )
         self._log.start()
         self.plan = plan_rows(self.cfg, self.stages, model)
         logger.info("%s", format_plan(self.cfg, self.plan))

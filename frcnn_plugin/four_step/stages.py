@@ -196,6 +196,15 @@ def apply_four_step(cfg: CfgNode) -> None:
     if not cfg.FOUR_STEP.ENABLED:
         return
     stages = build_stages(cfg)
+    for stage in stages:
+        for name in cfg.MODEL.PAPER_RCNN.FREEZE if stage.redraws else ():
+            if f"{name}.".startswith(f"{stage.redraws}.") or stage.redraws.startswith(f"{name}."):
+                advice = ", or set FOUR_STEP.PREDICTOR_START continue"
+                raise UserError(
+                    f"MODEL.PAPER_RCNN.FREEZE names '{name}', but stage {stage.number} draws "
+                    f"{stage.redraws} anew and must train all of it: take it out of the list"
+                    f"{advice if stage.redraws == PREDICTOR else ''}"
+                )
     if cfg.MODEL.META_ARCHITECTURE != "PaperRCNN":
         raise UserError(
             "FOUR_STEP.ENABLED needs MODEL.META_ARCHITECTURE PaperRCNN, which can train its parts "

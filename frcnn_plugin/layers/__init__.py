@@ -3,10 +3,11 @@
 from .conv3x3 import Conv3x3
 from .large_linear import LargeLinear
 from .nms import float32_threshold, prefix_nms
-from .roi_max_pool import roi_max_pool
+from .roi_max_pool import CaffeRoIPool, roi_max_pool
 from .winograd import Winograd
 
 __all__ = [
+    "CaffeRoIPool",
     "Conv3x3",
     "LargeLinear",
     "Winograd",

@@ -5,7 +5,31 @@ Boxes are continuous XYXY: a box that ends flush with the image has x2 = width.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import numpy as np
 import torch
+
+Array = TypeVar("Array", torch.Tensor, np.ndarray)
+
+
+def scale_inclusive(boxes: Array, factor: float) -> Array:
+    """Scale boxes as py-faster-rcnn does: their inclusive corners, all by one factor.
+
+    The width of a box thus becomes (width - 1) * factor + 1.
+
+    Args:
+        boxes: (R, 4), continuous XYXY.
+        factor: new pixels per old one.
+
+    Returns:
+        (R, 4), new.
+
+    Source: py-faster-rcnn minibatch.py, test.py.
+    """
+    scaled = boxes * factor
+    scaled[:, 2:] += 1 - factor
+    return scaled
 
 
 def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
@@ -43,10 +67,14 @@ def clip_inclusive(boxes: torch.Tensor, image_size: tuple[float, float]) -> torc
     Source: py-faster-rcnn bbox_transform.py (clip_boxes).
     """
     height, width = image_size
-    repeats = boxes.shape[1] // 4
-    low = boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).repeat(repeats)
-    high = boxes.new_tensor([width - 1, height - 1, width, height]).repeat(repeats)
-    return boxes.clamp(low, high)
+    x1, y1, x2, y2 = boxes.unflatten(1, (-1, 4)).unbind(2)
+    clipped = (
+        x1.clamp(0, width - 1),
+        y1.clamp(0, height - 1),
+        x2.clamp(1, width),
+        y2.clamp(1, height),
+    )
+    return torch.stack(clipped, dim=2).flatten(1)
 
 
 def inside_image(boxes: torch.Tensor, image_size: tuple[int, int], border: float) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -56,7 +56,9 @@ class PaperRCNN(GeneralizedRCNN):
         inference_dtype: str = "float32",
         amp_on_cpu: bool = False,
         phase: str = "joint",
+        freeze: Sequence[str] = (),
         short_sides: Collection[int] = (),
+        inclusive_boxes: bool = False,
         **kwargs: Any,
     ) -> None:
         """Assemble the parts; the keys of ``MODEL.PAPER_RCNN`` describe most arguments.
@@ -69,13 +71,18 @@ class PaperRCNN(GeneralizedRCNN):
             amp_on_cpu: train in bfloat16 by autocast while the model is on the CPU; on CUDA
                 Detectron2's AMPTrainer does that.
             phase: see ``PHASE``.
+            freeze: see ``FREEZE``.
             short_sides: see :func:`~frcnn_plugin.modeling.image_size.resize_scale`.
+            inclusive_boxes: whether boxes in the input were scaled by
+                :func:`~frcnn_plugin.modeling.scale_inclusive`, as proposals in the output then are.
             kwargs: arguments of Detectron2's GeneralizedRCNN.
 
         Raises:
-            UserError: unknown phase or dtype.
+            UserError: unknown phase, dtype or sub-module.
         """
         super().__init__(**kwargs)
+        for name in freeze:
+            self._freeze(name)
         self._drawn_at = -1  # iteration of the last picture
         if inference_dtype not in DTYPES:
             raise UserError(
@@ -90,7 +97,18 @@ class PaperRCNN(GeneralizedRCNN):
         self.one_by_one = one_by_one
         self.channels_last = channels_last
         self.short_sides = frozenset(short_sides)
+        self.inclusive_boxes = inclusive_boxes
         self.set_phase(phase)
+
+    def _freeze(self, name: str) -> None:
+        parts = dict(self.named_modules())
+        if name not in parts or not name:
+            known = ", ".join(part for part in parts if part and part.count(".") < 2)
+            raise UserError(
+                f"MODEL.PAPER_RCNN.FREEZE names '{name}', which the model does not have; its parts "
+                f"are {known}, and those inside them"
+            )
+        parts[name].requires_grad_(False)
 
     def set_phase(self, phase: str) -> None:
         """Switch to "joint", "rpn" or "fast_rcnn".
@@ -104,20 +122,32 @@ class PaperRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        """Read the arguments of :meth:`__init__`."""
+        """Read the arguments of :meth:`__init__`.
+
+        Raises:
+            UserError: boxes are scaled by inclusive corners, but detections are not scaled back so.
+        """
         ret = super().from_config(cfg)
-        for key in ("ONE_BY_ONE", "CHANNELS_LAST", "WINOGRAD", "INFERENCE_DTYPE", "PHASE"):
+        ret["inclusive_boxes"] = cfg.INPUT.BOX_SCALING == "inclusive"
+        if ret["inclusive_boxes"] and not cfg.MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE:
+            raise UserError(
+                "INPUT.BOX_SCALING inclusive goes with MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True, "
+                "which scales detections back in the same way"
+            )
+        for key in ("ONE_BY_ONE", "CHANNELS_LAST", "WINOGRAD", "INFERENCE_DTYPE", "PHASE", "FREEZE"):
             ret[key.lower()] = cfg.MODEL.PAPER_RCNN[key]
         ret["amp_on_cpu"] = cfg.SOLVER.AMP.ENABLED
         ret["short_sides"] = (*cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST)
         return ret
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+    def forward(self, batched_inputs: list[dict[str, Any]], **kwargs: Any) -> Any:
         """Return losses in training, else results, as Detectron2's model does.
 
         Args:
             batched_inputs: as the data loader makes them; "image" is (3, H, W) in
                 ``INPUT.FORMAT`` order, 0..255; "height" and "width" are the original size.
+            kwargs: what another project's model takes (``branch=`` and the like); if there are any,
+                the call is handed on to the class that this one is combined with.
 
         Returns:
             in training a dict of scalar losses. Otherwise, per image, ``{"instances": Instances}``
@@ -125,6 +155,8 @@ class PaperRCNN(GeneralizedRCNN):
             "rpn" ``{"proposals": Instances}`` with ``proposal_boxes`` in original-image pixels and
             ``objectness_logits``.
         """
+        if kwargs:
+            return super().forward(batched_inputs, **kwargs)
         with self._autocast():
             if not self.training:
                 return self.inference(batched_inputs)
@@ -222,10 +254,12 @@ class PaperRCNN(GeneralizedRCNN):
         if not do_postprocess:
             return results
         name = "proposals" if self.phase == "rpn" else "instances"
+        inclusive = self.inclusive_boxes and self.phase == "rpn"
         outputs = []
         for result, size, x in zip(results, images.image_sizes, batched_inputs, strict=True):
             height, width = x.get("height", size[0]), x.get("width", size[1])
-            outputs.append({name: to_original_size(result, height, width)})
+            result = to_original_size(result, height, width, inclusive=inclusive)
+            outputs.append({name: result})
         return outputs
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..data.loading.image_reader import read_bgr
 from ..data.loading.mappers import with_resize
 from ..errors import UserError
-from ..modeling import PaperRCNN
+from ..modeling import PaperRCNN, image_scale, scale_inclusive
 from .config import predictor_cfg
 
 # A path, or (H, W, 3) uint8.
@@ -183,9 +183,12 @@ class FasterRCNNPredictor:
             inputs, maps = PaperRCNN.features(self.model, batch)
             size = inputs.image_sizes[0]
             to_network = given.new_tensor([size[1] / width, size[0] / height] * 2)
-            scaled = Boxes((given * to_network).float().to(self.model.device))
+            scaled = given * to_network
+            if getattr(self.model, "inclusive_boxes", False):
+                scaled = scale_inclusive(given, image_scale(size))
+            in_network = Boxes(scaled.float().to(self.model.device))
             [result] = PaperRCNN.detect(
-                self.model, inputs, maps, [Instances(size, proposal_boxes=scaled)], keep_all=True
+                self.model, inputs, maps, [Instances(size, proposal_boxes=in_network)], keep_all=True
             )
             # The boxes as they were given: scaled there and back they would not be quite the same.
             fields = {**result.get_fields(), "proposal_boxes": Boxes(given.float())}

@@ -64,6 +64,14 @@ def test_without_fc6_and_fc7(tiny_cfg, tmp_path: Path) -> None:
     load(tiny_cfg(*NARROW, "MODEL.PAPER_RCNN.PHASE", "rpn"), path)
 
 
+def test_frozen_parts_must_not_stay_random(tiny_cfg, caffemodel: Path) -> None:
+    key, rpn = "MODEL.PAPER_RCNN.FREEZE", "proposal_generator"
+    load(tiny_cfg(*NARROW, key, ["roi_heads.box_head"]), caffemodel)
+    with pytest.raises(UserError, match=rf"FREEZE \['{rpn}'\]: 6 of these weights, such as {rpn}"):
+        load(tiny_cfg(*NARROW, key, [rpn]), caffemodel)
+    load(tiny_cfg(*NARROW, key, [rpn], "MODEL.WEIGHTS_MAY_LACK", [rpn]), caffemodel)
+
+
 def test_may_lack_covers_other_shapes(tiny_cfg, caffemodel: Path) -> None:
     cfg = tiny_cfg(
         *("MODEL.PAPER_VGG.CHANNELS", [4] * 5),

@@ -131,11 +131,30 @@ def test_nothing_changes_when_it_is_off() -> None:
         ),
         (["DATALOADER.MIRRORED_COPIES", False], r"needs DATALOADER.MIRRORED_COPIES True"),
         (["INPUT.MIN_SIZE_TRAIN", (480, 600)], r"must be a single size"),
+        (
+            ["MODEL.PAPER_RCNN.FREEZE", ["proposal_generator"]],
+            r"FREEZE names 'proposal_generator', but stage 3 draws proposal_generator.rpn_head anew",
+        ),
+        (["MODEL.PAPER_RCNN.FREEZE", ["proposal_generator.rpn_head.rpn_conv"]], r"stage 3 draws"),
+        (
+            [
+                *("MODEL.PAPER_RCNN.FREEZE", ["roi_heads.box_predictor.cls_score"]),
+                *("FOUR_STEP.PREDICTOR_START", "restart"),
+            ],
+            r"stage 4 draws .* or set FOUR_STEP.PREDICTOR_START continue",
+        ),
     ],
 )
 def test_mistakes(opts: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         apply_four_step(load("faster_rcnn_vgg16_voc.yaml", *opts))
+
+
+def test_parts_that_four_steps_can_freeze() -> None:
+    frozen = ["roi_heads.box_head", "roi_heads.box_predictor.bbox_pred"]
+    apply_four_step(load("faster_rcnn_vgg16_voc.yaml", "MODEL.PAPER_RCNN.FREEZE", frozen))
+    first_half = ["FOUR_STEP.STOP_AFTER", 2, "MODEL.PAPER_RCNN.FREEZE", ["proposal_generator"]]
+    apply_four_step(load("faster_rcnn_vgg16_voc.yaml", *first_half))
 
 
 def test_importing_the_hook_loads_neither_matplotlib_nor_the_trainer() -> None:

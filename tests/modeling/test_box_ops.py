@@ -22,6 +22,15 @@ def test_clip_inclusive() -> None:
     assert box_ops.clip_boxes(boxes[:, :4], (60, 80))[0].tolist() == [80, 10, 80, 21]
 
 
+def test_scale_inclusive() -> None:
+    """Inclusive (10, 20, 29, 20) by 2 is (20, 40, 58, 40)."""
+    boxes = torch.tensor([[10.0, 20.0, 30.0, 21.0]])
+    for values in (boxes, boxes.numpy()):
+        assert box_ops.scale_inclusive(values, 2.0).tolist() == [[20, 40, 59, 41]]
+    assert boxes.tolist() == [[10, 20, 30, 21]]
+    assert box_ops.scale_inclusive(torch.zeros(0, 4), 1.6).shape == (0, 4)
+
+
 def test_mirror() -> None:
     """The box at the left border of an image 100 wide comes to lie at the right one."""
     boxes = torch.tensor([[0.0, 10.0, 30.0, 20.0], [40.0, 0.0, 60.0, 5.0]])

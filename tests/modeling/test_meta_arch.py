@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
+from frcnn_plugin.data.loading.mappers import with_resize
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling import PaperRCNN
 from frcnn_plugin.modeling.image_size import image_scale
@@ -41,6 +45,38 @@ def test_training_reaches_every_parameter(
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("phase", ["joint", "rpn", "fast_rcnn"])
+@pytest.mark.parametrize(
+    "frozen", [["proposal_generator"], ["roi_heads.box_head", "roi_heads.box_predictor.cls_score"]]
+)
+def test_frozen_parts_have_no_gradient(tiny_cfg, phase: str, frozen: list[str]) -> None:
+    """Nor are they in the optimizer; what comes before them trains through them."""
+    opts = ("MODEL.PAPER_RCNN.FREEZE", frozen, "MODEL.PAPER_RCNN.PHASE", phase)
+    model = build_model(tiny_cfg(*opts)).train()
+    batch = [make_input(97, 131, BOXES), make_input(131, 160, BOXES[:1], seed=1)]
+    for x in batch:
+        x["proposals"] = Instances(x["instances"].image_size)
+        x["proposals"].proposal_boxes = x["instances"].gt_boxes
+        x["proposals"].objectness_logits = torch.zeros(len(x["instances"]))
+    with EventStorage():
+        sum(model(batch).values()).backward()
+    unused = {"rpn": "roi_heads.", "fast_rcnn": "proposal_generator."}.get(phase, "-")
+    still = tuple(f"{name}." for name in frozen)
+    optimizer = build_optimizer(tiny_cfg(), model)
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert sum(name.startswith(still) for name, _ in model.named_parameters()) == 6
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in trained) == (not name.startswith(still))
+        assert (parameter.grad is not None) == (not name.startswith((*still, unused))), name
+
+
+@pytest.mark.parametrize("name", ["rpn", "", "roi_heads.box_heads"])
+def test_a_part_to_freeze_that_does_not_exist(tiny_cfg, name: str) -> None:
+    message = rf"FREEZE names '{name}', .* are backbone, .*, roi_heads.box_head, "
+    with pytest.raises(UserError, match=message):
+        build_model(tiny_cfg("MODEL.PAPER_RCNN.FREEZE", [name]))
 
 
 def test_train_image_without_objects(model: PaperRCNN) -> None:
@@ -129,6 +165,30 @@ def test_proposals_of_a_file_get_the_scale_of_their_image(model: PaperRCNN) -> N
         plain = Instances((96, 128), **own.get_fields())
         (result,) = model.detect(images, features, [plain])
     assert torch.equal(result.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
+def test_inclusive_corners_leave_and_come_back(tiny_cfg) -> None:
+    """Proposals of an RPN, written and read again by the mapper, are the RPN's to the pixel."""
+    opts = ["INPUT.BOX_SCALING", "inclusive", "INPUT.MIN_SIZE_TEST", 96]
+    opts += ["MODEL.PAPER_RCNN.PHASE", "rpn", "MODEL.RPN.MIN_SIZE_IMAGE", 1.0]
+    torch.manual_seed(0)
+    cfg = tiny_cfg(*opts)
+    model = build_model(cfg).eval()
+    batch = [make_input(96, 128, [], scale=1.6)]
+    with torch.no_grad():
+        (network,) = model.inference(batch, do_postprocess=False)
+        written = model(batch)[0]["proposals"]
+    assert len(written) > 20 and written.image_size == (60, 80)
+    # By hand: (x1, y1, x2 - 1, y2 - 1) / 1.6, and one more.
+    x1, y1, x2, y2 = network.proposal_boxes.tensor[0].tolist()
+    expected = [x1 / 1.6, y1 / 1.6, (x2 - 1) / 1.6 + 1, (y2 - 1) / 1.6 + 1]
+    assert written.proposal_boxes.tensor[0].tolist() == pytest.approx(expected)
+    (resize,) = with_resize(cfg, [ResizeShortestEdge((96,), 1000, "choice")])
+    transform = resize.get_transform(np.zeros((60, 80, 3), np.uint8))
+    back = transform.apply_box(written.proposal_boxes.tensor.numpy())
+    np.testing.assert_allclose(back, network.proposal_boxes.tensor.numpy(), atol=1e-4)
+    with pytest.raises(UserError, match="BOX_SCALING inclusive goes with .*DECODE_IN_IMAGE True"):
+        build_model(tiny_cfg(*opts, "MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE", False))
 
 
 def test_memory_layout_does_not_change_results(model: PaperRCNN) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from ...atomic_files import replacing
 from ...errors import UserError
+from ...modeling import PaperRPN
 from ...process import unwrap_model
 from .memory_errors import memory_errors_explained
 
@@ -68,6 +69,9 @@ class StepGuard(HookBase):
             if guard is not None and guard._model.training:
                 guard._note(losses)
 
+        rpn = getattr(self._model, "proposal_generator", None)
+        if isinstance(rpn, PaperRPN):
+            rpn.losses_are_watched = True
         self._model.register_forward_pre_hook(before)
         self._model.register_forward_hook(after)
         _log_user_errors_plainly()

@@ -7,6 +7,7 @@ R anchors of an image, H * W * A summed over the maps. As in Detectron2's RPN, `
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.memory import retry_if_cuda_oom
 from torch.nn import functional as F
@@ -26,6 +27,10 @@ from ..image_size import image_scale
 from ..matcher import AsyncMatcher
 from ..target_statistics import NormalisedBox2BoxTransform, TargetStatistics
 from .selection import Selection, select_proposals
+
+logger = logging.getLogger(__name__)
+
+_NOT_FINITE = "the RPN predicts NaN or infinite numbers"
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -42,6 +47,8 @@ class PaperRPN(RPN):
     The minimum size in original-image pixels needs the image scale, which
     :class:`~frcnn_plugin.modeling.meta_arch.PaperRCNN` provides; under another meta-architecture
     the scale counts as 1. Several feature maps compete in one common selection.
+
+    Semi-supervised projects also call it in training without targets, see :meth:`forward`.
     """
 
     @configurable
@@ -70,6 +77,9 @@ class PaperRPN(RPN):
         self.loss_norm = loss_norm
         # PaperRCNN sets it: while the RPN trains alone nothing reads proposals, and NMS takes time.
         self.select_in_training = True
+        # Set by StepGuard, which tells more about a loss that is not finite than an error here.
+        self.losses_are_watched = False
+        self._warned = False  # of an image in which no anchor lies
         stock = kwargs["anchor_matcher"]
         self.anchor_matcher = AsyncMatcher(
             stock.thresholds[1:-1],  # without the infinite ones that Detectron2 adds
@@ -98,6 +108,48 @@ class PaperRPN(RPN):
         ret["loss_norm"] = cfg.MODEL.RPN.LOSS_NORM
         ret["min_size_image"] = cfg.MODEL.RPN.MIN_SIZE_IMAGE
         return ret
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        gt_instances: list[Instances] | None = None,
+        compute_loss: bool = True,
+        compute_val_loss: bool = False,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        """Propose, and compute losses in training.
+
+        Detectron2's method with the two switches of Unbiased Teacher and its successors.
+
+        Args:
+            images: only their sizes are used.
+            features: feature maps, each (N, C, H, W).
+            gt_instances: per image, with ``gt_boxes``; needed for losses only.
+            compute_loss: False: propose as in training, without targets and losses.
+            compute_val_loss: compute losses in evaluation as well.
+
+        Returns:
+            see :meth:`predict_proposals` and :meth:`losses`; no losses in evaluation.
+
+        Raises:
+            FloatingPointError: see :meth:`losses`; in training only.
+        """
+        maps = [features[f] for f in self.in_features]
+        anchors = self.anchor_generator(maps)
+        logits, deltas = self.rpn_head(maps)
+        logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]  # (N, H*W*A)
+        box_dim = self.anchor_generator.box_dim
+        deltas = [  # (N, A*4, H, W) -> (N, A, 4, H, W) -> (N, H, W, A, 4) -> (N, H*W*A, 4)
+            x.unflatten(1, (-1, box_dim)).permute(0, 3, 4, 1, 2).flatten(1, -2) for x in deltas
+        ]
+        losses: dict[str, torch.Tensor] = {}
+        if (self.training and compute_loss) or compute_val_loss:
+            assert gt_instances is not None, "PaperRPN needs gt_instances for its losses"
+            labels, boxes = self.label_and_sample_anchors(anchors, gt_instances)
+            losses = self.losses(anchors, logits, labels, deltas, boxes)
+        elif self.training and not all(x.isfinite().all() for x in (*logits, *deltas)):
+            raise FloatingPointError(_NOT_FINITE)
+        return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
 
     def match_anchors(self, anchors: Boxes, gt_boxes: Boxes) -> tuple[torch.Tensor, torch.Tensor]:
         """Label anchors by IoU alone.
@@ -136,6 +188,17 @@ class PaperRPN(RPN):
         # Outside anchors go before matching (anchor_target_layer.py; in MATLAB their overlaps are
         # 0): if one were an object's best anchor, the object would be left without any.
         inside = is_inside.nonzero().squeeze(1)
+        if len(inside) == 0 and not self._warned:
+            self._warned = True
+            height, width = instances.image_size
+            logger.warning(
+                "no anchor lies inside an image of %d x %d (height x width, as the network sees "
+                "it): the RPN learns nothing from such images, and its losses are 0 where all are "
+                "so. Use smaller MODEL.ANCHOR_GENERATOR.SIZES or a larger INPUT.MIN_SIZE_TRAIN, or "
+                "train on anchors across the border with MODEL.RPN.BOUNDARY_THRESH -1. This is "
+                "said once",
+                *(height, width),
+            )
         labels_inside, matched = self.match_anchors(anchors[inside], gt_boxes)
         labels = torch.full_like(is_inside, -1, dtype=torch.int8)
         labels[inside] = labels_inside
@@ -177,17 +240,21 @@ class PaperRPN(RPN):
         """Compute ``loss_rpn_cls`` and ``loss_rpn_loc``, with the originals' divisors.
 
         ``gt_labels`` and ``gt_boxes`` are those of :meth:`label_and_sample_anchors`.
+
+        Raises:
+            FloatingPointError: NaN or infinite numbers are predicted. Detectron2 raises, too.
         """
         num_locations = None
         if self.loss_norm == "locations":
             counts = zip(pred_objectness_logits, self.anchor_generator.num_anchors, strict=True)
             num_locations = sum(level.shape[1] // num_anchors for level, num_anchors in counts)
         labels = torch.stack(gt_labels)
-        _log_sampled(labels)
+        logits = torch.cat(pred_objectness_logits, dim=1)
+        deltas = torch.cat(pred_anchor_deltas, dim=1)
         cls, loc = rpn_losses(
             Boxes.cat(anchors).tensor,
-            torch.cat(pred_objectness_logits, dim=1),
-            torch.cat(pred_anchor_deltas, dim=1),
+            logits,
+            deltas,
             labels,
             torch.stack(gt_boxes),
             self.box2box_transform,
@@ -195,6 +262,11 @@ class PaperRPN(RPN):
             kind=self.box_reg_loss_type,
             num_locations=num_locations,
         )
+        # What is decoded may overflow, as the originals limit nothing; what is predicted may not.
+        bad = ~(logits.isfinite().all() & deltas.isfinite().all())
+        if self.losses_are_watched:
+            bad &= (cls + loc).isfinite()
+        _log_sampled(labels, bad)
         losses = {"loss_rpn_cls": cls, "loss_rpn_loc": loc}
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
@@ -259,10 +331,14 @@ class PaperRPN(RPN):
         ]
 
 
-def _log_sampled(labels: torch.Tensor) -> None:
-    counts = torch.stack([(labels == 1).sum(), (labels == 0).sum()]).tolist()
+def _log_sampled(labels: torch.Tensor, bad: torch.Tensor) -> None:
+    """Log how many anchors were sampled, or raise; a GPU has to wait only once for both."""
+    counts = torch.stack([(labels == 1).sum(), (labels == 0).sum(), bad.long()])
+    positive, negative, is_bad = counts.tolist()
+    if is_bad:
+        raise FloatingPointError(_NOT_FINITE)
     storage = get_event_storage()
-    for name, count in zip(("pos", "neg"), counts, strict=True):
+    for name, count in (("pos", positive), ("neg", negative)):
         storage.put_scalar(f"rpn/num_{name}_anchors", count / len(labels))
 
 

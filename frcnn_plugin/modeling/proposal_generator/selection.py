@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ...layers.nms import prefix_nms
-from ..box_ops import clip_boxes
+from ..box_ops import clip_inclusive
 
 
 class Selection(NamedTuple):
@@ -47,7 +47,7 @@ def select_proposals(
 
     Args:
         boxes: (R, 4), continuous XYXY in network-input pixels. Boxes with NaN are dropped.
-        scores: (R,), any monotone score.
+        scores: (R,), any monotone score; boxes whose score is not finite are dropped.
         image_size: (height, width) of the network input.
         min_side: pixels; a side of exactly this length is kept.
         pre_nms_topk: boxes that enter NMS; 0 or less: all.
@@ -61,13 +61,15 @@ def select_proposals(
     Source: py-faster-rcnn proposal_layer.py, MATLAB proposal_test.m.
     """
     # First, so that only the part of a box inside the image counts: a wide box that hangs out may
-    # be too small, and overlaps are those of the visible parts.
-    clipped = clip_boxes(boxes, image_size)
+    # be too small, and overlaps are those of the visible parts. A box outside stays one pixel wide
+    # at the border, as in the originals, and goes only if ``min_side`` says so.
+    clipped = clip_inclusive(boxes, image_size)
     sides = clipped[:, 2:] - clipped[:, :2]
     # Before the first top-N, so that small boxes take no place among the best 6000
     # (proposal_layer.py; Detectron2 filters afterwards, example E34). Indices and not a mask, whose
     # entries a GPU would count again at each use.
-    large = ((sides >= min_side) & (sides > 0)).all(dim=1).nonzero().squeeze(1)
+    large = ((sides >= min_side) & (sides > 0)).all(dim=1) & scores.isfinite()
+    large = large.nonzero().squeeze(1)
     kept_boxes, kept_scores = clipped[large], scores[large]
 
     # Stable: equal scores stay in the order of the anchors, so that results can be repeated.

@@ -12,7 +12,8 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torchvision.ops import batched_nms
 
-from ..box_ops import clip_boxes
+from ..box_ops import clip_boxes, scale_inclusive
+from ..image_size import image_scale
 
 
 def detection_candidates(
@@ -71,16 +72,22 @@ def select_detections(
     return keep[:topk] if topk >= 0 else keep
 
 
-def to_original_size(result: Instances, height: int, width: int) -> Instances:
+def to_original_size(
+    result: Instances, height: int, width: int, *, inclusive: bool = False
+) -> Instances:
     """Scale a result to the original image of this size, clip it, and drop boxes without area.
 
     ``result`` has ``pred_boxes`` or ``proposal_boxes`` in network-input pixels; their boxes are
-    changed in place.
+    changed in place. With ``inclusive`` corners are divided by the image scale as in
+    py-faster-rcnn, which clips no more then: x2 may be up to a pixel beyond the width.
     """
     if result.has("pred_masks") or result.has("pred_keypoints"):
         return detector_postprocess(result, height, width)
     scaled = Instances((height, width), **result.get_fields())
     boxes = scaled.get("pred_boxes" if result.has("pred_boxes") else "proposal_boxes")
-    boxes.scale(width / result.image_size[1], height / result.image_size[0])
-    boxes.tensor = clip_boxes(boxes.tensor, scaled.image_size)
+    if inclusive:
+        boxes.tensor = scale_inclusive(boxes.tensor, 1 / image_scale(result.image_size))
+    else:
+        boxes.scale(width / result.image_size[1], height / result.image_size[0])
+        boxes.tensor = clip_boxes(boxes.tensor, scaled.image_size)
     return scaled[boxes.nonempty().nonzero().squeeze(1)]

@@ -7,6 +7,7 @@ continuous XYXY in network-input pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
+from torch.nn import functional as F
 
+from ...errors import UserError
 from ...layers.nms import float32_threshold
 from ..box_ops import clip_inclusive
-from ..box_regression import CaffeBox2BoxTransform, grow
+from ..box_regression import CaffeBox2BoxTransform, box_loss, grow
 from ..image_size import ScaledImageSize, image_scale
 from ..proposal_generator.rpn_head import redraw
 from ..target_statistics import TargetStatistics
@@ -45,6 +48,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         decode_growth: float = 0.0,
         decode_in_image: bool = False,
         keep_ties: bool = False,
+        class_weights: Sequence[float] = (),
         **kwargs: Any,
     ) -> None:
         """Build the layers.
@@ -54,9 +58,29 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             decode_growth: original-image pixels added to x2, y2 (py-faster-rcnn: 1).
             decode_in_image: see ``MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE``.
             keep_ties: see ``TEST.KEEP_TIES``.
+            class_weights: see ``MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS``.
             kwargs: arguments of Detectron2's class.
+
+        Raises:
+            UserError: ``class_weights`` of another number, negative, or with ``use_sigmoid_ce``.
         """
         super().__init__(input_shape, **kwargs)
+        weights = list(class_weights)
+        usable = all(0 <= w < float("inf") for w in weights)
+        if weights and not (usable and len(weights) == self.num_classes + 1):
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS is {weights}: it needs {self.num_classes + 1} "
+                f"numbers of 0 or more, one for each of the {self.num_classes} classes "
+                "(MODEL.ROI_HEADS.NUM_CLASSES) and the last for background"
+            )
+        if weights and self.use_sigmoid_ce:
+            raise UserError(
+                "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS is for the softmax loss: leave it empty, or set "
+                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False"
+            )
+        # Not in checkpoints, as they say nothing about the weights.
+        factors = torch.tensor(weights, dtype=torch.float32) if weights else None
+        self.register_buffer("class_weights", factors, persistent=False)
         self.decode_growth = decode_growth
         self.decode_in_image = decode_in_image
         self.keep_ties = keep_ties
@@ -82,6 +106,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         ret["decode_growth"] = head.DECODE_GROWTH
         ret["decode_in_image"] = head.DECODE_IN_IMAGE
         ret["keep_ties"] = cfg.TEST.KEEP_TIES
+        ret["class_weights"] = head.CLASS_WEIGHTS
         return ret
 
     def inference(
@@ -164,14 +189,23 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
 
         Rewrites Detectron2's method so that a GPU has to wait less often.
 
+        Both losses are sums over RoIs, divided by their number, whatever the weights are. A class's
+        weight multiplies the class loss of its RoIs, a RoI's own weight both losses.
+
         Args:
             predictions: see the module.
             proposals: per image, with ``proposal_boxes``, ``gt_classes`` and, if there is ground
-                truth, ``gt_boxes``.
+                truth, ``gt_boxes``; perhaps ``loss_weights`` (R_i,), 1 where an image has none.
 
         Returns:
             ``loss_cls`` and ``loss_box_reg``, scalars.
         """
+        is_weighted = any(p.has("loss_weights") for p in proposals)
+        if self.use_sigmoid_ce and is_weighted:
+            raise UserError(
+                "loss_weights of RoIs are for the softmax loss: set "
+                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False"
+            )
         if self.use_sigmoid_ce or not proposals:
             return super().losses(predictions, proposals)
         scores, deltas = predictions
@@ -180,13 +214,30 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         # Without any ground truth all RoIs are background, whose boxes do not count.
         gt_boxes = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes) for p in proposals]
+        targets = torch.cat([b.tensor for b in gt_boxes])
+        weights = None
+        if is_weighted:
+            weights = torch.cat(
+                [
+                    p.loss_weights if p.has("loss_weights") else scores.new_ones(len(p))
+                    for p in proposals
+                ]
+            )
         losses = {
-            "loss_cls": cross_entropy(scores, gt_classes, reduction="mean"),
-            "loss_box_reg": self.box_reg_loss(
-                boxes, torch.cat([b.tensor for b in gt_boxes]), deltas, gt_classes
-            ),
+            "loss_cls": self._class_loss(scores, gt_classes, weights),
+            "loss_box_reg": self.box_reg_loss(boxes, targets, deltas, gt_classes, weights),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def _class_loss(
+        self, scores: torch.Tensor, gt_classes: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        if weights is None and self.class_weights is None:
+            return cross_entropy(scores, gt_classes, reduction="mean")
+        loss = F.cross_entropy(scores, gt_classes, weight=self.class_weights, reduction="none")
+        if weights is not None:
+            loss = loss * weights
+        return loss.sum() / max(gt_classes.numel(), 1)
 
     def _with_stock_deltas(
         self, predictions: tuple[torch.Tensor, torch.Tensor]
@@ -200,6 +251,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         gt_boxes: torch.Tensor,
         pred_deltas: torch.Tensor,
         gt_classes: torch.Tensor,
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute the box loss, on normalised targets if there are statistics.
 
@@ -208,27 +260,29 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             gt_boxes: (R, 4), meaningful where the RoI is foreground.
             pred_deltas: see the module.
             gt_classes: (R,) int64; K is background.
+            weights: (R,), of RoIs; None: all 1.
 
         Returns:
             sum over foreground RoIs and coordinates, divided by R.
         """
-        statistics = self.target_statistics
-        if not statistics.active:
-            return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
-        if self.box_reg_loss_type != "smooth_l1":  # the others compare decoded boxes
+        statistics, is_smooth_l1 = self.target_statistics, self.box_reg_loss_type == "smooth_l1"
+        if not is_smooth_l1:  # the others compare decoded boxes
             pred_deltas = statistics.denormalise(pred_deltas)
+        if weights is None and not (statistics.active and is_smooth_l1):
             return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
         fg_inds = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
         rows = gt_classes[fg_inds].clamp(max=statistics.num_classes - 1)  # all 0 if agnostic
-        targets = self.box2box_transform.get_deltas(proposal_boxes[fg_inds], gt_boxes[fg_inds])
-        fg_pred_deltas = pred_deltas.view(-1, statistics.num_classes, 4)[fg_inds, rows]
-        loss = smooth_l1_loss(
-            fg_pred_deltas,
-            statistics.normalise(targets, rows),
-            beta=self.smooth_l1_beta,
-            reduction="sum",
-        )
-        return loss / max(gt_classes.numel(), 1.0)
+        boxes, gt_boxes = proposal_boxes[fg_inds], gt_boxes[fg_inds]
+        deltas = pred_deltas.view(-1, statistics.num_classes, 4)[fg_inds, rows]
+        if is_smooth_l1:
+            targets = statistics.normalise(self.box2box_transform.get_deltas(boxes, gt_boxes), rows)
+            loss = smooth_l1_loss(deltas, targets, beta=self.smooth_l1_beta)  # (F, 4)
+        else:
+            kind, transform = self.box_reg_loss_type, self.box2box_transform
+            loss = box_loss(kind, transform, boxes, deltas, gt_boxes, self.smooth_l1_beta)[:, None]
+        if weights is not None:
+            loss = loss * weights[fg_inds, None]
+        return loss.sum() / max(gt_classes.numel(), 1.0)
 
 
 def _log_classification(scores: torch.Tensor, gt_classes: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ from detectron2.structures import Boxes
 from torch import nn
 from torch.nn import functional as F
 
-from ...layers.roi_max_pool import roi_max_pool
+from ...layers.roi_max_pool import CaffeRoIPool, roi_max_pool
 
 
 class InclusiveROIPooler(nn.Module):
@@ -17,15 +17,18 @@ class InclusiveROIPooler(nn.Module):
     Only here does the plugin leave continuous coordinates: Caffe rounds *inclusive* corners to
     cells, so (0, 0, 1, 1) is subtracted first. Given inclusive corners, torchvision's operator
     equals Caffe's bit for bit: corners round half away from zero, empty bins are 0. Continuous
-    corners would move about a quarter of all RoIs to another cell (example E15f).
+    corners would move about a quarter of all RoIs to another cell (example E15f). The gradient is
+    Caffe's too, see :class:`~frcnn_plugin.layers.CaffeRoIPool`.
 
     Source: Caffe roi_pooling_layer.cu.
     """
 
     def __init__(self, pooler: ROIPooler) -> None:
-        """Wrap a pooler of Detectron2 that has the type "ROIPool"."""
+        """Wrap a pooler of Detectron2 that has the type "ROIPool"; its operators are replaced."""
         super().__init__()
         self.pooler = pooler
+        operators = [CaffeRoIPool(pooler.output_size[0], p.spatial_scale) for p in pooler.level_poolers]
+        pooler.level_poolers = nn.ModuleList(operators)
 
     def forward(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         """Pool feature maps, each (N, C, H, W), at the boxes of each image.

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.structures import ImageList, Instances
+from torch import nn
+from torchvision.ops import RoIPool
 
 from ..matcher import AsyncMatcher
 from .fast_rcnn import PaperFastRCNNOutputLayers
@@ -19,8 +26,23 @@ class CaffeROIHeads(StandardROIHeads):
     paper's background window [0.1, 0.5), ``[0.5]`` with ``[0, 1]`` py-faster-rcnn's [0, 0.5);
     when too few boxes qualify, fewer are used, none twice.
 
-    ``POOLER_TYPE`` "ROIPool" is the original; Detectron2's other types work as they do there.
+    ``POOLER_TYPE`` "ROIPool" is the original; Detectron2's other types work as they do there. A
+    predictor that another class of the same heads has built stays (docs/other_projects.md).
     """
+
+    @configurable
+    def __init__(self, *, box_pooler: nn.Module, **kwargs: Any) -> None:
+        """Take the parts.
+
+        Args:
+            box_pooler: Detectron2's pooler; one of the type "ROIPool" pools as Caffe does.
+            kwargs: arguments of Detectron2's StandardROIHeads.
+        """
+        # RoIAlign and others interpolate between cells, for which continuous corners are right.
+        operators = getattr(box_pooler, "level_poolers", None)  # also other projects' poolers
+        if operators and isinstance(operators[0], RoIPool):
+            box_pooler = InclusiveROIPooler(box_pooler)
+        super().__init__(box_pooler=box_pooler, **kwargs)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
@@ -35,8 +57,46 @@ class CaffeROIHeads(StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         ret = super()._init_box_head(cfg, input_shape)
-        # RoIAlign and others interpolate between cells, for which continuous corners are right.
-        if cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "ROIPool":
-            ret["box_pooler"] = InclusiveROIPooler(ret["box_pooler"])
-        ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
+        if type(ret["box_predictor"]) is FastRCNNOutputLayers:  # else it is somebody's own
+            ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         return ret
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+        compute_loss: bool = True,
+        branch: str = "",
+        compute_val_loss: bool = False,
+    ) -> tuple[list[Instances], Any]:
+        """Compute losses in training, detections in evaluation, as Detectron2's heads do.
+
+        The switches are those of Unbiased Teacher and its successors.
+
+        Args:
+            images: not used.
+            features: feature maps, each (N, C, H, W).
+            proposals: per image, ``proposal_boxes`` and ``objectness_logits``.
+            targets: per image, ``gt_boxes`` and ``gt_classes``; needed for losses only.
+            compute_loss: False: detect in training, too, for pseudo labels.
+            branch: not used.
+            compute_val_loss: compute losses, on proposals without the objects themselves.
+
+        Returns:
+            sampled proposals and losses in training, detections and {} in evaluation; without
+            losses in training, detections and predictions (scores and deltas of all proposals).
+        """
+        if compute_val_loss:
+            append_gt, self.proposal_append_gt = self.proposal_append_gt, False
+            proposals = self.label_and_sample_proposals(proposals, targets)
+            self.proposal_append_gt = append_gt
+        elif compute_loss or not self.training:
+            return super().forward(images, features, proposals, targets)
+        maps = [features[f] for f in self.box_in_features]
+        pooled = self.box_pooler(maps, [p.proposal_boxes for p in proposals])
+        predictions = self.box_predictor(self.box_head(pooled))
+        if compute_val_loss:
+            return proposals, self.box_predictor.losses(predictions, proposals)
+        return self.box_predictor.inference(predictions, proposals)[0], predictions

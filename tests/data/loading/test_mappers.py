@@ -146,6 +146,9 @@ def test_unknown_resize() -> None:
     cfg.INPUT.RESIZE = "cv2"
     with pytest.raises(UserError, match=r"INPUT.RESIZE is 'cv2': use one of pillow, opencv"):
         build_mapper(cfg, is_train=False)
+    cfg.INPUT.RESIZE, cfg.INPUT.BOX_SCALING = "pillow", "exact"
+    with pytest.raises(UserError, match=r"BOX_SCALING is 'exact': use one of continuous, inclusi"):
+        build_mapper(cfg, is_train=False)
 
 
 def unresized_cfg() -> CfgNode:
@@ -194,6 +197,95 @@ def test_proposals_are_mirrored_with_the_image(tmp_path: Path) -> None:
     }
     out = MirroringMapper(cfg, is_train=True)(record(tmp_path, mirrored=True, **proposals))
     assert out["proposals"].proposal_boxes.tensor.tolist() == [[469, 20, 490, 41]]
+
+
+@pytest.mark.parametrize("resize", ["opencv", "pillow"])
+@pytest.mark.parametrize("inclusive", [True, False])
+def test_mirrored_before_or_after_the_resize(tmp_path: Path, resize: str, inclusive: bool) -> None:
+    """OpenCV's grid, by a factor that does not fit the sides, is not its own mirror image."""
+    pixels = np.random.default_rng(0).integers(0, 256, (33, 47, 3), dtype=np.uint8)
+    file = str(tmp_path / "a.png")
+    Image.fromarray(pixels[:, :, ::-1]).save(file)  # the mapper reads BGR
+    cfg = unresized_cfg()
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.RESIZE = 60, resize
+    cfg.MODEL.LOAD_PROPOSALS = True
+    if inclusive:
+        cfg.INPUT.BOX_SCALING = "inclusive"
+    entry = {
+        "file_name": file,
+        "height": 33,
+        "width": 47,
+        "proposal_boxes": np.array([[10.0, 20, 31, 32]]),
+        "proposal_objectness_logits": np.array([1.0]),
+        "proposal_bbox_mode": 0,
+    }
+    mapper = MirroringMapper(cfg, is_train=False)
+    plain, mirrored = mapper(entry), mapper({**entry, "mirrored": True})
+    image = mirrored["image"].permute(1, 2, 0).numpy()
+    flipped_after = plain["image"].flip(2).permute(1, 2, 0).numpy()
+    if resize == "pillow":  # whose grid is its own mirror image
+        assert (image == flipped_after).all()
+    else:
+        expected = bilinear(pixels[:, ::-1], 60 / 33, 60, 85)
+        np.testing.assert_allclose(image, expected, atol=1e-3)
+        assert 0.1 < np.abs(image - flipped_after).mean()
+    # By hand: inclusive (16, 20, 36, 31) times 60 / 33; 85.45 is 85 wide.
+    ratio, factor = 85 / 47, 60 / 33
+    expected = [16 * ratio, 20 * factor, 37 * ratio, 32 * factor]
+    if inclusive:
+        expected = [16 * factor, 20 * factor, 36 * factor + 1, 31 * factor + 1]
+    boxes = mirrored["proposals"].proposal_boxes.tensor
+    assert boxes.tolist() == [pytest.approx(expected, abs=1e-4)]
+
+
+@pytest.mark.parametrize("resize", ["opencv", "pillow"])
+def test_inclusive_corners_e7b(tmp_path: Path, resize: str) -> None:
+    """375x500 by 1.6: inclusive 100 and 499 become 160 and 798.4, in py-faster-rcnn."""
+    file = tmp_path / "a.png"
+    Image.fromarray(np.zeros((375, 500, 3), np.uint8)).save(file)
+    cfg = unresized_cfg()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RESIZE = (600,), resize
+    cfg.INPUT.BOX_SCALING = "inclusive"
+    cfg.MODEL.LOAD_PROPOSALS = True
+    box = {"bbox": [100, 50, 500, 375], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    entry = {
+        "file_name": str(file),
+        "height": 375,
+        "width": 500,
+        "annotations": [box],
+        "proposal_boxes": np.array([[100.0, 50, 500, 375], [0, 0, 1, 1]]),
+        "proposal_objectness_logits": np.array([1.0, 0.0]),
+        "proposal_bbox_mode": 0,
+    }
+    one = torch.tensor([0.0, 0, 1, 1])
+    corners = [160, 80, 798.4, 598.4]
+    for mapper in (MirroringMapper(cfg, is_train=True), build_mapper(cfg, is_train=True)):
+        out = mapper(entry)
+        proposals = (out["proposals"].proposal_boxes.tensor - one).tolist()
+        assert proposals[0] == pytest.approx(corners) and proposals[1] == [0, 0, 0, 0]
+        gt = (out["instances"].gt_boxes.tensor - one).tolist()
+        assert gt == [pytest.approx(corners)]
+    for empty in (np.zeros((0, 4)), np.zeros((0, 4), np.float32)):
+        entry |= {"proposal_boxes": empty, "proposal_objectness_logits": empty[:, 0]}
+        assert len(mapper(entry)["proposals"]) == 0
+
+
+def test_inclusive_corners_and_back() -> None:
+    cfg = plugin_cfg()
+    cfg.INPUT.BOX_SCALING = "inclusive"
+    (resize,) = with_resize(cfg, [T.ResizeShortestEdge((600,), 1000, "choice")])
+    transform = resize.get_transform(np.zeros((333, 500, 3), np.uint8))
+    assert transform.factor == 600 / 333  # not 901 / 500
+    boxes = np.array([[3.5, 4, 400, 300.25], [7, 8, 8, 9]])
+    scaled = transform.apply_box(boxes)
+    corner = [7 * 600 / 333, 8 * 600 / 333]  # one pixel wide before and after
+    assert scaled[1].tolist() == pytest.approx([*corner, corner[0] + 1, corner[1] + 1])
+    np.testing.assert_allclose(transform.inverse().apply_box(scaled), boxes)
+    assert transform.apply_segmentation(np.ones((333, 500), np.uint8)).shape == (600, 901)
+    assert transform.apply_coords(np.array([[500.0, 333.0]])).tolist() == [[901, 600]]
+    (none,) = with_resize(cfg, [T.ResizeShortestEdge(0, 1000)])
+    unscaled = none.get_transform(np.zeros((9, 9, 3), np.uint8)).apply_box(boxes)
+    assert unscaled.tolist() == boxes.tolist()
 
 
 @pytest.fixture

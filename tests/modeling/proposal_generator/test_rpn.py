@@ -107,6 +107,22 @@ def test_image_smaller_than_all_anchors_trains_on_nothing() -> None:
     assert logits.grad is not None and logits.grad.abs().sum() == 0
 
 
+def test_an_image_without_inside_anchors_is_told_of_once(caplog) -> None:
+    rpn = make_rpn(anchor_generator=FixedAnchors([[-4, -4, 12, 12]]))
+    anchors = rpn.anchor_generator([])
+    gt = [make_instances(size, []) for size in ((20, 30), (8, 9), (7, 7))]
+    rpn.label_and_sample_anchors(anchors, gt[:1] * 0)
+    make_rpn().label_and_sample_anchors(make_rpn().anchor_generator([]), gt[:1])
+    make_rpn(anchor_boundary_thresh=-1).label_and_sample_anchors(anchors, gt)
+    assert not caplog.messages
+    rpn.label_and_sample_anchors(anchors, gt)
+    rpn.label_and_sample_anchors(anchors, gt)
+    (message,) = caplog.messages
+    assert "an image of 20 x 30 (" in message
+    for key in ("ANCHOR_GENERATOR.SIZES", "INPUT.MIN_SIZE_TRAIN", "RPN.BOUNDARY_THRESH -1"):
+        assert key in message
+
+
 # ---- losses -------------------------------------------------------------------------------
 
 
@@ -281,6 +297,61 @@ def test_by_registry_name(tiny_cfg) -> None:
         assert (boxes >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
         logits = p.objectness_logits
         assert torch.equal(logits, logits.sort(descending=True).values)
+
+
+def rpn_and_inputs(tiny_cfg) -> tuple[PaperRPN, ImageList, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    rpn = build_proposal_generator(tiny_cfg(), {"conv5": ShapeSpec(channels=8, stride=16)})
+    images = ImageList(torch.zeros(2, 3, 96, 128), [(96, 128), (90, 100)])
+    return rpn, images, {"conv5": torch.rand(2, 8, 6, 8)}
+
+
+def test_switches_of_semi_supervised_projects(tiny_cfg) -> None:
+    """Proposals without targets in training; losses in evaluation."""
+    rpn, images, features = rpn_and_inputs(tiny_cfg)
+    gt = [make_instances((96, 128), [[10, 10, 60, 60]]), make_instances((90, 100), [])]
+    rpn.post_nms_topk = {True: 7, False: 5}
+    with EventStorage():
+        both, losses = rpn.train()(images, features, gt)
+        proposals, none = rpn(images, features, None, compute_loss=False)
+        with pytest.raises(AssertionError, match="gt_instances"):
+            rpn(images, features)
+        _, validation = rpn.eval()(images, features, gt, compute_val_loss=True)
+        assert rpn(images, features, gt)[1] == none == {}
+    assert [len(p) for p in proposals] == [7, 7]
+    for one, other in zip(both, proposals, strict=True):
+        assert torch.equal(one.proposal_boxes.tensor, other.proposal_boxes.tensor)
+    assert {k: v.item() for k, v in validation.items()} == {k: v.item() for k, v in losses.items()}
+
+
+def test_forward_is_detectron2s(tiny_cfg) -> None:
+    """To the bit: with the same seed the same losses and proposals."""
+    rpn, images, features = rpn_and_inputs(tiny_cfg)
+    gt = [make_instances((96, 128), [[10, 10, 60, 60]]), make_instances((90, 100), [])]
+    results = []
+    for forward in (PaperRPN.forward, RPN.forward):
+        torch.manual_seed(1)
+        with EventStorage():
+            proposals, losses = forward(rpn, images, features, gt)
+        boxes = [p.proposal_boxes.tensor.tolist() for p in proposals]
+        results.append((boxes, {k: v.item() for k, v in losses.items()}))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite(tiny_cfg, number: float) -> None:
+    """Training stops, as in Detectron2; evaluation leaves the boxes out."""
+    rpn, images, features = rpn_and_inputs(tiny_cfg)
+    gt = [make_instances((96, 128), [[10, 10, 60, 60]]), make_instances((90, 100), [])]
+    features["conv5"][0, :, 2, 2] = number
+    with EventStorage():
+        for options in ({}, {"compute_loss": False}):
+            with pytest.raises(FloatingPointError, match="RPN predicts NaN or infinite"):
+                rpn.train()(images, features, gt, **options)
+        proposals, _ = rpn.eval()(images, features)
+    for p in proposals:
+        assert len(p) and p.proposal_boxes.tensor.isfinite().all()
+        assert p.objectness_logits.isfinite().all()
 
 
 # ---- target statistics --------------------------------------------------------------------

@@ -72,6 +72,33 @@ def test_which_boxes_stay(
     assert torch.equal(torch.tensor(scores)[selected.indices], selected.scores)
 
 
+def test_outside_boxes_stay_one_pixel_wide_without_a_minimum() -> None:
+    """Against py-faster-rcnn's arithmetic on inclusive corners, box by box, with a minimum of 1."""
+    generator = torch.Generator().manual_seed(0)
+    corners = (torch.rand(60, 2, generator=generator) - 0.3) * torch.tensor([1800.0, 1000.0])
+    sides = torch.rand(60, 2, generator=generator) * 300
+    inclusive = torch.cat([corners, corners + sides], dim=1)
+    scores = torch.rand(60, generator=generator)
+    expected = []
+    for (x1, y1, x2, y2), score in zip(inclusive.tolist(), scores.tolist(), strict=True):
+        x1, x2 = (min(max(x, 0.0), 999.0) for x in (x1, x2))
+        y1, y2 = (min(max(y, 0.0), 599.0) for y in (y1, y2))
+        if x2 - x1 + 1 >= 1 and y2 - y1 + 1 >= 1:
+            expected.append((score, [x1, y1, x2, y2]))
+    expected = [box for _, box in sorted(expected, reverse=True)]
+    options = {"min_side": 1.0, "pre_nms_topk": 0, "post_nms_topk": 100, "nms_thresh": 1.0}
+    selected = select_proposals(inclusive + ONE, scores, SIZE, **options)
+    assert len(expected) == 60
+    assert sum(x1 == x2 or y1 == y2 for x1, y1, x2, y2 in expected) > 10
+    torch.testing.assert_close(selected.boxes - ONE, torch.tensor(expected), atol=2e-4, rtol=0)
+
+
+def test_scores_that_are_not_finite_are_dropped() -> None:
+    scores = [float("nan"), 0.5, float("inf"), -float("inf")]
+    result = counted([[0.0, 0, 50, 50]] * 4, scores)
+    assert result.indices.tolist() == [1]
+
+
 def counted(boxes: list[list[float]], scores: list[float], **kwargs: object) -> Selection:
     return select_proposals(
         torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),

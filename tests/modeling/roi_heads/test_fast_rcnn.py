@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -11,6 +13,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling import (
     CaffeBox2BoxTransform,
     PaperFastRCNNOutputLayers,
@@ -155,6 +158,111 @@ def test_losses_and_statistics_are_detectron2s(tiny_cfg, foreground: int) -> Non
         actual = predictor.losses(predictions, [rois])
     assert {k: v.item() for k, v in actual.items()} == {k: v.item() for k, v in expected.items()}
     assert storage.latest() == expected_storage.latest() and len(storage.latest()) >= 1
+
+
+def weighted_losses(
+    predictor: PaperFastRCNNOutputLayers, weights: list[list[float] | None]
+) -> dict[str, float]:
+    """Losses of two images with two RoIs each: classes 0, background; 1, 1.
+
+    By hand: logits (0, ln 2, ln 5) have probabilities 1/8, 2/8, 5/8. Deltas are off by (1, 0, 0, 0)
+    from targets of 0, whose smooth L1 is .5.
+    """
+    images = []
+    for classes, weight in zip(([0, 2], [1, 1]), weights, strict=True):
+        rois = Instances((100, 100))
+        rois.proposal_boxes = Boxes(torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 2))
+        rois.gt_boxes, rois.gt_classes = rois.proposal_boxes, torch.tensor(classes)
+        if weight is not None:
+            rois.loss_weights = torch.tensor(weight)
+        images.append(rois)
+    scores = torch.tensor([[1.0, 2.0, 5.0]] * 4).log()
+    with EventStorage():
+        losses = predictor.losses((scores, torch.tensor([[1.0, 0, 0, 0] * 2] * 4)), images)
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+# Minus log of the probability of the true class, RoI by RoI.
+CROSS_ENTROPIES = [math.log(8), math.log(8 / 5), math.log(4), math.log(4)]
+
+
+@pytest.mark.parametrize(
+    ("class_weights", "roi_weights", "cls", "box"),
+    [
+        ([], [None, None], [1, 1, 1, 1], [1, 0, 1, 1]),
+        ([3, 0.5, 2], [None, None], [3, 2, 0.5, 0.5], [1, 0, 1, 1]),
+        ([], [[2, 4], [0, 0.5]], [2, 4, 0, 0.5], [2, 0, 0, 0.5]),
+        ([], [None, [0, 0.5]], [1, 1, 0, 0.5], [1, 0, 0, 0.5]),
+        ([3, 0, 2], [[2, 4], None], [6, 8, 0, 0], [2, 0, 1, 1]),
+    ],
+)
+@pytest.mark.parametrize("with_statistics", [False, True])
+def test_weights_of_classes_and_rois(
+    class_weights: list[float], roi_weights: list, cls: list, box: list, with_statistics: bool
+) -> None:
+    """Weights change the sums, never the divisor, which is the number of RoIs."""
+    predictor = plain_predictor(class_weights=class_weights)
+    if with_statistics:
+        predictor.target_statistics.set(torch.zeros(2, 4), torch.ones(2, 4))
+    losses = weighted_losses(predictor, roi_weights)
+    expected = sum(w * e for w, e in zip(cls, CROSS_ENTROPIES, strict=True)) / 4
+    assert losses["loss_cls"] == pytest.approx(expected, rel=1e-6)
+    assert losses["loss_box_reg"] == pytest.approx(sum(0.5 * w for w in box) / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["smooth_l1", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("with_statistics", [False, True])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_weights_of_one_change_nothing(kind: str, with_statistics: bool, agnostic: bool) -> None:
+    predictor = plain_predictor(box_reg_loss_type=kind, cls_agnostic_bbox_reg=agnostic)
+    rows = 1 if agnostic else 2
+    if with_statistics:
+        predictor.target_statistics.set(*random_statistics(rows))
+    deltas = 0.1 * torch.randn(4, 4 * rows, generator=torch.Generator().manual_seed(0))
+    boxes, gt = torch.tensor([PROPOSAL] * 4), torch.tensor([GT] * 4)
+    classes = torch.tensor([1, 2, 0, 0])
+    loss = predictor.box_reg_loss(boxes, gt, deltas, classes)
+    ones = predictor.box_reg_loss(boxes, gt, deltas, classes, torch.ones(4))
+    assert loss.item() == pytest.approx(ones.item(), rel=1e-6) and loss > 0
+    # An independent sum: of each foreground RoI alone, which 4 divides instead of 1.
+    weights = torch.tensor([0.5, 9.0, 2.0, 0.0])
+    one_by_one = [
+        predictor.box_reg_loss(boxes[:1], gt[:1], deltas[i : i + 1], classes[i : i + 1])
+        for i in range(4)
+    ]
+    expected = (0.5 * one_by_one[0] + 2 * one_by_one[2]) / 4
+    actual = predictor.box_reg_loss(boxes, gt, deltas, classes, weights)
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_weights_without_rois() -> None:
+    predictor = plain_predictor(class_weights=[1, 2, 3])
+    empty = sampled_rois(1)[:0]
+    empty.loss_weights = torch.zeros(0)
+    with EventStorage():
+        losses = predictor.losses((torch.zeros(0, 3), torch.zeros(0, 8)), [empty])
+    assert [x.item() for x in losses.values()] == [0, 0]
+
+
+def test_class_weights_by_key_are_not_in_checkpoints(tiny_cfg) -> None:
+    key = "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS"
+    predictor = build_roi_heads(tiny_cfg(key, [1, 2.5, 1, 0]), SHAPE).box_predictor
+    assert predictor.class_weights.tolist() == [1, 2.5, 1, 0]
+    assert not [name for name in predictor.state_dict() if "class_weights" in name]
+    assert build_roi_heads(tiny_cfg(), SHAPE).box_predictor.class_weights is None
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [1.0, -1.0, 1.0], [1.0, math.nan, 1.0]])
+def test_class_weights_that_cannot_be_used(weights: list[float]) -> None:
+    with pytest.raises(UserError, match="CLASS_WEIGHTS is .* it needs 3 numbers of 0 or more"):
+        make_predictor(class_weights=weights)
+
+
+def test_weights_are_for_the_softmax_loss() -> None:
+    with pytest.raises(UserError, match="CLASS_WEIGHTS is for the softmax loss"):
+        make_predictor(class_weights=[1, 1, 1], use_sigmoid_ce=True)
+    with pytest.raises(UserError, match="loss_weights of RoIs are for the softmax loss"):
+        weighted_losses(make_predictor(use_sigmoid_ce=True), [[1, 1], None])
 
 
 # ---- target statistics --------------------------------------------------------------------
