@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,9 @@ from typing import Any
 from .errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_UNSAFE = re.compile(r"""[/\\:*?"<>|~]|^[.\s]|\s$""")
+_LONGEST_NAME = 100  # bytes: names put together of two, with affixes, stay below the usual 255
 
 
 @contextmanager
@@ -86,6 +90,22 @@ def reading_json(path: str | os.PathLike[str], what: str, remedy: str = "") -> I
         raise UserError(f"cannot read the {what}: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} holds no {what} ({error}){remedy}") from error
+
+
+def safe_file_name(text: str) -> str:
+    """Return a name for a file, or part of one, that stands for a text of any kind.
+
+    Distinct texts have distinct names, at most 100 bytes long, that name nothing outside a folder.
+    An ordinary text is its own name. In others, what a file name cannot hold is replaced, and "~"
+    with a hash of the text is added.
+    """
+    encoded = text.encode("utf-8", "backslashreplace")
+    ordinary = text.isprintable() and not _UNSAFE.search(text) and len(encoded) <= _LONGEST_NAME
+    if text and ordinary:
+        return text
+    mark = f"~{hashlib.sha256(encoded).hexdigest()[:16]}"
+    readable = "".join(c if c.isprintable() else "_" for c in _UNSAFE.sub("_", text))
+    return readable.encode()[: _LONGEST_NAME - len(mark)].decode(errors="ignore") + mark
 
 
 @contextmanager

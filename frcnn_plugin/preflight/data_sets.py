@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def _check_objects(
         return
     number = run.cfg.MODEL.ROI_HEADS.NUM_CLASSES
     numbers = Counter(o.get("category_id") for _, o in objects)
-    strange = [n for n in numbers if not isinstance(n, int) or not 0 <= n < number]
+    strange = [n for n in numbers if not isinstance(n, Integral) or not 0 <= n < number]
     if strange:
         yield error(
             _SUBJECT,
