@@ -181,8 +181,8 @@ def _add_meta_arch(cfg: CN) -> None:
     # Four-step training switches it and ends with "joint".
     cfg.MODEL.PAPER_RCNN.PHASE = "joint"
     # Sub-modules that do not train, in any phase or stage, such as ["proposal_generator"] or
-    # ["roi_heads.box_head"]; the blocks of a backbone have MODEL.BACKBONE.FREEZE_AT. Gradients still
-    # pass through them to what comes before.
+    # ["roi_heads.box_head"]; the blocks of a backbone have MODEL.BACKBONE.FREEZE_AT. What comes
+    # before them in the network still trains by their losses.
     cfg.MODEL.PAPER_RCNN.FREEZE = []
 
 
@@ -194,8 +194,8 @@ def _add_data(cfg: CN) -> None:
     cfg.INPUT.RESIZE = "pillow"
     # How boxes of objects and of proposal files follow an image that is resized:
     #   "continuous"  Detectron2: x and y by the ratios of the sides
-    #   "inclusive"   py: inclusive corners by one factor. Against "continuous" x2 and y2 are smaller
-    #                 by factor - 1 pixels. Needs META_ARCHITECTURE "PaperRCNN", which scales
+    #   "inclusive"   py: inclusive corners by one factor, so that x2 and y2 are smaller by
+    #                 factor - 1 pixels. Needs META_ARCHITECTURE "PaperRCNN", which scales
     #                 proposals back so, and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE for detections.
     cfg.INPUT.BOX_SCALING = "continuous"
     # Data sets to register before anything else, a list of entries of these forms:
@@ -206,8 +206,14 @@ def _add_data(cfg: CN) -> None:
     cfg.DATASETS.REGISTER = []
     # True: the training set and its mirrored copy, every entry once per epoch, batches of one
     # orientation (all originals); give INPUT.RANDOM_FLIP "none". The order depends on SEED alone,
-    # so a resumed run sees the very images an uninterrupted one would. False: Detectron2's loader.
+    # so a resumed run sees the very images an uninterrupted one would. False: Detectron2's loader;
+    # in four-step training the same loader without the copies, with INPUT.RANDOM_FLIP.
     cfg.DATALOADER.MIRRORED_COPIES = False
+    # An image that cannot be read, or is of another size than its annotation says:
+    #   "stop"  ends the run with the file's name
+    #   "skip"  goes on with a warning. In training another image takes its place (the next of the
+    #           set, so that a resumed run is the same run); in a test set its objects are missed.
+    cfg.DATALOADER.ON_BAD_IMAGE = "stop"
 
 
 def _add_solver(cfg: CN) -> None:

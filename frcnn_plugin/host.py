@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _PIP = "python -m pip install"
 _UPSTREAM = "'git+https://github.com/facebookresearch/detectron2.git'"
@@ -132,6 +137,27 @@ def _summary(error: Exception) -> str:
 # What Detectron2 offers no public way to reach. Nothing else in the package touches such a member,
 # so if an update of Detectron2 renames one, only this file changes. Objects come as arguments;
 # nothing is imported before it is needed.
+
+
+def register(registry: Any) -> Callable[[T], T]:
+    """Register a class in a registry of Detectron2, by its name.
+
+    If another project took the name first, the class is found as "frcnn_plugin.NAME". A project
+    that takes it later fails in Detectron2's own check, so its modules have to be imported first.
+    """
+
+    def add(cls: T) -> T:
+        name: str = cls.__name__  # type: ignore[attr-defined]
+        if name in registry:
+            other, name = registry.get(name), f"{__package__}.{name}"
+            logger.warning(
+                "%s of %s is registered already; frcnn_plugin's class is '%s' in a config",
+                *(other.__name__, other.__module__, name),
+            )
+        _member(registry, "_do_register")(name, cls)
+        return cls
+
+    return add
 
 
 def inner_trainer(trainer: Any) -> Any:

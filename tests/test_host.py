@@ -14,6 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from fvcore.common.registry import Registry
 from torch import nn
 
 import frcnn_plugin
@@ -247,9 +248,11 @@ INHERITED = {
     "_load_model", "_torch_load",  # Checkpointer
     "_check_kwargs",  # PathHandler
     "_metadata", "_results",  # COCOEvaluator
+    "_transform_annotations",  # DatasetMapper
     "_decode_proposals", "_subsample_labels",  # RPN
 }  # fmt: skip
 OF_TORCH = {
+    "_exit", "_on_queue_feeder_error",  # of Python
     "_is_amx_tile_supported", "_forward_hooks", "_forward_pre_hooks"
 }  # fmt: skip
 
@@ -301,3 +304,53 @@ def test_metadata_can_be_replaced() -> None:
     assert metadata.thing_classes == ["dog"] and metadata.get("dirname") == "/data"
     assert metadata.as_dict()["thing_classes"] == ["dog"]
     MetadataCatalog.remove("test_host")
+
+
+def test_a_name_that_another_project_has_taken(caplog: pytest.LogCaptureFixture) -> None:
+    registry = Registry("BACKBONE")
+
+    @registry.register()
+    class VGG16:
+        pass
+
+    theirs = VGG16
+
+    @host.register(registry)
+    class VGG16:
+        pass
+
+    assert registry.get("VGG16") is theirs and registry.get("frcnn_plugin.VGG16") is VGG16
+    (message,) = caplog.messages
+    assert message == (
+        f"VGG16 of {__name__} is registered already; frcnn_plugin's class is 'frcnn_plugin.VGG16' "
+        "in a config"
+    )
+
+
+def test_every_component_has_its_own_name() -> None:
+    """In Detectron2's registries, when no other project is there."""
+    code = (
+        "import logging, sys; logging.basicConfig(stream=sys.stdout)\n"
+        "from detectron2.modeling import BACKBONE_REGISTRY as r\n"
+        "import frcnn_plugin.modeling as m\n"
+        "assert r.get('VGG16') is m.VGG16 and r.get('ZF') is m.ZF\n"
+        "assert not [n for n, _ in r if '.' in n]"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, ""), run.stderr
+
+
+def test_another_project_is_imported_first() -> None:
+    code = (
+        "from detectron2.modeling import BACKBONE_REGISTRY\n"
+        "BACKBONE_REGISTRY.register(type('VGG16', (), {}))\n"
+        "from detectron2.config import get_cfg\n"
+        "from detectron2.modeling import build_backbone\n"
+        "from frcnn_plugin import add_frcnn_config\n"
+        "cfg = get_cfg(); add_frcnn_config(cfg)\n"
+        "cfg.MODEL.BACKBONE.NAME = 'frcnn_plugin.VGG16'\n"
+        "print(build_backbone(cfg).output_shape()['conv5'].stride)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "16\n", run.stderr
+    assert "frcnn_plugin's class is 'frcnn_plugin.VGG16'" in run.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -20,7 +20,7 @@ from detectron2.utils.logger import setup_logger
 from ..atomic_files import safe_file_name, sha256
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..data import check_datasets
-from ..data.loading.mappers import build_mapper
+from ..data.loading.bad_images import build_test_loader
 from ..data.proposals.converters import convert_npz, convert_selective_search_mat
 from ..data.proposals.files import check_proposals, save_proposals
 from ..engine import setup_cfg
@@ -215,9 +215,5 @@ def _dump_process(
     cfg = _dump_cfg(args)
     model = build_model(cfg)
     AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
-    loader = build_detection_test_loader(
-        pending,
-        mapper=build_mapper(cfg, is_train=False),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
+    loader = build_test_loader(cfg, pending)
     inference_on_dataset(model, loader, ShardWriter(shards, SHARD_SIZE, args.dataset))

@@ -14,10 +14,12 @@ from .datasets.voc import (
     register_voc,
     register_xml_folder,
 )
+from .loading.bad_images import build_test_loader
 from .loading.image_reader import IMAGE_SUFFIXES, image_header, read_bgr, read_image
 from .loading.mappers import (
     FloatResizeShortestEdge,
     FloatResizeTransform,
+    ImageMapper,
     MirroringMapper,
     build_mapper,
     with_resize,
@@ -45,11 +47,13 @@ __all__ = [
     "VOC_CLASSES",
     "FloatResizeShortestEdge",
     "FloatResizeTransform",
+    "ImageMapper",
     "MirroredDataset",
     "MirroringMapper",
     "OrientationBatchSampler",
     "Proposals",
     "build_mapper",
+    "build_test_loader",
     "build_train_loader",
     "check_datasets",
     "check_proposals",

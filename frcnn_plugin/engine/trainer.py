@@ -13,7 +13,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     MetadataCatalog,
-    build_detection_test_loader,
     build_detection_train_loader,
 )
 from detectron2.engine import (
@@ -30,6 +29,7 @@ from torch import nn
 
 from ..atomic_files import safe_file_name
 from ..checkpoint.checkpointer import AtomicCheckpointer
+from ..data.loading.bad_images import CatchingMapper, CheckedLoader, build_test_loader
 from ..data.loading.mappers import build_mapper
 from ..data.loading.train_loader import build_train_loader
 from ..errors import UserError
@@ -182,8 +182,10 @@ class PaperTrainer(DefaultTrainer):
         entry once per epoch. Detectron2's loader cannot do that, and starts with the first images
         again when a run is resumed: it ignores ``start_iter``, the iterations already trained.
         """
-        if not cfg.DATALOADER.MIRRORED_COPIES:
-            return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
+        if not (cfg.DATALOADER.MIRRORED_COPIES or cfg.FOUR_STEP.ENABLED):
+            mapper = CatchingMapper(build_mapper(cfg, is_train=True))
+            loader = build_detection_train_loader(cfg, mapper=mapper)
+            return CheckedLoader(cfg, loader, is_train=True)
         images, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
         if (rest or not images) and not cfg.FOUR_STEP.ENABLED:  # whose stages have their own
             raise UserError(
@@ -201,8 +203,7 @@ class PaperTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Build Detectron2's loader with the resize of ``INPUT.RESIZE``."""
-        mapper = build_mapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_test_loader(cfg, dataset_name)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load weights; a resumed run continues in the data where it stopped.

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Boxes, BoxMode
 from detectron2.utils import comm
 from torch import nn
 
 from ..atomic_files import safe_file_name, sha256
-from ..data.loading.mappers import MirroringMapper, build_mapper
+from ..data.loading.bad_images import build_test_loader
+from ..data.loading.mappers import MirroringMapper
 from ..data.loading.train_loader import training_dicts
 from ..data.proposals.files import check_proposals
 from ..errors import UserError
@@ -74,7 +75,8 @@ class StageProposals:
     @property
     def mirrored_files(self) -> list[str]:
         """Files for the mirrored training images; none if proposals are mirrored instead."""
-        if self._cfg.FOUR_STEP.MIRRORED_PROPOSALS == "mirror":
+        cfg = self._cfg
+        if cfg.FOUR_STEP.MIRRORED_PROPOSALS == "mirror" or not cfg.DATALOADER.MIRRORED_COPIES:
             return []
         return [self.path(name, mirrored=True) for name in self._cfg.DATASETS.TRAIN]
 
@@ -112,14 +114,11 @@ class StageProposals:
         logger.info("proposals for %s%s", name, ", mirrored" if mirrored else "")
         # Every image gets an entry, even one without objects.
         dicts = get_detection_dataset_dicts(name, filter_empty=False)
-        mapper: Any = build_mapper(self._cfg, is_train=False)
+        mapper = None
         if mirrored:
             dicts = [{**d, "mirrored": True} for d in dicts]
             mapper = MirroringMapper(self._cfg, is_train=False)
-        loader = build_detection_test_loader(
-            dicts, mapper=mapper, num_workers=self._cfg.DATALOADER.NUM_WORKERS
-        )
-        return inference_on_dataset(model, loader, evaluator)
+        return inference_on_dataset(model, build_test_loader(self._cfg, dicts, mapper), evaluator)
 
     def training_dicts(self) -> list[dict[str, Any]]:
         """Return training images with proposals, and mirrored images that have their own."""

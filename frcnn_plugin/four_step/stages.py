@@ -215,8 +215,6 @@ def apply_four_step(cfg: CfgNode) -> None:
             f"INPUT.MIN_SIZE_TRAIN {tuple(cfg.INPUT.MIN_SIZE_TRAIN)} must be a single size for "
             "FOUR_STEP.RPN_TARGET_STATISTICS, which are measured at the size that is trained on"
         )
-    if not cfg.DATALOADER.MIRRORED_COPIES:
-        raise UserError("FOUR_STEP.ENABLED needs DATALOADER.MIRRORED_COPIES True")
     cfg.SOLVER.MAX_ITER = stages[-1].end
     cfg.SOLVER.STEPS = tuple(_learning_rate(stages, cfg.SOLVER.GAMMA)[0])
     # Detectron2 would rescale rate and iterations with the number of processes, from its single

@@ -1,8 +1,9 @@
 """Means and deviations of box targets, measured on the training set at the start of a stage.
 
 They are taken before the stage trains, over all candidates instead of a sample and with mirrored
-images, as in the originals. Unit: deltas as ``box2box_transform.get_deltas`` returns
-them, see :mod:`~frcnn_plugin.modeling.target_statistics`. Results are on the CPU.
+images, as in the originals, unless training sees none. Unit: deltas as
+``box2box_transform.get_deltas`` returns them, see :mod:`~frcnn_plugin.modeling.target_statistics`.
+Results are on the CPU.
 
 Source: MATLAB fast_rcnn_prepare_image_roidb.m, proposal_prepare_image_roidb.m; py-faster-rcnn
 roidb.py.
@@ -69,6 +70,7 @@ def _set_rpn_statistics(cfg: CfgNode, model: Any) -> None:
             backbone_feature_sizes(model.backbone, rpn.in_features),
             min_size=cfg.INPUT.MIN_SIZE_TRAIN[0],
             max_size=cfg.INPUT.MAX_SIZE_TRAIN,
+            mirror=_sees_mirror_images(cfg),
         )
     )
     # Measured again in stage 3, as those of stage 1 were folded into a head that is gone. Set and
@@ -87,7 +89,7 @@ def _set_head_statistics(
             proposals.training_dicts(),
             predictor.num_classes,
             predictor.box2box_transform,
-            mirror=not proposals.mirrored_files,
+            mirror=_sees_mirror_images(cfg) and not proposals.mirrored_files,
             class_agnostic=predictor.target_statistics.num_classes == 1,
             class_names=MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes,
         )
@@ -97,6 +99,10 @@ def _set_head_statistics(
         predictor.target_statistics.unfold(predictor.bbox_pred, mean, std)
     else:
         predictor.target_statistics.set(mean, std)
+
+
+def _sees_mirror_images(cfg: CfgNode) -> bool:
+    return bool(cfg.DATALOADER.MIRRORED_COPIES or cfg.INPUT.RANDOM_FLIP == "horizontal")
 
 
 def head_target_statistics(

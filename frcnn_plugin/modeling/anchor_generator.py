@@ -11,12 +11,13 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
 
 from ..errors import UserError
+from ..host import register
 
 # Side (px) of the square that all anchors are scaled from; independent of the stride.
 _BASE_SIZE = 16
 
 
-@ANCHOR_GENERATOR_REGISTRY.register()
+@register(ANCHOR_GENERATOR_REGISTRY)
 class CaffeAnchorGenerator(DefaultAnchorGenerator):
     """Anchors of the original code, in continuous coordinates.
 

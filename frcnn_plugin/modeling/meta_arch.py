@@ -13,6 +13,7 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 
 from ..errors import UserError
+from ..host import register
 from ..layers.conv3x3 import Conv3x3
 from .image_size import ScaledImageSize, resize_scale
 from .roi_heads.detections import to_original_size
@@ -22,7 +23,7 @@ PHASES = ("joint", "rpn", "fast_rcnn")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@META_ARCH_REGISTRY.register()
+@register(META_ARCH_REGISTRY)
 class PaperRCNN(GeneralizedRCNN):
     """Detectron2's R-CNN with the scale of its images, training phases and Caffe's iter_size.
 
@@ -134,7 +135,14 @@ class PaperRCNN(GeneralizedRCNN):
                 "INPUT.BOX_SCALING inclusive goes with MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True, "
                 "which scales detections back in the same way"
             )
-        for key in ("ONE_BY_ONE", "CHANNELS_LAST", "WINOGRAD", "INFERENCE_DTYPE", "PHASE", "FREEZE"):
+        for key in (
+            "ONE_BY_ONE",
+            "CHANNELS_LAST",
+            "WINOGRAD",
+            "INFERENCE_DTYPE",
+            "PHASE",
+            "FREEZE",
+        ):
             ret[key.lower()] = cfg.MODEL.PAPER_RCNN[key]
         ret["amp_on_cpu"] = cfg.SOLVER.AMP.ENABLED
         ret["short_sides"] = (*cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST)

@@ -188,7 +188,11 @@ class FasterRCNNPredictor:
                 scaled = scale_inclusive(given, image_scale(size))
             in_network = Boxes(scaled.float().to(self.model.device))
             [result] = PaperRCNN.detect(
-                self.model, inputs, maps, [Instances(size, proposal_boxes=in_network)], keep_all=True
+                self.model,
+                inputs,
+                maps,
+                [Instances(size, proposal_boxes=in_network)],
+                keep_all=True,
             )
             # The boxes as they were given: scaled there and back they would not be quite the same.
             fields = {**result.get_fields(), "proposal_boxes": Boxes(given.float())}

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.modeling import build_backbone, build_model, build_roi_heads
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator import build_proposal_generator
@@ -55,10 +54,7 @@ class InspectedImage:
         """
         self.bgr: ImageArray = read_bgr(record["file_name"])
         self.record, self.name = record, str(record["image_id"])
-        try:
-            self.item: dict[str, Any] = mapper(record)
-        except SizeMismatchError as e:
-            raise UserError(f"{' '.join(str(e).split())}. Correct its annotation") from e
+        self.item: dict[str, Any] = mapper(record)
         height, width = (int(side) for side in self.item["image"].shape[-2:])
         self.size: Size = (height, width)
         self.scale = np.array([self.bgr.shape[1] / width, self.bgr.shape[0] / height] * 2)

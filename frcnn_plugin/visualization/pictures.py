@@ -20,7 +20,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..checkpoint.checkpointer import names_detector
-from ..data.loading.mappers import MirroringMapper, build_mapper
+from ..data.loading.mappers import build_mapper
 from ..data.proposals.files import Proposals
 from ..errors import UserError
 from ..evaluation.detections import Detections, judge_detections
@@ -94,10 +94,10 @@ class Pictures:
         missing = range(len(class_names), cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         self.class_names = [*class_names, *(f"class {index}" for index in missing)]
         self.options = options or Options()
-        self._mappers = {  # for training or not
-            True: MirroringMapper(cfg, is_train=True),  # mirrors marked entries only: none here
-            False: build_mapper(cfg, is_train=False),
-        }
+        whole = cfg.clone()  # what is drawn is neither flipped nor cropped
+        whole.merge_from_list(["INPUT.RANDOM_FLIP", "none", "INPUT.CROP.ENABLED", False])
+        # By whether it is for training.
+        self._mappers = {key: build_mapper(whole, is_train=key) for key in (True, False)}
 
     def draw(self, mode: str, record: dict[str, Any]) -> list[tuple[str, Canvas]]:
         """Draw one image.

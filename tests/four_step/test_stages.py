@@ -129,11 +129,10 @@ def test_nothing_changes_when_it_is_off() -> None:
             ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"],
             r"needs MODEL.META_ARCHITECTURE PaperRCNN",
         ),
-        (["DATALOADER.MIRRORED_COPIES", False], r"needs DATALOADER.MIRRORED_COPIES True"),
         (["INPUT.MIN_SIZE_TRAIN", (480, 600)], r"must be a single size"),
         (
             ["MODEL.PAPER_RCNN.FREEZE", ["proposal_generator"]],
-            r"FREEZE names 'proposal_generator', but stage 3 draws proposal_generator.rpn_head anew",
+            r"names 'proposal_generator', but stage 3 draws proposal_generator.rpn_head anew",
         ),
         (["MODEL.PAPER_RCNN.FREEZE", ["proposal_generator.rpn_head.rpn_conv"]], r"stage 3 draws"),
         (

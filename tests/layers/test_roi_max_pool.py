@@ -64,9 +64,7 @@ def caffes_gradient(
         for ph, pw in itertools.product(range(size), range(size)):
             best, winner = -math.inf, None
             spans = []
-            for i, start, step, limit in zip(
-                (ph, pw), starts, bins, (height, width), strict=True
-            ):
+            for i, start, step, limit in zip((ph, pw), starts, bins, (height, width), strict=True):
                 low, high = math.floor(np.float32(i) * step), math.ceil(np.float32(i + 1) * step)
                 low, high = (min(max(cell + start, 0), limit) for cell in (low, high))
                 spans.append(range(low, high))

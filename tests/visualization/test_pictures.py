@@ -207,7 +207,7 @@ def test_records_that_lack_something(records: list[dict], draw: Callable, tmp_pa
         draw("matches", bare)
     with pytest.raises(UserError, match=r"which RoI\? Add --box"):
         draw("roi-cells", bare)
-    with pytest.raises(UserError, match=r"Mismatched image shape.* Correct its annotation"):
+    with pytest.raises(UserError, match=r"its annotation says .* correct the annotation"):
         draw("data", {**records[0], "width": 7})
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(UserError, match=r"text\.jpg cannot be read as an image"):

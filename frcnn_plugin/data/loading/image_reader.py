@@ -115,6 +115,42 @@ def image_header(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     return (height, width, orientation) if orientation >= 5 else (width, height, orientation)
 
 
+def read_record(record: dict[str, Any], image_format: str = "BGR") -> npt.NDArray[Any]:
+    """Read the image of an entry of a data set by :func:`read_image`.
+
+    Raises:
+        UserError: as there; or the image is of another size than the entry says.
+    """
+    path = record["file_name"]
+    pixels = read_image(path, image_format)
+    height, width = pixels.shape[:2]
+    if record.get("width", width) != width or record.get("height", height) != height:
+        check_size(record, width, height, image_header(path)[2])
+    return pixels
+
+
+def check_size(record: dict[str, Any], width: int, height: int, orientation: int) -> None:
+    """Compare what :func:`image_header` returned with "width" and "height" of an entry, if given.
+
+    Raises:
+        UserError: they differ; says how, and what to do.
+    """
+    said = record.get("width", width), record.get("height", height)
+    if said == (width, height):
+        return
+    fix = "correct the annotation, or give the image that it was made for"
+    if orientation >= 5:
+        fix = (
+            f"the file's EXIF orientation, {orientation}, turns it on its side. If the boxes fit "
+            "the turned image, correct width and height; if not, remove the orientation from the "
+            "file: exiftool -Orientation= FILE"
+        )
+    raise UserError(
+        f"{record['file_name']}: the image has {width} x {height} pixels, its annotation says "
+        f"{said[0]} x {said[1]}: {fix}"
+    )
+
+
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], Image.Image]]:
     """Open an image; what goes wrong with it, also in the ``with`` block, is a UserError."""

@@ -1,23 +1,22 @@
-"""From an entry of a data set to an input of the model: read, resized, mirrored.
-
-Detectron2's mapper opens files by its own function. It gives the pixels that
-:func:`.image_reader.read_bgr` gives, but for grey images of 16 bits.
-"""
+"""From an entry of a data set to an input of the model: read, resized, mirrored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import NoOpTransform, Transform
+from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform, TransformList
 
 from ...errors import UserError
 from ...modeling import resize_scale, scale_inclusive
+from .image_reader import read_image, read_record
 
 RESIZERS = ("pillow", "opencv")
 BOX_SCALINGS = ("continuous", "inclusive")
@@ -149,32 +148,101 @@ def with_resize(cfg: CfgNode, augmentations: Sequence[Any]) -> list[Any]:
     return replaced
 
 
-def build_mapper(cfg: CfgNode, *, is_train: bool) -> DatasetMapper:
-    """Build Detectron2's mapper with the resize of ``INPUT.RESIZE``."""
+def augment(image: T.AugInput, augmentations: T.AugmentationList, name: str) -> TransformList:
+    """Transform an image, and return what was done to it.
+
+    Raises:
+        UserError: it cannot be resized, as a side would be 0 pixels long; names it.
+    """
+    height, width = image.image.shape[:2]
+    try:
+        return augmentations(image)
+    except (ValueError, cv2.error) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{name}: {width} x {height} pixels cannot be resized as INPUT.MIN_SIZE_* and "
+            f"MAX_SIZE_* say ({reason}): leave the image out, or cut it up"
+        ) from error
+
+
+class ImageMapper(DatasetMapper):
+    """Detectron2's mapper with this package's reader of images.
+
+    Of an image that is cropped first, "height" and "width" become those of the crop: the model
+    finds by them how much an image was scaled.
+    """
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Load one entry.
+
+        Args:
+            dataset_dict: in Detectron2's format; stays as it is.
+
+        Returns:
+            What Detectron2's mapper returns.
+
+        Raises:
+            UserError: the image cannot be used, or is of another size than the entry says; names
+                the file.
+        """
+        record = copy.deepcopy(dataset_dict)
+        name: str = record["file_name"]
+        pixels = read_record(record, self.image_format)
+        detection_utils.check_image_size(record, pixels)  # adds a size that is missing
+        segmentation = record.pop("sem_seg_file_name", None) if self.is_train else None
+        if segmentation is not None:
+            segmentation = read_image(segmentation, "L").squeeze(2)
+        image = T.AugInput(pixels, sem_seg=segmentation)
+        transforms = augment(image, self.augmentations, name)
+        first = next(iter(transforms.transforms), None)
+        if isinstance(first, CropTransform):
+            record["height"], record["width"] = first.h, first.w
+        shape = image.image.shape[:2]
+        record["image"] = torch.as_tensor(np.ascontiguousarray(image.image.transpose(2, 0, 1)))
+        if segmentation is not None:
+            record["sem_seg"] = torch.as_tensor(image.sem_seg.astype("long"))
+        if self.proposal_topk is not None:
+            detection_utils.transform_proposals(
+                record, shape, transforms, proposal_topk=self.proposal_topk
+            )
+        if not self.is_train:
+            record.pop("annotations", None)
+            record.pop("sem_seg_file_name", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, shape)
+        return record
+
+
+def build_mapper(cfg: CfgNode, *, is_train: bool) -> ImageMapper:
+    """Build the mapper of a config, with the resize of ``INPUT.RESIZE``."""
     options = DatasetMapper.from_config(cfg, is_train)
     options["augmentations"] = with_resize(cfg, options["augmentations"])
-    return DatasetMapper(**options)
+    return ImageMapper(**options)
 
 
 class MirroringMapper:
-    """Detectron2's mapper, which flips exactly the entries marked ``"mirrored"``."""
+    """An :class:`ImageMapper` that flips exactly the entries marked ``"mirrored"``.
+
+    ``INPUT.RANDOM_FLIP`` "horizontal" is left out; "vertical" acts at random, as in Detectron2.
+    """
 
     def __init__(self, cfg: CfgNode, *, is_train: bool) -> None:
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.INPUT.RANDOM_FLIP = "none"
-        plain = with_resize(cfg, detection_utils.build_augmentation(cfg, is_train))
+        if cfg.INPUT.RANDOM_FLIP == "horizontal":
+            cfg.INPUT.RANDOM_FLIP = "none"
+        options = DatasetMapper.from_config(cfg, is_train)
+        plain = with_resize(cfg, options.pop("augmentations"))
         # Before a resize of py's pixels or boxes, as in py: neither has mirror symmetry.
         resizes = (FloatResizeShortestEdge, InclusiveBoxes)
         first = [i for i, a in enumerate(plain) if isinstance(a, resizes)] or [len(plain)]
         flip = T.RandomFlip(prob=1.0, horizontal=True)
         mirrored = [*plain[: first[0]], flip, *plain[first[0] :]]
-        options = DatasetMapper.from_config(cfg, is_train)
-        self._mappers: tuple[Callable[[dict[str, Any]], Any], ...] = tuple(
-            DatasetMapper(**{**options, "augmentations": augmentations})
+        self._mappers = tuple(
+            ImageMapper(**options, augmentations=augmentations)
             for augmentations in (plain, mirrored)
         )
 
-    def __call__(self, record: dict[str, Any]) -> Any:
-        """Load one entry as Detectron2's mapper does."""
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Load one entry; see :meth:`ImageMapper.__call__`."""
         return self._mappers[bool(record.get("mirrored"))](record)

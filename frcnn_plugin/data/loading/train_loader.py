@@ -10,11 +10,16 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.common import DatasetFromList
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
 from ...errors import UserError
-from .mappers import MirroringMapper
+from .bad_images import CatchingMapper, CheckedLoader, StandInDataset, skips_bad_images
+from .image_reader import image_header
+from .mappers import MirroringMapper, build_mapper
+
+_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 class MirroredDataset(Dataset[dict[str, Any]]):
@@ -60,7 +65,12 @@ class OrientationBatchSampler(Sampler[int]):
     """
 
     def __init__(
-        self, landscape: Sequence[bool], images_per_process: int, seed: int, start_iter: int = 0
+        self,
+        landscape: Sequence[bool],
+        images_per_process: int,
+        seed: int,
+        start_iter: int = 0,
+        repeats: torch.Tensor | None = None,
     ) -> None:
         """Describe the stream.
 
@@ -69,6 +79,8 @@ class OrientationBatchSampler(Sampler[int]):
             images_per_process: batch of one process; the processes take turns.
             seed: the same in all processes.
             start_iter: iterations that were already trained.
+            repeats: per entry, how often it comes per epoch, (N,) float; the part after the point
+                is the probability of once more. None: once.
 
         Raises:
             ValueError: empty data set, or no image per batch.
@@ -79,6 +91,7 @@ class OrientationBatchSampler(Sampler[int]):
         self._size = images_per_process
         self._seed = seed
         self._start = start_iter
+        self._repeats = repeats
 
     def __iter__(self) -> Iterator[int]:
         """Yield indices for this process."""
@@ -91,22 +104,38 @@ class OrientationBatchSampler(Sampler[int]):
         generator = torch.Generator().manual_seed(self._seed)
         waiting: dict[bool, list[int]] = {True: [], False: []}
         while True:
-            for index in torch.randperm(len(self._landscape), generator=generator).tolist():
+            for index in self._epoch(generator):
                 bucket = waiting[self._landscape[index]]
                 bucket.append(index)
                 if len(bucket) == self._size:
                     yield bucket[:]
                     bucket.clear()
 
+    def _epoch(self, generator: torch.Generator) -> list[int]:
+        if self._repeats is None:
+            return torch.randperm(len(self._landscape), generator=generator).tolist()
+        times = self._repeats.floor()
+        times += torch.rand(len(times), generator=generator) < self._repeats - times
+        indices = torch.arange(len(times)).repeat_interleave(times.long())
+        return indices[torch.randperm(len(indices), generator=generator)].tolist()
+
 
 def training_dicts(cfg: CfgNode, proposal_files: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Load Detectron2's training dicts, with proposals if there is a file per training set."""
+    """Load Detectron2's training dicts, with proposals if there is a file per training set.
+
+    Sizes that a data set does not give are read from the headers of its images.
+    """
     dicts: list[dict[str, Any]] = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         proposal_files=list(proposal_files) or None,
     )
-    return dicts
+    return [d if "width" in d and "height" in d else _with_size(d) for d in dicts]
+
+
+def _with_size(record: dict[str, Any]) -> dict[str, Any]:
+    width, height, _ = image_header(record["file_name"])
+    return {**record, "width": width, "height": height}
 
 
 def build_train_loader(
@@ -118,7 +147,10 @@ def build_train_loader(
     proposal_files: Sequence[str] = (),
     mirrored_proposal_files: Sequence[str] = (),
 ) -> Iterable[list[dict[str, Any]]]:
-    """Build the loader of the doubled training set, in batches of one orientation.
+    """Build the loader of the training set, in batches of one orientation.
+
+    With ``DATALOADER.MIRRORED_COPIES`` the set is doubled; without, which four-step training alone
+    asks for, images are flipped as ``INPUT.RANDOM_FLIP`` says.
 
     Args:
         cfg: config; ``MODEL.LOAD_PROPOSALS`` must be set if there are proposal files.
@@ -130,27 +162,80 @@ def build_train_loader(
             themselves; without them those of the images are mirrored.
 
     Returns:
-        An endless iterable of batches, whose content depends on nothing but the arguments.
+        An endless iterable of batches, which come in an order that depends on nothing but the
+        arguments.
+
+    Raises:
+        UserError: a sampler that does not fit; while iterating, an image that cannot be used, see
+            ``DATALOADER.ON_BAD_IMAGE``.
     """
     dicts = training_dicts(cfg, proposal_files)
-    unknown = next((d for d in dicts if "width" not in d or "height" not in d), None)
-    if unknown is not None:
-        raise UserError(
-            f"{unknown['file_name']}: its data set gives no width and height, which "
-            "DATALOADER.MIRRORED_COPIES needs; add them, or set DATALOADER.MIRRORED_COPIES False"
-        )
     landscape = [d["width"] >= d["height"] for d in dicts]
-    mirrored = training_dicts(cfg, mirrored_proposal_files) if mirrored_proposal_files else None
-    loader: Iterable[list[dict[str, Any]]] = build_detection_train_loader(
-        MirroredDataset(
-            DatasetFromList(dicts, copy=False),
-            mirrored and DatasetFromList(mirrored, copy=False),
-        ),
-        mapper=MirroringMapper(cfg, is_train=True),
-        sampler=OrientationBatchSampler(landscape * 2, images_per_process, seed, start_iter),
+    repeats = _repeats(cfg, dicts)
+    entries: Any = DatasetFromList(dicts, copy=False)
+    if cfg.DATALOADER.MIRRORED_COPIES:
+        landscape *= 2
+        repeats = repeats if repeats is None else repeats.repeat(2)
+        mirrored = training_dicts(cfg, mirrored_proposal_files) if mirrored_proposal_files else None
+        entries = MirroredDataset(entries, mirrored and DatasetFromList(mirrored, copy=False))
+        mapper: Any = CatchingMapper(MirroringMapper(cfg, is_train=True))
+    else:
+        mapper = CatchingMapper(build_mapper(cfg, is_train=True))
+    if skips_bad_images(cfg):
+        entries, mapper = StandInDataset(entries, mapper, landscape), None
+    loader = build_detection_train_loader(
+        entries,
+        mapper=mapper,
+        sampler=OrientationBatchSampler(landscape, images_per_process, seed, start_iter, repeats),
         total_batch_size=images_per_process * comm.get_world_size(),
         aspect_ratio_grouping=False,  # the sampler groups
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),  # images are copied while the GPU computes
     )
-    return loader
+    return CheckedLoader(cfg, loader, is_train=True)
+
+
+def _repeats(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> torch.Tensor | None:
+    """Return how often images with rare classes come per epoch; None if all come once."""
+    node = cfg.DATALOADER
+    if node.SAMPLER_TRAIN not in _SAMPLERS:
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN {node.SAMPLER_TRAIN} goes neither with "
+            f"DATALOADER.MIRRORED_COPIES nor with four-step training: use {' or '.join(_SAMPLERS)}"
+        )
+    if node.SAMPLER_TRAIN == _SAMPLERS[0]:
+        return None
+    # Newer versions of Detectron2 have a choice of the root.
+    options = {"sqrt": node.REPEAT_SQRT} if "REPEAT_SQRT" in node else {}
+    factors: torch.Tensor = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        dicts, node.REPEAT_THRESHOLD, **options
+    )
+    return factors
+
+
+def ignored_keys(cfg: CfgNode) -> list[str]:
+    """Say which keys of Detectron2's loader :func:`build_train_loader` leaves alone, and why.
+
+    Returns:
+        One sentence per key whose value would have an effect in Detectron2's loader.
+    """
+    copies = cfg.DATALOADER.MIRRORED_COPIES
+    if not (copies or cfg.FOUR_STEP.ENABLED):
+        return []  # Detectron2's loader
+    ignored = []
+    if copies and cfg.INPUT.RANDOM_FLIP == "horizontal":
+        ignored.append(
+            "INPUT.RANDOM_FLIP horizontal does nothing: with DATALOADER.MIRRORED_COPIES True the "
+            'mirror image of every image is in the training set already; set it to "none"'
+        )
+    if not cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        ignored.append(
+            "DATALOADER.ASPECT_RATIO_GROUPING False does nothing: batches are of one orientation, "
+            "as in the original code"
+        )
+    if cfg.FOUR_STEP.ENABLED and cfg.INPUT.CROP.ENABLED:
+        ignored.append(
+            "INPUT.CROP does not count for FOUR_STEP.TARGET_STATISTICS and RPN_TARGET_STATISTICS, "
+            "which are measured on whole images"
+        )
+    return ignored

@@ -9,6 +9,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from ...data.loading.bad_images import explain_dead_worker
 from ...errors import UserError
 
 # torch raises a RuntimeError of its own class on GPUs, a plain one on CPUs.
@@ -38,6 +39,8 @@ def memory_errors_explained(cfg: CfgNode, batch: Sequence[dict[str, Any]] = ()) 
     try:
         yield
     except (RuntimeError, MemoryError) as e:
+        if explanation := explain_dead_worker(e):  # torch raises it wherever the code happens to be
+            raise UserError(explanation) from None
         if not is_out_of_memory(e):
             raise
         raise UserError(explain_out_of_memory(cfg, e, batch)) from None

@@ -9,6 +9,7 @@ from detectron2.config import configurable
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 
+from ...host import register
 from ...layers.conv3x3 import Conv3x3
 from .caffe_backbone import CaffeBackbone
 
@@ -18,7 +19,7 @@ _CONVS_PER_BLOCK = (2, 2, 3, 3, 3)
 _STRIP = 100  # rows of conv1 that are computed at a time; even, as pooling takes two at a time
 
 
-@BACKBONE_REGISTRY.register()
+@register(BACKBONE_REGISTRY)
 class VGG16(CaffeBackbone):
     """The 13 convolutions of VGG16 as blocks ``conv1`` .. ``conv5``, strides 1, 2, 4, 8, 16.
 

@@ -10,6 +10,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
+from ...host import register
 from ...layers.conv3x3 import Conv3x3
 from .caffe_backbone import CaffeBackbone
 
@@ -41,7 +42,7 @@ class WithinChannelLRN(nn.Module):
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}"
 
 
-@BACKBONE_REGISTRY.register()
+@register(BACKBONE_REGISTRY)
 class ZF(CaffeBackbone):
     """Five convolutions as blocks ``conv1`` .. ``conv5``, strides 2, 8, 16, 16, 16.
 

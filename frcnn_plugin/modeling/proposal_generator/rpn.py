@@ -21,6 +21,7 @@ from detectron2.utils.memory import retry_if_cuda_oom
 from torch.nn import functional as F
 
 from ...errors import UserError
+from ...host import register
 from ..box_ops import inside_image
 from ..box_regression import CaffeBox2BoxTransform, box_loss
 from ..image_size import image_scale
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 _NOT_FINITE = "the RPN predicts NaN or infinite numbers"
 
 
-@PROPOSAL_GENERATOR_REGISTRY.register()
+@register(PROPOSAL_GENERATOR_REGISTRY)
 class PaperRPN(RPN):
     """Detectron2's RPN with the original rules for labels, losses and proposals.
 

@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...errors import UserError
+from ...host import register
 from ...layers.conv3x3 import Conv3x3
 
 
-@RPN_HEAD_REGISTRY.register()
+@register(RPN_HEAD_REGISTRY)
 class SoftmaxRPNHead(nn.Module):
     """3x3 conv, then a two-way softmax classifier and a box regressor per anchor.
 

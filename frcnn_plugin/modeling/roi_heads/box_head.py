@@ -10,6 +10,7 @@ from fvcore.nn import weight_init
 from torch import nn
 from torch.nn import functional as F
 
+from ...host import register
 from ...layers.large_linear import LargeLinear
 
 
@@ -35,7 +36,7 @@ class UnscaledDropout(nn.Module):
         return f"p={self.p}"
 
 
-@ROI_BOX_HEAD_REGISTRY.register()
+@register(ROI_BOX_HEAD_REGISTRY)
 class FC6FC7Head(nn.Module):
     """fc6, ReLU, dropout, fc7, ReLU, dropout.
 
@@ -88,6 +89,11 @@ class FC6FC7Head(nn.Module):
         """Map pooled features, (R, C, H, W), to fc7, (R, fc_dim); R may be 0."""
         x = self.drop6(F.relu(self.fc6(x.flatten(1))))
         return self.drop7(F.relu(self.fc7(x)))
+
+    @property
+    def output_size(self) -> int:
+        """Width of fc7; older projects ask for it."""
+        return self._output_size
 
     @property
     @torch.jit.unused

@@ -27,7 +27,9 @@ class InclusiveROIPooler(nn.Module):
         """Wrap a pooler of Detectron2 that has the type "ROIPool"; its operators are replaced."""
         super().__init__()
         self.pooler = pooler
-        operators = [CaffeRoIPool(pooler.output_size[0], p.spatial_scale) for p in pooler.level_poolers]
+        operators = [
+            CaffeRoIPool(pooler.output_size[0], p.spatial_scale) for p in pooler.level_poolers
+        ]
         pooler.level_poolers = nn.ModuleList(operators)
 
     def forward(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:

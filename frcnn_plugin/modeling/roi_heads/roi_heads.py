@@ -13,12 +13,13 @@ from detectron2.structures import ImageList, Instances
 from torch import nn
 from torchvision.ops import RoIPool
 
+from ...host import register
 from ..matcher import AsyncMatcher
 from .fast_rcnn import PaperFastRCNNOutputLayers
 from .poolers import InclusiveROIPooler
 
 
-@ROI_HEADS_REGISTRY.register()
+@register(ROI_HEADS_REGISTRY)
 class CaffeROIHeads(StandardROIHeads):
     """Detectron2's box head with Caffe's RoI pooling and the originals' decoding.
 

@@ -199,6 +199,49 @@ def test_proposals_are_mirrored_with_the_image(tmp_path: Path) -> None:
     assert out["proposals"].proposal_boxes.tensor.tolist() == [[469, 20, 490, 41]]
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_random_flips_with_copies(tmp_path: Path, mirrored: bool) -> None:
+    """The horizontal ones are left out, the vertical ones act: about half of the time."""
+    cfg = unresized_cfg()
+    item = record(tmp_path, mirrored=mirrored)
+    pixels = np.array(Image.open(item["file_name"]))
+    pixels[:300] //= 2  # the upper half is darker
+    Image.fromarray(pixels).save(item["file_name"])
+    np.random.seed(0)
+    for flip, upside_down in (("horizontal", [0]), ("vertical", range(3, 18))):
+        cfg.INPUT.RANDOM_FLIP = flip
+        mapper = MirroringMapper(cfg, is_train=True)
+        outs = [mapper(item) for _ in range(20)]
+        bright = 499 if mirrored else 0
+        flipped = [bool(out["image"][0, 0, bright] == 255) for out in outs]
+        assert sum(flipped) in upside_down
+        for out, is_flipped in zip(outs, flipped, strict=True):
+            x1, y1, x2, y2 = out["instances"].gt_boxes.tensor[0].tolist()
+            assert (x1, x2) == ((469, 490) if mirrored else (10, 31))
+            assert (y1, y2) == ((559, 580) if is_flipped else (20, 41))
+
+
+def test_a_crop_is_the_image_that_is_scaled(tmp_path: Path) -> None:
+    """The model finds its scale by the size; of the whole image it would be half as large."""
+    cfg = unresized_cfg()
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "relative", [0.5, 0.5]
+    for mapper in (MirroringMapper(cfg, is_train=True), build_mapper(cfg, is_train=True)):
+        out = mapper(record(tmp_path))
+        assert (out["height"], out["width"]) == (300, 250)
+        assert tuple(out["image"].shape[1:]) == (600, 500)
+    whole = build_mapper(cfg, is_train=False)(record(tmp_path))
+    assert (whole["height"], whole["width"]) == (600, 500)
+
+
+def test_mappers_read_deep_images(tmp_path: Path) -> None:
+    """As the predictor does; Detectron2's mapper gives white."""
+    item = record(tmp_path)
+    Image.fromarray(np.full((600, 500), 25700, np.uint16)).save(item["file_name"])
+    for is_train in (True, False):
+        mapper = build_mapper(unresized_cfg(), is_train=is_train)
+        assert float(mapper(item)["image"].max()) == 100
+
+
 @pytest.mark.parametrize("resize", ["opencv", "pillow"])
 @pytest.mark.parametrize("inclusive", [True, False])
 def test_mirrored_before_or_after_the_resize(tmp_path: Path, resize: str, inclusive: bool) -> None:

@@ -254,7 +254,7 @@ def test_class_weights_by_key_are_not_in_checkpoints(tiny_cfg) -> None:
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [1.0, -1.0, 1.0], [1.0, math.nan, 1.0]])
 def test_class_weights_that_cannot_be_used(weights: list[float]) -> None:
-    with pytest.raises(UserError, match="CLASS_WEIGHTS is .* it needs 3 numbers of 0 or more"):
+    with pytest.raises(UserError, match=r"CLASS_WEIGHTS is .* it needs 3 numbers of 0 or more"):
         make_predictor(class_weights=weights)
 
 
