@@ -270,7 +270,7 @@ class PaperTrainer(DefaultTrainer):
         cfg = with_test_proposals(self.cfg, proposal_files)
         model.set_phase("fast_rcnn")  # type: ignore[operator]
         results = self.test(cfg, model)
-        return results if len(cfg.DATASETS.TEST) > 1 else {cfg.DATASETS.TEST[0]: results}
+        return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
