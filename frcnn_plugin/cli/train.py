@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> Any:
             num_processes=args.num_gpus * args.num_machines,
             num_machines=args.num_machines,
             config_file=args.config_file,
+            opts=args.opts,
         )
     )
     with ExitStack() as stack:
