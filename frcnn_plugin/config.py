@@ -51,6 +51,7 @@ def add_frcnn_config(cfg: CN) -> None:
     _add_solver(ours)
     _add_four_step(ours)
     _add_test(ours)
+    _add_resume(ours)
     added_before = "PAPER_RCNN" in cfg.MODEL
     if foreign := list(_foreign(ours, cfg, "", values=not added_before)):
         raise UserError(
@@ -273,6 +274,17 @@ def _add_test(cfg: CN) -> None:
     # True: of an image, all detections that score as the last of TEST.DETECTIONS_PER_IMAGE are
     # kept, which can be more (py). False: exactly that many.
     cfg.TEST.KEEP_TIES = False
+    # Every so many iterations, the losses on DATASETS.TEST, as training computes them but without
+    # changing anything: "validation/loss_rpn_cls", ... in metrics.json; 0: never.
+    cfg.TEST.LOSS_PERIOD = 0
+
+
+def _add_resume(cfg: CN) -> None:
+    # A run that is resumed must have the config, data and number of processes that it began with,
+    # but for what changes no result (files, workers, periods, TEST). What is named here, as the
+    # message about it does, may differ: the run goes on with what is now, and says so. For example
+    # ["SOLVER.BASE_LR"], ["the training data"].
+    cfg.RESUME_MAY_DIFFER = []
 
 
 def plugin_cfg() -> CN:

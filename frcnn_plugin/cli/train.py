@@ -15,6 +15,7 @@ processes.
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -23,10 +24,10 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config_files import find_config_file
-from ..engine import PaperTrainer, evaluate_checkpoint, forget_run, setup_cfg
+from ..engine import PaperTrainer, evaluate_checkpoint, forget_run, lock_output, setup_cfg
 from ..errors import UserError
 from ..preflight import PlannedRun, stop_on_errors
-from ..process import launch, tune_process
+from ..process import launch, refuse_other_launcher, tune_process
 from ..report import RunRecorder
 from . import add_config_file, add_overrides, add_processes, check_numbers
 
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> Any:
     _check_options(args)
     if args.config_file:  # Detectron2 prints its content
         args.config_file = find_config_file(args.config_file)
+    refuse_other_launcher(args.num_machines)
     # Checked in the parent, so that a mistake is one line and not one per process.
     cfg = setup_cfg(args.config_file, args.opts)
     stop_on_errors(
@@ -110,15 +112,20 @@ def run(args: argparse.Namespace) -> Any:
             num_processes=args.num_gpus * args.num_machines,
             num_machines=args.num_machines,
             config_file=args.config_file,
+            opts=args.opts,
         )
     )
-    if args.overwrite and not (args.eval_only or args.resume):
-        forget_run(cfg)
-    return launch(
-        run_process,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    with ExitStack() as stack:
+        # The first machine of several writes, for all of them.
+        if not args.eval_only and args.machine_rank == 0:
+            stack.enter_context(lock_output(cfg.OUTPUT_DIR))
+            if args.overwrite and not args.resume:
+                forget_run(cfg)
+        return launch(
+            run_process,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )

@@ -40,6 +40,7 @@ from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
 from ..predict.inputs import find_images, output_names
+from ..preflight import stop_on_bad_values
 from ..visualization.pictures import MODES, Options, Pictures, is_of_training
 from . import add_config_file, add_overrides, check_numbers, parse_words, split_overrides
 
@@ -146,6 +147,7 @@ def run(args: argparse.Namespace) -> list[Path]:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     check(args)
     cfg = setup_cfg(args.config_file, args.opts)
+    stop_on_bad_values(cfg, trains=is_of_training(args.mode))
     if args.input:
         files = find_images(args.input)[: args.limit]
         ids = zip(files, output_names(files), strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -83,12 +82,3 @@ def merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s but there is no CUDA: using the CPU", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
-
-
-def forget_run(cfg: CfgNode) -> None:
-    """Forget the run in ``OUTPUT_DIR``; call it before the processes of a new one start.
-
-    Otherwise, if the new run were stopped before its first checkpoint, the old one would be
-    resumed.
-    """
-    (Path(cfg.OUTPUT_DIR) / "last_checkpoint").unlink(missing_ok=True)

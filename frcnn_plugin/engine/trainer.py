@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,12 +40,16 @@ from ..four_step.checkpoints import StageCheckpointer
 from ..four_step.evaluation import StageEvalHook, as_checkpoint_is, with_test_proposals
 from ..four_step.hook import FourStepHook
 from ..four_step.stages import build_four_step_scheduler
+from ..four_step.statistics import on_main_process
 from ..four_step.weights import fold_statistics
 from ..host import inner_trainer, last_results, set_inner_trainer
 from ..process import unwrap_model, wrap_model
 from .guards.memory_errors import memory_errors_explained
 from .guards.step_guard import StepGuard
 from .hooks import CaffeMomentum, SeedEveryIteration, add_checkpoint_hooks
+from .same_run import check_config, check_data, data_digest, run_state
+
+logger = logging.getLogger(__name__)
 
 
 class PaperTrainer(DefaultTrainer):
@@ -75,6 +81,7 @@ class PaperTrainer(DefaultTrainer):
         self.checkpointer = AtomicCheckpointer(
             model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
         )
+        self._data_digest = ""
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -207,9 +214,34 @@ class PaperTrainer(DefaultTrainer):
 
         Args:
             resume: continue from ``OUTPUT_DIR``'s last checkpoint if there is one.
+
+        Raises:
+            UserError: the checkpoint is missing or damaged, or from another config, data or number
+                of processes; see ``RESUME_MAY_DIFFER``.
         """
         resumed = resume and self.checkpointer.has_checkpoint()
+        self._data_digest = on_main_process(lambda: data_digest(self.cfg))
+        if resumed:
+            file = self.checkpointer.get_checkpoint_file()
+            if Path(file).is_file():  # else loading says so, with better advice
+                check_config(self.cfg, file, comm.get_world_size())
+                check_data(self.cfg, file, self._data_digest)
+        elif resume:
+            logger.warning(
+                "--resume, but there is no checkpoint in OUTPUT_DIR %s: training starts at "
+                "iteration 0. If there should be one, check OUTPUT_DIR",
+                self.cfg.OUTPUT_DIR,
+            )
+        rates, groups = self.scheduler.base_lrs, self.optimizer.state_dict()["param_groups"]
         super().resume_or_load(resume)
+        if resumed and self.cfg.RESUME_MAY_DIFFER:
+            # The states of schedule and optimizer brought the values of the checkpoint.
+            self.scheduler.base_lrs = rates
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "param_groups": groups})
+            for group, rate in zip(
+                self.optimizer.param_groups, self.scheduler.get_lr(), strict=True
+            ):
+                group["lr"] = rate
         if not resumed and self.cfg.FOUR_STEP.START_AT == 1:
             fold_statistics(unwrap_model(self.model))
         # In four-step training its hook makes the loader anyway.
@@ -217,6 +249,13 @@ class PaperTrainer(DefaultTrainer):
             inner_trainer(self).reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of a DefaultTrainer, and what a resumed run is compared with."""
+        if not self._data_digest:
+            self._data_digest = data_digest(self.cfg)
+        run = run_state(self._data_digest, comm.get_world_size())
+        return {**super().state_dict(), "run": run}
 
     def test_on_proposals(self, model: nn.Module, proposal_files: Sequence[str]) -> dict[str, Any]:
         """Evaluate the detector alone on given proposals.
@@ -231,7 +270,7 @@ class PaperTrainer(DefaultTrainer):
         cfg = with_test_proposals(self.cfg, proposal_files)
         model.set_phase("fast_rcnn")  # type: ignore[operator]
         results = self.test(cfg, model)
-        return results if len(cfg.DATASETS.TEST) > 1 else {cfg.DATASETS.TEST[0]: results}
+        return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -15,7 +15,7 @@ from ..data.loading.train_loader import build_train_loader
 from ..errors import UserError
 from ..process import unwrap_model, wrap_model
 from . import weights as stage_weights
-from .checkpoints import check_schedule, check_start, schedule_state
+from .checkpoints import check_same, check_start, schedule_state
 from .log import StageLog, format_plan, plan_rows, put_results
 from .proposals import StageProposals
 from .stages import STAGES, ScheduledStage, Stage, build_stages, stage_at
@@ -242,7 +242,7 @@ class FourStepHook(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the state of an interrupted run; raise UserError if its schedule was another."""
-        check_schedule(state["schedule"], schedule_state(self.cfg))
+        check_same(state["schedule"], schedule_state(self.cfg), self.cfg.RESUME_MAY_DIFFER)
         self._seed = state["seed"]
         self._proposal_digests = state["proposals"]
         self._shared_convolutions = state["shared_convolutions"]

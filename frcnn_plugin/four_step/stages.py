@@ -116,6 +116,13 @@ def build_stages(cfg: CfgNode) -> list[ScheduledStage]:
     for key in ("ITERS", "DROPS", "IMS_PER_BATCH"):
         if len(node[key]) != len(STAGES):
             raise UserError(f"FOUR_STEP.{key} is {node[key]}: it needs four entries, one per stage")
+        if key != "DROPS" and not _are_whole(node[key]):
+            raise UserError(f"FOUR_STEP.{key} is {node[key]}: it must be four whole numbers")
+    if not all(isinstance(drops, (list, tuple)) and _are_whole(drops) for drops in node.DROPS):
+        raise UserError(
+            f"FOUR_STEP.DROPS is {node.DROPS}: it must be four lists of whole numbers, such as "
+            '"[[60000], [30000], [60000], [30000]]"'
+        )
     if not 1 <= node.START_AT <= node.STOP_AFTER <= len(STAGES):
         raise UserError(
             f"FOUR_STEP.START_AT is {node.START_AT} and FOUR_STEP.STOP_AFTER {node.STOP_AFTER}: "
@@ -150,6 +157,10 @@ def build_stages(cfg: CfgNode) -> list[ScheduledStage]:
         )
         start += iters
     return stages
+
+
+def _are_whole(numbers: Sequence[object]) -> bool:
+    return all(type(number) is int for number in numbers)
 
 
 def stage_at(stages: Sequence[ScheduledStage], iteration: int) -> ScheduledStage | None:

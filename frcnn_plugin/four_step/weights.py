@@ -54,6 +54,17 @@ def save_initial(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 def _restore(model: nn.Module, path: str | os.PathLike[str], parts: Sequence[str]) -> None:
     """Load the initial weights of some sub-modules, such as "backbone", in place."""
+    model.load_state_dict(initial_state(model, path, parts), strict=False)
+
+
+def initial_state(
+    model: nn.Module, path: str | os.PathLike[str], parts: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Return the initial weights of some sub-modules from the file that has them.
+
+    Raises:
+        UserError: it is missing or damaged, or lacks weights of these parts.
+    """
     if not Path(path).is_file():
         raise UserError(
             f"stage 2 starts from the initial weights again, but {path} is missing: name a file "
@@ -68,9 +79,10 @@ def _restore(model: nn.Module, path: str | os.PathLike[str], parts: Sequence[str
     if missing:
         raise UserError(
             f"{path} lacks {len(missing)} of the {len(wanted)} weights that stage 2 starts from, "
-            f"or has them in another shape: {', '.join(missing[:5])}"
+            f"or has them in another shape: {', '.join(missing[:5])}; name another file with "
+            "FOUR_STEP.INITIAL_WEIGHTS"
         )
-    model.load_state_dict({k: weights[k] for k in wanted}, strict=False)
+    return {k: weights[k] for k in wanted}
 
 
 def fold_statistics(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.config import REMOVED_KEYS, plugin_cfg
-from frcnn_plugin.engine import forget_run, setup_cfg
+from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.engine.setup import merge_overrides
 from frcnn_plugin.errors import UserError
 
@@ -107,11 +107,3 @@ def test_as_many_classes_as_the_data_sets_have(tmp_path: Path) -> None:
         setup_cfg("", [*one, "DATASETS.TRAIN", "('thre',)"])
     with pytest.raises(UserError, match="TRAIN and TEST, which are empty: give the number"):
         setup_cfg("", [*one, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"])
-
-
-def test_a_new_run_forgets_the_old_one(tmp_path: Path) -> None:
-    cfg = setup_cfg(DEMO, ["OUTPUT_DIR", str(tmp_path)])
-    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    for _ in range(2):  # the second time there is none
-        forget_run(cfg)
-        assert list(tmp_path.iterdir()) == []
