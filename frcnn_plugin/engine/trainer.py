@@ -41,11 +41,11 @@ from ..four_step.hook import FourStepHook
 from ..four_step.stages import build_four_step_scheduler
 from ..four_step.statistics import on_main_process
 from ..four_step.weights import fold_statistics
-from ..host import inner_trainer, last_results, set_inner_trainer
+from ..host import inner_trainer, last_results, registered_hooks, set_inner_trainer
 from ..process import unwrap_model, wrap_model
 from .guards.memory_errors import memory_errors_explained
 from .guards.step_guard import StepGuard
-from .hooks import CaffeMomentum, SeedEveryIteration, add_checkpoint_hooks
+from .hooks import BestCheckpoint, CaffeMomentum, SeedEveryIteration, add_checkpoint_hooks
 from .same_run import check_config, check_data, data_digest, run_state
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,28 @@ class PaperTrainer(DefaultTrainer):
         """
         super().train()
         return last_results(self)
+
+    def before_train(self) -> None:
+        """Call the hooks; evaluate first if the run was killed before it had done so."""
+        super().before_train()
+        period, iteration = self.cfg.TEST.EVAL_PERIOD, self.start_iter
+        if period <= 0 or iteration == 0 or iteration % period or iteration >= self.max_iter:
+            return
+        own = registered_hooks(self)
+        best = [hook for hook in own if isinstance(hook, BestCheckpoint)]  # main process only
+        if on_main_process(
+            lambda: bool(best) and all(hook.compared != iteration - 1 for hook in best)
+        ):
+            self.iter = self.storage.iter = iteration - 1
+            for hook in own:
+                if isinstance(hook, (hooks.EvalHook, BestCheckpoint)):
+                    hook.after_step()
+            self.iter = self.storage.iter = iteration
+
+    def after_train(self) -> None:
+        """Call the hooks; a finished run that is resumed ends where it ended before."""
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
 
     def before_step(self) -> None:
         """Call the hooks, in which four-step training makes its proposals.

@@ -84,6 +84,8 @@ class FourStepHook(HookBase):
         stage = stage_at(self.stages, self.trainer.start_iter)
         if stage is not None and stage.start != self.trainer.start_iter:
             self._resume(stage)
+        else:  # its checkpoint may have to be written yet
+            self._active = stage_at(self.stages, self.trainer.start_iter - 1)
 
     def before_step(self) -> None:
         """Enter a stage at its first iteration."""
