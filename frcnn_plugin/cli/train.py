@@ -13,6 +13,7 @@ else. Without CUDA everything runs on the CPU, and --num-gpus is the number of p
 from __future__ import annotations
 
 import argparse
+import logging
 from contextlib import ExitStack
 from typing import Any
 
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_process(args: argparse.Namespace) -> Any:
     """Set up, then train or evaluate; return the results. Every process calls this."""
     tune_process()
+    logging.raiseExceptions = False  # a log on a full disk is no reason for a traceback per line
     cfg: CfgNode = setup_cfg(args.config_file, args.opts)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="frcnn_plugin")

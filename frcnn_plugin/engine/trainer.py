@@ -28,6 +28,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from ..atomic_files import disk_error
 from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..data.loading.mappers import build_mapper
 from ..data.loading.train_loader import build_train_loader
@@ -90,8 +91,20 @@ class PaperTrainer(DefaultTrainer):
         """Train, and return the results of the last evaluation; None if there was none.
 
         DefaultTrainer returns them only if ``TEST.EXPECTED_RESULTS`` is set.
+
+        Raises:
+            UserError: what stopped it, if the user can do something about it, such as a full disk.
         """
-        super().train()
+        try:
+            super().train()
+        except OSError as e:  # perhaps of a log, closed after the checkpoint had failed
+            first = _first_user_error(e) or disk_error(e)
+            if first is None:
+                raise
+            raise UserError(
+                f"{first if isinstance(first, UserError) else first.strerror}. Make room where "
+                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} is, and continue with --resume"
+            ) from None
         return last_results(self)
 
     def before_train(self) -> None:
@@ -322,6 +335,14 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
     model = PaperTrainer.build_model(cfg)
     AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
     return PaperTrainer.test(cfg, model)
+
+
+def _first_user_error(error: BaseException) -> UserError | None:
+    """Return the one that another error followed."""
+    chain: BaseException | None = error
+    while chain is not None and not isinstance(chain, UserError):
+        chain = chain.__context__
+    return chain
 
 
 def _has_fused_sgd(device: torch.device) -> bool:
