@@ -62,7 +62,8 @@ def replacing(
         with suppress(OSError):  # the first error is the one to report
             temporary.unlink()
         cause = disk_error(error, path, temporary)
-        if cause is not None:
+        wrote_nothing = isinstance(cause, FileNotFoundError) and path.parent.is_dir()
+        if cause is not None and not wrote_nothing:
             raise CannotWriteError(f"{path} cannot be written: {cause.strerror}") from None
         raise
 

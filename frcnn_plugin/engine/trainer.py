@@ -48,6 +48,7 @@ from .guards.memory_errors import memory_errors_explained
 from .guards.step_guard import StepGuard
 from .hooks import BestCheckpoint, CaffeMomentum, SeedEveryIteration, add_checkpoint_hooks
 from .same_run import check_config, check_data, data_digest, run_state
+from .validation_loss import ValidationLoss
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +187,11 @@ class PaperTrainer(DefaultTrainer):
             left_out = sum(node.ITERS[: node.START_AT - 1]) if node.ENABLED else 0
             # Before all others except the hook of the four stages, which changes the loader.
             ret.insert(0, SeedEveryIteration(self.cfg.SEED, left_out))
-        if self.cfg.FOUR_STEP.ENABLED:
-            four_step = FourStepHook(self.cfg)
+        four_step = FourStepHook(self.cfg) if self.cfg.FOUR_STEP.ENABLED else None
+        if self.cfg.TEST.LOSS_PERIOD > 0 and self.cfg.DATASETS.TEST:
+            files = four_step.test_proposals if four_step else None
+            ret.insert(position + 1, ValidationLoss(self.cfg, files))
+        if four_step:
             ret = [
                 StageEvalHook(h, four_step.stages, four_step.evaluate)
                 if isinstance(h, hooks.EvalHook)

@@ -206,6 +206,17 @@ class FourStepHook(HookBase):
         put_results(self.trainer.storage, stage.number, results)
         return results
 
+    def test_proposals(self) -> list[str] | None:
+        """Return the files of proposals that the losses of this stage need on ``DATASETS.TEST``.
+
+        None if there are no such files, or the stage has just ended: its statistics are folded.
+        """
+        stage = self._active
+        if stage is None or self.trainer.iter + 1 == stage.end:
+            return None
+        files = self._proposals[stage.proposals_of].test_files if stage.proposals_of else []
+        return files if all(Path(f).is_file() for f in files) else None
+
     def _check_shared(self, model: Any) -> None:
         if stage_weights.digest(model.backbone) != self._shared_convolutions:
             raise RuntimeError(
