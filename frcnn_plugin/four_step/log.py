@@ -87,7 +87,7 @@ def format_plan(cfg: CfgNode, rows: Sequence[dict[str, str]]) -> str:
 
 def _divided(number: Any, by: int) -> Any:
     if isinstance(number, int):
-        return max(1, round(number / by))
+        return max(1, number // by)
     return [_divided(n, by) for n in number]
 
 
