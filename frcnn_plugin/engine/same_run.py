@@ -81,8 +81,8 @@ def check_data(cfg: CfgNode, checkpoint: str | os.PathLike[str], digest: str) ->
             "%s is from an earlier version and does not say on which data: not compared", checkpoint
         )
         return
-    values = [{DATA: f"{d[:12]} (SHA-256 of ids, sizes, boxes)"} for d in (before, digest)]
-    check_same(*values, cfg.RESUME_MAY_DIFFER)
+    then, now = ({DATA: f"{d[:12]} (SHA-256 of ids, sizes, boxes)"} for d in (before, digest))
+    check_same(then, now, cfg.RESUME_MAY_DIFFER)
 
 
 def run_state(digest: str, num_processes: int) -> dict[str, str]:
@@ -130,12 +130,14 @@ def _compared(config: Any, iteration: int | None) -> dict[str, str]:
         return {}
     values = dict(_flat(config))
     stages = values.get("FOUR_STEP.ENABLED") is True
-    harmless = _HARMLESS if stages else _HARMLESS + _HARMLESS_IN_ONE_STAGE
+    harmless = [*_HARMLESS]
     if stages:  # follow from FOUR_STEP
-        harmless += ("SOLVER.MAX_ITER", "SOLVER.STEPS")
-    elif values.get("SOLVER.LR_SCHEDULER_NAME") in _STEPWISE and iteration is not None:
+        harmless += ["SOLVER.MAX_ITER", "SOLVER.STEPS"]
+    else:
+        harmless += _HARMLESS_IN_ONE_STAGE
+    if not stages and values.get("SOLVER.LR_SCHEDULER_NAME") in _STEPWISE and iteration is not None:
         # A run may go on for longer, or drop later: what was trained would have been the same.
-        harmless += ("SOLVER.MAX_ITER",)
+        harmless.append("SOLVER.MAX_ITER")
         values["SOLVER.STEPS"] = [s for s in values.get("SOLVER.STEPS", ()) if s <= iteration]
     return {
         key: repr(value)

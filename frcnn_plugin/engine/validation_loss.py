@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -82,7 +82,7 @@ class ValidationLoss(HookBase):
         loader = self._loader(name, files)
         # Of its own, as the model logs what it samples.
         with torch.no_grad(), EventStorage(self.trainer.iter):
-            total: Counter[str] = Counter()
+            total: defaultdict[str, float] = defaultdict(float)
             images = 0
             model.train()
             for batch in loader:
@@ -93,7 +93,7 @@ class ValidationLoss(HookBase):
         shares = comm.gather((total, images))
         images = sum(count for _, count in shares)
         keys = sorted({key for share, _ in shares for key in share})
-        means = {key: sum(share[key] for share, _ in shares) / images for key in keys}
+        means = {key: sum(share.get(key, 0.0) for share, _ in shares) / images for key in keys}
         return means | {"total_loss": sum(means.values())} if means else {}
 
     def _loader(self, name: str, files: Sequence[str]) -> Any:

@@ -284,6 +284,6 @@ def test_more_processes_are_said_with_what_to_paste(
     monkeypatch.setattr("frcnn_plugin.four_step.log.comm.get_world_size", lambda: 2)
     last = format_plan(cfg, [{}]).splitlines()[-1]
     assert last.startswith("2 processes: a batch is 2 times as large")
-    wanted = "SOLVER.BASE_LR 0.006 FOUR_STEP.ITERS [4,2,4,2] FOUR_STEP.DROPS [[3],[2],[1,3],[]]"
+    wanted = "SOLVER.BASE_LR 0.006 FOUR_STEP.ITERS [4,2,4,2] FOUR_STEP.DROPS [[3],[1],[1,3],[]]"
     assert last.endswith(wanted)
     tiny_cfg(tmp_path, wanted.split())  # it can be typed as it is
