@@ -6,7 +6,6 @@ import logging
 import os
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from torch import nn
 
 from ..atomic_files import disk_error
 from ..checkpoint.checkpointer import AtomicCheckpointer
+from ..checkpoint.read import peek
 from ..data.loading.mappers import build_mapper
 from ..data.loading.train_loader import build_train_loader
 from ..errors import UserError
@@ -259,10 +259,7 @@ class PaperTrainer(DefaultTrainer):
         resumed = resume and self.checkpointer.has_checkpoint()
         self._data_digest = on_main_process(lambda: data_digest(self.cfg))
         if resumed:
-            file = self.checkpointer.get_checkpoint_file()
-            if Path(file).is_file():  # else loading says so, with better advice
-                check_config(self.cfg, file, comm.get_world_size())
-                check_data(self.cfg, file, self._data_digest)
+            self._check_same_run()
         elif resume:
             logger.warning(
                 "--resume, but there is no checkpoint in OUTPUT_DIR %s: training starts at "
@@ -286,6 +283,14 @@ class PaperTrainer(DefaultTrainer):
             inner_trainer(self).reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
             )
+
+    def _check_same_run(self) -> None:
+        try:
+            found = peek(self.checkpointer.get_checkpoint_file())
+        except UserError:  # loading says so, with better advice
+            return
+        check_config(self.cfg, found, comm.get_world_size())
+        check_data(self.cfg, found, self._data_digest)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of a DefaultTrainer, and what a resumed run is compared with."""
