@@ -12,6 +12,7 @@ the authors' code, "py" py-faster-rcnn. A *stage* is one of the four of four-ste
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -23,28 +24,70 @@ from .errors import UserError
 # Keys that earlier versions had. Configs saved then, beside a run or in a checkpoint, still load:
 # the key is ignored, and yacs logs a line that says so.
 REMOVED_KEYS = ("FOUR_STEP.FEATURE_CACHE_GB",)
+# Nodes that had another name, which other projects use as well. Configs with the old one still
+# load (config_files.py); a program that merges one itself gets an error that names the new one.
+RENAMED_NODES = {"MODEL.VGG": "MODEL.PAPER_VGG", "MODEL.ZF": "MODEL.PAPER_ZF"}
 
 
 def add_frcnn_config(cfg: CN) -> None:
-    """Add the plugin's keys to ``cfg``, in place; calling it twice changes nothing.
+    """Add the plugin's keys to ``cfg``, in place, where they are missing.
+
+    Keys that are there keep their values, so calling it twice changes nothing.
 
     Args:
-        cfg: the result of :func:`detectron2.config.get_cfg`, perhaps extended by other projects.
+        cfg: the result of :func:`detectron2.config.get_cfg`, perhaps extended by other projects,
+            before or afterwards.
+
+    Raises:
+        UserError: another project has given a key of ours another meaning; nothing is changed.
     """
-    if "PAPER_VGG" in cfg.MODEL:
-        return
-    _add_weights(cfg)
-    _add_backbones(cfg)
-    _add_rpn(cfg)
-    _add_roi_box_head(cfg)
-    _add_meta_arch(cfg)
-    _add_data(cfg)
-    _add_solver(cfg)
-    _add_four_step(cfg)
-    _add_test(cfg)
-    _add_resume(cfg)
+    sections = ("INPUT", "DATASETS", "DATALOADER", "SOLVER", "TEST")
+    ours = CN({"MODEL": {"RPN": {}, "ROI_BOX_HEAD": {}}, **{name: {} for name in sections}})
+    _add_weights(ours)
+    _add_backbones(ours)
+    _add_rpn(ours)
+    _add_roi_box_head(ours)
+    _add_meta_arch(ours)
+    _add_data(ours)
+    _add_solver(ours)
+    _add_four_step(ours)
+    _add_test(ours)
+    _add_resume(ours)
+    added_before = "PAPER_RCNN" in cfg.MODEL
+    if foreign := list(_foreign(ours, cfg, "", values=not added_before)):
+        raise UserError(
+            f"{', '.join(foreign)}: the config has this from another project, and frcnn_plugin "
+            "uses the same key: rename it there"
+        )
+    _add_missing(ours, cfg)
     for key in REMOVED_KEYS:
-        cfg.register_deprecated_key(key)
+        if not added_before:
+            cfg.register_deprecated_key(key)
+    for old, new in RENAMED_NODES.items():
+        if not added_before:
+            cfg.register_renamed_key(old, new)
+
+
+def _foreign(ours: CN, cfg: CN, prefix: str, *, values: bool) -> Iterator[str]:
+    """Name keys that are there but mean something else, with their values."""
+    for name, value in ours.items():
+        if name not in cfg:
+            continue
+        theirs = cfg[name]
+        if isinstance(value, CN) and isinstance(theirs, CN):
+            yield from _foreign(value, theirs, f"{prefix}{name}.", values=values)
+        elif isinstance(value, CN) is not isinstance(theirs, CN):
+            yield f"{prefix}{name}"
+        elif values and (type(value) is not type(theirs) or value != theirs):
+            yield f"{prefix}{name} {theirs!r}"
+
+
+def _add_missing(ours: CN, cfg: CN) -> None:
+    for name, value in ours.items():
+        if name not in cfg:
+            setattr(cfg, name, value)
+        elif isinstance(value, CN):
+            _add_missing(value, cfg[name])
 
 
 def _add_weights(cfg: CN) -> None:
@@ -227,27 +270,6 @@ def plugin_cfg() -> CN:
     cfg = get_cfg()
     add_frcnn_config(cfg)
     return cfg
-
-
-def base_chain(path: str | Path) -> list[Path]:
-    """Return the paths of a config file and of those that it is based on, itself first.
-
-    Keys are not checked. A ``_BASE_`` that is a list or a URL is not followed.
-
-    Raises:
-        OSError: one of the files cannot be read.
-        UserError: a file is based on itself.
-        yaml.YAMLError: one of them is not YAML.
-    """
-    chain = [Path(path).resolve()]
-    while True:
-        base = CN.load_cfg(chain[-1].read_text(encoding="utf-8")).get("_BASE_", "")
-        if not isinstance(base, str) or not base or "://" in base:
-            return chain
-        file = (chain[-1].parent / Path(base).expanduser()).resolve()
-        if file in chain:
-            raise UserError(f"{path} is based on itself: _BASE_ of {chain[-1]} is {file}")
-        chain.append(file)
 
 
 def get_config_file(name: str) -> str:

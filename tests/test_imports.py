@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "frcnn_plugin"
 FLOORS: tuple[set[str], ...] = (
     {"host", "errors"},
     {"atomic_files", "process", "config"},
+    {"config_files"},
     {"layers"},
     {"modeling"},
     {"checkpoint", "data"},

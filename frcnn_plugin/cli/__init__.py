@@ -27,6 +27,19 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
 
 
+def parse_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Read the words of a command; options may also stand after the overrides."""
+    args = parser.parse_args(words)
+    pairs = getattr(args, "opts", None) or []
+    for i in range(2, len(pairs), 2):
+        if pairs[i].startswith("--") or pairs[i] == "-h":
+            front = [*words[: len(words) - len(pairs)], *pairs[i:]]
+            args = parse_words(parser, front)
+            args.opts = [*pairs[:i], *args.opts]
+            break
+    return args
+
+
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split other words from the ``KEY VALUE`` pairs after them."""
     cfg = plugin_cfg()
@@ -38,7 +51,7 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def check_numbers(args: argparse.Namespace) -> None:
     """Stop at values that options of these names cannot have."""
-    for name in ("batch_size", "limit", "num_gpus", "topk"):
+    for name in ("batch_size", "limit", "num_gpus", "num_machines", "topk"):
         value = getattr(args, name, None)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}: it must be 1 or more")

@@ -1,7 +1,7 @@
 """Find what is wrong before it costs a day: software, data sets, weights, schedule.
 
     frcnn doctor
-    frcnn doctor --config-file configs/faster_rcnn_vgg16_voc.yaml MODEL.WEIGHTS vgg16.pth
+    frcnn doctor --config-file frcnn://faster_rcnn_vgg16_voc.yaml MODEL.WEIGHTS vgg16.pth
     frcnn doctor --config-file my.yaml --all --json findings.json
 
 Without a config the doctor looks at the environment and at the data sets at hand. With one it makes

@@ -1,6 +1,6 @@
 r"""Draw what the method does with an image, step by step, as PNG files.
 
-    frcnn visualize --mode matches --config-file configs/faster_rcnn_vgg16_voc.yaml
+    frcnn visualize --mode matches --config-file frcnn://faster_rcnn_vgg16_voc.yaml
     frcnn visualize --mode anchors --config-file ... --input photo.jpg --output pictures
     frcnn visualize --mode detections --config-file ... --image 000456 000542 \
         MODEL.WEIGHTS output/model_final.pth
@@ -40,7 +40,7 @@ from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
 from ..predict.inputs import find_images, output_names
 from ..visualization.pictures import MODES, Options, Pictures, is_of_training
-from . import add_config_file, add_overrides, check_numbers, split_overrides
+from . import add_config_file, add_overrides, check_numbers, parse_words, split_overrides
 
 FIRST = 4  # images of a data set that are drawn by default
 
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """Read the words; give back the overrides that an option of several words has swallowed."""
-    args = parser.parse_args(words)
+    args = parse_words(parser, words)
     for name in ("image", "input"):
         taken, overrides = split_overrides(getattr(args, name) or [])
         args.opts = [*overrides, *args.opts]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
@@ -18,6 +17,7 @@ from ..checkpoint.catalog import known_files as catalog
 from ..checkpoint.catalog.download import cached_path, check_cached, local_path, megabytes
 from ..checkpoint.catalog.known_files import KnownFile, find
 from ..checkpoint.conversion import LAYOUTS, PREDICTOR
+from ..config_files import read_config_text
 from ..errors import UserError
 
 
@@ -198,7 +198,7 @@ def _show_mapping(rows: Sequence[tuple[str, str, str]]) -> None:
 
 
 def _write_caffe(weights: Conversion, output: Path, rpn_conv: str) -> None:
-    config = CfgNode.load_cfg(weights.metadata.config or "{}")
+    config = read_config_text(weights.metadata.config or "{}", "YAML")
     try:
         scale = config["MODEL"]["ROI_BOX_HEAD"]["BBOX_REG_WEIGHTS"]
     except KeyError:

@@ -56,6 +56,10 @@ class PlannedRun:
     def __post_init__(self) -> None:
         if self.num_processes < 1:
             raise UserError(f"--num-gpus is {self.num_processes}: it must be 1 or more")
+        if self.resume and self.overwrite:
+            raise UserError(
+                "--resume continues the run in OUTPUT_DIR, --overwrite loses it: give one of them"
+            )
 
     @property
     def processes_here(self) -> int:

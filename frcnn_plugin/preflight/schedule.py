@@ -7,7 +7,8 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..config import base_chain, get_config_file, plugin_cfg
+from ..config import get_config_file, plugin_cfg
+from ..config_files import base_chain, load_config_file
 from ..four_step.checkpoints import check_start
 from ..four_step.stages import build_stages
 from .finding import Finding, error, ok, plural, warning
@@ -167,7 +168,7 @@ def find_preset(config_file: str) -> tuple[str, CfgNode] | None:
         if ours in path.parents:
             cfg = plugin_cfg()
             with muted("fvcore"):
-                cfg.merge_from_file(str(path))
+                load_config_file(cfg, path)
             return str(path), cfg
     return None
 

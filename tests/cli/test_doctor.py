@@ -67,7 +67,7 @@ def test_errors_and_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("args", "message"),
     [
         (["--config-file", "no.yaml"], "FAIL  config       no config file 'no.yaml'"),
-        (["--config-file", DEMO, "MODEL.NO", "1"], "FAIL  config       the command line: Non-"),
+        (["--config-file", DEMO, "MODEL.NO", "1"], "FAIL  config       there is no key MODEL.NO;"),
         (
             ["--num-gpus", "0", "--config-file", DEMO],
             "FAIL  config       --num-gpus is 0: it must be 1 or more",

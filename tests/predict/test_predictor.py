@@ -103,7 +103,10 @@ def test_without_cuda_the_cpu(save_detector: Callable, caplog: pytest.LogCapture
     [
         ({"score_threshold": 50}, "the score threshold is 50: it must be from 0 to 1"),
         ({"device": "gpu"}, "there is no device 'gpu': give cpu, cuda or cuda:1"),
-        ({"opts": ["INPUT.FORMAT"]}, "overrides come as KEY VALUE pairs, but there are 1 words"),
+        (
+            {"opts": ["INPUT.FORMAT"]},
+            "has no value, it is the last word: overrides are pairs, KEY VALUE",
+        ),
     ],
 )
 def test_wrong_arguments(save_detector: Callable, arguments: dict, message: str) -> None:
