@@ -111,10 +111,7 @@ class _ShapesOnly(AtomicCheckpointer):
     found = wanted = 0
 
     def _torch_load(self, f: str) -> Any:
-        try:
-            return peek(f).content
-        except UserError:  # damaged, or more than weights: as the run itself will read it
-            return super()._torch_load(f)
+        return peek(f).content
 
     def _load_model(self, checkpoint: Any) -> Any:
         self.metadata = Metadata.from_dict(checkpoint.get(KEY))

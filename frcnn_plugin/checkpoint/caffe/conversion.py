@@ -24,6 +24,7 @@ from ..conversion import (
     Conversion,
     conv_target,
     describe,
+    raw_deltas,
 )
 from ..metadata import CAFFE, Metadata
 
@@ -204,7 +205,7 @@ def convert_to_caffe(
             continue
         tensors = [state[f"{source}.{kind}"].detach().cpu().float() for kind in ("weight", "bias")]
         if layer == "rpn_bbox_pred":
-            tensors = _raw_deltas(tensors, state, RPN, (1.0, 1.0, 1.0, 1.0))
+            tensors = raw_deltas(tensors, state, f"{RPN}.", (1.0, 1.0, 1.0, 1.0))
         elif layer == "cls_score":
             tensors = [torch.cat((t[-1:], t[:-1])) for t in tensors]
         elif layer == "bbox_pred":
@@ -214,7 +215,7 @@ def convert_to_caffe(
                     f"bbox_pred has {len(tensors[1])} outputs for {classes} classes, so it is "
                     "class-agnostic; py-faster-rcnn's networks are not"
                 )
-            tensors = _raw_deltas(tensors, state, PREDICTOR, bbox_reg_weights)
+            tensors = raw_deltas(tensors, state, f"{PREDICTOR}.", bbox_reg_weights)
             known = metadata.background if metadata else {}
             tensors = [
                 torch.cat((known.get(kind, torch.zeros_like(tensor[:4])), tensor))
@@ -228,26 +229,3 @@ def convert_to_caffe(
             f"{', '.join(list(state)[:4])} ..."
         )
     return layers, rows
-
-
-def _raw_deltas(
-    layer: _Layer, state: Mapping[str, torch.Tensor], owner: str, weights: Sequence[float]
-) -> _Layer:
-    """Return the layer that predicts raw deltas, (output * std + mean) / weights.
-
-    Mean and std, (C, 4), are those of the layer's targets; 0 and 1 if there are none.
-    """
-    scale = torch.tensor(weights, dtype=torch.float64)
-    mean = state.get(f"{owner}.target_statistics.mean", torch.zeros(1, 4))
-    std = state.get(f"{owner}.target_statistics.std", torch.ones(1, 4))
-    offset, factor = mean.cpu().double() / scale, std.cpu().double() / scale
-    if (factor == 1).all() and (offset == 0).all():
-        return layer
-    weight, bias = layer
-    repeats = len(bias) // factor.numel()
-    factor, offset = factor.flatten().repeat(repeats), offset.flatten().repeat(repeats)
-    shape = (-1,) + (1,) * (weight.dim() - 1)
-    return [
-        (weight.double() * factor.view(shape)).float(),
-        (bias.double() * factor + offset).float(),
-    ]
