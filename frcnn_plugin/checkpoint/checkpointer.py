@@ -125,6 +125,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise UserError(f"there is no checkpoint {path}{self._advice()}")
         try:
             loaded: dict[str, Any] = super().load(path, *args, **kwargs)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+            # What optimizers and hooks raise, by which they are to be continued.
+            raise UserError(
+                f"{path} does not fit this model or this run ({type(e).__name__}: {e})"
+                f"{self._advice()}"
+            ) from e
         finally:
             # Detectron2 asserts that it is None, and does not reset it when loading fails.
             self._parsed_url_during_load = None

@@ -8,6 +8,7 @@ tells which, only the file's digest.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -124,9 +125,9 @@ def convert_torchvision(
 
 def _check_is_vgg16(state: Mapping[str, torch.Tensor]) -> None:
     places = {
-        int(name.split(".")[1])
+        int(found[1])
         for name, tensor in state.items()
-        if name.startswith("features.") and name.endswith(".weight") and tensor.dim() == 4
+        if (found := re.fullmatch(r"features\.(\d{1,3})\.weight", name)) and tensor.dim() == 4
     }
     if places != set(_CONV.values()):
         raise UserError(

@@ -35,6 +35,13 @@ _FULLY_CONNECTED = ("fc6", "fc7", "cls_score", "bbox_pred")
 # docs/faithfulness.md). The first is that of its VGG16, the second that of its alternating ZF.
 RPN_CONVS = ("rpn_conv/3x3", "rpn_conv1")
 
+# The RPN's layers in the files of the MATLAB code, which are the same otherwise.
+_MATLAB = {
+    "conv_proposal1": f"{RPN_HEAD}.rpn_conv",
+    "proposal_cls_score": f"{RPN_HEAD}.rpn_cls_score",
+    "proposal_bbox_pred": f"{RPN_HEAD}.rpn_bbox_pred",
+}
+
 # Caffe's files predict raw deltas; Detectron2's deltas are multiplied by this config key,
 # MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS, whose default these are.
 BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -64,7 +71,7 @@ def convert_caffe(layers: _Layers) -> Conversion:
     backbone = _backbone(layers)
     result = Conversion()
     used = set()
-    for layer, target in _targets(backbone, RPN_CONVS).items():
+    for layer, target in (_targets(backbone, RPN_CONVS) | _MATLAB).items():
         if layer in layers:
             weight, bias = _weight_and_bias(layers, layer)
             result.put(f"{layer}[0]", f"{target}.weight", weight)
@@ -76,7 +83,7 @@ def convert_caffe(layers: _Layers) -> Conversion:
         classes, background = _put_predictor(result, layers)
         used |= {"cls_score", "bbox_pred"}
     result.unused = [layer for layer in layers if layer not in used]
-    rpn = "rpn_cls_score" in layers
+    rpn = f"{RPN_HEAD}.rpn_cls_score.weight" in result.state_dict
     what = f"detector of {classes} classes" if classes else "RPN" if rpn else "ImageNet"
     result.network = f"{'VGG16' if backbone is VGG16_LAYERS else 'ZF'}, {what}"
     result.metadata = Metadata(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from detectron2.data.build import load_proposals_into_dataset
 
+from frcnn_plugin.data.proposals import converters
 from frcnn_plugin.data.proposals.converters import convert_npz, convert_selective_search_mat
 from frcnn_plugin.data.proposals.files import load_proposals
 from frcnn_plugin.errors import UserError
@@ -116,6 +117,19 @@ def test_mat_file_itself(tmp_path):
     (tmp_path / "b.mat").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"b\.mat is damaged, or not a MATLAB file"):
         convert_selective_search_mat(tmp_path / "b.mat", DICTS, out)
+
+
+def test_mat_file_that_ends_scipy(tmp_path, monkeypatch):
+    """Flipped bits can make scipy read beyond its memory: the process ends, but not ours."""
+    monkeypatch.setattr(converters, "_LOADMAT", "import os; os.abort()")
+    with pytest.raises(UserError, match=r"a\.mat is damaged, or not a MATLAB file: scipy fails"):
+        convert_selective_search_mat(save_mat(tmp_path / "a.mat"), DICTS, tmp_path / "out.pkl")
+
+
+def test_npz_that_would_fill_the_memory(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", **{"000005": np.zeros((500_000, 4)), "000007": []})
+    with pytest.raises(UserError, match=r"a\.npz is damaged.*it would unpack to 16\d+ bytes"):
+        convert_npz(tmp_path / "a.npz", DICTS, tmp_path / "out.pkl")
 
 
 def test_without_scipy(tmp_path, monkeypatch):
