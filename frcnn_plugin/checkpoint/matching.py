@@ -27,6 +27,7 @@ _BY_CLASSES = (
 )
 _BY_ANCHORS = (f"{RPN_HEAD}.rpn_cls_score.", f"{RPN_HEAD}.rpn_bbox_pred.")
 _BOX_DELTAS = (f"{RPN_HEAD}.rpn_bbox_pred.weight", f"{RPN_HEAD}.rpn_bbox_pred.bias")
+_USUAL_RATIOS = [0.5, 1.0, 2.0]
 _USUAL_SIZES = {9: [128, 256, 512], 12: [64, 128, 256, 512], 15: [32, 64, 128, 256, 512]}
 
 
@@ -112,11 +113,14 @@ def fitting_anchors(loaded: Loaded, metadata: Metadata | None) -> str:
     if not shape:
         return ""
     number = shape[0] // 4
-    found = anchors_of(metadata)
-    if not found and number in _USUAL_SIZES:  # those of the paper, and of its followers
-        found = {"SIZES": [_USUAL_SIZES[number]], "ASPECT_RATIOS": [[0.5, 1.0, 2.0]]}
-    keys = " ".join(f'MODEL.ANCHOR_GENERATOR.{key} "{value}"' for key, value in found.items())
-    return f". Its {number} anchors: {keys or 'sizes times aspect ratios'}"
+    found, words = anchors_of(metadata), f". Its {number} anchors:"
+    if not found:  # the product of sizes and ratios; most often those of the paper and followers
+        words = f". It has {number} anchors, such as"
+        if number not in _USUAL_SIZES:
+            return f". It has {number} anchors: so many sizes times aspect ratios"
+        found = {"SIZES": [_USUAL_SIZES[number]], "ASPECT_RATIOS": [_USUAL_RATIOS]}
+    keys = (f'MODEL.ANCHOR_GENERATOR.{key} "{value}"' for key, value in found.items())
+    return " ".join((words, *keys))
 
 
 def check_anchors(loaded: Loaded, metadata: Metadata | None, wanted: Mapping[str, Any]) -> None:
