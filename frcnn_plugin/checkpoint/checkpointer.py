@@ -99,6 +99,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save as Detectron2 does, with :class:`.metadata.Metadata`."""
+        if not self.save_dir or not self.save_to_disk:
+            return
         if self._cfg is not None:
             if self._metadata is None:  # once: a config as YAML takes as long as a small file
                 cfg = self._cfg

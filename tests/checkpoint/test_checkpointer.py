@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import re
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 
 from frcnn_plugin.checkpoint import KEY, Metadata, write_caffemodel
@@ -303,3 +305,21 @@ def test_part_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     (tmp_path / "model_0000004.pth.partial").write_bytes(b"half")
     AtomicCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)).save("model_0000009")
     assert sorted(f.name for f in tmp_path.iterdir()) == ["last_checkpoint", "model_0000009.pth"]
+
+
+def test_in_a_trainer_of_others(tiny_cfg, caffemodel: Path, tmp_path: Path) -> None:
+    """As docs/weights.md says: Detectron2's own checkpointer cannot read it."""
+
+    class Trainer(DefaultTrainer):
+        build_train_loader = classmethod(lambda *args: [])
+
+    cfg = tiny_cfg(*NARROW, "MODEL.WEIGHTS", str(caffemodel), "OUTPUT_DIR", str(tmp_path / "out"))
+    trainer = Trainer(cfg)
+    with pytest.raises(pickle.UnpicklingError):
+        trainer.resume_or_load(resume=False)
+    trainer.checkpointer = AtomicCheckpointer(
+        trainer.model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(trainer)
+    )
+    trainer.resume_or_load(resume=False)
+    expected = networks.vgg16()["conv3_2"][0]
+    assert trainer.model.backbone.conv3.conv3_2.weight.tolist() == expected.tolist()
