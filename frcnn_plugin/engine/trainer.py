@@ -32,6 +32,7 @@ from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..checkpoint.read import peek
 from ..data.loading.mappers import build_mapper
 from ..data.loading.train_loader import build_train_loader
+from ..data.proposals.files import load_proposals
 from ..errors import UserError
 from ..evaluation.coco import RecordingCOCOEvaluator
 from ..evaluation.proposals.evaluator import ProposalEvaluator
@@ -41,8 +42,8 @@ from ..four_step.evaluation import StageEvalHook, as_checkpoint_is, with_test_pr
 from ..four_step.hook import FourStepHook
 from ..four_step.stages import build_four_step_scheduler
 from ..four_step.statistics import on_main_process
-from ..four_step.weights import fold_statistics
 from ..host import inner_trainer, last_results, registered_hooks, set_inner_trainer
+from ..modeling import fold_target_statistics
 from ..process import unwrap_model, wrap_model
 from .guards.memory_errors import memory_errors_explained
 from .guards.step_guard import StepGuard
@@ -220,6 +221,7 @@ class PaperTrainer(DefaultTrainer):
         entry once per epoch. Detectron2's loader cannot do that, and starts with the first images
         again when a run is resumed: it ignores ``start_iter``, the iterations already trained.
         """
+        _check_proposals(cfg, cfg.DATASETS.PROPOSAL_FILES_TRAIN)
         if not cfg.DATALOADER.MIRRORED_COPIES:
             return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
         images, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
@@ -240,6 +242,7 @@ class PaperTrainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Build Detectron2's loader with the resize of ``INPUT.RESIZE``."""
         mapper = build_mapper(cfg, is_train=False)
+        _check_proposals(cfg, cfg.DATASETS.PROPOSAL_FILES_TEST)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -277,7 +280,7 @@ class PaperTrainer(DefaultTrainer):
             ):
                 group["lr"] = rate
         if not resumed and self.cfg.FOUR_STEP.START_AT == 1:
-            fold_statistics(unwrap_model(self.model))
+            fold_target_statistics(unwrap_model(self.model))
         # In four-step training its hook makes the loader anyway.
         if self.start_iter > 0 and not self.cfg.FOUR_STEP.ENABLED:
             inner_trainer(self).reset_data_loader(
@@ -352,6 +355,12 @@ def _first_user_error(error: BaseException) -> UserError | None:
     while chain is not None and not isinstance(chain, UserError):
         chain = chain.__context__
     return chain
+
+
+def _check_proposals(cfg: CfgNode, files: Sequence[str]) -> None:
+    """Read files of proposals before Detectron2 does, with which they could run code."""
+    for file in files if cfg.MODEL.LOAD_PROPOSALS else ():
+        load_proposals(file)
 
 
 def _has_fused_sgd(device: torch.device) -> bool:

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from .. import host
 from ..data.loading.train_loader import build_train_loader
+from ..modeling import fold_target_statistics
 from ..process import unwrap_model, wrap_model
 from . import weights as stage_weights
 from .checkpoints import check_same, check_start, schedule_state
@@ -101,7 +102,7 @@ class FourStepHook(HookBase):
         From then on its weights mean what those of Detectron2's own layers mean, in every file.
         """
         if self._active is not None and self.trainer.iter + 1 == self._active.end:
-            stage_weights.fold_statistics(unwrap_model(self.trainer.model))
+            fold_target_statistics(unwrap_model(self.trainer.model))
 
     def after_train(self) -> None:
         """Make the model whole, and check that both its networks share their convolutions."""

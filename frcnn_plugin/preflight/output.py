@@ -17,9 +17,13 @@ def check_output(run: PlannedRun) -> Iterator[Finding]:
     """Check that ``OUTPUT_DIR`` is free, or that the run in it is what the user means."""
     if run.eval_only:
         return
+    try:
+        last = run.last_checkpoint
+    except UserError:  # damaged, as the check of the weights will say
+        return
     folder = Path(run.cfg.OUTPUT_DIR)
     problem = _why_not_writable(folder)
-    if run.last_checkpoint and not (run.resume or run.overwrite):
+    if last and not (run.resume or run.overwrite):
         yield error(
             "output",
             f"OUTPUT_DIR {folder} holds a run already: continue it (--resume), start again and "
@@ -31,15 +35,19 @@ def check_output(run: PlannedRun) -> Iterator[Finding]:
             f"OUTPUT_DIR {folder} cannot be written to ({problem})",
             "Give another one, for example OUTPUT_DIR /tmp/run",
         )
-    elif run.last_checkpoint and run.resume:
-        yield from _resumed(run, run.last_checkpoint)
-    elif run.last_checkpoint:
+    elif last and run.resume:
+        yield from _resumed(run, last)
+    elif last:
         yield warning("output", f"the run in {folder} is overwritten (--overwrite)")
     elif run.resume:
+        there = sorted(file.name for file in folder.glob("model_*.pth"))
+        lost = f"; {there[-1]} is there, but no last_checkpoint that names it" if there else ""
         yield warning(
             "output",
-            f"--resume, but there is no run in {folder}: training starts at iteration 0",
-            "If there should be one, check OUTPUT_DIR",
+            f"--resume, but there is no run in {folder}: training starts at iteration 0{lost}",
+            f"To continue, write {there[-1]} into {folder / 'last_checkpoint'}"
+            if there
+            else "If there should be one, check OUTPUT_DIR",
         )
     elif (folder / "metrics.json").exists():
         yield warning(

@@ -70,6 +70,8 @@ def _missing(run: PlannedRun) -> str:
         )
     if file:
         # If the file of a resumed run is missing, loading it gives better advice.
+        if Path(file).is_dir():
+            return f"MODEL.WEIGHTS: {file} is a folder: name a file in it, such as model_final.pth"
         there = "://" in file or Path(file.partition("?")[0]).is_file()
         missing = file == cfg.MODEL.WEIGHTS and not there
         return f"MODEL.WEIGHTS: there is no file '{file}'" if missing else ""
@@ -111,10 +113,7 @@ class _ShapesOnly(AtomicCheckpointer):
     found = wanted = 0
 
     def _torch_load(self, f: str) -> Any:
-        try:
-            return peek(f).content
-        except UserError:  # damaged, or more than weights: as the run itself will read it
-            return super()._torch_load(f)
+        return peek(f).content
 
     def _load_model(self, checkpoint: Any) -> Any:
         self.metadata = Metadata.from_dict(checkpoint.get(KEY))
@@ -122,6 +121,7 @@ class _ShapesOnly(AtomicCheckpointer):
             # They say that copying to the meta device does nothing, which is the point of it.
             python_warnings.simplefilter("ignore")
             incompatible = super()._load_model(checkpoint)
-        self.wanted = len(self.model.state_dict())
-        self.found = self.wanted - len(incompatible.missing_keys)
+        wanted = {name for name in self.model.state_dict() if ".target_statistics." not in name}
+        self.wanted = len(wanted)
+        self.found = len(wanted.difference(incompatible.missing_keys))
         return incompatible

@@ -193,3 +193,8 @@ def test_missing_initial_weights(find) -> None:
 def test_start_after_stage_one_needs_its_checkpoint(find) -> None:
     findings = find("FOUR_STEP.START_AT", "3", config=get_config_file("demo/vgg16_shapes.yaml"))
     assert "add MODEL.WEIGHTS path/to/stage2_final.pth" in only(findings, "schedule")
+
+
+def test_folder_instead_of_a_file(find, tmp_path: Path) -> None:
+    message = only(find("MODEL.WEIGHTS", tmp_path), "weights")
+    assert "is a folder: name a file in it" in message

@@ -213,8 +213,6 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             sum over foreground RoIs and coordinates, divided by R.
         """
         statistics = self.target_statistics
-        if not statistics.active:
-            return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
         if self.box_reg_loss_type != "smooth_l1":  # the others compare decoded boxes
             pred_deltas = statistics.denormalise(pred_deltas)
             return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
