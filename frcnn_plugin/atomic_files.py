@@ -8,15 +8,20 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_UNSAFE = re.compile(r"""[/\\:*?"<>|~]|^[.\s]|\s$""")
+_LONGEST_NAME = 100  # bytes: names put together of two, with affixes, stay below the usual 255
 
 # No room, a limit of the system or the user, a broken or read-only disk.
 _DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS}
@@ -90,9 +95,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: object) -> None:
-    """Write a JSON file, whole or not at all, and make its folder."""
+    """Write a JSON file, whole or not at all, and make its folder; also of NumPy's numbers."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content))
+    write_text(path, json.dumps(content, default=methodcaller("item")))
 
 
 @contextmanager
@@ -113,6 +118,22 @@ def reading_json(path: str | os.PathLike[str], what: str, remedy: str = "") -> I
         raise UserError(f"cannot read the {what}: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} holds no {what} ({error}){remedy}") from error
+
+
+def safe_file_name(text: str) -> str:
+    """Return a name for a file, or part of one, that stands for a text of any kind.
+
+    Distinct texts have distinct names, at most 100 bytes long, that name nothing outside a folder.
+    An ordinary text is its own name. In others, what a file name cannot hold is replaced, and "~"
+    with a hash of the text is added.
+    """
+    encoded = text.encode("utf-8", "backslashreplace")
+    ordinary = text.isprintable() and not _UNSAFE.search(text) and len(encoded) <= _LONGEST_NAME
+    if text and ordinary:
+        return text
+    mark = f"~{hashlib.sha256(encoded).hexdigest()[:16]}"
+    readable = "".join(c if c.isprintable() else "_" for c in _UNSAFE.sub("_", text))
+    return readable.encode()[: _LONGEST_NAME - len(mark)].decode(errors="ignore") + mark
 
 
 @contextmanager

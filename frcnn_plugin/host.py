@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from types import ModuleType
 from typing import Any
 
@@ -193,6 +194,34 @@ def replace_metadata(name: str, **values: object) -> None:
     """
     catalog = importlib.import_module("detectron2.data").MetadataCatalog
     vars(catalog.get(name)).update(values)
+
+
+@contextmanager
+def metadata_replaced(name: str, **values: object) -> Iterator[None]:
+    """Change what the catalog says about a data set, as :func:`replace_metadata`, for a while."""
+    held = vars(importlib.import_module("detectron2.data").MetadataCatalog.get(name))
+    before = dict(held)
+    held.update(values)
+    try:
+        yield
+    finally:
+        held.clear()
+        held.update(before)
+
+
+def coco_content(evaluator: Any) -> dict[str, Any]:
+    """Return what a COCOEvaluator has read of its annotation file."""
+    content: dict[str, Any] = _member(evaluator, "_coco_api").dataset
+    return content
+
+
+def set_coco_content(evaluator: Any, content: dict[str, Any]) -> None:
+    """Let a COCOEvaluator evaluate against this in place of what it has read."""
+    api = _member(evaluator, "_coco_api")
+    api.dataset = content
+    with redirect_stdout(None):  # it prints that it does so
+        api.createIndex()
+    evaluator._do_evaluation = "annotations" in content
 
 
 def forget_process_groups() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import frcnn_plugin
-from frcnn_plugin.atomic_files import replacing, sha256, write_text
+from frcnn_plugin.atomic_files import replacing, safe_file_name, sha256, write_text
 from frcnn_plugin.errors import UserError
 
 resource = pytest.importorskip("resource")
@@ -222,3 +222,28 @@ def test_a_missing_folder_is_a_line_another_error_stays(tmp_path: Path) -> None:
         write_text(tmp_path / "no" / "file", "x")
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "file"):
         open(tmp_path / "input")
+
+
+@pytest.mark.parametrize(
+    "text", ["voc07_test", "traffic light", "Löwe", "a.b-c_(1) + d", "x" * 100, "-", "a.."]
+)
+def test_an_ordinary_text_is_its_own_file_name(text: str) -> None:
+    assert safe_file_name(text) == text
+
+
+ODD_NAMES = [
+    "", ".", "..", "a/b", "a_b", "./lists/.test", "/abs/olute", "../up", "a\\b", "a:b", "a\nb",
+    "a\0b", ".hidden", " a", "a ", "a", "x" * 101, "x" * 300, "x" * 299 + "y", "é" * 51, "猫" * 100,
+    "\udc80", "\\udc80", "a~b", "a\x1b[31m", safe_file_name("a/b"),
+]  # fmt: skip
+
+
+def test_odd_texts_have_safe_and_distinct_file_names(tmp_path: Path) -> None:
+    found = [safe_file_name(text) for text in ODD_NAMES]
+    assert len(set(found)) == len(ODD_NAMES)
+    for name in found:
+        assert len(name.encode()) <= 100 and name.isprintable()
+        write_text(tmp_path / f"comp4_det_{name}_{name}.txt", "")
+        write_text(tmp_path / name, "")
+    assert len(names(tmp_path)) == 2 * len(ODD_NAMES)
+    assert safe_file_name("a/b").startswith("a_b~")

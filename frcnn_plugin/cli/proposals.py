@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from ..atomic_files import sha256
+from ..atomic_files import safe_file_name, sha256
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..data import check_datasets
 from ..data.loading.mappers import build_mapper
@@ -83,7 +83,8 @@ class Dump:
         """Compute what is missing, write the file; return recall in percent, if there is truth."""
         _setup_logging()
         cfg = _dump_cfg(args)
-        output = args.output or Path(cfg.OUTPUT_DIR, "inference", args.dataset, "proposals.pkl")
+        folder = Path(cfg.OUTPUT_DIR, "inference", safe_file_name(args.dataset))
+        output = args.output or folder / "proposals.pkl"
         shards = ProposalShards(output.with_name(f"{output.name}.partial"))
         _check_dump(cfg, args, output, shards)
         dicts = DatasetCatalog.get(args.dataset)

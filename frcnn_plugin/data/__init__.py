@@ -14,7 +14,7 @@ from .datasets.voc import (
     register_voc,
     register_xml_folder,
 )
-from .loading.image_reader import IMAGE_SUFFIXES, read_bgr
+from .loading.image_reader import IMAGE_SUFFIXES, image_header, read_bgr, read_image
 from .loading.mappers import (
     FloatResizeShortestEdge,
     FloatResizeTransform,
@@ -55,9 +55,11 @@ __all__ = [
     "check_proposals",
     "convert_npz",
     "convert_selective_search_mat",
+    "image_header",
     "load_proposals",
     "load_voc_instances",
     "read_bgr",
+    "read_image",
     "register_builtin",
     "register_coco",
     "register_from_config_entries",

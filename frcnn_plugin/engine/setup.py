@@ -11,7 +11,9 @@ from detectron2.config import CfgNode
 from .. import config_files
 from ..config import plugin_cfg
 from ..config_files import load_config_file
+from ..data.datasets.checks import class_names
 from ..data.datasets.config_entries import register_from_config_entries
+from ..errors import UserError
 from ..four_step.stages import apply_four_step
 
 logger = logging.getLogger(__name__)
@@ -40,10 +42,24 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     merge_overrides(cfg, opts)
     # From here on, any part may ask Detectron2's catalogs for the data sets of the config.
     register_from_config_entries(cfg.DATASETS.REGISTER)
+    _count_classes(cfg)
     # After the overrides, as SOLVER.MAX_ITER and STEPS follow from FOUR_STEP.
     apply_four_step(cfg)
     cfg.freeze()
     return cfg
+
+
+def _count_classes(cfg: CfgNode) -> None:
+    """Replace a ``MODEL.ROI_HEADS.NUM_CLASSES`` of -1 by the classes of the data sets, in place."""
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES != -1:
+        return
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if not names:
+        raise UserError(
+            "MODEL.ROI_HEADS.NUM_CLASSES -1 stands for the classes of DATASETS.TRAIN and TEST, "
+            "which are empty: give the number, background not counted"
+        )
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(class_names(names[0]))
 
 
 def merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from ..atomic_files import disk_error
+from ..atomic_files import disk_error, safe_file_name
 from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..checkpoint.read import peek
 from ..data.loading.mappers import build_mapper
@@ -320,7 +320,7 @@ class PaperTrainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Build COCO's evaluator for COCO-format sets, else VOC's; recall for an RPN alone."""
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", safe_file_name(dataset_name))
         if cfg.MODEL.PAPER_RCNN.PHASE == "rpn":
             return ProposalEvaluator(dataset_name, output_dir=folder)
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "coco":

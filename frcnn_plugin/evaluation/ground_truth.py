@@ -29,6 +29,8 @@ class GroundTruth:
         ignored: (G,) difficult or crowd objects: a detection on one counts neither way.
         file_names: path of each image; "" where it is not known. May be empty unless an evaluation
             is recorded for the report.
+        original_ids: ids of all images as the data set has them, numbers or texts. May be empty
+            unless results are written in COCO's format.
     """
 
     image_ids: list[str]
@@ -37,6 +39,7 @@ class GroundTruth:
     images: npt.NDArray[np.int64]
     ignored: npt.NDArray[np.bool_]
     file_names: list[str] = field(default_factory=list)
+    original_ids: list[Any] = field(default_factory=list)
 
 
 def load_ground_truth(dataset_name: str) -> GroundTruth:
@@ -80,6 +83,7 @@ def from_dicts(dicts: list[dict[str, Any]]) -> GroundTruth:
         images=np.array(images, dtype=np.int64),
         ignored=np.array(ignored, dtype=bool),
         file_names=[str(item.get("file_name", "")) for item in dicts],
+        original_ids=[item["image_id"] for item in dicts],
     )
 
 

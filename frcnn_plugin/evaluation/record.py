@@ -1,17 +1,19 @@
-"""What an evaluation leaves for the training report: AP per class and a few images, as JSON.
+"""What an evaluation leaves: AP per class and a few images for the training report, as JSON.
 
-All detections are in the files in the VOC server's format, or COCO's.
+All detections are in COCO's format for results, and from the VOC evaluator also in that of its
+server.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from detectron2.data import MetadataCatalog
 
 from ..atomic_files import optional_output, reading_json, write_json
 from .average_precision import MatchRule
@@ -19,6 +21,7 @@ from .detections import Detections, judge_detections
 from .ground_truth import GroundTruth
 
 EVALUATION_FILE = "evaluation.json"  # in OUTPUT_DIR/inference/<data set>
+COCO_RESULTS_FILE = "coco_instances_results.json"  # there; Detectron2's name
 MIN_SCORE = 0.5  # detections below are not looked at: nobody would show them
 NUM_IMAGES = 6  # best ones, and as many worst ones
 
@@ -111,6 +114,27 @@ def record_evaluation(
             dataset_name, metric, match, len(truth.image_ids), dict(results), list(classes),
             best, worst,
         ).save(path)  # fmt: skip
+
+
+def write_coco_results(
+    folder: str | os.PathLike[str], dataset_name: str, detections: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write all detections in COCO's format for results; if that fails, a warning says so.
+
+    Args:
+        folder: see `record_evaluation`.
+        dataset_name: the set whose category ids are written; class indices if it has none.
+        detections: ``image_id``, ``category_id`` (the class index), ``bbox`` (XYWH), ``score``.
+    """
+    path = Path(folder) / COCO_RESULTS_FILE
+    with optional_output(path):
+        ids = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id") or {}
+        own = {index: number for number, index in ids.items()}
+        rows = [
+            {**entry, "category_id": own.get(entry["category_id"], entry["category_id"])}
+            for entry in detections
+        ]
+        write_json(path, rows)
 
 
 def pick_examples(

@@ -3,7 +3,8 @@
 Differs from Detectron2's PascalVOCDetectionEvaluator, which repeats py-faster-rcnn (point 52 of
 docs/faithfulness.md): scores stay exact instead of being rounded to three digits, equal scores
 keep their order, the IoU must reach the threshold (">=", as in the devkit) unless ">" is asked
-for, and classes without objects are left out of the mean.
+for, and classes without objects are left out of the mean (py-faster-rcnn's 11-point AP of
+such a class is 0, and counts).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +22,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..atomic_files import optional_output, write_text
+from ..atomic_files import optional_output, safe_file_name, write_text
 from ..errors import UserError
 from .average_precision import (
     FloatArray,
@@ -33,7 +34,7 @@ from .average_precision import (
 )
 from .detections import Detections, diagnose
 from .ground_truth import GroundTruth, absent_images, gather_by_image, load_ground_truth
-from .record import ClassRecord, record_evaluation
+from .record import ClassRecord, record_evaluation, write_coco_results
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +63,11 @@ class VOCEvaluator(DatasetEvaluator):
         Args:
             dataset_name: any registered name whose metadata has `thing_classes`.
             output_dir: if given, ``comp4_det_<split>_<class>.txt`` files in the VOC server's
-                format are written there, and ``evaluation.json`` for the training report; give
-                each data set its own folder.
+                format are written there, ``coco_instances_results.json`` in COCO's, and
+                ``evaluation.json`` for the training report; give each data set its own folder.
             match: ">=" (devkit, MATLAB) or ">" (py-faster-rcnn).
-            metric: the headline: "11point", "area", or "auto" = by the metadata's year, area from
-                2010 on, else 11-point. Both are always printed.
+            metric: the headline: "11point", "area", or "auto" = 11-point if the metadata's year is
+                one in which VOC used it (2007 to 2009), else area. Both are always printed.
 
         Raises:
             UserError: for an unknown `match` or `metric`, or a set without class names.
@@ -84,7 +85,7 @@ class VOCEvaluator(DatasetEvaluator):
         self._dataset_name = dataset_name
         self._output_dir = output_dir
         self._match = match
-        by_year: Metric = "area" if (metadata.get("year") or 2007) >= 2010 else "11point"
+        by_year: Metric = "11point" if (metadata.get("year") or 2010) < 2010 else "area"
         self._metric: Metric = by_year if metric == "auto" else metric
         self._class_names: list[str] = list(metadata.thing_classes)
         self._split: str = metadata.get("split") or dataset_name
@@ -134,6 +135,9 @@ class VOCEvaluator(DatasetEvaluator):
                 write_submission(
                     self._output_dir, self._split, self._class_names, truth, detections
                 )
+            write_coco_results(
+                self._output_dir, self._dataset_name, _coco_entries(detections, truth)
+            )
         per_class = [
             evaluate_class(detections, truth, index, name, self._match)
             for index, name in enumerate(self._class_names)
@@ -260,8 +264,8 @@ def format_report(
     if absent:
         lines.append(f"{absent} classes have no objects here ('-') and are left out of the means")
     lines.append(
-        f"Mean AP = {results['AP50'] / 100:.4f} ({metric}, IoU 0.5); "
-        f"AP75 {results['AP75']:.2f}, AP at .50:.95 {results['AP']:.2f}"
+        f"mean AP50 {results['AP50']:.2f}, AP75 {results['AP75']:.2f}, AP at IoU .50:.95 "
+        f"{results['AP']:.2f} ({metric}; all in percent)"
     )
     return "\n".join(lines)
 
@@ -275,6 +279,7 @@ def write_submission(
 ) -> None:
     """Write a ``comp4_det_<split>_<class>.txt`` file per class, as the VOC server takes them.
 
+    A split or class whose name cannot be part of a file's has another; see `safe_file_name`.
     One line per detection: image id, score, and the box with 1-based inclusive coordinates.
     """
     folder = Path(output_dir)
@@ -287,5 +292,18 @@ def write_submission(
                 f"{truth.image_ids[detections.images[i]]} {detections.scores[i]:.8f} "
                 f"{x1 + 1:.3f} {y1 + 1:.3f} {x2:.3f} {y2:.3f}\n"
             )
-        path = folder / f"comp4_det_{split}_{class_name.replace(os.sep, '_')}.txt"
+        path = folder / f"comp4_det_{safe_file_name(split)}_{safe_file_name(class_name)}.txt"
         write_text(path, "".join(lines))
+
+
+def _coco_entries(detections: Detections, truth: GroundTruth) -> Iterator[dict[str, Any]]:
+    """Give the detections as entries for `write_coco_results`."""
+    sizes = detections.boxes[:, 2:] - detections.boxes[:, :2]
+    boxes = np.concatenate([detections.boxes[:, :2], sizes], axis=1).tolist()
+    for index, box in enumerate(boxes):
+        yield {
+            "image_id": truth.original_ids[detections.images[index]],
+            "category_id": int(detections.classes[index]),
+            "bbox": box,
+            "score": float(detections.scores[index]),
+        }

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import hooks
 
 from .. import host
+from ..atomic_files import safe_file_name
 from ..checkpoint.read import peek
 from ..errors import UserError
 from ..process import unwrap_model
@@ -69,7 +70,7 @@ def as_checkpoint_is(cfg: CfgNode) -> CfgNode:
         logger.info("with the FOUR_STEP.POST_NMS_TOPK %d best", cfg.FOUR_STEP.POST_NMS_TOPK)
         return cfg
     folder = weights.parent / stage.proposals
-    files = [str(folder / f"{name}.pkl") for name in cfg.DATASETS.TEST]
+    files = [str(folder / f"{safe_file_name(name)}.pkl") for name in cfg.DATASETS.TEST]
     missing = next((f for f in files if not Path(f).is_file()), None)
     if missing is not None:
         source = STAGES[stage.proposals_of - 1]

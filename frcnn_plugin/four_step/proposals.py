@@ -22,7 +22,7 @@ from detectron2.structures import Boxes, BoxMode
 from detectron2.utils import comm
 from torch import nn
 
-from ..atomic_files import sha256
+from ..atomic_files import safe_file_name, sha256
 from ..data.loading.mappers import MirroringMapper, build_mapper
 from ..data.loading.train_loader import training_dicts
 from ..data.proposals.files import check_proposals
@@ -63,7 +63,8 @@ class StageProposals:
 
     def path(self, dataset_name: str, *, mirrored: bool = False) -> str:
         """Return the file of a data set."""
-        return str(self.folder / f"{dataset_name}{'_mirrored' if mirrored else ''}.pkl")
+        name = safe_file_name(dataset_name)
+        return str(self.folder / f"{name}{'_mirrored' if mirrored else ''}.pkl")
 
     @property
     def train_files(self) -> list[str]:

@@ -115,7 +115,7 @@ def _check_objects(
         return
     number = run.cfg.MODEL.ROI_HEADS.NUM_CLASSES
     numbers = Counter(o.get("category_id") for _, o in objects)
-    strange = [n for n in numbers if not isinstance(n, int) or not 0 <= n < number]
+    strange = [n for n in numbers if not isinstance(n, int | np.integer) or not 0 <= n < number]
     if strange:
         yield error(
             _SUBJECT,

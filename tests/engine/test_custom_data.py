@@ -12,6 +12,7 @@ import torch
 from detectron2.data import MetadataCatalog
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.atomic_files import safe_file_name
 from frcnn_plugin.data import SHAPE_CLASSES, load_voc_instances
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import PaperTrainer, evaluate_checkpoint, setup_cfg
@@ -60,12 +61,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 x1, y1, x2, y2 = obj["bbox"]
                 content["annotations"].append(
                     {
-                        "id": len(content["annotations"]) + 1,
+                        "id": len(content["annotations"]),  # from 0, as some exports count
                         "image_id": number,
                         "category_id": 5 + 2 * obj["category_id"],
                         "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": (x2 - x1) * (y2 - y1),
-                        "iscrowd": 0,
+                        "segmentation": [[]],
                     }
                 )
         (root / f"{split}.json").write_text(json.dumps(content))
@@ -131,9 +131,10 @@ def test_from_a_folder_to_a_detector(
 
 @pytest.mark.parametrize("text", [XML, COCO], ids=["xml", "coco"])
 def test_in_four_steps(folder: Path, tmp_path: Path, text: str) -> None:
+    """With names that no file can have."""
     path = tmp_path / "my.yaml"
     base = get_config_file("demo/vgg16_shapes.yaml")
-    path.write_text(text.format(base=base, root=folder, more=""))
+    path.write_text(text.format(base=base, root=folder, more="").replace("my_t", "a/../my_t"))
     opts = [
         *SMALL[:-4],
         *("FOUR_STEP.ITERS", "[1,1,1,1]", "FOUR_STEP.DROPS", "[[],[],[],[]]"),
@@ -142,4 +143,8 @@ def test_in_four_steps(folder: Path, tmp_path: Path, text: str) -> None:
     ]
     results = train(path, opts)
     assert results is not None and "AP50" in results["bbox"]
-    assert (tmp_path / "run" / "proposals" / "stage3" / "my_train.pkl").is_file()
+    file = f"{safe_file_name('a/../my_train')}.pkl"
+    assert (tmp_path / "run" / "proposals" / "stage3" / file).is_file()
+    folders = list((tmp_path / "run" / "inference").iterdir())
+    assert [f.name for f in folders] == [safe_file_name("a/../my_test")]
+    assert (folders[0] / "evaluation.json").is_file()

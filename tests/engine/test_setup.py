@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -90,3 +91,19 @@ def test_whole_numbers_where_a_key_has_a_point(value: str, told: bool) -> None:
         message = str(error)
     assert ("MODEL.RPN.MIN_SIZE_IMAGE 60: write the number with a point, 60.0" == message) is told
     assert bool(message) is (value != "60.5")
+
+
+@pytest.mark.usefixtures("restore_catalogs")
+def test_as_many_classes_as_the_data_sets_have(tmp_path: Path) -> None:
+    """-1; also where only the files say which there are."""
+    categories = [{"id": 4, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 9, "name": "cow"}]
+    content = {"images": [], "annotations": [], "categories": categories}
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    entry = {"name": "three", "json": str(tmp_path / "set.json"), "images": str(tmp_path)}
+    one = ["MODEL.ROI_HEADS.NUM_CLASSES", "-1"]
+    sets = ["DATASETS.REGISTER", str([entry]), "DATASETS.TRAIN", "('three',)"]
+    assert setup_cfg("", [*sets, *one]).MODEL.ROI_HEADS.NUM_CLASSES == 3
+    with pytest.raises(UserError, match="'thre' is not registered; did you mean three"):
+        setup_cfg("", [*one, "DATASETS.TRAIN", "('thre',)"])
+    with pytest.raises(UserError, match="TRAIN and TEST, which are empty: give the number"):
+        setup_cfg("", [*one, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"])

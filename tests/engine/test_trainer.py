@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
@@ -13,6 +15,8 @@ from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.coco import RecordingCOCOEvaluator
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalEvaluator
 from frcnn_plugin.evaluation.voc import VOCEvaluator
+from frcnn_plugin.four_step.proposals import StageProposals
+from frcnn_plugin.four_step.stages import STAGES
 from frcnn_plugin.host import replace_metadata
 
 
@@ -94,6 +98,20 @@ def test_evaluators(tiny_cfg, tmp_path, evaluator_type: str, phase: str, kind: t
         replace_metadata("evaluated", evaluator_type="coco", json_file=str(json_file))
     cfg = tiny_cfg("MODEL.PAPER_RCNN.PHASE", phase, "OUTPUT_DIR", str(tmp_path))
     assert type(PaperTrainer.build_evaluator(cfg, "evaluated")) is kind
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "a_b", "n" * 300])
+@pytest.mark.usefixtures("restore_catalogs")
+def test_results_and_proposals_stay_in_their_folders(tiny_cfg, tmp_path, name: str) -> None:
+    register_voc(name, str(tmp_path), "test", ["cat"])
+    cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path), "DATASETS.TEST", (name,))
+    folder = Path(PaperTrainer.build_evaluator(cfg, name)._output_dir)
+    assert folder.parent == tmp_path / "inference"
+    proposals = StageProposals(cfg, STAGES[0])
+    files = {Path(proposals.path(text)) for text in (name, "a/b", "a_b")}
+    assert len(files) == len({name, "a/b", "a_b"})
+    assert {file.parent for file in files} == {proposals.folder}
+    assert proposals.test_files == [proposals.path(name)]
 
 
 def test_batch_that_cannot_be_divided(tiny_cfg, monkeypatch: pytest.MonkeyPatch) -> None:

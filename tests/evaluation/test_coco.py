@@ -4,11 +4,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 
 from frcnn_plugin.evaluation.coco import RecordingCOCOEvaluator
 from frcnn_plugin.evaluation.record import EvaluationRecord
@@ -83,6 +85,56 @@ def test_same_results_as_detectron2_and_a_record(tmp_path: Path) -> None:
     assert record.best[0].file_name == str(tmp_path / "2.jpg")
     outcomes = [(b.label, b.outcome) for b in record.worst[0].boxes]
     assert outcomes == [("cat", o) for o in ("found", "missed", "right", "wrong", "wrong")]
+
+
+def test_files_that_cannot_be_written_do_not_end_a_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_set(tmp_path)
+    expected = evaluate(RecordingCOCOEvaluator, tmp_path / "out", ROWS)
+    files = {"instances_predictions.pth", "coco_instances_results.json", "evaluation.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files
+    assert caplog.text == ""
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the folder should be")
+    assert evaluate(RecordingCOCOEvaluator, blocked, ROWS) == pytest.approx(expected, nan_ok=True)
+    for name in files:
+        assert f"{blocked}/{name} is not written: " in caplog.text
+
+
+def test_same_files_as_detectron2(tmp_path: Path) -> None:
+    make_set(tmp_path)
+    for kind, folder in ((RecordingCOCOEvaluator, "ours"), (COCOEvaluator, "host")):
+        evaluate(kind, tmp_path / folder, ROWS)
+    ours, host = (
+        [
+            json.loads((tmp_path / folder / "coco_instances_results.json").read_text()),
+            torch.load(tmp_path / folder / "instances_predictions.pth"),
+        ]
+        for folder in ("ours", "host")
+    )
+    assert ours == host and {entry["category_id"] for entry in ours[0]} == {7, 9}
+
+
+@pytest.mark.parametrize("name", ["set", "a/b", "../up", "n" * 300])
+def test_a_set_without_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    """Converted by Detectron2; its catalog does not keep the way to a file of this run."""
+    item = {"bbox": [0, 0, 10, 10], "bbox_mode": BoxMode.XYXY_ABS, "category_id": np.int64(0)}
+    image = {"file_name": "a.jpg", "image_id": np.int64(1), "width": 60, "height": 60}
+    DatasetCatalog.register(name, lambda: [{**image, "annotations": [item]}])
+    MetadataCatalog.get(name).thing_classes = ["cat"]
+    (tmp_path / "runs").mkdir()
+    for folder in ("one", "two"):
+        evaluator = RecordingCOCOEvaluator(name, output_dir=str(tmp_path / "runs" / folder))
+        evaluator.reset()
+        predict(evaluator, np.int64(1), [(0, [0, 0, 10, 10], 0.9)])
+        assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+        (file,) = (tmp_path / "runs" / folder).glob("*_coco_format.json")
+        assert json.loads(file.read_text())["annotations"][0]["id"] == 1
+        assert (file.parent / "coco_instances_results.json").is_file()
+    assert "not written" not in caplog.text
+    assert MetadataCatalog.get(name).get("json_file") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from frcnn_plugin.data import register_voc
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation import VOCEvaluator
 from frcnn_plugin.evaluation.record import EvaluationRecord
+from frcnn_plugin.host import replace_metadata
 from frcnn_plugin.process import launch
 
 from ..data.datasets.voc_folder import add_image, obj
@@ -74,16 +75,16 @@ def test_results(caplog):
     # Means over cat (example E19) and dog (1); cow has no objects and is left out.
     assert bbox["AP50-11point"] == pytest.approx(50 * (0.8409091 + 1), abs=1e-4)
     assert bbox["AP50-area"] == pytest.approx(50 * (0.8333333 + 1), abs=1e-4)
-    assert bbox["AP50"] == bbox["AP50-11point"] == bbox["AP75"]
+    assert bbox["AP50"] == bbox["AP50-area"] == bbox["AP75"]
     assert bbox["AP"] == pytest.approx(bbox["AP50"])
-    assert bbox["AP50/cat"] == pytest.approx(84.09091, abs=1e-4)
+    assert bbox["AP50/cat"] == pytest.approx(83.33333, abs=1e-4)
     assert bbox["AP50/dog"] == pytest.approx(100)
     assert "AP50/cow" not in bbox
     assert all(type(value) is float and math.isfinite(value) for value in bbox.values())
 
     lines = caplog.records[-1].getMessage().splitlines()
     assert lines[0] == (
-        "small: headline metric 11point, match at IoU >= 0.5, difficult and crowd objects "
+        "small: headline metric area, match at IoU >= 0.5, difficult and crowd objects "
         "ignored; 3 images, 4 objects (+ 0 ignored), 5 detections"
     )
     assert lines[2].split() == ["cat", "3", "4", "84.09", "83.33"]
@@ -91,14 +92,16 @@ def test_results(caplog):
     assert lines[4].split() == ["cow", "0", "0", "-", "-"]
     assert lines[5].split() == ["mean", "4", "5", "92.05", "91.67"]
     assert lines[6].startswith("1 classes have no objects here ('-')")
-    assert lines[7].startswith("Mean AP = 0.9205 (11point, IoU 0.5)")
+    assert lines[7] == (
+        "mean AP50 91.67, AP75 91.67, AP at IoU .50:.95 91.67 (area; all in percent)"
+    )
     print_csv_format(results)
 
 
 @pytest.mark.parametrize(
     ("year", "metric", "headline"),
     [
-        (None, "auto", "11point"), (2007, "auto", "11point"), (2010, "auto", "area"),
+        (None, "auto", "area"), (2007, "auto", "11point"), (2010, "auto", "area"),
         (2012, "auto", "area"), (2012, "11point", "11point"), (2007, "area", "area"),
     ],
 )  # fmt: skip
@@ -209,13 +212,40 @@ def test_submission_files(tmp_path):
     evaluate("small", PREDICTIONS, output_dir=str(tmp_path / "out"))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     files = [f"comp4_det_val_{name}.txt" for name in ("cat", "cow", "dog")]
-    assert names == [*files, "evaluation.json"]
+    assert names == ["coco_instances_results.json", *files, "evaluation.json"]
     # 1-based inclusive: continuous x1, y1 plus 1.
     assert (tmp_path / "out" / "comp4_det_val_dog.txt").read_text() == (
         "b 0.50000000 51.000 51.000 60.000 60.000\n"
     )
     assert len((tmp_path / "out" / "comp4_det_val_cat.txt").read_text().splitlines()) == 4
     assert (tmp_path / "out" / "comp4_det_val_cow.txt").read_text() == ""
+
+
+@pytest.mark.parametrize("split", ["./lists/.test", "/abs/olute.txt", "sub/train", "s" * 300])
+def test_no_name_keeps_a_submission_from_being_written(tmp_path, split):
+    classes = ["a/b", "a_b", "c" * 300, "c" * 300 + "d", "..", "a\\b"]
+    register("small", IMAGES, split=split)
+    replace_metadata("small", thing_classes=classes)
+    evaluate("small", PREDICTIONS, output_dir=str(tmp_path / "deep" / "out"))
+    names = [path.name for path in (tmp_path / "deep" / "out").glob("comp4_det_*.txt")]
+    assert len(names) == len(classes)
+    assert len(list(tmp_path.rglob("*"))) == 2 + len(classes) + 2  # nothing anywhere else
+
+
+def test_results_in_cocos_format(tmp_path):
+    """Ids as the data set has them; boxes XYWH."""
+    register("small", {7: IMAGES["a"], "b": IMAGES["b"]})
+    prediction = {7: ([[20, 20, 31, 30]], [0.75], [2]), "b": ([[1, 2, 3, 5]], [0.5], [0])}
+    evaluate("small", prediction, output_dir=str(tmp_path))
+    expected = [
+        {"image_id": 7, "category_id": 2, "bbox": [20, 20, 11, 10], "score": 0.75},
+        {"image_id": "b", "category_id": 0, "bbox": [1, 2, 2, 3], "score": 0.5},
+    ]
+    file = tmp_path / "coco_instances_results.json"
+    assert json.loads(file.read_text()) == expected
+    replace_metadata("small", thing_dataset_id_to_contiguous_id={5: 0, 6: 1, 9: 2})
+    evaluate("small", prediction, output_dir=str(tmp_path))
+    assert [entry["category_id"] for entry in json.loads(file.read_text())] == [9, 5]
 
 
 def test_files_that_cannot_be_written_do_not_end_a_run(tmp_path, caplog):
@@ -225,7 +255,8 @@ def test_files_that_cannot_be_written_do_not_end_a_run(tmp_path, caplog):
     results = evaluate("small", PREDICTIONS, output_dir=str(blocked))
     assert results == evaluate("small", PREDICTIONS)
     assert f"{blocked}/comp4_det_val_*.txt is not written: [Errno" in caplog.text
-    assert f"{blocked}/evaluation.json is not written: [Errno" in caplog.text
+    for name in ("evaluation.json", "coco_instances_results.json"):
+        assert f"{blocked}/{name} is not written: [Errno" in caplog.text
 
 
 def random_folder(root, rng):
@@ -287,7 +318,8 @@ def test_difficult_is_respected_for_detectron2s_names(tmp_path):
     predictions = random_predictions(tmp_path, rng)
     register_pascal_voc("theirs", str(tmp_path), "test", 2007, CLASSES)
     MetadataCatalog.get("theirs").evaluator_type = "pascal_voc"
-    assert evaluate("theirs", predictions) == evaluate("read_back", predictions)
+    theirs, ours = (evaluate(n, predictions, metric="area") for n in ("theirs", "read_back"))
+    assert theirs == ours
 
 
 def test_record_for_the_report(tmp_path):
@@ -295,9 +327,9 @@ def test_record_for_the_report(tmp_path):
     results = evaluate("recorded", PREDICTIONS, output_dir=str(tmp_path))["bbox"]
     record = EvaluationRecord.load(tmp_path / "evaluation.json")
     assert record.results == dict(results)
-    assert (record.dataset, record.metric, record.num_images) == ("recorded", "11point", 3)
+    assert (record.dataset, record.metric, record.num_images) == ("recorded", "area", 3)
     cat, dog, cow = record.classes
-    assert cat.aps["AP50-11point"] == results["AP50/cat"]
+    assert cat.aps["AP50-area"] == results["AP50/cat"]
     assert dog.aps == {"AP50-11point": 100.0, "AP50-area": 100.0}
     assert (cow.num_objects, cow.aps) == (0, {})
     # The image without objects has a false one.

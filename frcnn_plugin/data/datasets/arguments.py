@@ -1,4 +1,4 @@
-"""What every kind of data set is described by, its folder and its class names, and its messages."""
+"""Folders of data sets as users give them, and what messages about data sets have in common."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.utils.logger import log_first_n
-
-from ...errors import UserError
+from tqdm import tqdm
 
 _EXAMPLES = 3  # how many a message gives
+_LONGEST = 500  # characters of each
+_MANY = 2000  # files; fewer are read in about a second
 
 
 def datasets_root() -> Path:
@@ -40,41 +42,23 @@ def resolve_root(root: str | os.PathLike[str]) -> Path:
     return datasets_root() / path
 
 
-def is_background(class_name: str) -> bool:
-    """Say whether a class name stands for the background, which Detectron2 does not list."""
-    return class_name.strip().lower().strip("_") == "background"
-
-
-def check_classes(name: str, classes: object) -> tuple[str, ...]:
-    """Check the class list that a user gave for data set ``name``; None gives an empty one.
-
-    Raises:
-        UserError: unless ``classes`` is a non-empty sequence of distinct strings, background not
-            among them.
-    """
-    if classes is None:
-        return ()
-    given = f"data set '{name}': classes"
-    if isinstance(classes, str) or not isinstance(classes, Sequence):
-        raise UserError(f"{given} must be a list of names, such as [cat, dog]; got {classes!r}")
-    for entry in classes:
-        if not isinstance(entry, str) or not entry.strip():
-            raise UserError(
-                f"{given} must hold names only; got {entry!r} (in YAML, quote a name that reads "
-                f"as a number or as yes/no)"
-            )
-        if is_background(entry):
-            raise UserError(f"{given} has '{entry}': background is not counted, leave it out")
-    if not classes or len(set(classes)) < len(classes):
-        raise UserError(f"{given} must be distinct and at least one; got {list(classes)}")
-    return tuple(classes)
+def shown(text: str) -> str:
+    """Return a text of a file as a message may show it: short, without control characters."""
+    short = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return short if short.isprintable() else ascii(short)
 
 
 def examples(items: Sequence[str]) -> str:
-    """Join the first few of ``items``, with dots if there are more."""
-    return ", ".join(items[:_EXAMPLES]) + (", ..." if len(items) > _EXAMPLES else "")
+    """Join the first few of ``items``, fit for a message, with dots if there are more."""
+    return ", ".join(map(shown, items[:_EXAMPLES])) + (", ..." if len(items) > _EXAMPLES else "")
 
 
 def warn_once(message: str) -> None:
     """Warn once per process: a set is read for the checks, for training and for evaluation."""
     log_first_n(logging.WARNING, message, n=1, name=__name__, key="message")
+
+
+def progress(items: Sequence[Any], text: str, unit: str) -> Any:
+    """Return ``items`` for a loop; with a progress bar on terminals if it will take long."""
+    # tqdm's disable=None means: only on a terminal.
+    return tqdm(items, desc=text, unit=unit, disable=None if len(items) > _MANY else True)

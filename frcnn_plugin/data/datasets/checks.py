@@ -2,6 +2,8 @@
 
 import difflib
 import logging
+import os
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from ...errors import UserError
-from .arguments import datasets_root, is_background
-from .coco import check_coco_file
+from .arguments import datasets_root, examples, progress
+from .class_names import is_background
+from .coco import coco_source
+from .coco_files import read_coco
+from .geometry import SizeFindings
 from .voc import OFFICIAL_IMAGE_COUNTS
+from .voc_sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -47,23 +53,45 @@ def check_datasets(
         _check_known(name)
         metadata = MetadataCatalog.get(name)
         _check_files(name, metadata)
-        if _is_checked_by_loading(metadata):
-            if metadata.get("json_file"):
-                by_coco = metadata.get("evaluator_type") == "coco" and name not in train
-                check_coco_file(
-                    name,
-                    metadata.json_file,
-                    metadata.get("image_root", ""),
-                    classes=metadata.get("thing_classes") if metadata.get("from_config") else None,
-                    needs_area=by_coco,
+        if _is_checked_by_loading(name, metadata):
+            if metadata.get("json_file") and coco_source(name) is None:
+                json_file, images = metadata.json_file, metadata.get("image_root", "")
+                read_coco(name, json_file, images, for_detectron2=True)
+            dicts = load(name)
+            _check_contents(name, dicts, name in train)
+            # Of XML and COCO files this is done, and sizes corrected, when they are read.
+            is_read = metadata.get("json_file") or isinstance(DatasetCatalog[name], Source)
+            if isinstance(dicts, list) and not is_read:
+                _check_sizes(name, dicts)
+            if metadata.get("thing_classes") is None and name not in train:
+                raise UserError(
+                    f"{name}: evaluation needs the names of its classes: "
+                    f"MetadataCatalog.get('{name}').thing_classes = [...]"
                 )
-            _check_contents(name, load(name), name in train)
         # A COCO-format set without a class list gets it when loaded: after that, if at all.
         if metadata.get("thing_classes") is not None:
             classes[name] = list(metadata.thing_classes)
     for name, names_of_classes in classes.items():
         _check_class_count(name, names_of_classes, num_classes)
     check_same_classes(classes)
+
+
+def class_names(name: str) -> list[str]:
+    """Return the class names of a data set; it is loaded if only its files have them.
+
+    Raises:
+        UserError: it is not registered, has none, or its files are wrong.
+    """
+    _check_known(name)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        _check_files(name, metadata)
+        DatasetCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        raise UserError(
+            f"{name} has no class names: MetadataCatalog.get('{name}').thing_classes = [...]"
+        )
+    return list(metadata.thing_classes)
 
 
 def _check_known(name: str) -> None:
@@ -100,9 +128,9 @@ def _check_files(name: str, metadata: Metadata) -> None:
             )
 
 
-def _is_checked_by_loading(metadata: Metadata) -> bool:
+def _is_checked_by_loading(name: str, metadata: Metadata) -> bool:
     """Say whether to load a set; COCO takes long, and Detectron2 checks what it registers."""
-    if metadata.get("thing_classes") is None or metadata.get("from_config"):
+    if metadata.get("thing_classes") is None or coco_source(name) is not None:
         return True
     kinds = (None, "voc", "coco")
     return metadata.get("json_file") is None and metadata.get("evaluator_type") in kinds
@@ -122,6 +150,7 @@ def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
             "%s: %d images, but PASCAL's image set has %d: scores will not compare",
             name, len(dicts), expected,
         )  # fmt: skip
+    _check_identity(name, dicts)
     objects = sum(
         not obj.get("iscrowd", 0) for item in dicts for obj in item.get("annotations", ())
     )
@@ -131,6 +160,46 @@ def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
     if is_trained_on:
         raise UserError(f"{text}: nothing to train on. Look at its annotation files")
     logger.warning("%s: average precision is not defined on it", text)
+
+
+def _check_identity(name: str, dicts: Sequence[Any]) -> None:
+    """Make sure that an image id means one image, and say if an image has several."""
+    unnamed = sum(item.get("image_id") is None for item in dicts)
+    if unnamed:
+        raise UserError(
+            f"{name}: {unnamed:,} of its {len(dicts):,} dicts have no image_id, by which results "
+            f"and proposals are kept: number the images"
+        )
+    counts = Counter(str(item["image_id"]) for item in dicts)
+    repeated = [image_id for image_id, count in counts.items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"{name}: {len(repeated):,} image ids occur more than once ({examples(repeated)}): "
+            f"results and proposals of such images would be mixed; give each its own"
+        )
+    ids: dict[str, list[str]] = {}
+    for item in dicts:
+        if item.get("file_name"):
+            file = os.path.normpath(item["file_name"])
+            ids.setdefault(file, []).append(str(item["image_id"]))
+    shared = [f"{file} of {' and '.join(found)}" for file, found in ids.items() if found[1:]]
+    if shared:
+        logger.warning(
+            "%s: %d images have several ids, so that the objects of one are background in the "
+            "other and count as missed: put them together. %s",
+            name, len(shared), examples(shared),
+        )  # fmt: skip
+
+
+def _check_sizes(name: str, dicts: Sequence[Any]) -> None:
+    """Compare sizes, which stop a run when the image is read, with the images that are here."""
+    findings = SizeFindings()
+    for item in progress(dicts, f"sizes of {name}", "image"):
+        file = item.get("file_name") or ""
+        if os.path.isfile(file):
+            findings.size_of(file, (item.get("width", 0), item.get("height", 0)), None)
+    if text := findings.report(name):
+        logger.warning("%s: %s", name, text)
 
 
 def _check_class_count(name: str, classes: Sequence[str], num_classes: int | None) -> None:
@@ -145,7 +214,7 @@ def _check_class_count(name: str, classes: Sequence[str], num_classes: int | Non
         raise UserError(
             f"NUM_CLASSES is {num_classes} but dataset '{name}' has {len(classes)} classes "
             f"({listed}). Type: MODEL.ROI_HEADS.NUM_CLASSES {len(classes)} "
-            f"(background is not counted)"
+            f"(background is not counted), or -1 for as many as the data sets have"
         )
 
 

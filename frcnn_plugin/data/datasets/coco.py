@@ -1,26 +1,75 @@
-"""Data sets in COCO's format: registered for Detectron2's loader, and checked before it loads."""
+"""Registering data sets in COCO's format; :mod:`.coco_files` reads and checks them."""
 
 from __future__ import annotations
 
-import json
-import logging
-import math
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
 
 from ...errors import UserError
 from ...host import replace_metadata
-from .arguments import check_classes, examples, is_background, resolve_root, warn_once
+from .arguments import resolve_root
+from .class_names import AS_WRITTEN, ClassMap, check_classes
+from .coco_files import read_coco
 
-logger = logging.getLogger(__name__)
 
-_LISTS = ("images", "categories", "annotations")
-_OVERHANG = 1.0  # pixels by which a box may leave the image: rounding
+@dataclass(frozen=True, kw_only=True)
+class COCOSource:
+    """Where a registered data set in COCO's format comes from; calling it loads the set.
+
+    The attributes are as for :func:`register_coco`; no ``classes``: those of the file.
+    """
+
+    name: str
+    json_file: str
+    image_root: str
+    classes: tuple[str, ...] = ()
+    class_map: ClassMap = AS_WRITTEN
+
+    def read(self) -> dict[str, Any]:
+        """Return the file's content as :func:`read_coco` does; note the classes in the metadata."""
+        content = read_coco(
+            self.name, self.json_file, self.image_root, self.classes, self.class_map
+        )
+        categories = content["categories"]
+        # The file may change while a notebook is open.
+        replace_metadata(
+            self.name,
+            thing_classes=[entry["name"] for entry in categories],
+            thing_dataset_id_to_contiguous_id={
+                entry["id"]: index for index, entry in enumerate(categories)
+            },
+        )
+        return content
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """Load the set in Detectron2's format, images in the order of their ids."""
+        content = self.read()
+        index_of = {entry["id"]: index for index, entry in enumerate(content["categories"])}
+        dicts: dict[int | str, dict[str, Any]] = {}
+        for entry in sorted(content["images"], key=lambda image: image["id"]):
+            dicts[entry["id"]] = {
+                "file_name": os.path.join(self.image_root, entry["file_name"]),
+                "height": entry["height"],
+                "width": entry["width"],
+                "image_id": entry["id"],
+                "annotations": [],
+            }
+        for entry in content.get("annotations", ()):
+            obj = {
+                "iscrowd": entry["iscrowd"],
+                "bbox": entry["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": index_of[entry["category_id"]],
+            }
+            if "segmentation" in entry:
+                obj["segmentation"] = entry["segmentation"]
+            dicts[entry["image_id"]]["annotations"].append(obj)
+        return list(dicts.values())
 
 
 def register_coco(
@@ -29,204 +78,50 @@ def register_coco(
     images: str,
     classes: Sequence[str] | None = None,
     evaluator: str = "coco",
+    ignore: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
 ) -> None:
     """Register a data set in COCO's format under ``name``; registering the same again does nothing.
 
-    Nothing is read here: Detectron2 takes the class names from the file when the set is loaded, in
-    the order of the category ids, which it maps to 0, 1, ... ``check_datasets`` looks at the file.
+    Nothing is read here. When the set is loaded, the class names are taken from the file, in the
+    order of the category ids, which are mapped to 0, 1, ...
 
     Args:
         name: the name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         json_file: the annotation file; a relative path is treated as by ``register_voc``.
         images: folder that the ``file_name`` entries start from.
-        classes: the names that the file is expected to have, in this order; None: whatever it has.
+        classes: the names that the file is expected to have, in this order; it may have others,
+            such as the name of a group, if no object is of them. None: whatever it has.
         evaluator: "coco" (COCO's metric) or "voc" (AP50 by the rules of VOC).
+        ignore: names of categories whose objects are left out, as if they were not annotated.
+        rename: names of categories -> names to use; two to one name merges them.
 
     Raises:
-        UserError: if ``name`` is taken, or ``classes`` is not a list of distinct names.
+        UserError: if ``name`` is taken, or an argument is not of this kind.
     """
-    paths = {"json_file": str(resolve_root(json_file)), "image_root": str(resolve_root(images))}
-    more = {} if classes is None else {"thing_classes": list(check_classes(name, classes))}
-    # from_config: check_datasets looks into the file although its class names are known.
-    wanted = {**paths, **more, "from_config": True, "evaluator_type": evaluator}
+    source = COCOSource(
+        name=name,
+        json_file=str(resolve_root(json_file)),
+        image_root=str(resolve_root(images)),
+        classes=check_classes(name, classes),
+        class_map=ClassMap.of(name, ignore, rename),
+    )
     metadata = MetadataCatalog.get(name)
     if name in DatasetCatalog:
-        if all(metadata.get(key) == value for key, value in wanted.items()):
+        existing: Any = DatasetCatalog[name]
+        ours = is_dataclass(existing)
+        same = ours and asdict(existing) == asdict(source)
+        if same and metadata.get("evaluator_type") == evaluator:
             return
-        what = "with other arguments" if metadata.get("from_config") else "by other code"
+        what = "with other arguments" if ours else "by other code"
         raise UserError(f"data set '{name}' is already registered {what}; choose another name")
-    register_coco_instances(name, {**more, "from_config": True}, **paths)
-    replace_metadata(name, evaluator_type=evaluator)  # Detectron2 has just set it to "coco"
+    DatasetCatalog.register(name, source)
+    metadata.set(json_file=source.json_file, image_root=source.image_root, evaluator_type=evaluator)
+    if source.classes:
+        metadata.set(thing_classes=list(source.classes))
 
 
-def check_coco_file(
-    name: str,
-    json_file: str,
-    image_root: str,
-    *,
-    classes: Sequence[str] | None = None,
-    needs_area: bool = False,
-) -> None:
-    """Check what Detectron2's loader and COCO's metric take for granted, of files that exist.
-
-    Odd boxes and unused categories are counted in a warning; Detectron2 clips boxes to the image
-    and leaves empty ones out of training.
-
-    Args:
-        name: registered name, for messages.
-        json_file: see :func:`register_coco`.
-        image_root: see there.
-        classes: see there.
-        needs_area: the set is evaluated by COCO's metric.
-
-    Raises:
-        UserError: for the first thing that is wrong.
-    """
-    content = _read(json_file)
-    categories = _check_categories(json_file, content["categories"], classes)
-    images = _check_images(json_file, content["images"], image_root)
-    annotations = content["annotations"]
-    _check_annotations(name, json_file, annotations, images, categories, needs_area)
-    used = {annotation["category_id"] for annotation in annotations}
-    unused = [text for number, text in categories.items() if number not in used]
-    if annotations and unused:
-        warn_once(
-            f"{name}: no object of {', '.join(unused)} in {json_file}, but they count as classes "
-            f"({len(categories)} in all); some exports add a group's name as a category"
-        )
-    if sorted(categories) != list(range(1, len(categories) + 1)):
-        pairs = [f"{number} ({categories[number]})" for number in sorted(categories)]
-        listed = ", ".join(f"{pair} to {index}" for index, pair in enumerate(pairs[:5]))
-        logger.info("%s: category ids are mapped: %s", name, listed)
-
-
-def _read(json_file: str) -> dict[str, Any]:
-    try:
-        with open(json_file, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{json_file}: not readable as JSON ({error})") from error
-    lists = content if isinstance(content, dict) else {}
-    lists.setdefault("annotations", [])  # a test set whose answers are not public has none
-    missing = [key for key in _LISTS if not isinstance(lists.get(key), list)]
-    if missing:
-        raise UserError(
-            f"{json_file}: not COCO's format for detection: it needs the lists "
-            f"{', '.join(_LISTS)}; missing {', '.join(missing)}"
-        )
-    return lists
-
-
-def _check_keys(json_file: str, what: str, entry: Mapping[str, Any], *keys: str) -> None:
-    missing = [key for key in keys if key not in entry]
-    if missing:
-        raise UserError(f"{json_file}: {what} has no {', '.join(missing)}: {entry!r:.120}")
-
-
-def _check_distinct(json_file: str, entries: Sequence[Any], what: str, key: str = "id") -> None:
-    counts = Counter(entry[key] for entry in entries)
-    repeated = [str(value) for value, count in counts.items() if count > 1]
-    if repeated:
-        raise UserError(
-            f"{json_file}: {what} {key} {examples(repeated)} occurs more than once; it must be "
-            f"unique"
-        )
-
-
-def _check_categories(
-    json_file: str, categories: Sequence[Any], classes: Sequence[str] | None
-) -> dict[int, str]:
-    """Return name by id."""
-    for entry in categories:
-        _check_keys(json_file, "a category", entry, "id", "name")
-    if not categories:
-        raise UserError(f"{json_file}: categories is empty: there are no classes to detect")
-    for key in ("id", "name"):
-        _check_distinct(json_file, categories, "category", key)
-    found = {entry["id"]: str(entry["name"]) for entry in categories}
-    background = [number for number, text in found.items() if is_background(text)]
-    if background:
-        raise UserError(
-            f"{json_file}: category {background[0]} is '{found[background[0]]}': background is not "
-            f"counted as a class, remove it and its annotations. MODEL.ROI_HEADS.NUM_CLASSES then "
-            f"is {len(found) - 1}"
-        )
-    names = [found[number] for number in sorted(found)]
-    if classes is not None and list(classes) != names:
-        raise UserError(
-            f"{json_file}: its categories are {', '.join(names)} (in the order of their ids), but "
-            f"DATASETS.REGISTER says classes: {', '.join(classes)}. Leave classes out to take "
-            f"those of the file"
-        )
-    return found
-
-
-def _check_images(
-    json_file: str, images: Sequence[Any], image_root: str
-) -> dict[Any, tuple[float, float]]:
-    """Return (width, height) by id."""
-    for entry in images:
-        _check_keys(json_file, "an image", entry, "id", "file_name", "width", "height")
-    _check_distinct(json_file, images, "image")
-    names = [str(entry["file_name"]) for entry in images]
-    absent = [text for text in names if not os.path.isfile(os.path.join(image_root, text))]
-    if absent:
-        raise UserError(
-            f"{json_file}: {len(absent)} of {len(names)} images are not in {image_root} "
-            f"({examples(absent)}); `images` must be the folder that every file_name starts from"
-        )
-    return {entry["id"]: (entry["width"], entry["height"]) for entry in images}
-
-
-def _check_annotations(
-    name: str,
-    json_file: str,
-    annotations: Sequence[Any],
-    images: Mapping[Any, tuple[float, float]],
-    categories: Mapping[int, str],
-    needs_area: bool,
-) -> None:
-    empty, outside = [], []
-    for entry in annotations:
-        _check_keys(json_file, "an annotation", entry, "id", "image_id", "category_id", "bbox")
-        where = f"{json_file}: annotation {entry['id']}"
-        if needs_area and "area" not in entry:
-            raise UserError(
-                f"{where} has no area, which COCO's metric needs: add it (width x height of the "
-                f"box), or evaluate with `evaluator: voc`"
-            )
-        if entry["category_id"] not in categories:
-            known = ", ".join(f"{number} {text}" for number, text in sorted(categories.items()))
-            raise UserError(
-                f"{where} has category_id {entry['category_id']}, which is not among the "
-                f"categories ({known})"
-            )
-        if entry["image_id"] not in images:
-            raise UserError(f"{where} is of image_id {entry['image_id']}, which is not in images")
-        box = entry["bbox"]
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-            raise UserError(
-                f"{where}: bbox must be four numbers, [x, y, width, height]; got {box!r}"
-            )
-        text = f"annotation {entry['id']} '{categories[entry['category_id']]}' {box}"
-        width, height = images[entry["image_id"]]
-        beyond = max(-box[0], -box[1], box[0] + box[2] - width, box[1] + box[3] - height)
-        if box[2] <= 0 or box[3] <= 0:
-            empty.append(text)
-        elif beyond > _OVERHANG:
-            outside.append(f"{text} in an image of {width}x{height}")
-    _check_distinct(json_file, annotations, "annotation")
-    parts = []
-    if empty:
-        parts.append(f"{len(empty)} boxes without area, not trained on: {examples(empty)}")
-    if outside:
-        parts.append(
-            f"{len(outside)} boxes that leave the image, clipped (is bbox [x, y, width, height] "
-            f"and not two corners?): {examples(outside)}"
-        )
-    if parts:
-        warn_once(f"{name}: {'; '.join(parts)}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def coco_source(name: str) -> COCOSource | None:
+    """Return what registered a data set; None if it was not :func:`register_coco`."""
+    source: Any = DatasetCatalog.data.get(name)
+    return source if isinstance(source, COCOSource) else None

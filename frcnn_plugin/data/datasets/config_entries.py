@@ -17,6 +17,9 @@ _TYPES: dict[str, type] = {
     "root": str,
     "split": str,
     "classes": list,
+    "ignore": list,
+    "rename": dict,
+    "counts_from": int,
     "year": int,
     "use_difficult": bool,
     "strict": bool,
@@ -25,6 +28,7 @@ _TYPES: dict[str, type] = {
     "images": str,
     "list": str,
     "train_fraction": float,
+    "val_fraction": float,
     "json": str,
 }
 
@@ -42,7 +46,9 @@ class _Form:
     register: Callable[..., None]
 
 
-_VOC_OPTIONS = ("year", "use_difficult", "strict", "evaluator")
+_VOC_OPTIONS = (
+    *("ignore", "rename", "counts_from", "year", "use_difficult", "strict", "evaluator"),
+)
 _FORMS = {
     "root": _Form(
         ("name", "root", "split"),
@@ -52,13 +58,13 @@ _FORMS = {
     ),
     "xml": _Form(
         ("name", "xml", "classes"),
-        ("images", "list", "split", "train_fraction", *_VOC_OPTIONS),
+        ("images", "list", "split", "train_fraction", "val_fraction", *_VOC_OPTIONS),
         "{name: my_train, xml: /data/my/labels, images: /data/my/images, classes: [cat, dog]}",
         register_xml_folder,
     ),
     "json": _Form(
         ("name", "json", "images"),
-        ("classes", "evaluator"),
+        ("classes", "ignore", "rename", "evaluator"),
         "{name: my_train, json: /data/my/train.json, images: /data/my/images}",
         register_coco,
     ),
@@ -106,12 +112,13 @@ def _checked(where: str, key: str, value: object) -> Any:
     """Return ``value`` if it has the type that ``key`` asks for; "auto" classes become None."""
     wanted = _TYPES[key]
     if wanted is list:
-        if value == "auto":
+        if value == "auto" and key == "classes":
             return None
         if isinstance(value, list | tuple):
             return value
+        auto = ", or auto" if key == "classes" else ""
         raise UserError(
-            f"{where}.{key} must be a list of names such as [cat, dog], or auto; got {value!r}"
+            f"{where}.{key} must be a list of names such as [cat, dog]{auto}; got {value!r}"
         )
     # bool is an int to Python, not to a reader of the config.
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):

@@ -197,6 +197,9 @@ class ProposalShards:
         Args:
             fingerprint: what the proposals depend on -> a hash of it. Shards are kept only if all
                 are the same as when the folder was opened first.
+
+        Raises:
+            UserError: the folder cannot be written.
         """
         note = self.folder / "fingerprint.json"
         if self.folder.is_dir():
@@ -211,9 +214,12 @@ class ProposalShards:
                 self.folder, " and ".join(changed),
             )  # fmt: skip
             shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
-        # Last: a folder without it counts as made by something else.
-        write_json(note, dict(fingerprint))
+        try:
+            self.folder.mkdir(parents=True)
+            # Last: a folder without it counts as made by something else.
+            write_json(note, dict(fingerprint))
+        except OSError as error:
+            raise UserError(f"cannot write the proposals: {error}") from error
 
     def write(self, proposals: Proposals) -> None:
         """Add a shard; other processes may do so at the same time."""

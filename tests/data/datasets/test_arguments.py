@@ -1,29 +1,6 @@
-"""Class lists and folders as users give them."""
+"""Folders as users give them, and texts as messages show them."""
 
-import pytest
-from detectron2.data import DatasetCatalog
-
-from frcnn_plugin.data import register_voc
-from frcnn_plugin.data.datasets.arguments import datasets_root, resolve_root
-from frcnn_plugin.errors import UserError
-
-
-@pytest.mark.parametrize(
-    ("classes", "message"),
-    [
-        ("cat", r"must be a list of names, such as \[cat, dog\]; got 'cat'"),
-        ([], "distinct and at least one"),
-        (["cat", "cat"], "distinct and at least one"),
-        (["cat", 3], "must hold names only; got 3"),
-        (["cat", True], "must hold names only; got True"),
-        (["background", "cat"], "has 'background': background is not counted"),
-        (["__background__", "cat"], "has '__background__': background is not counted"),
-    ],
-)
-def test_bad_class_lists(tmp_path, classes, message):
-    with pytest.raises(UserError, match=message):
-        register_voc("mine", tmp_path, "train", classes)
-    assert "mine" not in DatasetCatalog
+from frcnn_plugin.data.datasets.arguments import datasets_root, examples, resolve_root
 
 
 def test_roots(monkeypatch, tmp_path):
@@ -38,3 +15,9 @@ def test_roots(monkeypatch, tmp_path):
     assert str(datasets_root()) == "datasets"
     monkeypatch.setenv("DETECTRON2_DATASETS", "")
     assert str(datasets_root()) == "datasets"
+
+
+def test_messages_are_short_and_without_control_characters():
+    text = examples(["plain é", "\x1b[31mred", "x" * 5000, "more"])
+    assert text.startswith(r"plain é, '\x1b[31mred', xxx") and text.endswith("x..., ...")
+    assert len(text) < 600

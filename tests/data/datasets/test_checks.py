@@ -42,7 +42,7 @@ def test_class_count(root):
     assert str(caught.value) == (
         "NUM_CLASSES is 20 but dataset 'my_train' has 7 classes "
         "(cat, dog, cow, hen, pig, ox, bee). Type: MODEL.ROI_HEADS.NUM_CLASSES 7 "
-        "(background is not counted)"
+        "(background is not counted), or -1 for as many as the data sets have"
     )
 
 
@@ -101,6 +101,10 @@ def test_class_count_of_a_coco_format_set(tmp_path):
     register_coco_instances("my_coco", {}, str(tmp_path / "a.json"), str(tmp_path / "images"))
     with pytest.raises(UserError, match=r"'my_coco' has 2 classes \(cat, dog\)"):
         check_datasets(["my_coco"], 80)
+    write_image(tmp_path / "images" / "a.jpg", (80, 100))
+    register_coco_instances("other", {}, str(tmp_path / "a.json"), str(tmp_path / "images"))
+    with pytest.raises(UserError, match="other: 1 of 1 images are not of the size"):
+        check_datasets(["other"], 2)
 
 
 def test_empty_sets(tmp_path, caplog):
@@ -123,6 +127,42 @@ def test_official_counts(monkeypatch, root, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         check_datasets(["voc07_trainval"], 20, train=["voc07_trainval"])
     assert "voc07_trainval: 1 images, but PASCAL's image set has 5011" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([{}, {"image_id": None}], "1 of its 2 dicts have no image_id"),
+        ([{"image_id": 1}, {"image_id": "1"}], r"1 image ids occur more than once \(1\)"),
+        ([{"width": 80, "height": 100}], "a.jpg is 100x80, its annotation says 80x100"),
+    ],
+)
+def test_dicts_of_other_code_that_end_a_run_late(tmp_path, changes, message):
+    file = str(write_image(tmp_path / "a.jpg"))
+    dicts = [
+        {"image_id": n, "file_name": file, "width": 100, "height": 80, **change}
+        for n, change in enumerate(changes)
+    ]
+    DatasetCatalog.register("theirs", lambda: dicts)
+    MetadataCatalog.get("theirs").thing_classes = ["cat"]
+    with pytest.raises(UserError, match=f"theirs: .*{message}"):
+        check_datasets(["theirs"], 1)
+
+
+def test_class_names_are_needed_to_evaluate():
+    DatasetCatalog.register("theirs", lambda: [{"image_id": 1}])
+    with pytest.raises(UserError, match="theirs: evaluation needs the names of its classes"):
+        check_datasets(["theirs"], None)
+
+
+def test_an_image_with_several_ids(tmp_path, caplog):
+    for name in "abc":
+        add_image(tmp_path, name, obj("cat"), filename="a.jpg")
+    (tmp_path / "JPEGImages" / "b.jpg").unlink()
+    register_voc("my_train", tmp_path, "train", ["cat"])
+    check_datasets(["my_train"], 1)
+    assert "my_train: 1 images have several ids, so that the objects of one are" in caplog.text
+    assert f"{tmp_path}/JPEGImages/a.jpg of a and b" in caplog.text
 
 
 def test_sets_of_other_code():

@@ -21,8 +21,8 @@ from frcnn_plugin.data import (
     register_xml_folder,
 )
 from frcnn_plugin.data.datasets import voc
-from frcnn_plugin.data.datasets.voc import choose
 from frcnn_plugin.data.datasets.voc_files import classes_in_folder
+from frcnn_plugin.data.datasets.voc_folders import choose
 from frcnn_plugin.errors import UserError
 
 from .voc_folder import add_image, obj, write_image
@@ -54,7 +54,7 @@ def test_registered_set_loads(tmp_path):
     assert item["annotations"][0]["category_id"] == 1
     metadata = MetadataCatalog.get("mine")
     assert metadata.thing_classes == ["cat", "dog"]
-    assert (metadata.split, metadata.year) == ("train", 2007)
+    assert (metadata.split, metadata.year) == ("train", None)
     assert metadata.evaluator_type == "voc"
     assert metadata.dirname == str(tmp_path)
 
@@ -85,6 +85,25 @@ def test_registering_again_after_a_second_import(tmp_path, monkeypatch):
     monkeypatch.setattr("frcnn_plugin.data.datasets.voc", voc)
     monkeypatch.delitem(sys.modules, voc.__name__)
     importlib.import_module(voc.__name__).register_voc("mine", tmp_path, "train", ["cat"])
+
+
+def test_files_that_count_from_0(tmp_path):
+    add_image(tmp_path, "a", obj("cat", (0, 0, 99, 79)), obj("cat", (11, 21, 50, 60)))
+    entry = {"name": "mine", "root": str(tmp_path), "split": "train", "classes": ["cat"]}
+    register_from_config_entries([{**entry, "counts_from": 0}])
+    (item,) = DatasetCatalog.get("mine")
+    boxes = [found["bbox"] for found in item["annotations"]]
+    assert boxes == [[0, 0, 100, 80], [11, 21, 51, 61]]
+    with pytest.raises(UserError, match="'other': counts_from must be 0 or 1; got 2"):
+        register_from_config_entries([{**entry, "name": "other", "counts_from": 2}])
+
+
+def test_folders_in_other_capitals(tmp_path):
+    add_image(tmp_path, "a", obj("cat"))
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main", "ImageSets"):
+        (tmp_path / name).rename(tmp_path / name.lower().replace("imagesets/", "ImageSets/"))
+    register_voc("mine", tmp_path, "train", ["cat"])
+    assert len(DatasetCatalog.get("mine")[0]["annotations"]) == 1
 
 
 def test_folder_may_come_later(monkeypatch, tmp_path):
@@ -257,6 +276,22 @@ def test_a_share_of_the_files(twenty, tmp_path_factory):
     assert [d["image_id"] for d in DatasetCatalog.get("copied")] == names["test"]
 
 
+def test_three_sets(twenty):
+    shares = {"train_fraction": 0.7, "val_fraction": 0.1}
+    ids = {}
+    for split in ("train", "val", "test"):
+        entry = {"name": f"my_{split}", "xml": str(twenty), "classes": ["cat"], "split": split}
+        register_from_config_entries([{**entry, **shares}])
+        ids[split] = [item["image_id"] for item in DatasetCatalog.get(f"my_{split}")]
+    assert [len(found) for found in ids.values()] == [14, 2, 4]
+    assert sorted(i for found in ids.values() for i in found) == [
+        f"{index:02d}" for index in range(20)
+    ]
+    # Training has the same images whether or not a part of the rest is for validation.
+    register_xml_folder("two_sets", twenty, ["cat"], split="train", train_fraction=0.7)
+    assert [item["image_id"] for item in DatasetCatalog.get("two_sets")] == ids["train"]
+
+
 def test_the_choice_does_not_depend_on_the_order():
     """SHA-256 of "b" starts with 3e, of "a" with ca, of "c" with 2e."""
     assert choose(["a", "b", "c"], 0.34) == {"c"} == choose(["c", "b", "a"], 0.34)
@@ -357,7 +392,10 @@ def test_automatic_names_of_nothing(tmp_path):
     [
         ({"split": "train"}, "split and train_fraction come together, as in train_fraction: 0.8"),
         ({"train_fraction": 0.8}, "split and train_fraction come together"),
-        ({"split": "val", "train_fraction": 0.8}, "split must be train or test; got 'val'"),
+        ({"split": "all", "train_fraction": 0.8}, "split must be train, val or test; got 'all'"),
+        ({"split": "val", "train_fraction": 0.8}, "split: val needs a val_fraction, and that a"),
+        ({"val_fraction": 0.1}, "split: val needs a val_fraction, and that a train_fraction"),
+        ({"split": "test", "train_fraction": 0.8, "val_fraction": 0.2}, "val_fraction must leave"),
         ({"split": "test", "train_fraction": 80.0}, r"train_fraction must be .*got 80.0"),
         (
             {"split": "test", "train_fraction": 0.8, "image_list": "a.txt"},
@@ -373,4 +411,6 @@ def test_unclear_descriptions(arguments, message):
 def test_a_share_that_leaves_nothing(tmp_path):
     add(tmp_path, tmp_path, "a", obj("cat"))
     register_xml_folder("mine", tmp_path, ["cat"], split="test", train_fraction=0.8)
-    assert "train_fraction 0.8 of 1 XML files leaves one side empty" in problem()
+    assert (
+        "mine: of 1 XML files, 1 are for train, 0 are for test; choose other fractions" in problem()
+    )

@@ -122,11 +122,13 @@ def test_image_ids(tmp_path, text, ids):
     assert [item["image_id"] for item in found] == ids
 
 
-def test_repeated_ids(tmp_path):
+def test_repeated_ids(tmp_path, caplog):
     for _ in range(2):
         add_image(tmp_path, "000005")
-    with pytest.raises(UserError, match=r"train.txt: 1 image ids occur more than once \(000005\)"):
-        load_voc_instances(tmp_path, "train", CLASSES)
+    add_image(tmp_path, "000007")
+    found = load_voc_instances(tmp_path, "train", CLASSES)
+    assert [item["image_id"] for item in found] == ["000005", "000007"]
+    assert "train.txt: 1 image ids occur more than once (000005); each is taken" in caplog.text
 
 
 def test_unknown_class_is_reported_with_file_and_number(tmp_path):
@@ -148,10 +150,10 @@ def test_object_without_a_name(tmp_path):
 
 
 BAD_BOXES = [
-    ((120, 30, 50, 60), "xmax is left of xmin", "xmin 120, ymin 30, xmax 50, ymax 60"),
-    ((10, 61, 50, 60), "ymax is above ymin", "xmin 10, ymin 61, xmax 50, ymax 60"),
-    ((10, 30, 160, 60), "not inside the image", "xmin 10, ymin 30, xmax 160, ymax 60"),
-    ((-4, 30, 50, 60), "not inside the image", "xmin -4, ymin 30, xmax 50, ymax 60"),
+    ((120, 30, 50, 60), "it has no width or height", "xmin 120, ymin 30, xmax 50, ymax 60"),
+    ((10, 61, 50, 60), "it has no width or height", "xmin 10, ymin 61, xmax 50, ymax 60"),
+    ((10, 30, 160, 60), "it leaves the image", "xmin 10, ymin 30, xmax 160, ymax 60"),
+    ((-4, 30, 50, 60), "it leaves the image", "xmin -4, ymin 30, xmax 50, ymax 60"),
     (("nan", 30, 50, 60), "not a finite number", "xmin nan, ymin 30, xmax 50, ymax 60"),
     (("", 30, 50, "inf"), "not a finite number", "xmin missing, ymin 30, xmax 50, ymax inf"),
 ]
@@ -173,11 +175,14 @@ def test_bad_boxes_are_dropped_with_one_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(3):  # loaded for the check, for training and for evaluation
             dicts = load_voc_instances(tmp_path, "train", CLASSES, name=f"set of {tmp_path}")
-    assert [len(item["annotations"]) for item in dicts] == [1, 0]
+    # Two of the bad ones have a part inside.
+    boxes = [[obj["bbox"] for obj in item["annotations"]] for item in dicts]
+    assert boxes == [[[10, 20, 50, 60], [9, 29, 100, 60], [0, 29, 50, 60]], []]
     (record,) = caplog.records
     message = record.getMessage()
-    assert f"set of {tmp_path}: dropped 7 bad boxes: 000001.xml: object 2 'cat': " in message
-    assert message.count("000001.xml") == 3 and message.endswith(", ...")
+    assert f"set of {tmp_path}: 5 of 8 boxes are dropped: 000001.xml: object 2 'cat': " in message
+    assert "; 2 of 8 boxes leave their image and are clipped: 000001.xml: object 4" in message
+    assert message.count("000001.xml") == 5 and message.count(", ...") == 1
 
 
 def test_one_pixel_of_overhang_is_clipped(tmp_path, caplog):
@@ -186,9 +191,25 @@ def test_one_pixel_of_overhang_is_clipped(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         (item,) = load_voc_instances(tmp_path, "train", CLASSES)
     assert item["annotations"][0]["bbox"] == [0.0, 0.0, 50.0, 60.0]
-    assert "clipped 1 boxes that leave the image by at most one pixel" in caplog.text
-    with pytest.raises(UserError, match="not inside the image"):
+    assert "1 of 1 boxes leave their image and are clipped" in caplog.text
+    assert "1 boxes have an xmin or ymin of 0, but VOC counts from 1: if these" in caplog.text
+    with pytest.raises(UserError, match="it leaves the image"):
         load_voc_instances(tmp_path, "train", CLASSES, strict=True)
+
+
+def test_sizes_are_those_of_the_images(tmp_path):
+    for name in "ab":
+        add_image(tmp_path, name, obj("cat"))
+    write_image(tmp_path / "JPEGImages" / "b.jpg", (200, 160))
+    expected = r"mine: 1 of 2 images are not of the size .*: b\.jpg is 200x160, its annotation says"
+    with pytest.raises(UserError, match=expected):
+        load_voc_instances(tmp_path, "train", CLASSES, name="mine")
+
+
+def test_objects_in_other_elements_are_warned_of(tmp_path, caplog):
+    add_image(tmp_path, "a", f"<objects>{obj('cat')}</objects>")
+    load_voc_instances(tmp_path, "train", CLASSES, name=f"set of {tmp_path}")
+    assert "1 XML files have objects inside other elements, which are not read" in caplog.text
 
 
 def test_missing_xml_of_some_images(tmp_path):

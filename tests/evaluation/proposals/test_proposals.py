@@ -18,6 +18,7 @@ from frcnn_plugin.evaluation.proposals import (
     draw_recall,
     measure_recall,
 )
+from frcnn_plugin.evaluation.proposals.evaluator import ProposalShards
 from frcnn_plugin.evaluation.proposals.recall import match_one_to_one
 
 # Image "a" has objects P and Q, "b" has R and a difficult one, "c" has none.
@@ -269,3 +270,9 @@ def test_curves_file_errors(tmp_path):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(UserError, match=r"a\.json holds no recall curves"):
             RecallCurves.load(tmp_path / "a.json")
+
+
+def test_shards_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("where a folder should be")
+    with pytest.raises(UserError, match=r"cannot write the proposals: \[Errno 20\]"):
+        ProposalShards(tmp_path / "file" / "shards").open({})

@@ -1,0 +1,203 @@
+"""Boxes and sizes that annotation files give, held against the images: one rule for XML and COCO.
+
+Boxes are continuous XYXY_ABS, sizes (width, height) in pixels, throughout.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ...errors import UserError
+from ..loading.image_reader import image_header
+from .arguments import examples
+
+Box = tuple[float, float, float, float]
+Size = tuple[int, int]
+
+# A box that leaves its image by less is rounded; clipping it is not worth a word.
+_ROUNDING = 1.0  # pixels
+# A side of which less than this, and less than half of it, lies inside the image: nothing to see.
+_VISIBLE = 1.0  # pixels
+# A size that is given wrong by as much is a slip: the boxes are for this image.
+_MISCOUNTED = 2  # pixels
+# No data set has all its boxes in this corner: its coordinates are fractions of the image.
+_FRACTIONS = 2.0  # pixels
+
+
+def fit_box(box: Box, width: float, height: float) -> tuple[Box | None, str]:
+    """Clip a box to its image.
+
+    Args:
+        box: as the file gives it, whatever that is.
+        width: of the image.
+        height: of the image.
+
+    Returns:
+        What of the box lies inside, None if that is nearly nothing; and what was wrong with it, ""
+        if nothing or only rounding.
+    """
+    x1, y1, x2, y2 = box
+    if not (math.isfinite(x1 + x2) and math.isfinite(y1 + y2)):
+        return None, "a coordinate is missing or not a finite number"
+    if x2 <= x1 or y2 <= y1:
+        return None, "it has no width or height"
+    if x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height:
+        return box, ""
+    inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    for low, high, side in ((inside[0], inside[2], x2 - x1), (inside[1], inside[3], y2 - y1)):
+        if high - low < min(_VISIBLE, side / 2):
+            return None, "it lies outside the image"
+    beyond = max(-x1, -y1, x2 - width, y2 - height)
+    return inside, "it leaves the image" if beyond >= _ROUNDING else ""
+
+
+def _all_fit(boxes: Sequence[Box], size: Size) -> bool:
+    return all(not fit_box(box, *size)[1] for box in boxes)
+
+
+@dataclass
+class BoxFindings:
+    """Fits the boxes of one data set into their images, and collects what was wrong with them."""
+
+    total: int = 0
+    clipped: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    in_corner: int = 0
+
+    def fit(
+        self, box: Box, width: float, height: float, describe: Callable[[str], str]
+    ) -> Box | None:
+        """Return the part of a box inside its image, or None if it is to be dropped.
+
+        Args:
+            box: see :func:`fit_box`.
+            width: see there.
+            height: see there.
+            describe: makes the text for messages of what is wrong: names file and object. Called
+                only if something is.
+        """
+        self.total += 1
+        fitted, problem = fit_box(box, width, height)
+        if problem:
+            (self.dropped if fitted is None else self.clipped).append(describe(problem))
+        if box[2] <= _FRACTIONS and box[3] <= _FRACTIONS and max(width, height) > 2 * _FRACTIONS:
+            self.in_corner += 1
+        return fitted
+
+    def report(self, where: str) -> str:
+        """Say what was found, "" if nothing.
+
+        Args:
+            where: the files, for the message of an error.
+
+        Raises:
+            UserError: the coordinates are fractions of the image.
+        """
+        if self.in_corner == self.total > 0:
+            raise UserError(
+                f"{where}: no coordinate of its {self.total} boxes is above {_FRACTIONS:.0f}: they "
+                f"seem to be fractions of the image; multiply them by its width and height"
+            )
+        parts = []
+        for what, found in (
+            ("are dropped", self.dropped),
+            ("leave their image and are clipped", self.clipped),
+        ):
+            if found:
+                parts.append(f"{len(found):,} of {self.total:,} boxes {what}: {examples(found)}")
+        return "; ".join(parts)
+
+
+@dataclass
+class SizeFindings:
+    """Compares the sizes that the annotations of one data set give with the headers of its images.
+
+    An image is read as viewers show it, turned as its EXIF orientation says. Boxes that were drawn
+    on the pixels as they are stored do not fit it then.
+    """
+
+    total: int = 0
+    turned: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+    wrong_tags: list[str] = field(default_factory=list)
+    unsaid: list[str] = field(default_factory=list)
+
+    def size_of(
+        self, image: str | os.PathLike[str], said: Size, boxes: Sequence[Box] | None
+    ) -> Size:
+        """Return the size of an image as it will be read, and note how it compares.
+
+        Args:
+            image: its file.
+            said: what its annotation says; 0 where it says nothing.
+            boxes: of its objects, by which a wrong size may be told from wrong boxes; None: any
+                other size is wrong, because nobody can correct it.
+
+        Raises:
+            UserError: the file is not an image.
+        """
+        self.total += 1
+        width, height, orientation = image_header(image)
+        size, stored, name = (width, height), (height, width), os.path.basename(image)
+        if not all(said) and boxes and orientation >= 5 and not _all_fit(boxes, size):
+            said = stored if _all_fit(boxes, stored) else said
+        if not all(said) or said == size:
+            # Where width and height are exchanged, a size that is right says that boxes are.
+            if orientation > 1 and not (orientation >= 5 and all(said) and width != height):
+                self.unsaid.append(f"{name} (orientation {orientation})")
+            return size
+        text = f"{name} is {width}x{height}, its annotation says {said[0]}x{said[1]}"
+        near = max(abs(said[0] - width), abs(said[1] - height)) <= _MISCOUNTED
+        exchanged = said == stored
+        if (
+            boxes is not None
+            and _all_fit(boxes, size)
+            and (near or not boxes or not _all_fit(boxes, said) or (exchanged and orientation < 5))
+        ):
+            self.wrong_tags.append(text)
+        elif exchanged and orientation >= 5:
+            self.turned.append(f"{text} (orientation {orientation})")
+        else:
+            self.differing.append(text)
+        return size
+
+    def report(self, where: str) -> str:
+        """Say what was found, "" if nothing.
+
+        Args:
+            where: the files, for the message of an error.
+
+        Raises:
+            UserError: the boxes of an image are for another size than it has.
+        """
+        if self.turned:
+            raise UserError(
+                f"{where}: {len(self.turned):,} of {self.total:,} images are turned by the EXIF "
+                f"orientation in their files, but their boxes are for the picture as it is stored: "
+                f"{examples(self.turned)}. Take the orientation out of these files (exiftool "
+                f"-Orientation= FILE), or annotate them as viewers show them"
+            )
+        if self.differing:
+            raise UserError(
+                f"{where}: {len(self.differing):,} of {self.total:,} images are not of the size "
+                f"that their annotations are for: {examples(self.differing)}. Use the images that "
+                f"were annotated, or scale the boxes and correct the sizes"
+            )
+        parts = []
+        if self.wrong_tags:
+            parts.append(
+                f"{len(self.wrong_tags):,} of {self.total:,} images have another size than their "
+                f"annotations say, which is used, for their boxes fit it: "
+                f"{examples(self.wrong_tags)}"
+            )
+        if self.unsaid:
+            parts.append(
+                f"{len(self.unsaid):,} of {self.total:,} images are turned or mirrored by the EXIF "
+                f"orientation in their files, as viewers do; if their boxes are for the picture as "
+                f"it is stored, take the orientation out (exiftool -Orientation= FILE): "
+                f"{examples(self.unsaid)}"
+            )
+        return "; ".join(parts)
