@@ -41,8 +41,7 @@ def add_frcnn_config(cfg: CN) -> None:
     Raises:
         UserError: another project has given a key of ours another meaning; nothing is changed.
     """
-    sections = ("INPUT", "DATASETS", "DATALOADER", "SOLVER", "TEST")
-    ours = CN({"MODEL": {"RPN": {}, "ROI_BOX_HEAD": {}}, **{name: {} for name in sections}})
+    ours = _sections(cfg)  # without keys; the functions below add ours
     _add_weights(ours)
     _add_backbones(ours)
     _add_rpn(ours)
@@ -60,12 +59,15 @@ def add_frcnn_config(cfg: CN) -> None:
             "uses the same key: rename it there"
         )
     _add_missing(ours, cfg)
-    for key in REMOVED_KEYS:
-        if not added_before:
+    if not added_before:
+        for key in REMOVED_KEYS:
             cfg.register_deprecated_key(key)
-    for old, new in RENAMED_NODES.items():
-        if not added_before:
+        for old, new in RENAMED_NODES.items():
             cfg.register_renamed_key(old, new)
+
+
+def _sections(cfg: CN) -> CN:
+    return CN({name: _sections(value) for name, value in cfg.items() if isinstance(value, CN)})
 
 
 def _foreign(ours: CN, cfg: CN, prefix: str, *, values: bool) -> Iterator[str]:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode as CN
 
-from .config import RENAMED_NODES, get_config_file, list_config_files
+from .config import RENAMED_NODES, get_config_file, list_config_files, plugin_cfg
 from .errors import UserError
 
 NAMED = "frcnn://"  # before the name of a config that comes with the plugin
@@ -69,8 +69,10 @@ def load_config_text(cfg: CN, text: str, source: str) -> None:
 
 
 def read_config_text(text: str, source: str) -> dict[str, Any]:
-    """Return the sections and keys of such a config; they are not checked."""
-    return _parse(text.encode(errors="replace"), source).values
+    """Return the sections and keys of such a config, under today's names; they are not checked."""
+    values = _parse(text.encode(errors="replace"), source).values
+    _rename(values, plugin_cfg())
+    return values
 
 
 def merge_overrides(cfg: CN, words: Sequence[Any]) -> None:

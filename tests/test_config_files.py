@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from frcnn_plugin import UserError, add_frcnn_config, get_config_file, load_config_file
 from frcnn_plugin.config import plugin_cfg
-from frcnn_plugin.config_files import load_config_text, merge_overrides
+from frcnn_plugin.config_files import load_config_text, merge_overrides, read_config_text
 from tests.conftest import CONFIGS
 
 Read = Callable[[str | bytes], CfgNode]
@@ -208,6 +209,17 @@ def test_tags_of_a_base_run_nothing(read: Read, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+def test_nothing_else_reads_configs() -> None:
+    """Detectron2's own functions run the code of YAML tags, or know no limits."""
+    package = Path(get_config_file("Base-Common.yaml")).parents[1] / "frcnn_plugin"
+    other = re.compile(
+        r"\.(merge_from_file|load_cfg|load_yaml_with_base|unsafe_load)\(|yaml\.load\("
+    )
+    files = list(package.rglob("*.py"))
+    assert len(files) > 100
+    assert [file.name for file in files if other.search(file.read_text(encoding="utf-8"))] == []
+
+
 def test_random_and_damaged_files(read: Read) -> None:
     """Whatever a file holds, it is read or refused in one line."""
     rng = random.Random(0)
@@ -262,6 +274,7 @@ def test_old_names_still_load(read: Read, tmp_path: Path) -> None:
     cfg.set_new_allowed(True)  # as for a checkpoint's config
     load_config_text(cfg, OLD, "YAML")
     check_renamed(cfg)
+    check_renamed(CfgNode(read_config_text(OLD, "YAML")))
     with pytest.raises(UserError, match=r"line 1: MODEL.VGG is now called MODEL.PAPER_VGG"):
         read("MODEL: {VGG: {CHANELS: [1]}}")
     with pytest.raises(UserError, match=r"line 1: MODEL.VGG is now called MODEL.PAPER_VGG"):

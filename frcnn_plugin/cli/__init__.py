@@ -9,7 +9,13 @@ from ..errors import UserError
 
 
 def add_config_file(parser: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:
-    parser.add_argument("--config-file", default="", required=required, metavar="FILE", help=what)
+    parser.add_argument(
+        "--config-file",
+        default="",
+        required=required,
+        metavar="FILE",
+        help=f"{what}: a YAML, or frcnn://NAME, one that comes with the plugin",
+    )
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:

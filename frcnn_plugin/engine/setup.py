@@ -40,6 +40,12 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     if config_file:
         load_config_file(cfg, config_file)
     merge_overrides(cfg, opts)
+    # Detectron2 takes the path of a checkpoint for a URL, and drops these when it is loaded.
+    if bad := sorted(set(cfg.OUTPUT_DIR) & set("?\n\r\t")):
+        raise UserError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} contains {bad[0]!r}: a run in it could not be resumed. "
+            "Give a folder without it"
+        )
     # From here on, any part may ask Detectron2's catalogs for the data sets of the config.
     register_from_config_entries(cfg.DATASETS.REGISTER)
     _count_classes(cfg)

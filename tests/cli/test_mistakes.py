@@ -77,6 +77,8 @@ MISTAKES = [
     (f"{RUN} circle.yaml", "circle.yaml is where a key is expected: .*files need the name of"),
     (f"{RUN} -- SEED 1", "-- is where a key is expected"),
     ("visualize --mode data --config-file set.yaml DATASETS.TRAIN y", "set.yaml, line 3: "),
+    (f"{RUN} OUTPUT_DIR 'what?'", "OUTPUT_DIR 'what?' contains '?': a run in it could not be res"),
+    (f"{RUN} OUTPUT_DIR 'two\nlines'", "OUTPUT_DIR 'two\\nlines' contains '\\n': a run in it"),
     # options
     (f"{RUN} --resume --overwrite", "--resume continues the run in OUTPUT_DIR, --overwrite loses "),
     (f"{RUN} SEED 1 --resume SEED 2 --overwrite", "--resume continues the run in OUTPUT_DIR, "),
@@ -169,7 +171,9 @@ def test_any_name_may_be_a_path(
     Path(f"{name}.yaml").write_text(f"_BASE_: {DEMO}\n")
     started = []
     monkeypatch.setattr(train, "launch", lambda *_, args, **__: started.append(args[0]))
-    overrides = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", name]
+    # What Detectron2 would take for the end of a checkpoint's name cannot be part of OUTPUT_DIR.
+    output = name.replace("?", "").replace("\n", "")
+    overrides = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", output]
     frcnn("train", "--config-file", f"{name}.yaml", *overrides)
     assert started[0].config_file == f"{name}.yaml" and started[0].opts == overrides
 
