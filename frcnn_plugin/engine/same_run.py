@@ -57,10 +57,9 @@ def check_config(cfg: CfgNode, found: Peek, num_processes: int) -> None:
     Raises:
         UserError: keys differ, or the number of processes; names them, and how to go on.
     """
-    before = _compared(_saved_config(found), found.iteration)
-    state = _state(found)
-    if PROCESSES in state:
-        before[PROCESSES] = state[PROCESSES]
+    # The number of processes first: rate and batch may follow from it.
+    before = {key: value for key, value in _state(found).items() if key == PROCESSES}
+    before |= _compared(_saved_config(found), found.iteration)
     now = _compared(yaml.safe_load(cfg.dump()), found.iteration)
     check_same(before, now | {PROCESSES: str(num_processes)}, cfg.RESUME_MAY_DIFFER)
 
