@@ -15,6 +15,7 @@ processes.
 from __future__ import annotations
 
 import argparse
+import logging
 from contextlib import ExitStack
 from typing import Any
 
@@ -82,6 +83,7 @@ def _check_options(args: argparse.Namespace) -> None:
 def run_process(args: argparse.Namespace) -> Any:
     """Set up, then train or evaluate; return the results. Every process calls this."""
     tune_process()
+    logging.raiseExceptions = False  # a log on a full disk is no reason for a traceback per line
     cfg: CfgNode = setup_cfg(args.config_file, args.opts)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="frcnn_plugin")
@@ -98,9 +100,9 @@ def run(args: argparse.Namespace) -> Any:
     """Check the config, then run it in as many processes as asked for."""
     check_numbers(args)
     _check_options(args)
+    refuse_other_launcher(args.num_machines)
     if args.config_file:  # Detectron2 prints its content
         args.config_file = find_config_file(args.config_file)
-    refuse_other_launcher(args.num_machines)
     # Checked in the parent, so that a mistake is one line and not one per process.
     cfg = setup_cfg(args.config_file, args.opts)
     stop_on_errors(
@@ -119,7 +121,7 @@ def run(args: argparse.Namespace) -> Any:
         # The first machine of several writes, for all of them.
         if not args.eval_only and args.machine_rank == 0:
             stack.enter_context(lock_output(cfg.OUTPUT_DIR))
-            if args.overwrite and not args.resume:
+            if args.overwrite:
                 forget_run(cfg)
         return launch(
             run_process,

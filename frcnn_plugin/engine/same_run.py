@@ -19,7 +19,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..atomic_files import sha256
-from ..checkpoint.read import Peek, peek
+from ..checkpoint.read import Peek
 from ..data.loading.train_loader import training_dicts
 from ..four_step.checkpoints import PROCESSES, check_same
 
@@ -36,53 +36,48 @@ _HARMLESS = (
     "MODEL.RPN.POST_NMS_TOPK_TEST", "DATALOADER.NUM_WORKERS", "DATASETS.TEST", "DATASETS.REGISTER",
     "DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST",
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.CHECKPOINTS_KEPT", "FOUR_STEP.STOP_AFTER", "FOUR_STEP.INITIAL_WEIGHTS",
-    "FOUR_STEP.EVALUATE_STEPS",
+    "SOLVER.CHECKPOINTS_KEPT", "SOLVER.REFERENCE_WORLD_SIZE", "FOUR_STEP.STOP_AFTER",
+    "FOUR_STEP.INITIAL_WEIGHTS", "FOUR_STEP.EVALUATE_STEPS",
 )  # fmt: skip
 # Only where stages do not train on what was found with them.
 _HARMLESS_IN_ONE_STAGE = (
     "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "MODEL.PAPER_RCNN.INFERENCE_DTYPE",
 )  # fmt: skip
 _NODES = ("INPUT", "DATASETS", "DATALOADER", "MODEL", "SOLVER", "FOUR_STEP", "SEED")
-# What the learning rate of these would have been does not depend on how long the run goes on.
-_STEPWISE = ("WarmupMultiStepLR",)
 
 
-def check_config(cfg: CfgNode, checkpoint: str | os.PathLike[str], num_processes: int) -> None:
+def check_config(cfg: CfgNode, found: Peek, num_processes: int) -> None:
     """Compare a config with that of the checkpoint that a run is resumed from.
 
     Args:
         cfg: as the trainer scales it for the number of processes.
-        checkpoint: the file.
+        found: the checkpoint.
         num_processes: on all machines.
 
     Raises:
-        UserError: keys differ, or the number of processes; names them, and how to go on. Or the
-            checkpoint is missing or damaged.
+        UserError: keys differ, or the number of processes; names them, and how to go on.
     """
-    found = peek(checkpoint)
-    before = _compared(_saved_config(found), found.iteration)
-    state = _state(found)
-    if PROCESSES in state:
-        before[PROCESSES] = state[PROCESSES]
+    # The number of processes first: rate and batch may follow from it.
+    before = {key: value for key, value in _state(found).items() if key == PROCESSES}
+    before |= _compared(_saved_config(found), found.iteration)
     now = _compared(yaml.safe_load(cfg.dump()), found.iteration)
     check_same(before, now | {PROCESSES: str(num_processes)}, cfg.RESUME_MAY_DIFFER)
 
 
-def check_data(cfg: CfgNode, checkpoint: str | os.PathLike[str], digest: str) -> None:
+def check_data(cfg: CfgNode, found: Peek, digest: str) -> None:
     """Compare a :func:`data_digest` with that in the checkpoint.
 
     Raises:
-        UserError: they differ. Or the checkpoint is missing or damaged.
+        UserError: they differ.
     """
-    before = _state(peek(checkpoint)).get(DATA)
+    before = _state(found).get(DATA)
     if before is None:
         logger.info(
-            "%s is from an earlier version and does not say on which data: not compared", checkpoint
+            "the checkpoint is from an earlier version and does not say on which data: not compared"
         )
         return
-    values = [{DATA: f"{d[:12]} (SHA-256 of ids, sizes, boxes)"} for d in (before, digest)]
-    check_same(*values, cfg.RESUME_MAY_DIFFER)
+    then, now = ({DATA: f"{d[:12]} (SHA-256 of ids, sizes, boxes)"} for d in (before, digest))
+    check_same(then, now, cfg.RESUME_MAY_DIFFER)
 
 
 def run_state(digest: str, num_processes: int) -> dict[str, str]:
@@ -130,13 +125,15 @@ def _compared(config: Any, iteration: int | None) -> dict[str, str]:
         return {}
     values = dict(_flat(config))
     stages = values.get("FOUR_STEP.ENABLED") is True
-    harmless = _HARMLESS if stages else _HARMLESS + _HARMLESS_IN_ONE_STAGE
+    harmless = [*_HARMLESS]
     if stages:  # follow from FOUR_STEP
-        harmless += ("SOLVER.MAX_ITER", "SOLVER.STEPS")
-    elif values.get("SOLVER.LR_SCHEDULER_NAME") in _STEPWISE and iteration is not None:
-        # A run may go on for longer, or drop later: what was trained would have been the same.
-        harmless += ("SOLVER.MAX_ITER",)
-        values["SOLVER.STEPS"] = [s for s in values.get("SOLVER.STEPS", ()) if s <= iteration]
+        harmless += ["SOLVER.MAX_ITER", "SOLVER.STEPS"]
+    else:
+        harmless += _HARMLESS_IN_ONE_STAGE
+        if values.get("SOLVER.LR_SCHEDULER_NAME") == "WarmupMultiStepLR" and iteration is not None:
+            # A run may go on for longer, or drop later: what was trained would have been the same.
+            harmless.append("SOLVER.MAX_ITER")
+            values["SOLVER.STEPS"] = [s for s in values.get("SOLVER.STEPS", ()) if s <= iteration]
     return {
         key: repr(value)
         for key, value in values.items()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
@@ -45,6 +46,13 @@ class StageCheckpointer(HookBase):
     def __init__(self, stages: Sequence[ScheduledStage]) -> None:
         self._stages = stages
 
+    def before_train(self) -> None:
+        """Save if a run is resumed that was killed before it could, or while it did."""
+        for stage in self._stages:
+            newest = Path(self.trainer.checkpointer.get_checkpoint_file()).stem
+            if self.trainer.start_iter == stage.end and newest != stage.checkpoint:
+                save_belatedly(self.trainer, stage.checkpoint, phase=stage.phase)
+
     def after_step(self) -> None:
         """Save at the end of a stage."""
         for stage in self._stages:
@@ -52,6 +60,13 @@ class StageCheckpointer(HookBase):
                 self.trainer.checkpointer.save(
                     stage.checkpoint, iteration=self.trainer.iter, phase=stage.phase
                 )
+
+
+def save_belatedly(trainer: Any, name: str, **extra: Any) -> None:
+    """Save what the iteration before the first one would have saved; for ``before_train``."""
+    trainer.iter = trainer.start_iter - 1
+    trainer.checkpointer.save(name, iteration=trainer.iter, **extra)
+    trainer.iter = trainer.start_iter
 
 
 def schedule_state(cfg: CfgNode) -> dict[str, str]:

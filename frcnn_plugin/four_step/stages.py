@@ -12,6 +12,13 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 
+# Keys of Detectron2 that four-step training does not look at: FOUR_STEP has its own.
+IGNORED_KEYS = (
+    "SOLVER.IMS_PER_BATCH", "SOLVER.LR_SCHEDULER_NAME", "SOLVER.MAX_ITER", "SOLVER.NUM_DECAYS",
+    "SOLVER.REFERENCE_WORLD_SIZE", "SOLVER.RESCALE_INTERVAL", "SOLVER.STEPS",
+    "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_METHOD",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Stage:

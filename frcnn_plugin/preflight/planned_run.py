@@ -17,6 +17,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..checkpoint.read import last_checkpoint
 from ..config import plugin_cfg
 from ..config_files import load_config_file, merge_overrides
 from ..errors import UserError
@@ -89,9 +90,14 @@ class PlannedRun:
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """The checkpoint that ``OUTPUT_DIR`` names as its last, which may be missing."""
-        note = Path(self.cfg.OUTPUT_DIR) / "last_checkpoint"
-        return note.parent / note.read_text().strip() if note.is_file() else None
+        """The checkpoint that ``OUTPUT_DIR`` names as its last, which may be missing.
+
+        If it is not to be resumed, any path says that there is one.
+        """
+        if self.resume:
+            return last_checkpoint(self.cfg.OUTPUT_DIR)
+        note = Path(self.cfg.OUTPUT_DIR, "last_checkpoint")
+        return note if note.is_file() else None
 
     @property
     def weights(self) -> str:

@@ -213,12 +213,13 @@ def test_a_new_run_forgets_the_best_of_the_old_one(
 def test_a_damaged_note(
     tmp_path: Path, scores: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    scores += ap50(10.0, 30.0, 20.0, 25.0)
+    scores += ap50(10.0, 30.0)
     run(tmp_path, EVERY, stop=1)
     (tmp_path / "model_best.json").write_text("{")
+    scores += ap50(30.0, 20.0, 25.0)  # the first is that of the last evaluation, made again
     run(tmp_path, EVERY, resume=True)
     assert "model_best.json holds no best result (" in caplog.text
-    assert best(tmp_path)[0] == 25.0
+    assert best(tmp_path) == (30.0, 1, 1) and not scores
 
 
 def test_the_first_of_several_sets_decides(tmp_path: Path, scores: list[dict[str, Any]]) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from frcnn_plugin.checkpoint.read import Peek, peek
 from frcnn_plugin.data.synthetic import write_synthetic_voc
-from frcnn_plugin.engine.same_run import check_config, data_digest
+from frcnn_plugin.engine.same_run import DATA, check_config, data_digest
 from frcnn_plugin.errors import UserError
 from tests.engine.joint_runs import JOINT, make_joint_trainer
 from tests.four_step.four_step_runs import Stop, tiny_cfg
@@ -39,6 +38,10 @@ def stopped(with_data: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(stopped: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+def last(run: Path) -> Peek:
+    return peek(run / (run / "last_checkpoint").read_text())
 
 
 def refusal(run: Path, *opts: str) -> str:
@@ -73,10 +76,9 @@ def test_what_changes_the_result_is_named(run: Path, key: str, value: str, words
 
 def test_another_number_of_processes(run: Path) -> None:
     cfg = tiny_cfg(run, [*JOINT, *OPTS])
-    file = run / (run / "last_checkpoint").read_text()
-    check_config(cfg, file, 1)
+    check_config(cfg, last(run), 1)
     with pytest.raises(UserError, match="the number of processes was 1 and is 2"):
-        check_config(cfg, file, 2)
+        check_config(cfg, last(run), 2)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +96,7 @@ def test_another_number_of_processes(run: Path) -> None:
     ],
 )
 def test_what_changes_no_result_may_change(run: Path, opts: tuple[str, str]) -> None:
-    file = run / (run / "last_checkpoint").read_text()
-    check_config(tiny_cfg(run, [*JOINT, *OPTS, *opts]), file, 1)
+    check_config(tiny_cfg(run, [*JOINT, *OPTS, *opts]), last(run), 1)
 
 
 def test_in_four_steps_what_proposals_are_made_with_counts(run: Path) -> None:
@@ -104,9 +105,9 @@ def test_in_four_steps_what_proposals_are_made_with_counts(run: Path) -> None:
     checkpoint = torch.load(file, weights_only=True)
     checkpoint["frcnn_plugin"]["config"] = tiny_cfg(run).dump()
     torch.save(checkpoint, file)
-    check_config(tiny_cfg(run, ["FOUR_STEP.STOP_AFTER", "2"]), file, 1)
+    check_config(tiny_cfg(run, ["FOUR_STEP.STOP_AFTER", "2"]), last(run), 1)
     with pytest.raises(UserError, match=r"INPUT.MIN_SIZE_TEST was 96 and is 80"):
-        check_config(tiny_cfg(run, ["INPUT.MIN_SIZE_TEST", "80"]), file, 1)
+        check_config(tiny_cfg(run, ["INPUT.MIN_SIZE_TEST", "80"]), last(run), 1)
 
 
 def test_going_on_all_the_same(run: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -168,17 +169,11 @@ def test_changed_data_are_noticed(
     write_synthetic_voc(root, num_trainval=6, num_test=2)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     cfg = tiny_cfg(run, [*JOINT, *OPTS])
-    assert data_digest(cfg) == json_state(run)["the training data"]  # wherever they lie
+    assert data_digest(cfg) == last(run).content["trainer"]["run"][DATA]  # wherever they lie
     change(root)
     assert "the training data was " in refusal(run)
     option = "['the training data']"
     assert make_joint_trainer(run, [*OPTS, "RESUME_MAY_DIFFER", option], resume=True).start_iter
-
-
-def json_state(run: Path) -> dict[str, Any]:
-    file = run / (run / "last_checkpoint").read_text()
-    state = torch.load(file, weights_only=True)["trainer"]["run"]
-    return json.loads(json.dumps(state))
 
 
 def test_a_checkpoint_without_the_record(run: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -95,7 +95,7 @@ def test_wrong_files(save_detector: Callable, tmp_path: Path) -> None:
     path = Path(save_detector())
     damaged = tmp_path / "half.pth"
     damaged.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"half.pth is damaged, or holds more than weights"):
+    with pytest.raises(UserError, match=r"half.pth is damaged, or no checkpoint"):
         FasterRCNNPredictor(damaged)
     content = torch.load(path, weights_only=True)
     content[KEY]["config"] = "MODEL: [1, 2"

@@ -60,7 +60,8 @@ def test_weights_of_the_run_itself(plan, save) -> None:
     text = [f.text for f in check_weights(run)][-1]
     assert {f.level for f in preflight(run)} == {"ok"}
     found, wanted = (text.partition(": ")[2].split()[i] for i in (0, 2))
-    assert found == wanted == str(len(run.model.state_dict()))
+    names = [name for name in run.model.state_dict() if ".target_statistics." not in name]
+    assert found == wanted == str(len(names))
     assert text.endswith("weights of the model, detector, 3 classes")
 
 
@@ -232,3 +233,8 @@ def test_missing_initial_weights(find) -> None:
 def test_start_after_stage_one_needs_its_checkpoint(find) -> None:
     findings = find("FOUR_STEP.START_AT", "3", config=get_config_file("demo/vgg16_shapes.yaml"))
     assert "add MODEL.WEIGHTS path/to/stage2_final.pth" in only(findings, "schedule")
+
+
+def test_folder_instead_of_a_file(find, tmp_path: Path) -> None:
+    message = only(find("MODEL.WEIGHTS", tmp_path), "weights")
+    assert "is a folder: name a file in it" in message

@@ -77,7 +77,9 @@ def read_caffemodel(path: str | os.PathLike[str]) -> dict[str, list[np.ndarray]]
         del content  # the message has a copy
         return _read_net(net)
     except (DecodeError, ValueError) as e:
-        raise UserError(f"{path} is {_what(start)} ({e}): copy or download it again") from e
+        raise UserError(
+            f"{path} is {_what(start, path.suffix)} ({e}): copy or download it again"
+        ) from e
 
 
 def write_caffemodel(
@@ -173,7 +175,7 @@ def _read_blob(blob: Any) -> np.ndarray:
     # A writer may split a field; the parts belong together.
     pieces = [np.frombuffer(part, "<f4") for part in blob.data]
     pieces += [np.frombuffer(part, "<f8").astype("<f4") for part in blob.double_data]
-    data = pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty(0, "<f4")])
+    data = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, "<f4"), *pieces])
     if blob.HasField("shape"):
         shape = list(blob.shape.dim[:33])  # more cannot be right: numpy has 32, Caffe too
     elif any(blob.HasField(field) for field in _LEGACY_SHAPE):
@@ -195,7 +197,7 @@ def _packed(blob: Any) -> Any:
     return type(blob).FromString(unpacked.SerializeToString())
 
 
-def _what(start: bytes) -> str:
+def _what(start: bytes, suffix: str) -> str:
     """Return what a file that cannot be read looks like, judged by its beginning."""
     start = start.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -206,4 +208,10 @@ def _what(start: bytes) -> str:
         return "an archive, not a caffemodel; unpack it"
     if start.startswith((b"name:", b"layer", b"#", b"input")):
         return "a prototxt: a network without weights"
-    return "damaged, or no caffemodel"
+    if start and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
+        return "a text file, not one of weights"
+    return (
+        "damaged, or no caffemodel"
+        if suffix == ".caffemodel"
+        else "damaged, or neither a file of torch.save nor a caffemodel"
+    )
