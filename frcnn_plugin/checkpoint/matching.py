@@ -9,8 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from detectron2.config import CfgNode
-
+from ..config_files import read_config_text
 from ..errors import UserError
 from .conversion import PREDICTOR, RPN, RPN_HEAD
 from .metadata import IMAGENET_MEAN_TOLERANCE, Metadata, Preprocessing
@@ -101,9 +100,10 @@ def anchors_of(metadata: Metadata | None) -> dict[str, Any]:
     Empty if it does not say.
     """
     try:
-        anchors = CfgNode.load_cfg(metadata.config).MODEL.ANCHOR_GENERATOR  # type: ignore[union-attr]
+        config = read_config_text((metadata and metadata.config) or "", "the file's config")
+        anchors = config["MODEL"]["ANCHOR_GENERATOR"]
         return {key: anchors[key] for key in ("SIZES", "ASPECT_RATIOS")}
-    except Exception:  # no metadata, no config, or whatever the text in the file causes
+    except (UserError, KeyError, TypeError):  # no config, or whatever the text in the file is
         return {}
 
 

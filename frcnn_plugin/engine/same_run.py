@@ -20,7 +20,9 @@ from detectron2.config import CfgNode
 
 from ..atomic_files import sha256
 from ..checkpoint.read import Peek
+from ..config_files import read_config_text
 from ..data.loading.train_loader import training_dicts
+from ..errors import UserError
 from ..four_step.checkpoints import PROCESSES, check_same
 
 logger = logging.getLogger(__name__)
@@ -112,10 +114,10 @@ def _state(found: Peek) -> Mapping[str, str]:
 
 
 def _saved_config(found: Peek) -> Any:
-    text = found.metadata.config if found.metadata else None
+    text = (found.metadata and found.metadata.config) or ""
     try:
-        return yaml.safe_load(text or "")
-    except yaml.YAMLError:  # a stranger's
+        return read_config_text(text, "the checkpoint's config")
+    except UserError:  # a stranger's
         return None
 
 

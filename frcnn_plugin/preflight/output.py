@@ -61,15 +61,15 @@ def check_output(run: PlannedRun) -> Iterator[Finding]:
 
 def _resumed(run: PlannedRun, file: Path) -> Iterator[Finding]:
     try:
-        iteration = peek(file).iteration
+        found = peek(file)
     except UserError:  # missing or damaged, as the check of the weights will say
         return
     try:
-        check_config(run.scaled, file, run.num_processes)
+        check_config(run.scaled, found, run.num_processes)
     except UserError as e:
         yield error("output", str(e))
         return
-    start, end = 0 if iteration is None else iteration + 1, run.scaled.SOLVER.MAX_ITER
+    start, end = 0 if found.iteration is None else found.iteration + 1, run.scaled.SOLVER.MAX_ITER
     if start >= end:
         yield warning(
             "output",
