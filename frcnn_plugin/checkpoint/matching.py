@@ -102,9 +102,15 @@ def anchors_of(metadata: Metadata | None) -> dict[str, Any]:
     """
     try:
         anchors = CfgNode.load_cfg(metadata.config).MODEL.ANCHOR_GENERATOR  # type: ignore[union-attr]
-        return {key: anchors[key] for key in ("SIZES", "ASPECT_RATIOS")}
+        return {key: _by_level(anchors[key]) for key in ("SIZES", "ASPECT_RATIOS")}
     except Exception:  # no metadata, no config, or whatever the text in the file causes
         return {}
+
+
+def _by_level(values: Sequence[Any]) -> list[list[float]]:
+    """Return sizes or ratios as lists, one per feature map; Detectron2 takes one for all, too."""
+    nested = isinstance(values[0], Sequence)
+    return [list(level) for level in values] if nested else [list(values)]
 
 
 def fitting_anchors(loaded: Loaded, metadata: Metadata | None) -> str:
@@ -128,7 +134,7 @@ def check_anchors(loaded: Loaded, metadata: Metadata | None, wanted: Mapping[str
     if any(is_in(name, [RPN]) for name in loaded.missing):
         return
     for key, theirs in anchors_of(metadata).items():
-        if list(map(list, theirs)) != list(map(list, wanted[key])):
+        if theirs != _by_level(wanted[key]):
             logger.warning(
                 "%s was trained with other anchors, which its boxes refer to: "
                 'MODEL.ANCHOR_GENERATOR.%s "%s"', loaded.file, key, theirs,
