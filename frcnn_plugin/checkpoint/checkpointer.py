@@ -128,7 +128,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise UserError(f"there is no checkpoint {path}{self._advice()}")
         try:
             loaded: dict[str, Any] = super().load(path, *args, **kwargs)
-        except torch.cuda.OutOfMemoryError:
+        except (UserError, torch.cuda.OutOfMemoryError):
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
             # What modules, optimizers and hooks raise that cannot take their part of it.
