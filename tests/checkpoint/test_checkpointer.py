@@ -337,7 +337,5 @@ def test_parts_that_do_not_fit_the_run(tiny_cfg, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b\.pth does not fit .*std of dw of class 1 is 0"):
         load(tiny_cfg(), tmp_path / "b.pth")
     (tmp_path / "c.pth").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(
-        UserError, match=rf"^{tmp_path}/c\.pth is damaged, or no checkpoint \(BadZipFile\)"
-    ):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/c\.pth is damaged, or no checkpoint"):
         load(tiny_cfg(), tmp_path / "c.pth")
