@@ -103,7 +103,7 @@ def anchors_of(metadata: Metadata | None) -> dict[str, Any]:
         config = read_config_text((metadata and metadata.config) or "", "the file's config")
         anchors = config["MODEL"]["ANCHOR_GENERATOR"]
         return {key: _by_level(anchors[key]) for key in ("SIZES", "ASPECT_RATIOS")}
-    except (UserError, KeyError, TypeError):  # no config, or whatever the text in the file is
+    except (UserError, LookupError, TypeError):  # no config, or whatever the text in the file is
         return {}
 
 
