@@ -9,7 +9,9 @@ requirements are
 - OpenCV, which Detectron2 imports: it has four names on the index (opencv-python, -headless and
   two with contrib), all of which install the same module, and pip would put one beside another.
 
-tools/install_detectron2.py provides both, and importing the package without them says so.
+tools/install_detectron2.py provides both, and importing the package without them says so. Where
+even a bound would replace too much, such as a torch that Detectron2 was compiled for,
+`pip install --no-deps .` replaces nothing.
 """
 
 import re
@@ -61,7 +63,7 @@ setup(
     py_modules=["frcnn_command"],  # says in one line that Detectron2 is missing, if it is
     entry_points={"console_scripts": ["frcnn = frcnn_command:main"]},
     install_requires=[
-        "torch>=2.4",  # the networks and their training
+        "torch>=2.4",  # the networks and their training; 2.4 has autocast by device
         "torchvision>=0.19",  # RoI max pooling and NMS; this is the pair of torch 2.4
         "numpy>=1.22",  # anchors and evaluation
         "Pillow>=9.1",  # image files

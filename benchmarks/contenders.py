@@ -27,7 +27,7 @@ from benchmarks.work import Spec, Work, make_batch
 from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.four_step.weights import fold_statistics
+from frcnn_plugin.modeling import fold_target_statistics
 
 # Seconds of one run: "total", the sections that there are, and "layers".
 Sample = dict[str, float]
@@ -287,7 +287,7 @@ def _build(cfg: CfgNode, spec: Spec) -> tuple[nn.Module, dict[str, Place]]:
 
 def _load(model: nn.Module, cfg: CfgNode) -> None:
     AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
-    fold_statistics(model)
+    fold_target_statistics(model)
 
 
 def _optimizer(cfg: CfgNode, spec: Spec, model: nn.Module) -> torch.optim.Optimizer:

@@ -47,7 +47,7 @@ class PlainVGG16(Backbone):
 
     def __init__(self, cfg: CfgNode, input_shape: ShapeSpec) -> None:
         super().__init__()
-        channels = list(cfg.MODEL.VGG.CHANNELS)
+        channels = list(cfg.MODEL.PAPER_VGG.CHANNELS)
         self.layers = plain_vgg16(channels, cfg.MODEL.BACKBONE.FREEZE_AT)
         self._out_features = ["plain5"]
         self._out_feature_channels = {"plain5": channels[-1]}
@@ -150,8 +150,8 @@ def build_torchvision(cfg: CfgNode) -> tuple[nn.Module, dict[str, Place]]:
     """Build torchvision's FasterRCNN; return where it keeps its layers, too."""
     check_comparable(cfg, "torchvision")
     m = cfg.MODEL
-    backbone = plain_vgg16(list(m.VGG.CHANNELS), m.BACKBONE.FREEZE_AT)
-    backbone.out_channels = m.VGG.CHANNELS[-1]
+    backbone = plain_vgg16(list(m.PAPER_VGG.CHANNELS), m.BACKBONE.FREEZE_AT)
+    backbone.out_channels = m.PAPER_VGG.CHANNELS[-1]
     pool, width = m.ROI_BOX_HEAD.POOLER_RESOLUTION, m.ROI_BOX_HEAD.FC_DIM
     classes = m.ROI_HEADS.NUM_CLASSES
     model = FasterRCNN(
@@ -173,7 +173,7 @@ def build_torchvision(cfg: CfgNode) -> tuple[nn.Module, dict[str, Place]]:
         rpn_fg_iou_thresh=m.RPN.IOU_THRESHOLDS[-1],
         rpn_batch_size_per_image=m.RPN.BATCH_SIZE_PER_IMAGE,
         rpn_positive_fraction=m.RPN.POSITIVE_FRACTION,
-        box_head=TwoMLPHead(m.VGG.CHANNELS[-1] * pool**2, width),
+        box_head=TwoMLPHead(m.PAPER_VGG.CHANNELS[-1] * pool**2, width),
         box_predictor=FastRCNNPredictor(width, classes + 1),
         box_score_thresh=m.ROI_HEADS.SCORE_THRESH_TEST,
         box_nms_thresh=m.ROI_HEADS.NMS_THRESH_TEST,

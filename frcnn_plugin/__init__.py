@@ -14,5 +14,15 @@ from . import checkpoint as _checkpoint  # noqa: E402, F401  only registration
 from . import data as _data  # noqa: E402, F401  only registration
 from . import modeling as _modeling  # noqa: E402, F401  only registration
 from .config import add_frcnn_config, get_config_file  # noqa: E402
+from .config_files import load_config_file  # noqa: E402
+from .errors import UserError  # noqa: E402
+from .process import tune_process  # noqa: E402
 
-__all__ = ["__version__", "add_frcnn_config", "get_config_file"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "add_frcnn_config",
+    "get_config_file",
+    "load_config_file",
+    "tune_process",
+]

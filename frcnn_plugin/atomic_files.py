@@ -3,6 +3,7 @@
 A leaf: every part of the package writes files.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -21,6 +22,13 @@ logger = logging.getLogger(__name__)
 
 _UNSAFE = re.compile(r"""[/\\:*?"<>|~]|^[.\s]|\s$""")
 _LONGEST_NAME = 100  # bytes: names put together of two, with affixes, stay below the usual 255
+
+# No room, a limit of the system or the user, a broken or read-only disk.
+_DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS}
+
+
+class CannotWriteError(UserError, OSError):
+    """A file cannot be written: the disk is full, for example."""
 
 
 @contextmanager
@@ -43,7 +51,7 @@ def replacing(
         it.
 
     Raises:
-        OSError: the file cannot be written or moved.
+        CannotWriteError: the file cannot be written or moved; says why.
     """
     path = Path(path)
     if temporary is None:
@@ -55,10 +63,29 @@ def replacing(
         with temporary.open("rb+") as file:  # the content must reach the disk before the name
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # the first error is the one to report
             temporary.unlink()
+        cause = disk_error(error, path, temporary)
+        wrote_nothing = isinstance(cause, FileNotFoundError) and path.parent.is_dir()
+        if cause is not None and not wrote_nothing:
+            raise CannotWriteError(f"{path} cannot be written: {cause.strerror}") from None
         raise
+
+
+def disk_error(error: BaseException | None, *paths: Path) -> OSError | None:
+    """Return what the disk said, also if `error` came of that; None if it has another cause.
+
+    Args:
+        error: an exception. What torch raises when a write fails does not say why.
+        paths: files whose own errors, such as a missing folder, count as well.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            if error.errno in _DISK or str(error.filename) in map(str, paths):
+                return error
+        error = error.__context__
+    return None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -12,6 +12,7 @@ the authors' code, "py" py-faster-rcnn. A *stage* is one of the four of four-ste
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -23,27 +24,72 @@ from .errors import UserError
 # Keys that earlier versions had. Configs saved then, beside a run or in a checkpoint, still load:
 # the key is ignored, and yacs logs a line that says so.
 REMOVED_KEYS = ("FOUR_STEP.FEATURE_CACHE_GB",)
+# Nodes that had another name, which other projects use as well. Configs with the old one still
+# load (config_files.py); a program that merges one itself gets an error that names the new one.
+RENAMED_NODES = {"MODEL.VGG": "MODEL.PAPER_VGG", "MODEL.ZF": "MODEL.PAPER_ZF"}
 
 
 def add_frcnn_config(cfg: CN) -> None:
-    """Add the plugin's keys to ``cfg``, in place; calling it twice changes nothing.
+    """Add the plugin's keys to ``cfg``, in place, where they are missing.
+
+    Keys that are there keep their values, so calling it twice changes nothing.
 
     Args:
-        cfg: the result of :func:`detectron2.config.get_cfg`, perhaps extended by other projects.
+        cfg: the result of :func:`detectron2.config.get_cfg`, perhaps extended by other projects,
+            before or afterwards.
+
+    Raises:
+        UserError: another project has given a key of ours another meaning; nothing is changed.
     """
-    if "VGG" in cfg.MODEL:
-        return
-    _add_weights(cfg)
-    _add_backbones(cfg)
-    _add_rpn(cfg)
-    _add_roi_box_head(cfg)
-    _add_meta_arch(cfg)
-    _add_data(cfg)
-    _add_solver(cfg)
-    _add_four_step(cfg)
-    _add_test(cfg)
-    for key in REMOVED_KEYS:
-        cfg.register_deprecated_key(key)
+    ours = _sections(cfg)  # without keys; the functions below add ours
+    _add_weights(ours)
+    _add_backbones(ours)
+    _add_rpn(ours)
+    _add_roi_box_head(ours)
+    _add_meta_arch(ours)
+    _add_data(ours)
+    _add_solver(ours)
+    _add_four_step(ours)
+    _add_test(ours)
+    _add_resume(ours)
+    added_before = "PAPER_RCNN" in cfg.MODEL
+    if foreign := list(_foreign(ours, cfg, "", values=not added_before)):
+        raise UserError(
+            f"{', '.join(foreign)}: the config has this from another project, and frcnn_plugin "
+            "uses the same key: rename it there"
+        )
+    _add_missing(ours, cfg)
+    if not added_before:
+        for key in REMOVED_KEYS:
+            cfg.register_deprecated_key(key)
+        for old, new in RENAMED_NODES.items():
+            cfg.register_renamed_key(old, new)
+
+
+def _sections(cfg: CN) -> CN:
+    return CN({name: _sections(value) for name, value in cfg.items() if isinstance(value, CN)})
+
+
+def _foreign(ours: CN, cfg: CN, prefix: str, *, values: bool) -> Iterator[str]:
+    """Name keys that are there but mean something else, with their values."""
+    for name, value in ours.items():
+        if name not in cfg:
+            continue
+        theirs = cfg[name]
+        if isinstance(value, CN) and isinstance(theirs, CN):
+            yield from _foreign(value, theirs, f"{prefix}{name}.", values=values)
+        elif isinstance(value, CN) is not isinstance(theirs, CN):
+            yield f"{prefix}{name}"
+        elif values and (type(value) is not type(theirs) or value != theirs):
+            yield f"{prefix}{name} {theirs!r}"
+
+
+def _add_missing(ours: CN, cfg: CN) -> None:
+    for name, value in ours.items():
+        if name not in cfg:
+            setattr(cfg, name, value)
+        elif isinstance(value, CN):
+            _add_missing(value, cfg[name])
 
 
 def _add_weights(cfg: CN) -> None:
@@ -59,17 +105,17 @@ def _add_weights(cfg: CN) -> None:
 def _add_backbones(cfg: CN) -> None:
     # The number of frozen blocks is Detectron2's MODEL.BACKBONE.FREEZE_AT: 0 (none) to 5 (all);
     # 2 freezes conv1_1..conv2_2 of VGG16 (paper, section 3.1.3).
-    cfg.MODEL.VGG = CN()
+    cfg.MODEL.PAPER_VGG = CN()
     # Output channels of blocks conv1..conv5. Smaller numbers make a narrow network for trials.
-    cfg.MODEL.VGG.CHANNELS = [64, 128, 256, 512, 512]
+    cfg.MODEL.PAPER_VGG.CHANNELS = [64, 128, 256, 512, 512]
     # Features returned, any of conv1..conv5, each after its last ReLU and before its pooling.
-    cfg.MODEL.VGG.OUT_FEATURES = ["conv5"]
+    cfg.MODEL.PAPER_VGG.OUT_FEATURES = ["conv5"]
 
-    cfg.MODEL.ZF = CN()
+    cfg.MODEL.PAPER_ZF = CN()
     # Output channels of conv1..conv5.
-    cfg.MODEL.ZF.CHANNELS = [96, 256, 384, 384, 256]
-    # As MODEL.VGG.OUT_FEATURES.
-    cfg.MODEL.ZF.OUT_FEATURES = ["conv5"]
+    cfg.MODEL.PAPER_ZF.CHANNELS = [96, 256, 384, 384, 256]
+    # As MODEL.PAPER_VGG.OUT_FEATURES.
+    cfg.MODEL.PAPER_ZF.OUT_FEATURES = ["conv5"]
 
 
 def _add_rpn(cfg: CN) -> None:
@@ -228,6 +274,17 @@ def _add_test(cfg: CN) -> None:
     # True: of an image, all detections that score as the last of TEST.DETECTIONS_PER_IMAGE are
     # kept, which can be more (py). False: exactly that many.
     cfg.TEST.KEEP_TIES = False
+    # Every so many iterations, the losses on DATASETS.TEST, as training computes them but without
+    # changing anything: "validation/loss_rpn_cls", ... in metrics.json; 0: never.
+    cfg.TEST.LOSS_PERIOD = 0
+
+
+def _add_resume(cfg: CN) -> None:
+    # A run that is resumed must have the config, data and number of processes that it began with,
+    # but for what changes no result (files, workers, periods, TEST). What is named here, as the
+    # message about it does, may differ: the run goes on with what is now, and says so. For example
+    # ["SOLVER.BASE_LR"], ["the training data"].
+    cfg.RESUME_MAY_DIFFER = []
 
 
 def plugin_cfg() -> CN:
@@ -235,27 +292,6 @@ def plugin_cfg() -> CN:
     cfg = get_cfg()
     add_frcnn_config(cfg)
     return cfg
-
-
-def base_chain(path: str | Path) -> list[Path]:
-    """Return the paths of a config file and of those that it is based on, itself first.
-
-    Keys are not checked. A ``_BASE_`` that is a list or a URL is not followed.
-
-    Raises:
-        OSError: one of the files cannot be read.
-        UserError: a file is based on itself.
-        yaml.YAMLError: one of them is not YAML.
-    """
-    chain = [Path(path).resolve()]
-    while True:
-        base = CN.load_cfg(chain[-1].read_text(encoding="utf-8")).get("_BASE_", "")
-        if not isinstance(base, str) or not base or "://" in base:
-            return chain
-        file = (chain[-1].parent / Path(base).expanduser()).resolve()
-        if file in chain:
-            raise UserError(f"{path} is based on itself: _BASE_ of {chain[-1]} is {file}")
-        chain.append(file)
 
 
 def get_config_file(name: str) -> str:

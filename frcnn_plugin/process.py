@@ -61,8 +61,9 @@ def launch(
         What ``main`` returns if there is a single process, else None.
 
     Raises:
-        UserError: a process raised it.
+        UserError: a process raised it; or see :func:`refuse_other_launcher`.
     """
+    refuse_other_launcher(num_machines)
     if num_machines * num_processes == 1:
         return main(*args)  # Detectron2 drops the result
     try:
@@ -80,6 +81,28 @@ def launch(
         if not mark:
             raise
         raise UserError(message.strip()) from None
+
+
+def refuse_other_launcher(num_machines: int = 1) -> None:
+    """Stop where torchrun, or the like, has started this process as one of several.
+
+    Each would run alone, and all of them would write to the same files.
+
+    Args:
+        num_machines: more than 1: told on the command line, whatever the environment says.
+
+    Raises:
+        UserError: ``WORLD_SIZE`` and ``RANK`` are set, and there is no process group.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    grouped = dist.is_available() and dist.is_initialized()
+    if grouped or num_machines > 1 or "RANK" not in os.environ or world in ("", "1"):
+        return
+    raise UserError(
+        f"WORLD_SIZE is {world} in the environment, as torchrun sets it: this command starts its "
+        f"processes itself. Without torchrun, type --num-gpus {world}; on several machines, "
+        "--num-machines and --machine-rank as well; or unset WORLD_SIZE for one process"
+    )
 
 
 def _run_and_shut_down(main: Callable[..., Any], args: tuple[Any, ...]) -> Any:

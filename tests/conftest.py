@@ -93,8 +93,8 @@ def tiny_cfg() -> Callable[..., CfgNode]:
             [
                 *("MODEL.DEVICE", "cpu"),
                 *("MODEL.BACKBONE.FREEZE_AT", 0),
-                *("MODEL.VGG.CHANNELS", [4, 4, 8, 8, 8]),
-                *("MODEL.ZF.CHANNELS", [4, 4, 8, 8, 8]),
+                *("MODEL.PAPER_VGG.CHANNELS", [4, 4, 8, 8, 8]),
+                *("MODEL.PAPER_ZF.CHANNELS", [4, 4, 8, 8, 8]),
                 *("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64, 128]]),
                 *("MODEL.ROI_HEADS.NUM_CLASSES", 3),
                 *("MODEL.ROI_BOX_HEAD.FC_DIM", 16),

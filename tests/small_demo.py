@@ -12,7 +12,7 @@ from frcnn_plugin.engine import setup_cfg
 
 DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")
 SMALL = [
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
+    *("MODEL.PAPER_VGG.CHANNELS", "[4,4,8,8,8]"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
     *("MODEL.DEVICE", "cpu"),
 ]

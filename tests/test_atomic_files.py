@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import frcnn_plugin
 from frcnn_plugin.atomic_files import replacing, safe_file_name, sha256, write_text
+from frcnn_plugin.errors import UserError
+
+resource = pytest.importorskip("resource")
 
 # For a process of its own. The package's __init__ is not run, as it loads PyTorch, which takes
 # seconds; that this works shows that the module needs next to nothing of the package.
@@ -191,6 +195,33 @@ def test_sha256(tmp_path: Path) -> None:
     assert sha256(tmp_path / "million") == (
         "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
     )
+
+
+def test_a_full_disk_is_a_line_with_path_and_reason(tmp_path: Path) -> None:
+    """torch's own error, which follows, does not say why."""
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with (
+            pytest.raises(UserError, match=r"model\.pth cannot be written: File too large$"),
+            replacing(path) as temporary,
+            temporary.open("wb") as file,
+        ):
+            torch.save(torch.zeros(10000), file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_missing_folder_is_a_line_another_error_stays(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written: No such file"):
+        write_text(tmp_path / "no" / "file", "x")
+    with pytest.raises(OSError, match="cannot be written: No such file"):
+        write_text(tmp_path / "no" / "file", "x")
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "file"):
+        open(tmp_path / "input")
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,10 @@ def test_importing_again_registers_nothing_twice() -> None:
 
 
 def test_public_names() -> None:
-    assert set(frcnn_plugin.__all__) == {"__version__", "add_frcnn_config", "get_config_file"}
+    assert set(frcnn_plugin.__all__) == {
+        "UserError", "__version__", "add_frcnn_config", "get_config_file", "load_config_file",
+        "tune_process",
+    }  # fmt: skip
     for name in frcnn_plugin.__all__:
         assert hasattr(frcnn_plugin, name)
 

@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).parents[1] / "frcnn_plugin"
 # From the ground up. Rooms on one floor do not import each other.
 FLOORS: tuple[set[str], ...] = (
     {"host", "errors"},
-    {"atomic_files", "process", "config"},
+    {"atomic_files", "plain_pickle", "process", "config"},
+    {"config_files"},
     {"layers"},
     {"modeling"},
     {"checkpoint", "data"},

@@ -132,7 +132,7 @@ for name in {CONFIGS!r}:
     assert file == site / "frcnn_plugin/configs" / name, file
     cfg = get_cfg()
     frcnn_plugin.add_frcnn_config(cfg)
-    cfg.merge_from_file(str(file))
+    frcnn_plugin.load_config_file(cfg, "frcnn://" + name)
 print(frcnn_plugin.__version__)
 """
     out = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))

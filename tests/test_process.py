@@ -165,3 +165,27 @@ def test_environment_reads_detectron2s_table(
     values = process.environment()
     ours = {"frcnn_plugin", "system", "CPU", "processes"}
     assert {name: value for name, value in values.items() if name not in ours} == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "machines", "refused"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, 1, True),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, 2, False),  # one command per machine
+        ({"WORLD_SIZE": "1", "RANK": "0"}, 1, False),
+        ({"WORLD_SIZE": "2"}, 1, False),  # a name that anybody may use
+        ({}, 1, False),
+    ],
+)
+def test_torchrun_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], machines: int, refused: bool
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if refused:
+        with pytest.raises(UserError, match=r"WORLD_SIZE is 2 .* type --num-gpus 2;"):
+            launch(add, 1, args=(2, 3))
+    else:
+        process.refuse_other_launcher(machines)

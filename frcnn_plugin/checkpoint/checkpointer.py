@@ -6,8 +6,10 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -20,18 +22,32 @@ from ..modeling.backbone.caffe_backbone import CaffeBackbone
 from ..modeling.roi_heads.box_head import FC6FC7Head
 from .catalog.download import PREFIX
 from .catalog.known_files import find
-from .conversion import Conversion, looks_like_torchvision
+from .conversion import (
+    Conversion,
+    looks_like_torchvision,
+    used_statistics,
+    without_statistics,
+)
 from .matching import (
     Loaded,
+    check_anchors,
     check_classes,
     check_complete,
     check_layers,
+    check_may_lack,
     check_preprocessing,
     check_shapes,
+    check_statistics,
     is_in,
 )
 from .metadata import KEY, Metadata, Preprocessing
-from .read import convert_caffemodel, convert_torchvision_file
+from .read import (
+    convert_caffemodel,
+    convert_torchvision_file,
+    last_checkpoint,
+    name_another,
+    read_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -84,21 +100,42 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save as Detectron2 does, with :class:`.metadata.Metadata`."""
+        if not self.save_dir or not self.save_to_disk:
+            return
         if self._cfg is not None:
             if self._metadata is None:  # once: a config as YAML takes as long as a small file
                 cfg = self._cfg
                 metadata = Metadata("detector", preprocessing(cfg), class_names(cfg), cfg.dump())
                 self._metadata = metadata.to_dict()
             kwargs.setdefault(KEY, self._metadata)
+        for left in Path(self.save_dir).glob("*.pth.partial"):  # of a process that was killed
+            left.unlink(missing_ok=True)
+        # Detectron2's own model has no statistics: a file without them means the same to both.
+        kwargs.setdefault("model", without_statistics(self.model.state_dict()))
         super().save(name, **kwargs)
+
+    def get_checkpoint_file(self) -> str:
+        """Return the file that a run is resumed from; "" if none is named."""
+        return str(last_checkpoint(self.save_dir) or "")
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load as Detectron2 does; a UserError names a missing or damaged file."""
         # A query ("?matching_heuristics=True") may follow the name.
-        if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
+        file = path.partition("?")[0] if path else ""
+        if os.path.isdir(file):
+            raise UserError(f"{file} is a folder: name a file in it, such as model_final.pth")
+        if file and "://" not in file and not os.path.isfile(file):
             raise UserError(f"there is no checkpoint {path}{self._advice()}")
         try:
             loaded: dict[str, Any] = super().load(path, *args, **kwargs)
+        except (UserError, torch.cuda.OutOfMemoryError):
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+            # What modules, optimizers and hooks raise that cannot take their part of it.
+            problem = f"{type(e).__name__}: {' '.join(str(e).split())}"
+            raise UserError(
+                f"{path} does not fit this model or this run ({problem}){self._advice()}"
+            ) from e
         finally:
             # Detectron2 asserts that it is None, and does not reset it when loading fails.
             self._parsed_url_during_load = None
@@ -110,20 +147,25 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if filename.endswith(".caffemodel"):
             return _converted(convert_caffemodel(filename))
         try:
-            content: dict[str, Any] = super()._load_file(filename)
-        except Exception as e:  # a damaged file raises whatever its bytes happen to say
-            problem = (
-                f"{filename} is damaged, or no checkpoint ({type(e).__name__}); a .pth, .pkl or "
-                ".caffemodel file of weights is needed"
-            )
-            raise UserError(f"{problem}{self._advice()}") from e
+            # Detectron2 would run what is in a .pkl; it reads the others with _torch_load.
+            own = filename.endswith((".pkl", ".pyth"))
+            content = self._torch_load(filename) if own else super()._load_file(filename)
+        except UserError as e:
+            raise UserError(f"{e}{self._advice()}") from e
+        except Exception as e:  # of the query in the name
+            raise UserError(f"{filename} cannot be loaded ({e}){self._advice()}") from e
         if self._cfg is not None and looks_like_torchvision(content["model"]):
             return _converted(convert_torchvision_file(filename, content["model"]))
         return content
 
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        """Read a file safely, and compare it with its checksums."""
+        return read_checkpoint(f)
+
     def _load_model(self, checkpoint: Any) -> Any:
         """Load, and stop at what Detectron2 only logs: weights that do not fit stay random."""
         keys = list(checkpoint["model"])
+        owners = used_statistics(without_statistics(checkpoint["model"]))
         metadata = Metadata.from_dict(checkpoint.get(KEY))
         if self._cfg is not None:
             check_preprocessing(self._file, metadata, preprocessing(self._cfg))
@@ -132,21 +174,31 @@ class AtomicCheckpointer(DetectionCheckpointer):
             shapes = {name: (tuple(f), tuple(m)) for name, f, m in incompatible.incorrect_shapes}
             loaded = Loaded(self._file, keys, incompatible.missing_keys, shapes)
             self._check(loaded, metadata, self._cfg)
+        own = self.model.state_dict()
+        lost = [
+            owner
+            for owner, layer in owners.items()
+            if f"{layer}.weight" in own and f"{owner}target_statistics.mean" not in own
+        ]
+        check_statistics(self._file, lost)
         return incompatible
 
     def _check(self, loaded: Loaded, metadata: Metadata | None, cfg: CfgNode) -> None:
         if self._evaluating:
             other_half = {"rpn": "roi_heads", "fast_rcnn": "proposal_generator"}
             part = self._unused or other_half.get(cfg.MODEL.PAPER_RCNN.PHASE)
-            check_complete(loaded.without(part) if part else loaded)
+            check_complete(loaded.without(part) if part else loaded, metadata)
         else:
-            self._check_training(loaded, cfg)
+            self._check_training(loaded, metadata, cfg)
+        check_anchors(loaded, metadata, cfg.MODEL.ANCHOR_GENERATOR)
         classes = class_names(cfg, test=self._evaluating)
         check_classes(loaded.file, metadata, classes, evaluating=self._evaluating)
 
-    def _check_training(self, loaded: Loaded, cfg: CfgNode) -> None:
+    def _check_training(self, loaded: Loaded, metadata: Metadata | None, cfg: CfgNode) -> None:
         """Training must not start without our backbones, nor a trained head without fc6 and fc7."""
         may_lack = cfg.MODEL.WEIGHTS_MAY_LACK
+        modules = [name for name, _ in self.model.named_modules()]
+        check_may_lack(may_lack, [*modules, *self.model.state_dict()])
         for prefix, module in self.model.named_modules():
             if is_in(prefix, may_lack):
                 continue
@@ -164,24 +216,21 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 f"these weights, such as {lacking[0]}, are not in {loaded.file}, and would stay "
                 "random. Use weights that have them, or take the part out of the list"
             )
-        for sentence in check_shapes(loaded, may_lack):
+        for sentence in check_shapes(loaded, may_lack, metadata):
             logger.warning(sentence)
 
     def _advice(self) -> str:
         """Say how to continue without the file that a run would be resumed from."""
         if not (self.save_dir and self.has_checkpoint()):
             return ""
-        last = os.path.join(self.save_dir, "last_checkpoint")
-        others = sorted(f for f in os.listdir(self.save_dir) if f.endswith(".pth"))
-        return (
-            f". {last} names the file that a run is resumed from; write the name of another one "
-            f"into it to continue from there ({', '.join(others) or 'there is none'})"
-        )
+        return f". {name_another(self.save_dir)}"
 
 
 def _converted(result: Conversion) -> dict[str, Any]:
     source = result.metadata.source
     logger.info("%s (%s, %s) is converted", source["file"], result.network, source["layout"])
+    if result.unused:
+        logger.info("left out: %s", ", ".join(result.unused))
     return {"model": result.state_dict, KEY: result.metadata.to_dict()}
 
 

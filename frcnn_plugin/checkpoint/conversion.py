@@ -7,12 +7,15 @@ tells which, only the file's digest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from ..errors import UserError
+from ..modeling.target_statistics import is_neutral
 from .metadata import CAFFE, TORCHVISION, TORCHVISION_FEATURES, Metadata, Preprocessing
 
 BOX_HEAD = "roi_heads.box_head"
@@ -122,9 +125,9 @@ def convert_torchvision(
 
 def _check_is_vgg16(state: Mapping[str, torch.Tensor]) -> None:
     places = {
-        int(name.split(".")[1])
+        int(found[1])
         for name, tensor in state.items()
-        if name.startswith("features.") and name.endswith(".weight") and tensor.dim() == 4
+        if (found := re.fullmatch(r"features\.(\d{1,3})\.weight", name)) and tensor.dim() == 4
     }
     if places != set(_CONV.values()):
         raise UserError(
@@ -132,3 +135,72 @@ def _check_is_vgg16(state: Mapping[str, torch.Tensor]) -> None:
             f"has convolutions at features.{', '.join(map(str, sorted(places)))}, not at "
             f"{', '.join(map(str, _CONV.values()))}"
         )
+
+
+# What predicts the deltas that statistics belong to, beside "target_statistics" in the model.
+_NORMALISED = ("bbox_pred", "rpn_head.rpn_bbox_pred")
+
+
+def raw_deltas(
+    layer: list[torch.Tensor],
+    state: Mapping[str, torch.Tensor],
+    owner: str,
+    weights: Sequence[float],
+) -> list[torch.Tensor]:
+    """Return weight and bias of the layer that predicts (output * std + mean) / weights.
+
+    Mean and std, (C, 4), are those of the layer's targets in ``state``, where they belong to the
+    module that names begin with, ``owner``; 0 and 1 if there are none.
+    """
+    scale = torch.tensor(weights, dtype=torch.float64)
+    mean = state.get(f"{owner}target_statistics.mean", torch.zeros(1, 4))
+    std = state.get(f"{owner}target_statistics.std", torch.ones(1, 4))
+    offset, factor = mean.cpu().double() / scale, std.cpu().double() / scale
+    if (factor == 1).all() and (offset == 0).all():
+        return layer
+    weight, bias = layer
+    repeats = len(bias) // factor.numel()
+    factor, offset = factor.flatten().repeat(repeats), offset.flatten().repeat(repeats)
+    shape = (-1,) + (1,) * (weight.dim() - 1)
+    return [
+        (weight.double() * factor.view(shape)).float(),
+        (bias.double() * factor + offset).float(),
+    ]
+
+
+def without_statistics(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a model's state dict without target statistics that change nothing.
+
+    It means the same to this plugin, and Detectron2's own layers have no place for them.
+    """
+    kept = copy.copy(state)  # with the versions of modules, which are an attribute
+    for name in [name for name in kept if name.endswith(".target_statistics.mean")]:
+        std = name.removesuffix("mean") + "std"
+        if std in kept and is_neutral(kept[name], kept[std]):
+            del kept[name], kept[std]
+    return kept
+
+
+def used_statistics(names: Collection[str]) -> dict[str, str]:
+    """Map the owners of target statistics among the names of weights to their layers' names."""
+    found = {}
+    for name in names:
+        if name.endswith("target_statistics.mean"):
+            owner = name.removesuffix("target_statistics.mean")
+            layers = (owner + layer for layer in _NORMALISED)
+            layer = next((layer for layer in layers if f"{layer}.weight" in names), None)
+            if layer:
+                found[owner] = layer
+    return found
+
+
+def fold_statistics(conversion: Conversion) -> None:
+    """Fold target statistics into the layers, which then predict what Detectron2's own do."""
+    state = conversion.state_dict
+    for owner, layer in used_statistics(state).items():
+        pair = [state[f"{layer}.{kind}"] for kind in ("weight", "bias")]
+        folded = raw_deltas(pair, state, owner, (1.0, 1.0, 1.0, 1.0))
+        for kind, tensor in zip(("weight", "bias"), folded, strict=True):
+            conversion.put(f"{layer}.{kind}", f"{layer}.{kind}", tensor, "statistics folded in")
+        for kind in ("mean", "std"):
+            del state[f"{owner}target_statistics.{kind}"]

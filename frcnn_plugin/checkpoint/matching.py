@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ..config_files import read_config_text
 from ..errors import UserError
-from .conversion import PREDICTOR, RPN_HEAD
+from .conversion import PREDICTOR, RPN, RPN_HEAD
 from .metadata import IMAGENET_MEAN_TOLERANCE, Metadata, Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -21,6 +25,9 @@ _BY_CLASSES = (
     f"{PREDICTOR}.target_statistics.",
 )
 _BY_ANCHORS = (f"{RPN_HEAD}.rpn_cls_score.", f"{RPN_HEAD}.rpn_bbox_pred.")
+_BOX_DELTAS = (f"{RPN_HEAD}.rpn_bbox_pred.weight", f"{RPN_HEAD}.rpn_bbox_pred.bias")
+_USUAL_RATIOS = [0.5, 1.0, 2.0]
+_USUAL_SIZES = {9: [128, 256, 512], 12: [64, 128, 256, 512], 15: [32, 64, 128, 256, 512]}
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,75 @@ def check_layers(
     )
 
 
-def check_shapes(loaded: Loaded, may_lack: Sequence[str] = ()) -> list[str]:
+def check_may_lack(parts: Sequence[str], names: Sequence[str]) -> None:
+    """Stop if ``MODEL.WEIGHTS_MAY_LACK`` names what is none of a model's modules and weights."""
+    for part in parts:
+        if not any(is_in(name, [part]) for name in names):
+            alike = difflib.get_close_matches(part, names, n=2)
+            hint = f"did you mean {' or '.join(alike)}?" if alike else "print(model) shows them"
+            raise UserError(f"MODEL.WEIGHTS_MAY_LACK: the model has no '{part}': {hint}")
+
+
+def check_statistics(file: str, owners: Sequence[str]) -> None:
+    """Stop if the box layers of `owners` were loaded, but not the statistics they belong to."""
+    if owners:
+        raise UserError(
+            f"{file} has box target statistics, which {' and '.join(o.rstrip('.') for o in owners)}"
+            " of the model cannot use, so that its boxes would be wrong. Fold them into the "
+            f"weights: frcnn weights convert {shlex.quote(file)} folded.pth --fold"
+        )
+
+
+def anchors_of(metadata: Metadata | None) -> dict[str, Any]:
+    """Return the sizes and ratios of the anchors that a file was trained with, by config key.
+
+    Empty if it does not say.
+    """
+    try:
+        config = read_config_text((metadata and metadata.config) or "", "the file's config")
+        anchors = config["MODEL"]["ANCHOR_GENERATOR"]
+        return {key: _by_level(anchors[key]) for key in ("SIZES", "ASPECT_RATIOS")}
+    except (UserError, LookupError, TypeError):  # no config, or whatever the text in the file is
+        return {}
+
+
+def _by_level(values: Sequence[Any]) -> list[list[float]]:
+    """Return sizes or ratios as lists, one per feature map; Detectron2 takes one for all, too."""
+    nested = isinstance(values[0], Sequence)
+    return [list(level) for level in values] if nested else [list(values)]
+
+
+def fitting_anchors(loaded: Loaded, metadata: Metadata | None) -> str:
+    """Say, after a message, which anchors the file has, if it has another number of them."""
+    shape = next((f for n, (f, _) in loaded.wrong_shapes.items() if n in _BOX_DELTAS), None)
+    if not shape:
+        return ""
+    number = shape[0] // 4
+    found, words = anchors_of(metadata), f". Its {number} anchors:"
+    if not found:  # the product of sizes and ratios; most often those of the paper and followers
+        words = f". It has {number} anchors, such as"
+        if number not in _USUAL_SIZES:
+            return f". It has {number} anchors: so many sizes times aspect ratios"
+        found = {"SIZES": [_USUAL_SIZES[number]], "ASPECT_RATIOS": [_USUAL_RATIOS]}
+    keys = (f'MODEL.ANCHOR_GENERATOR.{key} "{value}"' for key, value in found.items())
+    return " ".join((words, *keys))
+
+
+def check_anchors(loaded: Loaded, metadata: Metadata | None, wanted: Mapping[str, Any]) -> None:
+    """Warn if the RPN that was loaded was trained with other anchors, of the same number."""
+    if any(is_in(name, [RPN]) for name in loaded.missing):
+        return
+    for key, theirs in anchors_of(metadata).items():
+        if theirs != _by_level(wanted[key]):
+            logger.warning(
+                "%s was trained with other anchors, which its boxes refer to: "
+                'MODEL.ANCHOR_GENERATOR.%s "%s"', loaded.file, key, theirs,
+            )  # fmt: skip
+
+
+def check_shapes(
+    loaded: Loaded, may_lack: Sequence[str] = (), metadata: Metadata | None = None
+) -> list[str]:
     """Let differences in classes and anchors pass, which are then trained from random weights.
 
     Weights whose names begin with one of `may_lack` may have any shape; a UserError names any
@@ -86,15 +161,16 @@ def check_shapes(loaded: Loaded, may_lack: Sequence[str] = ()) -> list[str]:
             )
             sentences.append(
                 f"{loaded.file} is for another number of {reason}; these start at random: {listed}"
+                + (fitting_anchors(loaded, metadata) if reason == "anchors" else "")
             )
         wrong = {name: shapes for name, shapes in wrong.items() if name not in names}
     _refuse(loaded.file, wrong)
     return sentences
 
 
-def check_complete(loaded: Loaded) -> None:
+def check_complete(loaded: Loaded, metadata: Metadata | None = None) -> None:
     """Stop if anything is missing, as nothing may be for evaluation; the UserError names it."""
-    _refuse(loaded.file, loaded.wrong_shapes)
+    _refuse(loaded.file, loaded.wrong_shapes, fitting_anchors(loaded, metadata))
     if loaded.missing:
         names = sorted(loaded.missing)
         raise UserError(
@@ -104,11 +180,12 @@ def check_complete(loaded: Loaded) -> None:
         )
 
 
-def _refuse(file: str, wrong: Mapping[str, tuple[Shape, Shape]]) -> None:
+def _refuse(file: str, wrong: Mapping[str, tuple[Shape, Shape]], advice: str = "") -> None:
     for name, (found, wanted) in wrong.items():
         raise UserError(
             f"{name} is {_text(found)} in {file} and {_text(wanted)} in the model of the config: "
             "use the config, and the number of classes, that the weights were trained with"
+            + (advice if name.startswith(_BY_ANCHORS) else "")
         )
 
 

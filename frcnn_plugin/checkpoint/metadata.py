@@ -83,8 +83,8 @@ class Metadata:
             preprocessing=_preprocessing(content.get("preprocessing")),
             classes=tuple(map(str, classes)) if isinstance(classes, list) else None,
             config=config if isinstance(config, str) else None,
-            source=dict(content.get("source") or {}),
-            background=dict(content.get("background") or {}),
+            source=_mapping(content.get("source")),
+            background=_mapping(content.get("background")),
         )
 
 
@@ -92,5 +92,9 @@ def _preprocessing(content: Any) -> Preprocessing | None:
     try:
         mean, std = tuple(map(float, content["mean"])), tuple(map(float, content["std"]))
         return Preprocessing(str(content["format"]), mean, std)
-    except (KeyError, TypeError, ValueError):  # none, or a stranger's
+    except (KeyError, TypeError, ValueError, OverflowError):  # none, or a stranger's
         return None
+
+
+def _mapping(content: Any) -> dict[str, Any]:
+    return dict(content) if isinstance(content, Mapping) else {}

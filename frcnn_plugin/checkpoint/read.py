@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
+import tarfile
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..atomic_files import replacing, sha256
 from ..errors import UserError
+from ..plain_pickle import load_plain
 from .caffe.caffemodel import read_caffemodel
 from .caffe.conversion import convert_caffe
 from .conversion import (
@@ -28,22 +35,22 @@ from .metadata import KEY, Metadata
 # Goes up when a conversion gives other weights than before.
 CONVERTER_VERSION = 1
 
+# Where a file may have its weights, if not by name at once; one may be in the other.
+_WRAPPERS = ("model", "state_dict", "model_state")
+
 
 @dataclass(frozen=True)
 class Peek:
     """What is in a checkpoint; a model is not needed to read it."""
 
     content: dict[str, Any]
-    """All entries by name. Tensors are mapped: their values are read when they are used."""
+    """All entries by name, the weights as "model"."""
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The model's tensors by name, which may be a level deeper in the file."""
-        content: Any = self.content
-        for key in ("model", "state_dict"):
-            if isinstance(content.get(key), Mapping):
-                content = content[key]
-        return {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
+        """The model's tensors by name."""
+        weights: dict[str, torch.Tensor] = self.content["model"]
+        return weights
 
     @property
     def metadata(self) -> Metadata | None:
@@ -68,30 +75,147 @@ class Peek:
 
 
 def peek(path: str | os.PathLike[str]) -> Peek:
-    """Look into a checkpoint without building anything.
+    """Look into a checkpoint: its weights are mapped, and read when they are used.
 
-    Nothing in the file is executed, and weights are not read before they are used.
+    So they are not checked for bits that have flipped; :func:`read_checkpoint` does that. Errors
+    and the rest are the same.
+    """
+    return Peek(_read(_existing(path), mapped=True, checked=False))
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint and check it against the checksums in it.
+
+    Nothing in the file is executed, and memory stays in proportion to it. The check takes 0.3 s for
+    500 MB. Files without checksums are those before torch 1.6, and ``.pkl``.
 
     Args:
-        path: a file of ``torch.save``, of this plugin or of others.
+        path: a file of ``torch.save``, of this plugin or of others, a ``.pkl`` of Detectron or of
+            Detectron2's model zoo, or a ``.pyth`` of pycls.
+
+    Returns:
+        Its entries by name. "model" has the weights, whatever they were called; a prefix
+        "module.", which parallel training leaves, is gone.
 
     Raises:
         UserError: the file is missing or damaged, or is no checkpoint.
     """
-    path = _existing(path)
+    return _read(_existing(path), mapped=False, checked=True)
+
+
+def _read(path: Path, *, mapped: bool, checked: bool) -> dict[str, Any]:
+    with path.open("rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"
     try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format before torch 1.6 cannot be mapped
+        if path.suffix == ".pkl":
+            content = _tensors_of_arrays(load_plain(path))
+        elif is_archive:
+            _check_archive(path, checksums=checked)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        elif tarfile.is_tarfile(path):  # from before 2017; torch before 2.6 may run code in it
+            raise ValueError
+        else:  # the format before torch 1.6
             content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_memory(content, path.stat().st_size)
+    except UserError:
+        raise
     except Exception as e:  # a damaged file raises whatever its bytes happen to say
+        # What torch, or load_plain, says of classes and functions that it does not know.
+        other = re.search(r"(?:GLOBAL|it contains) ([\w.]+)", str(e))
+        if other:
+            raise UserError(
+                f"{path} holds more than weights ({other[1]}), which could run code: in the "
+                "program that wrote it, save the weights alone, torch.save(model.state_dict(), ...)"
+            ) from e
         raise UserError(
-            f"{path} is damaged, or holds more than weights ({type(e).__name__}): copy or download "
-            "it again"
+            f"{path} is damaged, or no checkpoint ({type(e).__name__}): a .pth, .pkl or "
+            ".caffemodel file of weights is needed; copy or download it again"
         ) from e
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not weights by name")
-    return Peek(dict(content))
+    return _with_model(path, dict(content), required=checked)
+
+
+def _check_archive(path: Path, *, checksums: bool) -> None:
+    """Compare what ``torch.save`` put into a file with the checksums there, which torch ignores."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        # torch.save never compresses; torch cannot map such a file, and a small one could be huge.
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise UserError(f"{path} is compressed: unpack it, or save it with torch.save")
+        # With torch.serialization.set_crc32_options(False) there are none.
+        if checksums and any(member.CRC for member in members):
+            try:
+                damaged = archive.testzip()
+            except zipfile.BadZipFile as e:
+                damaged = str(e)
+            if damaged:
+                raise UserError(
+                    f"{path} is damaged: the checksum of {damaged} in it is not that of its bytes, "
+                    "so weights have changed since they were saved. Copy or download it again, or "
+                    "take another checkpoint"
+                )
+
+
+def _check_memory(content: object, most: int) -> None:
+    """Raise a ValueError if tensors are larger than the file: numbers that are not in it."""
+    storages = {}
+    for tensor in _tensors(content, set()):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        if tensor.is_meta or tensor.numel() * tensor.element_size() > storage.nbytes():
+            raise ValueError
+    if sum(storages.values()) > most:
+        raise ValueError
+
+
+def _tensors(value: object, seen: set[int]) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+        seen.add(id(value))
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item, seen)
+
+
+def _tensors_of_arrays(content: Any) -> dict[str, Any]:
+    """Turn the content of a ``.pkl`` into that of a checkpoint, as Detectron2 does."""
+    if "model" not in content or "__author__" not in content:  # of Caffe2, or Detectron
+        blobs = content.get("blobs", content)
+        blobs = {name: blob for name, blob in blobs.items() if not name.endswith("_momentum")}
+        content = {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of arrays that are read-only
+        model = {
+            name: torch.from_numpy(blob) if isinstance(blob, np.ndarray) else blob
+            for name, blob in content["model"].items()
+        }
+    return {**content, "model": model}
+
+
+def _with_model(path: Path, content: dict[str, Any], *, required: bool) -> dict[str, Any]:
+    """Put the weights under "model", in their own names, and leave out what is no tensor."""
+    state: Any = content
+    heuristics: dict[str, Any] = {}
+    for key in _WRAPPERS:
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+            if key == "model_state":  # of pycls
+                heuristics = {"__author__": "pycls", "matching_heuristics": True}
+    # Changed in place: a state dict of torch has versions of its modules as an attribute.
+    state = {**state} if state is content or not isinstance(state, dict) else state
+    for name in [n for n, value in state.items() if not isinstance(value, torch.Tensor)]:
+        del state[name]
+    if not state and required:
+        raise UserError(f"{path} holds no weights; its entries: {', '.join(map(str, content))}")
+    rest = {k: v for k, v in content.items() if k not in (*_WRAPPERS, *state)}
+    parallel = all(str(name).startswith("module.") for name in state)
+    for name in list(state):
+        new = str(name).removeprefix("module.") if parallel else str(name)
+        if new.startswith("features.module."):  # torchvision's VGG16, trained in parallel
+            new = new.replace("features.module.", "features.", 1)
+        state[new] = state.pop(name)
+    return {**rest, **heuristics, "model": state}
 
 
 def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversion:
@@ -114,9 +238,9 @@ def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversio
     path = _existing(path)
     with path.open("rb") as file:
         # torch.save writes a zip archive, or a pickle.
-        if file.read(2) not in (b"PK", b"\x80\x02"):
+        if file.read(2) not in (b"PK", b"\x80\x02") and path.suffix != ".pkl":
             return convert_caffemodel(path)
-    found = peek(path)
+    found = Peek(_read(path, mapped=True, checked=True))
     state, metadata = found.weights, found.metadata
     if looks_like_torchvision(state):
         return convert_torchvision_file(path, state, layout=layout)
@@ -161,8 +285,9 @@ def convert_torchvision_file(
         raise UserError(
             f"{path} has torchvision's names. Both torchvision's own weights (RGB images) and "
             "Caffe's saved in its names, such as vgg16_caffe.pth (BGR), have these, and it is none "
-            f"of the known files (SHA-256 {digest}). Say what it is: frcnn weights convert "
-            f"{path} OUTPUT.pth --layout {' | '.join(LAYOUTS)}"
+            f"of the known files (SHA-256 {digest}). Say what it is when you convert it: "
+            f"frcnn weights convert {shlex.quote(str(path))} converted.pth --layout torchvision "
+            "(or --layout caffe-pth, or torchvision-features), and give converted.pth instead"
         )
     with _naming(path):
         return _with_source(convert_torchvision(state, LAYOUTS[layout]), path, layout, digest)
@@ -176,10 +301,43 @@ def save_weights(path: str | os.PathLike[str], conversion: Conversion) -> None:
         torch.save(content, file)
 
 
+def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """Return the checkpoint that a run's folder names as its last, which may be missing.
+
+    None if it names none. A UserError, if the note is damaged, says how to mend it.
+    """
+    note = Path(folder, "last_checkpoint")
+    if not note.is_file():
+        return None
+    with note.open("rb") as file:
+        content = file.read(4096)
+    try:
+        name = content.decode().strip()
+    except UnicodeDecodeError:
+        name = ""
+    if not name or not name.isprintable():
+        raise UserError(f"there is no checkpoint named in {note}. {name_another(folder)}")
+    return note.parent / name
+
+
+def name_another(folder: str | os.PathLike[str]) -> str:
+    """Say how to name another checkpoint that a run is resumed from."""
+    others = sorted(f.name for f in Path(folder).glob("*.pth"))
+    return (
+        f"{Path(folder, 'last_checkpoint')} names the file that a run is resumed from; write the "
+        "name of another one into it to continue from there "
+        f"({', '.join(others) or 'there is none'})"
+    )
+
+
 def _existing(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file in it, such as model_final.pth")
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} may not be read: its permissions forbid it")
     return path
 
 

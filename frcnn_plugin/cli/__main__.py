@@ -130,7 +130,9 @@ def parse(argv: Sequence[str]) -> tuple[Any, argparse.Namespace]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_arguments(parser)
-    read = getattr(command, "parse", argparse.ArgumentParser.parse_args)
+    read = (
+        getattr(command, "parse", None) or importlib.import_module("frcnn_plugin.cli").parse_words
+    )
     return command, read(parser, words)
 
 
@@ -145,7 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return result if isinstance(result, int) else 0
         except UserError as error:
-            message, status = f"error: {error}", 1
+            # Names that come from files may hold codes that a terminal obeys.
+            shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(error))
+            message, status = "error: " + "".join(shown), 1
     except ImportError as error:
         if error.name != "frcnn_plugin":  # host.check_host explains; any other is a fault of ours
             raise

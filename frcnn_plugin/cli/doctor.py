@@ -1,7 +1,7 @@
 """Find what is wrong before it costs a day: software, data sets, weights, schedule.
 
     frcnn doctor
-    frcnn doctor --config-file configs/faster_rcnn_vgg16_voc.yaml MODEL.WEIGHTS vgg16.pth
+    frcnn doctor --config-file frcnn://faster_rcnn_vgg16_voc.yaml MODEL.WEIGHTS vgg16.pth
     frcnn doctor --config-file my.yaml --all --json findings.json
 
 Without a config the doctor looks at the environment and at the data sets at hand. With one it makes
@@ -51,23 +51,26 @@ def find(args: argparse.Namespace) -> Iterator[Any]:
     if not args.config_file and not args.opts:
         yield from preflight_without_config()
         return
-    try:
-        with warnings_of("frcnn_plugin") as messages:
-            cfg = setup_cfg(args.config_file, args.opts)
-        run = PlannedRun(
-            cfg,
-            eval_only=args.eval_only,
-            resume=args.resume,
-            overwrite=args.overwrite,
-            num_processes=args.num_gpus,
-            config_file=args.config_file,
-            every_image=args.all,
-            alone=True,
-        )
-    except UserError as e:
-        yield error("config", str(e))
-        return
+    problem = None
+    with warnings_of("frcnn_plugin") as messages:
+        try:
+            run = PlannedRun(
+                setup_cfg(args.config_file, args.opts),
+                eval_only=args.eval_only,
+                resume=args.resume,
+                overwrite=args.overwrite,
+                num_processes=args.num_gpus,
+                config_file=args.config_file,
+                opts=args.opts,
+                every_image=args.all,
+                alone=True,
+            )
+        except UserError as e:
+            problem = e
     yield from (warning("config", message) for message in messages)
+    if problem is not None:
+        yield error("config", str(problem))
+        return
     yield from preflight(run)
 
 

@@ -29,4 +29,4 @@ def run(args: argparse.Namespace) -> None:
     try:
         write_synthetic_voc(args.root, args.num_trainval, args.num_test, args.seed)
     except OSError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{args.root} cannot be written: {error.strerror or error}") from error

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
 from ..predict import FasterRCNNPredictor
+from ..predict.config import predictor_cfg
 from ..predict.inputs import (
     BoxList,
     check_overwrites,
@@ -36,6 +37,8 @@ from ..predict.inputs import (
     output_names,
 )
 from ..predict.outputs import DetectionWriter
+from ..preflight import stop_on_bad_values
+from ..preflight.planned_run import muted
 from ..process import tune_process
 from . import add_config_file, check_numbers, split_overrides
 
@@ -156,6 +159,10 @@ def run(args: argparse.Namespace) -> int:
         check_overwrites(args.output, [f"{name}.jpg" for name in pictures], paths)
     if args.topk:
         opts += ["TEST.DETECTIONS_PER_IMAGE", str(args.topk)]
+    if opts or args.config_file:
+        with muted("frcnn_plugin"):  # the predictor says it
+            cfg, _ = predictor_cfg(args.weights, args.config_file, opts)
+        stop_on_bad_values(cfg)
     predictor = FasterRCNNPredictor(
         args.weights,
         args.config_file,

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 class Dump:
     r"""Write the proposals of a trained network for a data set, and measure their recall.
 
-        frcnn proposals dump --config-file configs/faster_rcnn_vgg16_voc_joint.yaml \
+        frcnn proposals dump --config-file frcnn://faster_rcnn_vgg16_voc_joint.yaml \
             --dataset voc07_trainval MODEL.WEIGHTS output/model_final.pth
 
     The file is in Detectron2's proposal format, for DATASETS.PROPOSAL_FILES_TRAIN and _TEST. The

@@ -1,18 +1,22 @@
 """Train or evaluate a detector.
 
-    frcnn train --config-file configs/faster_rcnn_vgg16_voc.yaml
+    frcnn train --config-file frcnn://faster_rcnn_vgg16_voc.yaml
     frcnn train --config-file my.yaml SOLVER.BASE_LR 0.0005 OUTPUT_DIR output/slow
     frcnn train --config-file my.yaml --resume
     frcnn train --config-file my.yaml --num-gpus 2
     frcnn train --config-file my.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
 
-Pairs of KEY VALUE at the end override the config. The checks of `frcnn doctor` come before anything
-else. Without CUDA everything runs on the CPU, and --num-gpus is the number of processes.
+Pairs of KEY VALUE override the config. frcnn://NAME is a config that comes with the plugin; another
+may start from it: _BASE_: frcnn://faster_rcnn_vgg16_voc.yaml. The checks of `frcnn doctor` come
+before anything else. Without CUDA everything runs on the CPU, and --num-gpus is the number of
+processes.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+from contextlib import ExitStack
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -20,11 +24,13 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..engine import PaperTrainer, evaluate_checkpoint, forget_run, setup_cfg
+from ..config_files import find_config_file
+from ..engine import PaperTrainer, evaluate_checkpoint, forget_run, lock_output, setup_cfg
+from ..errors import UserError
 from ..preflight import PlannedRun, stop_on_errors
-from ..process import launch, tune_process
+from ..process import launch, refuse_other_launcher, tune_process
 from ..report import RunRecorder
-from . import add_config_file, add_overrides, add_processes
+from . import add_config_file, add_overrides, add_processes, check_numbers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +59,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
+def _check_options(args: argparse.Namespace) -> None:
+    """Stop at options that contradict each other, or that only fail when the processes meet."""
+    if args.eval_only and args.resume:
+        raise UserError(
+            "--eval-only evaluates MODEL.WEIGHTS and resumes nothing: leave out --resume, and give "
+            "MODEL.WEIGHTS path/to/model_final.pth"
+        )
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise UserError(
+            f"--machine-rank is {args.machine_rank}: with --num-machines {args.num_machines} it "
+            f"must be from 0 to {args.num_machines - 1}"
+        )
+    if args.dist_url != "auto" and "://" not in args.dist_url:
+        raise UserError(f"--dist-url {args.dist_url}: give auto, or tcp://ADDRESS:PORT")
+    if args.dist_url == "auto" and args.num_machines > 1:
+        raise UserError(
+            "--dist-url auto is for one machine: give tcp://ADDRESS:PORT of the one with "
+            "--machine-rank 0"
+        )
+
+
 def run_process(args: argparse.Namespace) -> Any:
     """Set up, then train or evaluate; return the results. Every process calls this."""
     tune_process()
+    logging.raiseExceptions = False  # a log on a full disk is no reason for a traceback per line
     cfg: CfgNode = setup_cfg(args.config_file, args.opts)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="frcnn_plugin")
@@ -70,6 +98,11 @@ def run_process(args: argparse.Namespace) -> Any:
 
 def run(args: argparse.Namespace) -> Any:
     """Check the config, then run it in as many processes as asked for."""
+    check_numbers(args)
+    _check_options(args)
+    refuse_other_launcher(args.num_machines)
+    if args.config_file:  # Detectron2 prints its content
+        args.config_file = find_config_file(args.config_file)
     # Checked in the parent, so that a mistake is one line and not one per process.
     cfg = setup_cfg(args.config_file, args.opts)
     stop_on_errors(
@@ -81,15 +114,20 @@ def run(args: argparse.Namespace) -> Any:
             num_processes=args.num_gpus * args.num_machines,
             num_machines=args.num_machines,
             config_file=args.config_file,
+            opts=args.opts,
         )
     )
-    if args.overwrite and not (args.eval_only or args.resume):
-        forget_run(cfg)
-    return launch(
-        run_process,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    with ExitStack() as stack:
+        # The first machine of several writes, for all of them.
+        if not args.eval_only and args.machine_rank == 0:
+            stack.enter_context(lock_output(cfg.OUTPUT_DIR))
+            if args.overwrite:
+                forget_run(cfg)
+        return launch(
+            run_process,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )

@@ -1,6 +1,6 @@
 r"""Draw what the method does with an image, step by step, as PNG files.
 
-    frcnn visualize --mode matches --config-file configs/faster_rcnn_vgg16_voc.yaml
+    frcnn visualize --mode matches --config-file frcnn://faster_rcnn_vgg16_voc.yaml
     frcnn visualize --mode anchors --config-file ... --input photo.jpg --output pictures
     frcnn visualize --mode detections --config-file ... --image 000456 000542 \
         MODEL.WEIGHTS output/model_final.pth
@@ -33,14 +33,16 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
+from ..atomic_files import safe_file_name
 from ..checkpoint.checkpointer import class_names
 from ..data import check_datasets
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
 from ..predict.inputs import find_images, output_names
+from ..preflight import stop_on_bad_values
 from ..visualization.pictures import MODES, Options, Pictures, is_of_training
-from . import add_config_file, add_overrides, check_numbers, split_overrides
+from . import add_config_file, add_overrides, check_numbers, parse_words, split_overrides
 
 FIRST = 4  # images of a data set that are drawn by default
 
@@ -89,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """Read the words; give back the overrides that an option of several words has swallowed."""
-    args = parser.parse_args(words)
+    args = parse_words(parser, words)
     for name in ("image", "input"):
         taken, overrides = split_overrides(getattr(args, name) or [])
         args.opts = [*overrides, *args.opts]
@@ -132,8 +134,8 @@ def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, An
     if args.seed is not None:
         order = np.random.default_rng(args.seed).permutation(order)
     # An image without objects shows little, and training leaves it out: those come last.
-    order = sorted(order, key=lambda index: not _has_objects(records[index]))
-    return [records[index] for index in order[: args.limit or FIRST]]
+    chosen = sorted(order, key=lambda index: not _has_objects(records[index]))
+    return [records[index] for index in chosen[: args.limit or FIRST]]
 
 
 def _has_objects(record: dict[str, Any]) -> bool:
@@ -145,6 +147,7 @@ def run(args: argparse.Namespace) -> list[Path]:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     check(args)
     cfg = setup_cfg(args.config_file, args.opts)
+    stop_on_bad_values(cfg, trains=is_of_training(args.mode))
     if args.input:
         files = find_images(args.input)[: args.limit]
         ids = zip(files, output_names(files), strict=True)
@@ -169,8 +172,8 @@ def run(args: argparse.Namespace) -> list[Path]:
         if not drawn:
             tqdm.write(f"{record['image_id']}: no objects, nothing to draw (--box gives a RoI)")
         for suffix, canvas in drawn:
-            file_name = f"{args.mode}_{record['image_id']}{suffix}.png".replace("/", "_")
-            written.append(canvas.save(args.output / file_name))
+            name = safe_file_name(f"{args.mode}_{record['image_id']}{suffix}")
+            written.append(canvas.save(args.output / f"{name}.png"))
     for path in written:
         print(path)
     return written

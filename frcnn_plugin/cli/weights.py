@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
@@ -17,7 +16,8 @@ from ..checkpoint.caffe.conversion import BBOX_REG_WEIGHTS, RPN_CONVS
 from ..checkpoint.catalog import known_files as catalog
 from ..checkpoint.catalog.download import cached_path, check_cached, local_path, megabytes
 from ..checkpoint.catalog.known_files import KnownFile, find
-from ..checkpoint.conversion import LAYOUTS, PREDICTOR
+from ..checkpoint.conversion import LAYOUTS, PREDICTOR, fold_statistics
+from ..config_files import read_config_text
 from ..errors import UserError
 
 
@@ -32,7 +32,14 @@ class Convert:
 
     The command says what it recognised and prints which layer became which. The checkpoint that it
     writes carries the preprocessing that the weights need, the class names, and the SHA-256 of the
-    original file. Nothing has to be converted before training: MODEL.WEIGHTS takes all these files.
+    original file. `frcnn train` takes Caffe's files and the known ones in torchvision's names as
+    they are (MODEL.WEIGHTS); for other trainers, and for other files, convert them first.
+
+    With --fold, box target statistics become part of the layers that predict boxes. A detector from
+    Caffe and a checkpoint from the middle of four-step training have such statistics; only
+    this plugin's heads know them.
+
+        frcnn weights convert output/model_0039999.pth for_detectron2.pth --fold
     """
 
     @staticmethod
@@ -48,6 +55,11 @@ class Convert:
             default=RPN_CONVS[0],
             help="to Caffe: name of the RPN's 3x3 convolution in the prototxt (default: "
             f"%(default)s; py-faster-rcnn's alternating ZF: {RPN_CONVS[1]})",
+        )
+        parser.add_argument(
+            "--fold",
+            action="store_true",
+            help="put target statistics into the weights, for heads other than this plugin's",
         )
         parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
@@ -66,6 +78,8 @@ class Convert:
         if output.suffix == ".caffemodel":
             _write_caffe(weights, output, args.rpn_conv)
         else:
+            if args.fold:
+                fold_statistics(weights)
             _show(weights, path)
             save_weights(output, weights)
         print(f"wrote {output}")
@@ -198,7 +212,7 @@ def _show_mapping(rows: Sequence[tuple[str, str, str]]) -> None:
 
 
 def _write_caffe(weights: Conversion, output: Path, rpn_conv: str) -> None:
-    config = CfgNode.load_cfg(weights.metadata.config or "{}")
+    config = read_config_text(weights.metadata.config or "{}", "YAML")
     try:
         scale = config["MODEL"]["ROI_BOX_HEAD"]["BBOX_REG_WEIGHTS"]
     except KeyError:

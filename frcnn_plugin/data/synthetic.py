@@ -86,6 +86,8 @@ def write_synthetic_voc(
     root = Path(root).expanduser()
     if min(num_trainval, num_test) < 0 or num_trainval + num_test == 0:
         raise UserError(f"no images asked for: num_trainval {num_trainval}, num_test {num_test}")
+    if seed < 0:
+        raise UserError(f"the seed is {seed}: it must be 0 or more")
     if not 32 <= short_side[0] <= short_side[1]:
         raise UserError(f"short_side must be two growing numbers from 32 on; got {short_side}")
     arguments = {

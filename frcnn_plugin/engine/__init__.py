@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .hooks import BestCheckpoint, CaffeMomentum, NewestCheckpoints, SeedEveryIteration
-    from .setup import forget_run, setup_cfg
+    from .run_folder import forget_run, lock_output
+    from .setup import setup_cfg
     from .trainer import PaperTrainer, evaluate_checkpoint
 
 _MODULES = {
@@ -18,7 +19,8 @@ _MODULES = {
     "PaperTrainer": "trainer",
     "SeedEveryIteration": "hooks",
     "evaluate_checkpoint": "trainer",
-    "forget_run": "setup",
+    "forget_run": "run_folder",
+    "lock_output": "run_folder",
     "setup_cfg": "setup",
 }
 
@@ -30,6 +32,7 @@ __all__ = [
     "SeedEveryIteration",
     "evaluate_checkpoint",
     "forget_run",
+    "lock_output",
     "setup_cfg",
 ]
 

@@ -16,6 +16,7 @@ from detectron2.utils.env import seed_all_rng
 
 from ..atomic_files import reading_json, write_json
 from ..errors import UserError
+from ..four_step.checkpoints import save_belatedly
 from ..host import start_data_loader
 
 logger = logging.getLogger(__name__)
@@ -97,16 +98,8 @@ def add_checkpoint_hooks(
     Returns:
         The hooks; the periodic checkpointer is replaced, and each evaluation is followed by those
         that keep the best checkpoint.
-
-    Raises:
-        UserError: ``SOLVER.CHECKPOINTS_KEPT`` is negative.
     """
     kept = cfg.SOLVER.CHECKPOINTS_KEPT
-    if kept < 0:
-        raise UserError(
-            f"SOLVER.CHECKPOINTS_KEPT is {kept}: give the number of periodic checkpoints that stay "
-            "on disk, or 0 to keep all"
-        )
     added: list[HookBase | None] = []
     for hook in ret:
         if isinstance(hook, hooks.PeriodicCheckpointer):
@@ -130,20 +123,33 @@ def _best_checkpoints(cfg: CfgNode, checkpointer: Any) -> list[HookBase]:
 
 
 class NewestCheckpoints(hooks.PeriodicCheckpointer):
-    """Detectron2's hook, which also prunes what a run wrote before it was interrupted."""
+    """Detectron2's hook, which also finishes what it was interrupted in.
+
+    It prunes what the run wrote before, and saves ``model_final`` if only that was missing.
+    """
 
     def before_train(self) -> None:
         """Find the periodic checkpoints up to the one from which the run is resumed."""
         super().before_train()
-        folder = self.checkpointer.save_dir
-        if self.max_to_keep is None or self.trainer.start_iter == 0 or not os.path.isdir(folder):
+        folder, start = self.checkpointer.save_dir, self.trainer.start_iter
+        if start == 0 or not os.path.isdir(folder):
+            return
+        newest = os.path.basename(self.checkpointer.get_checkpoint_file())
+        final = f"{self.file_prefix}_final"
+        if start == self.trainer.max_iter and (
+            _PERIODIC.fullmatch(newest) or not os.path.isfile(os.path.join(folder, f"{final}.pth"))
+        ):
+            save_belatedly(self.trainer, final)
+        if self.max_to_keep is None:
             return
         found = {int(m[1]): m[0] for m in map(_PERIODIC.fullmatch, os.listdir(folder)) if m}
         self.recent_checkpoints = [
             os.path.join(folder, found[iteration])
             for iteration in sorted(found)
-            if iteration < self.trainer.start_iter
+            if iteration < start
         ]
+        while len(self.recent_checkpoints) > self.max_to_keep:
+            self.path_manager.rm(self.recent_checkpoints.pop(0))
 
 
 class BestCheckpoint(hooks.BestCheckpointer):
@@ -151,16 +157,23 @@ class BestCheckpoint(hooks.BestCheckpointer):
 
     It is written into ``<prefix>.json`` beside ``<prefix>.pth``. ``last_checkpoint``, from which a
     run is resumed, still names the newest periodic checkpoint.
+
+    Attributes:
+        compared: the iteration after which it last had a result to compare; None if it never had.
     """
+
+    compared: int | None = None
 
     def before_train(self) -> None:
         """Read the best result so far, if the run is resumed."""
-        if self.trainer.start_iter == 0 or not self._file("pth").is_file():
+        if self.trainer.start_iter == 0 or not self._file("json").is_file():
             return
         try:
             with reading_json(self._file("json"), "best result") as best:
-                if best["metric"] == self._val_metric:
+                if best["metric"] == self._val_metric and self._file("pth").is_file():
                     self.best_metric, self.best_iter = float(best["value"]), int(best["iteration"])
+                # Earlier versions did not say; an evaluation may then be missing.
+                self.compared = int(best.get("compared", self.trainer.start_iter - 1))
         except UserError as e:
             logger.warning("%s: the next result replaces %s, whatever it is", e, self._file("pth"))
 
@@ -169,18 +182,24 @@ class BestCheckpoint(hooks.BestCheckpointer):
         latest = self.trainer.storage.latest().get(self._val_metric)
         if latest is None or latest[1] != self.trainer.storage.iter:
             return
-        newest = self._checkpointer.get_checkpoint_file()
-        super()._best_checking()  # which, if it saves, names its file in last_checkpoint
-        if newest:
-            self._checkpointer.tag_last_checkpoint(os.path.basename(newest))
-
-    def _update_best(self, val: float, iteration: int) -> bool:
-        """Update as Detectron2 does, and write it down."""
-        better = bool(super()._update_best(val, iteration))
-        if better:
-            note = {"metric": self._val_metric, "value": val, "iteration": iteration}
-            write_json(self._file("json"), note)
-        return better
+        # Hidden while it saves: a run is never resumed from the best checkpoint.
+        self._checkpointer.tag_last_checkpoint = lambda name: None
+        try:
+            super()._best_checking()
+        finally:
+            del self._checkpointer.tag_last_checkpoint
+        self.compared = latest[1]
+        if self.best_metric is not None:
+            # After the checkpoint: killed in between, the run evaluates once more when resumed.
+            write_json(
+                self._file("json"),
+                {
+                    "metric": self._val_metric,
+                    "value": self.best_metric,
+                    "iteration": self.best_iter,
+                    "compared": self.compared,
+                },
+            )
 
     def _file(self, suffix: str) -> Path:
         return Path(self._checkpointer.save_dir) / f"{self._file_prefix}.{suffix}"

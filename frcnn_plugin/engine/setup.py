@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 
-from ..config import get_config_file, plugin_cfg
+from .. import config_files
+from ..config import plugin_cfg
+from ..config_files import load_config_file
 from ..data.datasets.checks import class_names
 from ..data.datasets.config_entries import register_from_config_entries
 from ..errors import UserError
 from ..four_step.stages import apply_four_step
 
 logger = logging.getLogger(__name__)
-
-START = "faster_rcnn_vgg16_voc.yaml"  # the config that most begin with
 
 
 def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -27,7 +25,8 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     Whether it makes sense, :func:`frcnn_plugin.preflight.stop_on_errors` says.
 
     Args:
-        config_file: path of a YAML; "" for the defaults.
+        config_file: path of a YAML, or ``frcnn://`` and the name of one that comes with the plugin;
+            "" for the defaults.
         opts: ``KEY VALUE KEY VALUE ...`` overrides.
 
     Returns:
@@ -35,15 +34,18 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         training the SOLVER keys follow from FOUR_STEP.
 
     Raises:
-        UserError: missing or malformed file, unknown key, bad value.
+        UserError: missing or malformed file, unknown key, value of another type.
     """
     cfg = plugin_cfg()
     if config_file:
-        if not Path(config_file).is_file():
-            ours = Path(get_config_file(START)).parent
-            raise UserError(f"no config file '{config_file}'; those of frcnn_plugin are in {ours}")
-        _merge(config_file, lambda: cfg.merge_from_file(config_file))
+        load_config_file(cfg, config_file)
     merge_overrides(cfg, opts)
+    # Detectron2 takes the path of a checkpoint for a URL, and drops these when it is loaded.
+    if bad := sorted(set(cfg.OUTPUT_DIR) & set("?\n\r\t")):
+        raise UserError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} contains {bad[0]!r}: a run in it could not be resumed. "
+            "Give a folder without it"
+        )
     # From here on, any part may ask Detectron2's catalogs for the data sets of the config.
     register_from_config_entries(cfg.DATASETS.REGISTER)
     _count_classes(cfg)
@@ -74,37 +76,9 @@ def merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:
         opts: ``KEY VALUE KEY VALUE ...``.
 
     Raises:
-        UserError: an odd number of words, unknown key, bad value.
+        UserError: unknown key, value of another type or none.
     """
-    if len(opts) % 2:
-        raise UserError(
-            f"overrides come as KEY VALUE pairs, but there are {len(opts)} words: {' '.join(opts)}"
-        )
-    _merge("the command line", lambda: cfg.merge_from_list(list(opts)))
+    config_files.merge_overrides(cfg, opts)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s but there is no CUDA: using the CPU", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
-
-
-def _merge(source: str, merge: Callable[[], None]) -> None:
-    try:
-        merge()
-    except (KeyError, ValueError, AssertionError, TypeError) as e:
-        # yacs says what is wrong, but in a KeyError, whose text str() quotes once more.
-        message = str(e.args[0]) if e.args else str(e)
-        if f"({float} vs. {int})" in message:
-            message += ". Write the number with a point, such as 60.0 instead of 60"
-        raise UserError(f"{source}: {message}") from e
-    except yaml.YAMLError as e:
-        raise UserError(f"{source} is not YAML: {' '.join(str(e).split())}") from e
-    except OSError as e:
-        raise UserError(f"{source}: its _BASE_ {e.filename} cannot be read ({e.strerror})") from e
-
-
-def forget_run(cfg: CfgNode) -> None:
-    """Forget the run in ``OUTPUT_DIR``; call it before the processes of a new one start.
-
-    Otherwise, if the new run were stopped before its first checkpoint, the old one would be
-    resumed.
-    """
-    (Path(cfg.OUTPUT_DIR) / "last_checkpoint").unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Sequence
@@ -25,11 +26,13 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from ..atomic_files import safe_file_name
+from ..atomic_files import disk_error, safe_file_name
 from ..checkpoint.checkpointer import AtomicCheckpointer
+from ..checkpoint.read import peek
 from ..data.loading.bad_images import CatchingMapper, CheckedLoader, build_test_loader
 from ..data.loading.mappers import build_mapper
 from ..data.loading.train_loader import build_train_loader
+from ..data.proposals.files import load_proposals
 from ..errors import UserError
 from ..evaluation.coco import RecordingCOCOEvaluator
 from ..evaluation.proposals.evaluator import ProposalEvaluator
@@ -38,12 +41,17 @@ from ..four_step.checkpoints import StageCheckpointer
 from ..four_step.evaluation import StageEvalHook, as_checkpoint_is, with_test_proposals
 from ..four_step.hook import FourStepHook
 from ..four_step.stages import build_four_step_scheduler
-from ..four_step.weights import fold_statistics
-from ..host import inner_trainer, last_results, set_inner_trainer
+from ..four_step.statistics import on_main_process
+from ..host import inner_trainer, last_results, registered_hooks, set_inner_trainer
+from ..modeling import fold_target_statistics
 from ..process import unwrap_model, wrap_model
 from .guards.memory_errors import memory_errors_explained
 from .guards.step_guard import StepGuard
-from .hooks import CaffeMomentum, SeedEveryIteration, add_checkpoint_hooks
+from .hooks import BestCheckpoint, CaffeMomentum, SeedEveryIteration, add_checkpoint_hooks
+from .same_run import check_config, check_data, data_digest, run_state
+from .validation_loss import ValidationLoss
+
+logger = logging.getLogger(__name__)
 
 
 class PaperTrainer(DefaultTrainer):
@@ -75,6 +83,7 @@ class PaperTrainer(DefaultTrainer):
         self.checkpointer = AtomicCheckpointer(
             model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
         )
+        self._data_digest = ""
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -84,9 +93,43 @@ class PaperTrainer(DefaultTrainer):
         """Train, and return the results of the last evaluation; None if there was none.
 
         DefaultTrainer returns them only if ``TEST.EXPECTED_RESULTS`` is set.
+
+        Raises:
+            UserError: what stopped it, if the user can do something about it, such as a full disk.
         """
-        super().train()
+        try:
+            super().train()
+        except OSError as e:  # perhaps of a log, closed after the checkpoint had failed
+            first = _first_user_error(e) or disk_error(e)
+            if first is None:
+                raise
+            raise UserError(
+                f"{first if isinstance(first, UserError) else first.strerror}. Make room where "
+                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} is, and continue with --resume"
+            ) from None
         return last_results(self)
+
+    def before_train(self) -> None:
+        """Call the hooks; evaluate first if the run was killed before it had done so."""
+        super().before_train()
+        period, iteration = self.cfg.TEST.EVAL_PERIOD, self.start_iter
+        if period <= 0 or iteration == 0 or iteration % period or iteration >= self.max_iter:
+            return
+        own = registered_hooks(self)
+        best = [hook for hook in own if isinstance(hook, BestCheckpoint)]  # main process only
+        if on_main_process(
+            lambda: bool(best) and all(hook.compared != iteration - 1 for hook in best)
+        ):
+            self.iter = self.storage.iter = iteration - 1
+            for hook in own:
+                if isinstance(hook, (hooks.EvalHook, BestCheckpoint)):
+                    hook.after_step()
+            self.iter = self.storage.iter = iteration
+
+    def after_train(self) -> None:
+        """Call the hooks; a finished run that is resumed ends where it ended before."""
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
 
     def before_step(self) -> None:
         """Call the hooks, in which four-step training makes its proposals.
@@ -145,8 +188,11 @@ class PaperTrainer(DefaultTrainer):
             left_out = sum(node.ITERS[: node.START_AT - 1]) if node.ENABLED else 0
             # Before all others except the hook of the four stages, which changes the loader.
             ret.insert(0, SeedEveryIteration(self.cfg.SEED, left_out))
-        if self.cfg.FOUR_STEP.ENABLED:
-            four_step = FourStepHook(self.cfg)
+        four_step = FourStepHook(self.cfg) if self.cfg.FOUR_STEP.ENABLED else None
+        if self.cfg.TEST.LOSS_PERIOD > 0 and self.cfg.DATASETS.TEST:
+            files = four_step.test_proposals if four_step else None
+            ret.insert(position + 1, ValidationLoss(self.cfg, files))
+        if four_step:
             ret = [
                 StageEvalHook(h, four_step.stages, four_step.evaluate)
                 if isinstance(h, hooks.EvalHook)
@@ -175,6 +221,7 @@ class PaperTrainer(DefaultTrainer):
         entry once per epoch. Detectron2's loader cannot do that, and starts with the first images
         again when a run is resumed: it ignores ``start_iter``, the iterations already trained.
         """
+        _check_proposals(cfg, cfg.DATASETS.PROPOSAL_FILES_TRAIN)
         if not (cfg.DATALOADER.MIRRORED_COPIES or cfg.FOUR_STEP.ENABLED):
             mapper = CatchingMapper(build_mapper(cfg, is_train=True))
             loader = build_detection_train_loader(cfg, mapper=mapper)
@@ -196,6 +243,7 @@ class PaperTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Build Detectron2's loader with the resize of ``INPUT.RESIZE``."""
+        _check_proposals(cfg, cfg.DATASETS.PROPOSAL_FILES_TEST)
         return build_test_loader(cfg, dataset_name)
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -207,16 +255,53 @@ class PaperTrainer(DefaultTrainer):
 
         Args:
             resume: continue from ``OUTPUT_DIR``'s last checkpoint if there is one.
+
+        Raises:
+            UserError: the checkpoint is missing or damaged, or from another config, data or number
+                of processes; see ``RESUME_MAY_DIFFER``.
         """
         resumed = resume and self.checkpointer.has_checkpoint()
+        self._data_digest = on_main_process(lambda: data_digest(self.cfg))
+        if resumed:
+            self._check_same_run()
+        elif resume:
+            logger.warning(
+                "--resume, but there is no checkpoint in OUTPUT_DIR %s: training starts at "
+                "iteration 0. If there should be one, check OUTPUT_DIR",
+                self.cfg.OUTPUT_DIR,
+            )
+        rates, groups = self.scheduler.base_lrs, self.optimizer.state_dict()["param_groups"]
         super().resume_or_load(resume)
+        if resumed and self.cfg.RESUME_MAY_DIFFER:
+            # The states of schedule and optimizer brought the values of the checkpoint.
+            self.scheduler.base_lrs = rates
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "param_groups": groups})
+            for group, rate in zip(
+                self.optimizer.param_groups, self.scheduler.get_lr(), strict=True
+            ):
+                group["lr"] = rate
         if not resumed and self.cfg.FOUR_STEP.START_AT == 1:
-            fold_statistics(unwrap_model(self.model))
+            fold_target_statistics(unwrap_model(self.model))
         # In four-step training its hook makes the loader anyway.
         if self.start_iter > 0 and not self.cfg.FOUR_STEP.ENABLED:
             inner_trainer(self).reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
             )
+
+    def _check_same_run(self) -> None:
+        try:
+            found = peek(self.checkpointer.get_checkpoint_file())
+        except UserError:  # loading says so, with better advice
+            return
+        check_config(self.cfg, found, comm.get_world_size())
+        check_data(self.cfg, found, self._data_digest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of a DefaultTrainer, and what a resumed run is compared with."""
+        if not self._data_digest:
+            self._data_digest = data_digest(self.cfg)
+        run = run_state(self._data_digest, comm.get_world_size())
+        return {**super().state_dict(), "run": run}
 
     def test_on_proposals(self, model: nn.Module, proposal_files: Sequence[str]) -> dict[str, Any]:
         """Evaluate the detector alone on given proposals.
@@ -231,7 +316,7 @@ class PaperTrainer(DefaultTrainer):
         cfg = with_test_proposals(self.cfg, proposal_files)
         model.set_phase("fast_rcnn")  # type: ignore[operator]
         results = self.test(cfg, model)
-        return results if len(cfg.DATASETS.TEST) > 1 else {cfg.DATASETS.TEST[0]: results}
+        return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -263,6 +348,20 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
     model = PaperTrainer.build_model(cfg)
     AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
     return PaperTrainer.test(cfg, model)
+
+
+def _first_user_error(error: BaseException) -> UserError | None:
+    """Return the one that another error followed."""
+    chain: BaseException | None = error
+    while chain is not None and not isinstance(chain, UserError):
+        chain = chain.__context__
+    return chain
+
+
+def _check_proposals(cfg: CfgNode, files: Sequence[str]) -> None:
+    """Read files of proposals before Detectron2 does, with which they could run code."""
+    for file in files if cfg.MODEL.LOAD_PROPOSALS else ():
+        load_proposals(file)
 
 
 def _has_fused_sgd(device: torch.device) -> bool:

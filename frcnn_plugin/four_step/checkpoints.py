@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
@@ -13,6 +15,10 @@ from detectron2.utils import comm
 
 from ..errors import UserError
 from .stages import STAGES, ScheduledStage
+
+logger = logging.getLogger(__name__)
+
+PROCESSES = "the number of processes"
 
 # A resumed run must have the values with which it began.
 _SCHEDULE_KEYS = (
@@ -40,6 +46,13 @@ class StageCheckpointer(HookBase):
     def __init__(self, stages: Sequence[ScheduledStage]) -> None:
         self._stages = stages
 
+    def before_train(self) -> None:
+        """Save if a run is resumed that was killed before it could, or while it did."""
+        for stage in self._stages:
+            newest = Path(self.trainer.checkpointer.get_checkpoint_file()).stem
+            if self.trainer.start_iter == stage.end and newest != stage.checkpoint:
+                save_belatedly(self.trainer, stage.checkpoint, phase=stage.phase)
+
     def after_step(self) -> None:
         """Save at the end of a stage."""
         for stage in self._stages:
@@ -49,29 +62,48 @@ class StageCheckpointer(HookBase):
                 )
 
 
+def save_belatedly(trainer: Any, name: str, **extra: Any) -> None:
+    """Save what the iteration before the first one would have saved; for ``before_train``."""
+    trainer.iter = trainer.start_iter - 1
+    trainer.checkpointer.save(name, iteration=trainer.iter, **extra)
+    trainer.iter = trainer.start_iter
+
+
 def schedule_state(cfg: CfgNode) -> dict[str, str]:
     """Return what must be the same when the run is resumed, as plain strings."""
     state = {key: repr(attrgetter(key)(cfg)) for key in _SCHEDULE_KEYS}
     # Each process adds to the batch, and they share out the images.
-    return state | {"the number of processes": str(comm.get_world_size())}
+    return state | {PROCESSES: str(comm.get_world_size())}
 
 
-def check_schedule(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Compare the :func:`schedule_state` of a checkpoint with that of the run that resumes it.
+def check_same(
+    before: Mapping[str, str], now: Mapping[str, str], may_differ: Sequence[str] = ()
+) -> None:
+    """Compare what a checkpoint says of its run with the run that resumes it.
+
+    Args:
+        before: values as text, by key; what only one side has is not compared.
+        now: likewise.
+        may_differ: ``RESUME_MAY_DIFFER``. What differs is then logged.
 
     Raises:
-        UserError: they differ; names the keys and both values.
+        UserError: something else differs; names it with both values.
     """
-    changed = [
-        f"{key} was {value} and is {now[key]}"
+    changed = {
+        key: f"{key} was {value} and is {now[key]}"
         for key, value in before.items()
         if key in now and now[key] != value
-    ]
-    if changed:
+    }
+    accepted = [text for key, text in changed.items() if key in may_differ]
+    refused = {key: text for key, text in changed.items() if key not in may_differ}
+    if refused:
         raise UserError(
-            f"this run began with another schedule: {'; '.join(changed)}. Resume it with the "
-            "old values, or start a new run in another OUTPUT_DIR"
+            f"this run began with other values: {'; '.join(refused.values())}. Resume it with the "
+            "old ones, or start a new run in another OUTPUT_DIR; or, to go on with what is now, "
+            f'add RESUME_MAY_DIFFER "{[*may_differ, *refused]}"'
         )
+    if accepted:
+        logger.warning("RESUME_MAY_DIFFER: %s", "; ".join(accepted))
 
 
 def check_start(cfg: CfgNode) -> None:

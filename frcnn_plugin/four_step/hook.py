@@ -13,9 +13,10 @@ from detectron2.utils import comm
 from .. import host
 from ..data.loading.train_loader import build_train_loader
 from ..errors import UserError
+from ..modeling import fold_target_statistics
 from ..process import unwrap_model, wrap_model
 from . import weights as stage_weights
-from .checkpoints import check_schedule, check_start, schedule_state
+from .checkpoints import check_same, check_start, schedule_state
 from .log import StageLog, format_plan, plan_rows, put_results
 from .proposals import StageProposals
 from .stages import STAGES, ScheduledStage, Stage, build_stages, stage_at
@@ -93,6 +94,8 @@ class FourStepHook(HookBase):
         stage = stage_at(self.stages, self.trainer.start_iter)
         if stage is not None and stage.start != self.trainer.start_iter:
             self._resume(stage)
+        else:  # its checkpoint may have to be written yet
+            self._active = stage_at(self.stages, self.trainer.start_iter - 1)
 
     def before_step(self) -> None:
         """Enter a stage at its first iteration."""
@@ -108,7 +111,7 @@ class FourStepHook(HookBase):
         From then on its weights mean what those of Detectron2's own layers mean, in every file.
         """
         if self._active is not None and self.trainer.iter + 1 == self._active.end:
-            stage_weights.fold_statistics(unwrap_model(self.trainer.model))
+            fold_target_statistics(unwrap_model(self.trainer.model))
 
     def after_train(self) -> None:
         """Make the model whole, and check that both its networks share their convolutions."""
@@ -213,6 +216,17 @@ class FourStepHook(HookBase):
         put_results(self.trainer.storage, stage.number, results)
         return results
 
+    def test_proposals(self) -> list[str] | None:
+        """Return the files of proposals that the losses of this stage need on ``DATASETS.TEST``.
+
+        None if there are no such files, or the stage has just ended: its statistics are folded.
+        """
+        stage = self._active
+        if stage is None or self.trainer.iter + 1 == stage.end:
+            return None
+        files = self._proposals[stage.proposals_of].test_files if stage.proposals_of else []
+        return files if all(Path(f).is_file() for f in files) else None
+
     def _check_shared(self, model: Any) -> None:
         if stage_weights.digest(model.backbone) != self._shared_convolutions:
             raise RuntimeError(
@@ -242,7 +256,7 @@ class FourStepHook(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the state of an interrupted run; raise UserError if its schedule was another."""
-        check_schedule(state["schedule"], schedule_state(self.cfg))
+        check_same(state["schedule"], schedule_state(self.cfg), self.cfg.RESUME_MAY_DIFFER)
         self._seed = state["seed"]
         self._proposal_digests = state["proposals"]
         self._shared_convolutions = state["shared_convolutions"]

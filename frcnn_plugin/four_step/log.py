@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
@@ -68,7 +69,26 @@ def format_plan(cfg: CfgNode, rows: Sequence[dict[str, str]]) -> str:
     widths = [None, 22, None, None, 26, None, 24, 24, None]
     table = tabulate([list(row.values()) for row in rows], list(rows[0]), maxcolwidths=widths)
     paths = [p for p in (cfg.MODEL.WEIGHTS, cfg.FOUR_STEP.INITIAL_WEIGHTS) if p]
-    return "\n".join([title, table, *(f"{Path(p).name}: {p}" for p in paths)])
+    lines = [title, table, *(f"{Path(p).name}: {p}" for p in paths)]
+    if (world := comm.get_world_size()) > 1:
+        node, rate = cfg.FOUR_STEP, cfg.SOLVER.BASE_LR
+        iters, drops = (
+            str([_divided(n, world) for n in values]).replace(" ", "")
+            for values in (node.ITERS, node.DROPS)
+        )
+        lines.append(
+            f"{world} processes: a batch is {world} times as large as these numbers, and the "
+            f"learning rate {rate:g} is not changed for it. If it is meant for one process, the "
+            f"same training in proportion is SOLVER.BASE_LR {rate * world:g} "
+            f"FOUR_STEP.ITERS {iters} FOUR_STEP.DROPS {drops}"
+        )
+    return "\n".join(lines)
+
+
+def _divided(number: Any, by: int) -> Any:
+    if isinstance(number, int):
+        return max(1, number // by)
+    return [_divided(n, by) for n in number]
 
 
 def plan_rows(

@@ -12,6 +12,13 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 
+# Keys of Detectron2 that four-step training does not look at: FOUR_STEP has its own.
+IGNORED_KEYS = (
+    "SOLVER.IMS_PER_BATCH", "SOLVER.LR_SCHEDULER_NAME", "SOLVER.MAX_ITER", "SOLVER.NUM_DECAYS",
+    "SOLVER.REFERENCE_WORLD_SIZE", "SOLVER.RESCALE_INTERVAL", "SOLVER.STEPS",
+    "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_METHOD",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -116,6 +123,13 @@ def build_stages(cfg: CfgNode) -> list[ScheduledStage]:
     for key in ("ITERS", "DROPS", "IMS_PER_BATCH"):
         if len(node[key]) != len(STAGES):
             raise UserError(f"FOUR_STEP.{key} is {node[key]}: it needs four entries, one per stage")
+        if key != "DROPS" and not _are_whole(node[key]):
+            raise UserError(f"FOUR_STEP.{key} is {node[key]}: it must be four whole numbers")
+    if not all(isinstance(drops, (list, tuple)) and _are_whole(drops) for drops in node.DROPS):
+        raise UserError(
+            f"FOUR_STEP.DROPS is {node.DROPS}: it must be four lists of whole numbers, such as "
+            '"[[60000], [30000], [60000], [30000]]"'
+        )
     if not 1 <= node.START_AT <= node.STOP_AFTER <= len(STAGES):
         raise UserError(
             f"FOUR_STEP.START_AT is {node.START_AT} and FOUR_STEP.STOP_AFTER {node.STOP_AFTER}: "
@@ -150,6 +164,10 @@ def build_stages(cfg: CfgNode) -> list[ScheduledStage]:
         )
         start += iters
     return stages
+
+
+def _are_whole(numbers: Sequence[object]) -> bool:
+    return all(type(number) is int for number in numbers)
 
 
 def stage_at(stages: Sequence[ScheduledStage], iteration: int) -> ScheduledStage | None:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ..atomic_files import replacing
-from ..checkpoint.read import peek
+from ..checkpoint.conversion import without_statistics
+from ..checkpoint.read import read_checkpoint
 from ..errors import UserError
 from .stages import Stage
 
@@ -49,41 +50,41 @@ def save_initial(model: nn.Module, path: str | os.PathLike[str]) -> None:
     trained, and a random draw cannot be repeated after a resume.
     """
     with replacing(path, temporary=f"{path}.partial") as temporary:
-        torch.save({"model": model.state_dict()}, temporary)
+        torch.save({"model": without_statistics(model.state_dict())}, temporary)
 
 
 def _restore(model: nn.Module, path: str | os.PathLike[str], parts: Sequence[str]) -> None:
     """Load the initial weights of some sub-modules, such as "backbone", in place."""
+    model.load_state_dict(initial_state(model, path, parts), strict=False)
+
+
+def initial_state(
+    model: nn.Module, path: str | os.PathLike[str], parts: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Return the initial weights of some sub-modules from the file that has them.
+
+    Raises:
+        UserError: it is missing or damaged, or lacks weights of these parts.
+    """
     if not Path(path).is_file():
         raise UserError(
             f"stage 2 starts from the initial weights again, but {path} is missing: name a file "
             "that has them with FOUR_STEP.INITIAL_WEIGHTS"
         )
     try:
-        weights = peek(path).weights
+        weights = read_checkpoint(path)["model"]
     except UserError as e:
         raise UserError(f"{e}; or name another file with FOUR_STEP.INITIAL_WEIGHTS") from e
-    wanted = {k: v for k, v in model.state_dict().items() if k.split(".", 1)[0] in parts}
+    own = without_statistics(model.state_dict())
+    wanted = {k: v for k, v in own.items() if k.split(".", 1)[0] in parts}
     missing = [k for k, v in wanted.items() if k not in weights or weights[k].shape != v.shape]
     if missing:
         raise UserError(
             f"{path} lacks {len(missing)} of the {len(wanted)} weights that stage 2 starts from, "
-            f"or has them in another shape: {', '.join(missing[:5])}"
+            f"or has them in another shape: {', '.join(missing[:5])}; name another file with "
+            "FOUR_STEP.INITIAL_WEIGHTS"
         )
-    model.load_state_dict({k: weights[k] for k in wanted}, strict=False)
-
-
-def fold_statistics(model: nn.Module) -> None:
-    """Fold target statistics into the last layers, which then mean what Detectron2's own mean."""
-    rpn: Any = getattr(model, "proposal_generator", None)
-    predictor: Any = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
-    for owner, layer in (
-        (rpn, getattr(getattr(rpn, "rpn_head", None), "rpn_bbox_pred", None)),
-        (predictor, getattr(predictor, "bbox_pred", None)),
-    ):
-        statistics = getattr(owner, "target_statistics", None)
-        if statistics is not None and statistics.active:
-            statistics.fold(layer)
+    return {k: weights[k] for k in wanted}
 
 
 def digest(module: nn.Module) -> str:

@@ -18,7 +18,11 @@ from .roi_heads.fast_rcnn import PaperFastRCNNOutputLayers
 from .roi_heads.poolers import InclusiveROIPooler
 from .roi_heads.roi_features import box_features, classify, detect_with_features
 from .roi_heads.roi_heads import CaffeROIHeads
-from .target_statistics import NormalisedBox2BoxTransform, TargetStatistics
+from .target_statistics import (
+    NormalisedBox2BoxTransform,
+    TargetStatistics,
+    fold_target_statistics,
+)
 
 __all__ = [
     "VGG16",
@@ -48,6 +52,7 @@ __all__ = [
     "clip_inclusive",
     "detect_with_features",
     "detection_candidates",
+    "fold_target_statistics",
     "image_scale",
     "inside_image",
     "mirror",

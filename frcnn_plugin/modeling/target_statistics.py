@@ -11,7 +11,6 @@ class-specific head and 1 for the RPN and class-agnostic heads.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -19,42 +18,37 @@ from torch import nn
 
 from ..errors import UserError
 
-logger = logging.getLogger(__name__)
-
 _COORDINATES = ("dx", "dy", "dw", "dh")
 
 
 class TargetStatistics(nn.Module):
-    """Mean and standard deviation of box targets, or nothing.
+    """Mean and standard deviation of box targets.
 
-    Without statistics, as at the start, it changes nothing and holds nothing, so the state dict is
-    that of Detectron2's layers. With them, the layer in front predicts *normalised* deltas. They
-    are saved and loaded with the model: loading a checkpoint makes this module what it was when the
-    checkpoint was written, with or without statistics. Those for another number of classes are left
-    out like every other tensor of the wrong shape: Detectron2's checkpointer warns,
-    ``load_state_dict(strict=True)`` raises.
+    At the start they are 0 and 1 and change nothing: the layer in front predicts what Detectron2's
+    own predicts. With others it predicts *normalised* deltas. They are saved and loaded with the
+    model; a checkpoint without them, such as Detectron2's, stands for 0 and 1. The buffers are
+    there from the start, so that code that copies or averages a model by the names of its own
+    state dict, such as that of an EMA teacher, copies statistics that the other model was given
+    later.
 
     :meth:`fold` and :meth:`unfold` turn a layer from one form into the other without changing what
     it predicts. The gradient does change, so clear the optimizer's momentum.
     """
 
-    mean: torch.Tensor | None
-    std: torch.Tensor | None
-    _home: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, num_classes: int) -> None:
         """Start without statistics; ``num_classes`` is C."""
         super().__init__()
         self.num_classes = num_classes
-        self.register_buffer("mean", None)
-        self.register_buffer("std", None)
-        # Follows the model to its device, for statistics that are set later.
-        self.register_buffer("_home", torch.empty(0), persistent=False)
+        self.register_buffer("mean", torch.zeros(num_classes, 4))
+        self.register_buffer("std", torch.ones(num_classes, 4))
 
     @property
     def active(self) -> bool:
-        """Whether there are statistics."""
-        return self.mean is not None
+        """Whether there are statistics; this waits for the GPU that has them."""
+        return not (self.mean.is_meta or is_neutral(self.mean, self.std))
 
     def set(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Take statistics, which give the layer's output another meaning (see :meth:`unfold`).
@@ -67,13 +61,13 @@ class TargetStatistics(nn.Module):
             UserError: wrong shape, or a value that cannot be used; the message names it.
         """
         self._check(mean, std)
-        # Copies, as the caller may change the tensors later.
-        empty = torch.empty(self.num_classes, 4, device=self._home.device)
-        self.mean, self.std = empty.clone().copy_(mean), empty.copy_(std)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
 
     def clear(self) -> None:
         """Forget the statistics."""
-        self.mean = self.std = None
+        self.mean.zero_()
+        self.std.fill_(1)
 
     def normalise(self, deltas: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
         """Turn deltas into targets for the loss.
@@ -83,10 +77,8 @@ class TargetStatistics(nn.Module):
             classes: (R,) int64 in [0, C); not used if C is 1.
 
         Returns:
-            (R, 4); ``deltas`` itself without statistics.
+            (R, 4).
         """
-        if self.mean is None or self.std is None:
-            return deltas
         if self.num_classes == 1:
             return (deltas - self.mean) / self.std
         return (deltas - self.mean[classes]) / self.std[classes]
@@ -98,10 +90,8 @@ class TargetStatistics(nn.Module):
             deltas: (R, C*4), as predicted.
 
         Returns:
-            (R, C*4); ``deltas`` itself without statistics.
+            (R, C*4).
         """
-        if self.mean is None or self.std is None:
-            return deltas
         return deltas * self.std.flatten() + self.mean.flatten()
 
     def fold(self, layer: nn.Linear | nn.Conv2d) -> None:
@@ -117,7 +107,7 @@ class TargetStatistics(nn.Module):
             UserError: ``layer`` has another number of channels, or no bias.
         """
         self._check_layer(layer)
-        if self.mean is None or self.std is None:
+        if not self.active:
             return
         _scale_output(layer, self.std.double(), self.mean.double())
         self.clear()
@@ -183,24 +173,45 @@ class TargetStatistics(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Create or drop the buffers as ``state_dict`` has them or not."""
-        # Detectron2's checkpointer compares shapes with those of the model's state dict, in which
-        # absent statistics do not appear; so they are created here.
-        self.clear()
+        """Load; weights that come without statistics have none, also for `strict`."""
         mean, std = state_dict.get(f"{prefix}mean"), state_dict.get(f"{prefix}std")
-        if mean is not None and std is not None:
-            problem = self._shape_problem(mean, std)
-            if problem:
-                logger.warning("%s* is not loaded: %s", prefix, problem)
-            else:
-                try:
-                    self.set(mean, std)
-                except UserError as e:
-                    error_msgs.append(f"{prefix}*: {e}")
-        # Statistics that were not created count as unexpected.
+        if mean is None and std is None:
+            # What has no weights of the layer in front either leaves both as they are.
+            owner = prefix.removesuffix("target_statistics.")
+            if any(name.startswith(owner) for name in state_dict):
+                self.clear()
+            return
+        if mean is None or std is None:
+            error_msgs.append(f"{prefix}*: mean and std belong together")
+            return
+        if mean.shape == std.shape == self.mean.shape:
+            try:
+                self._check(mean, std)
+            except UserError as e:
+                error_msgs.append(f"{prefix}*: {e}")
+                return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def is_neutral(mean: torch.Tensor, std: torch.Tensor) -> bool:
+    """Return whether statistics change nothing: mean 0, deviation 1."""
+    return not bool((mean != 0).any() or (std != 1).any())
+
+
+def fold_target_statistics(model: nn.Module) -> None:
+    """Fold all target statistics of a model into its layers, in place.
+
+    These then predict what Detectron2's own layers predict, so its weights mean the same in any
+    model. What the model detects stays the same.
+    """
+    owner: Any
+    for owner in model.modules():
+        statistics = getattr(owner, "target_statistics", None)
+        if isinstance(statistics, TargetStatistics):
+            layer = getattr(owner, "bbox_pred", None)
+            statistics.fold(owner.rpn_head.rpn_bbox_pred if layer is None else layer)
 
 
 class NormalisedBox2BoxTransform:

@@ -13,6 +13,7 @@ from ..checkpoint.checkpointer import class_names
 from ..checkpoint.metadata import Metadata
 from ..checkpoint.read import read_metadata
 from ..config import plugin_cfg
+from ..config_files import load_config_text
 from ..engine.setup import merge_overrides, setup_cfg
 from ..errors import UserError
 from ..four_step.evaluation import stage_of
@@ -84,16 +85,16 @@ def _own_cfg(weights: str, metadata: Metadata | None) -> CfgNode:
     if metadata is None or metadata.config is None:
         raise UserError(
             f"{weights} carries no config: give the one that it was trained with (--config-file, "
-            "or config_file in Python); for the detectors that the authors released it is in "
-            "configs/released"
+            "or config_file in Python); for the detectors that the authors released, such as "
+            "frcnn://released/vgg16_voc07_alt_opt.yaml"
         )
     cfg = plugin_cfg()
     # Written by another version of the plugin or of Detectron2, it may have keys that are not in
     # this one; a typing mistake it cannot have.
     cfg.set_new_allowed(True)
     try:
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(metadata.config))
-    except Exception as e:  # whatever the text in the file happens to cause
+        load_config_text(cfg, metadata.config, "YAML")
+    except UserError as e:
         raise UserError(
             f"the config in {weights} cannot be used ({e}): give one with --config-file, or "
             "config_file in Python"

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..data.datasets.arguments import datasets_root, root_in_words
 from ..data.datasets.checks import check_datasets, check_same_classes
 from ..data.datasets.voc import OFFICIAL_IMAGE_COUNTS, VOCSource
-from ..data.loading.image_reader import read_bgr
+from ..data.loading.image_reader import read_record
 from ..data.proposals.files import check_proposals
 from ..errors import UserError
 from .finding import Finding, error, ok, warning
@@ -42,8 +42,34 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
         return
     if not run.test and not run.eval_only:
         yield warning(_SUBJECT, "DATASETS.TEST is empty: nothing is evaluated")
+    if run.cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        for name in run.test:
+            if MetadataCatalog.get(name).get("evaluator_type") != "coco":
+                yield error(
+                    _SUBJECT,
+                    f"MODEL.META_ARCHITECTURE is 'ProposalNetwork', but {name} is evaluated with "
+                    "detections",
+                    "Type MODEL.META_ARCHITECTURE PaperRCNN MODEL.PAPER_RCNN.PHASE rpn",
+                )
+    for key, field in (("MASK_ON", "segmentation"), ("KEYPOINT_ON", "keypoints")):
+        for name in run.train if run.cfg.MODEL[key] else ():
+            dicts = run.dicts(name)
+            if dicts and not any(field in o for d in dicts for o in d.get("annotations", ())):
+                yield error(
+                    _SUBJECT,
+                    f"MODEL.{key} is True, but no object of {name} has a {field}",
+                    f"Type MODEL.{key} False",
+                )
     if run.cfg.MODEL.MASK_ON or run.cfg.MODEL.KEYPOINT_ON:
         return  # their data are for Detectron2 to check
+    for which, listed in (("TRAIN", run.train), ("TEST", run.test)):
+        for name, times in Counter(listed).items():
+            if times > 1:
+                yield warning(
+                    _SUBJECT,
+                    f"DATASETS.{which} names {name} {times} times: its images count so often",
+                    f'Type DATASETS.{which} "{tuple(dict.fromkeys(listed))}"',
+                )
     names = list(dict.fromkeys([*run.train, *run.test]))
     bad = False
     told = set()
@@ -58,12 +84,13 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
             yield finding
     if bad:
         return
-    listed = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
-    check_same_classes({name: list(classes) for name, classes in listed.items() if classes})
+    classes_of = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
+    check_same_classes({name: list(classes) for name, classes in classes_of.items() if classes})
     yield from _check_overlap(run)
 
 
 def _check_one(run: PlannedRun, name: str) -> Iterator[Finding]:
+    problem = None
     with warnings_of("frcnn_plugin") as warnings:
         try:
             number = run.cfg.MODEL.ROI_HEADS.NUM_CLASSES
@@ -71,13 +98,15 @@ def _check_one(run: PlannedRun, name: str) -> Iterator[Finding]:
             if run.is_quick(name):
                 run.load(name)
         except UserError as e:
-            yield _with_folder(name, str(e))
-            return
+            problem = _with_folder(name, str(e))
         except Exception as e:  # whatever a loader raises for a damaged file
-            yield error(_SUBJECT, f"{name} cannot be loaded ({type(e).__name__}: {e})")
-            return
-    dicts = run.dicts(name)
+            problem = error(_SUBJECT, f"{name} cannot be loaded ({type(e).__name__}: {e})")
+    # Before an error, whose reason they may be.
     yield from (warning(_SUBJECT, message) for message in warnings)
+    if problem is not None:
+        yield problem
+        return
+    dicts = run.dicts(name)
     if not dicts:
         yield ok(_SUBJECT, f"{name}: its files exist; it is not loaded for this check (--all)")
         return
@@ -195,24 +224,30 @@ def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -
     sizes, problems = [], []
     # None: the bar is shown on terminals only.
     hidden = None if run.every_image else True
-    for item in tqdm(sample, f"reading {name}", unit="image", disable=hidden):
-        try:
-            sizes.append(_read(item))
-        except UserError as e:
-            problems.append(str(e))
+    with warnings_of("frcnn_plugin") as warnings:
+        for item in tqdm(sample, f"reading {name}", unit="image", disable=hidden):
+            try:
+                height, width = read_record(item).shape[:2]
+                sizes.append((width, height))
+            except UserError as e:
+                problems.append(str(e))
+    yield from (warning(_SUBJECT, message) for message in warnings)
     if problems:
         rest = "" if run.every_image else "; frcnn doctor --all looks at every one"
-        yield error(
+        skipped = run.cfg.DATALOADER.ON_BAD_IMAGE == "skip"
+        yield (warning if skipped else error)(
             _SUBJECT,
             f"{name}: {len(problems)} of {len(sample)} images looked at are bad:\n"
             f"{_lines(problems)}",
             f"Copy or download them again, or take them out of the set{rest}",
         )
+    if not sizes or (problems and not skipped):
         return
     low, high = min(sizes, key=math.prod), max(sizes, key=math.prod)
+    rest = "" if len(sample) == len(dicts) else f" of {len(dicts):,} (--all reads every one)"
     yield ok(
         _SUBJECT,
-        f"{name}: all files exist; {len(sample)} images read, {low[0]}x{low[1]} to "
+        f"{name}: all files exist; {len(sample)} images read{rest}, {low[0]}x{low[1]} to "
         f"{high[0]}x{high[1]} pixels",
     )
 
@@ -227,17 +262,6 @@ def evenly(items: Sequence[Any], number: int) -> list[Any]:
 def _lines(items: Sequence[str]) -> str:
     more = f"\nand {len(items) - _MOST_FILES} more" if len(items) > _MOST_FILES else ""
     return "\n".join(items[:_MOST_FILES]) + more
-
-
-def _read(item: dict[str, Any]) -> tuple[int, int]:
-    """Return width and height of an image, or raise a UserError that says what is wrong with it."""
-    height, width = read_bgr(item["file_name"]).shape[:2]
-    said = (item.get("width", width), item.get("height", height))
-    if said != (width, height):
-        raise UserError(
-            f"{item['file_name']}: {width}x{height}, but its annotation says {said[0]}x{said[1]}"
-        )
-    return width, height
 
 
 # ---- proposals ------------------------------------------------------------------------------

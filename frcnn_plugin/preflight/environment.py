@@ -34,7 +34,7 @@ def check_environment(
     yield _operators("cpu")
     cuda = device.startswith("cuda") if device else torch.cuda.is_available()
     if cuda:
-        yield from _gpus(num_processes, touch_gpus)
+        yield from _gpus(device or "cuda", num_processes, touch_gpus)
     else:
         yield from _no_gpu(num_processes)
 
@@ -84,8 +84,16 @@ def _operators(device: str) -> Finding:
     )
 
 
-def _gpus(num_processes: int, touch: bool) -> Iterator[Finding]:
+def _gpus(device: str, num_processes: int, touch: bool) -> Iterator[Finding]:
     visible = torch.cuda.device_count()
+    number = torch.device(device).index
+    if number is not None and number >= visible:
+        yield error(
+            _SUBJECT,
+            f"MODEL.DEVICE is {device}, but {plural(visible, 'GPU')} can be seen, from cuda:0 on",
+            "Type MODEL.DEVICE cuda, or make more of them visible (CUDA_VISIBLE_DEVICES)",
+        )
+        return
     if num_processes > visible:
         yield error(
             _SUBJECT,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoint.read import peek
+from ..engine.same_run import check_config
 from ..errors import UserError
 from .finding import Finding, error, ok, warning
 from .planned_run import PlannedRun
@@ -14,11 +15,13 @@ from .planned_run import PlannedRun
 
 def check_output(run: PlannedRun) -> Iterator[Finding]:
     """Check that ``OUTPUT_DIR`` is free, or that the run in it is what the user means."""
-    if run.eval_only:
+    try:
+        last = None if run.eval_only else run.last_checkpoint
+    except UserError:  # damaged, as the check of the weights will say
         return
     folder = Path(run.cfg.OUTPUT_DIR)
     problem = _why_not_writable(folder)
-    if run.last_checkpoint and not (run.resume or run.overwrite):
+    if last and not (run.resume or run.overwrite):
         yield error(
             "output",
             f"OUTPUT_DIR {folder} holds a run already: continue it (--resume), start again and "
@@ -30,15 +33,21 @@ def check_output(run: PlannedRun) -> Iterator[Finding]:
             f"OUTPUT_DIR {folder} cannot be written to ({problem})",
             "Give another one, for example OUTPUT_DIR /tmp/run",
         )
-    elif run.last_checkpoint and run.resume:
-        yield from _resumed(run, run.last_checkpoint)
-    elif run.last_checkpoint:
+    elif run.eval_only:
+        return
+    elif last and run.resume:
+        yield from _resumed(run, last)
+    elif last:
         yield warning("output", f"the run in {folder} is overwritten (--overwrite)")
     elif run.resume:
+        there = sorted(file.name for file in folder.glob("model_*.pth"))
+        lost = f"; {there[-1]} is there, but no last_checkpoint that names it" if there else ""
         yield warning(
             "output",
-            f"--resume, but there is no run in {folder}: training starts at iteration 0",
-            "If there should be one, check OUTPUT_DIR",
+            f"--resume, but there is no run in {folder}: training starts at iteration 0{lost}",
+            f"To continue, write {there[-1]} into {folder / 'last_checkpoint'}"
+            if there
+            else "If there should be one, check OUTPUT_DIR",
         )
     elif (folder / "metrics.json").exists():
         yield warning(
@@ -52,10 +61,15 @@ def check_output(run: PlannedRun) -> Iterator[Finding]:
 
 def _resumed(run: PlannedRun, file: Path) -> Iterator[Finding]:
     try:
-        iteration = peek(file).iteration
+        found = peek(file)
     except UserError:  # missing or damaged, as the check of the weights will say
         return
-    start, end = 0 if iteration is None else iteration + 1, run.scaled.SOLVER.MAX_ITER
+    try:
+        check_config(run.scaled, found, run.num_processes)
+    except UserError as e:
+        yield error("output", str(e))
+        return
+    start, end = 0 if found.iteration is None else found.iteration + 1, run.scaled.SOLVER.MAX_ITER
     if start >= end:
         yield warning(
             "output",

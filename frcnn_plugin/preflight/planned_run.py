@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +17,9 @@ from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..checkpoint.read import last_checkpoint
+from ..config import plugin_cfg
+from ..config_files import load_config_file, merge_overrides
 from ..errors import UserError
 from ..four_step.evaluation import as_checkpoint_is
 
@@ -38,7 +41,9 @@ class PlannedRun:
         config_file: the file `cfg` was read from; "" if unknown.
         every_image: look at all images, not just some; load every data set.
         alone: nothing follows the checks in this process.
+        opts: the overrides that `cfg` was made with, beside `config_file`.
         failed: a check has found an error.
+        bad_values: one in the values of the config, so that nothing can be computed from them.
     """
 
     cfg: CfgNode
@@ -50,12 +55,18 @@ class PlannedRun:
     config_file: str = ""
     every_image: bool = False
     alone: bool = False
+    opts: Sequence[str] = ()
     failed: bool = False
+    bad_values: bool = False
     _loaded: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.num_processes < 1:
             raise UserError(f"--num-gpus is {self.num_processes}: it must be 1 or more")
+        if self.resume and self.overwrite:
+            raise UserError(
+                "--resume continues the run in OUTPUT_DIR, --overwrite loses it: give one of them"
+            )
 
     @property
     def processes_here(self) -> int:
@@ -79,9 +90,14 @@ class PlannedRun:
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """The checkpoint that ``OUTPUT_DIR`` names as its last, which may be missing."""
-        note = Path(self.cfg.OUTPUT_DIR) / "last_checkpoint"
-        return note.parent / note.read_text().strip() if note.is_file() else None
+        """The checkpoint that ``OUTPUT_DIR`` names as its last, which may be missing.
+
+        If it is not to be resumed, any path says that there is one.
+        """
+        if self.resume:
+            return last_checkpoint(self.cfg.OUTPUT_DIR)
+        note = Path(self.cfg.OUTPUT_DIR, "last_checkpoint")
+        return note if note.is_file() else None
 
     @property
     def weights(self) -> str:
@@ -118,6 +134,18 @@ class PlannedRun:
                 any(not o.get("iscrowd", 0) for o in d.get("annotations", ())) for d in dicts
             )
         return len(dicts)
+
+    @cached_property
+    def written(self) -> CfgNode:
+        """The config as it is written, before keys follow from others; `cfg` if unknown."""
+        if not (self.config_file or self.opts):
+            return self.cfg
+        cfg = plugin_cfg()
+        with muted("fvcore"), muted("frcnn_plugin"):
+            if self.config_file:
+                load_config_file(cfg, self.config_file)
+            merge_overrides(cfg, self.opts)
+        return cfg
 
     @cached_property
     def scaled(self) -> CfgNode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,10 @@ _MEASURED = {
     "joint training": (1, 3076),  # "Training", ours
     "four-step training": (2, 4261),  # "What four-step training costs ...", stage 2
 }
+# Seconds that an iteration of them takes on two cores, and hours after which a checkpoint is due.
+_SECONDS = {"joint training": 3.0, "four-step training": 10.3}
+_LONG = 8.0
+_SHM = Path("/dev/shm")
 
 
 # ---- disk -----------------------------------------------------------------------------------
@@ -89,11 +94,7 @@ def check_memory(run: PlannedRun) -> Iterator[Finding]:
     free = free_ram()
     if free is None or not _is_like_the_measured(run):
         return
-    what = "joint training"
-    if run.eval_only:
-        what = "inference"
-    elif run.cfg.FOUR_STEP.ENABLED:
-        what = "four-step training"
+    what = _what_runs(run)
     images, mib = _MEASURED[what]
     text = (
         f"{what} of VGG16 took {mib / 1024:.1f} GiB per process, measured with "
@@ -106,6 +107,71 @@ def check_memory(run: PlannedRun) -> Iterator[Finding]:
         yield warning(
             "memory", text, 'If it runs out, see docs/troubleshooting.md, "Out of memory"'
         )
+
+
+def check_hours(run: PlannedRun) -> Iterator[Finding]:
+    """Say how long a run on the CPU may take, and how much of it an interruption would lose."""
+    if run.eval_only or not _is_like_the_measured(run):
+        return
+    solver, seconds = run.scaled.SOLVER, _SECONDS[_what_runs(run)]
+    period = min(solver.CHECKPOINT_PERIOD, solver.MAX_ITER)
+    hours, whole = (seconds * iterations / 3600 for iterations in (period, solver.MAX_ITER))
+    if hours > _LONG:
+        yield warning(
+            "schedule",
+            f"on a CPU, where an iteration of VGG16 took up to {seconds:g} s on two cores, "
+            f"training takes about {whole:,.0f} hours, with a checkpoint every {hours:,.0f} "
+            f"(SOLVER.CHECKPOINT_PERIOD {solver.CHECKPOINT_PERIOD})",
+            f"Train on a GPU, or type SOLVER.CHECKPOINT_PERIOD {int(3600 / seconds / 100) * 100}",
+        )
+
+
+def check_workers(run: PlannedRun) -> Iterator[Finding]:
+    """Compare the workers that load images with the cores, and their images with /dev/shm."""
+    workers = run.scaled.DATALOADER.NUM_WORKERS
+    if run.eval_only or workers == 0:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if workers * run.processes_here > (cores or 1):
+        yield warning(
+            "memory",
+            f"DATALOADER.NUM_WORKERS {workers} in {plural(run.processes_here, 'process')} on "
+            f"{plural(cores or 1, 'CPU core')}: workers wait for each other",
+            f"Type DATALOADER.NUM_WORKERS {max(1, (cores or 1) // run.processes_here)}",
+        )
+    if not _SHM.is_dir():  # not Linux
+        return
+    free = shutil.disk_usage(_SHM).free
+    # Every worker prepares two batches ahead; the process holds two more.
+    need = run.processes_here * (2 * workers + 2) * batch_bytes(run)
+    if need > free:
+        most = int(free / batch_bytes(run) / run.processes_here - 2) // 2
+        yield error(
+            "memory",
+            f"DATALOADER.NUM_WORKERS {workers}: batches on their way take up to {_text(need)} of "
+            f"{_SHM}, where {_text(free)} are free; when it is full, training hangs",
+            f"Start the container with more (docker run --shm-size=1g), or type "
+            f"DATALOADER.NUM_WORKERS {max(0, most)}",
+        )
+
+
+def batch_bytes(run: PlannedRun) -> int:
+    """Return the most that the images of a batch of one process take."""
+    cfg = run.scaled
+    images = cfg.SOLVER.IMS_PER_BATCH // run.num_processes
+    if cfg.FOUR_STEP.ENABLED:
+        images = max(stage.images for stage in build_stages(cfg))
+    elif not cfg.DATALOADER.MIRRORED_COPIES and cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        images = 1  # Detectron2 groups them later
+    short, long = max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN
+    bytes_per_value = _FLOAT if cfg.INPUT.RESIZE == "opencv" else 1
+    return max(1, images) * len(cfg.MODEL.PIXEL_MEAN) * min(short, long) * long * bytes_per_value
+
+
+def _what_runs(run: PlannedRun) -> str:
+    if run.eval_only:
+        return "inference"
+    return "four-step training" if run.cfg.FOUR_STEP.ENABLED else "joint training"
 
 
 def free_ram() -> int | None:
@@ -128,7 +194,7 @@ def _is_like_the_measured(run: PlannedRun) -> bool:
     return (
         model.DEVICE == "cpu"
         and network == ("PaperRCNN", "VGG16", 4096)
-        and model.VGG.CHANNELS == [64, 128, 256, 512, 512]
+        and model.PAPER_VGG.CHANNELS == [64, 128, 256, 512, 512]
         and run.model_cfg.MODEL.PAPER_RCNN.PHASE == "joint"
         and short >= _SHORT_SIDE
         and long >= _LONG_SIDE

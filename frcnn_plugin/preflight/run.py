@@ -5,41 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-import torch
-
-from ..data.loading.mappers import RESIZERS
 from ..errors import UserError
-from ..evaluation.voc import MATCHES, METRICS
+from .anchors import check_anchors
 from .data_sets import check_data, check_data_root, check_proposal_files
 from .environment import check_environment
 from .finding import Finding, error, warning
+from .ignored_keys import check_ignored_keys
 from .output import check_output
 from .planned_run import PlannedRun
-from .resources import check_disk, check_memory
+from .resources import check_disk, check_hours, check_memory, check_workers
 from .schedule import check_solver, check_start_of_stages
+from .values import check_values
 from .weights import check_weights
 
 Check = Callable[[PlannedRun], Iterator[Finding]]
 
 
-# Keys that are read late, the metric only after the last iteration, and what they may be.
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "INPUT.RESIZE": RESIZERS,
-    "TEST.VOC_MATCH": MATCHES,
-    "TEST.VOC_METRIC": METRICS,
-}
-
-
 def _config(run: PlannedRun) -> Iterator[Finding]:
-    for key, choices in _CHOICES.items():
-        node, name = key.split(".")
-        value = run.cfg[node][name]
-        if value not in choices:
-            yield error("config", f"{key} is '{value}': use one of {', '.join(choices)}")
-    try:
-        torch.device(run.cfg.MODEL.DEVICE)
-    except RuntimeError:
-        yield error("config", f"MODEL.DEVICE is '{run.cfg.MODEL.DEVICE}': give cpu, cuda or cuda:1")
+    for finding in check_values(run.cfg, trains=not run.eval_only):
+        run.bad_values = True
+        yield finding
+    if not run.bad_values:
+        yield from check_ignored_keys(run)
 
 
 def _environment(run: PlannedRun) -> Iterator[Finding]:
@@ -59,7 +46,13 @@ _CHECKS: tuple[tuple[str, Check], ...] = (
     ("weights", check_weights),  # last, as it may download a file
 )
 # These make sense only if all else is well.
-_SPACE: tuple[tuple[str, Check], ...] = (("disk", check_disk), ("memory", check_memory))
+_IF_ALL_IS_WELL: tuple[tuple[str, Check], ...] = (
+    ("data", check_anchors),
+    ("disk", check_disk),
+    ("memory", check_memory),
+    ("memory", check_workers),
+    ("schedule", check_hours),
+)
 
 
 def preflight(run: PlannedRun) -> Iterator[Finding]:
@@ -68,11 +61,14 @@ def preflight(run: PlannedRun) -> Iterator[Finding]:
     Yields:
         Findings as they are made, so that a caller may stop at the first error.
     """
+    told = set()
     for subject, check in _CHECKS:
         for finding in _guarded(subject, check, run):
             run.failed |= finding.level == "error"
-            yield finding
-    for subject, check in () if run.failed else _SPACE:
+            if finding not in told:
+                yield finding
+            told.add(finding)
+    for subject, check in () if run.failed else _IF_ALL_IS_WELL:
         yield from _guarded(subject, check, run)
 
 

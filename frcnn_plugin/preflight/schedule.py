@@ -7,14 +7,18 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..config import base_chain, get_config_file, plugin_cfg
+from ..config import get_config_file, plugin_cfg
+from ..config_files import base_chain, load_config_file
 from ..four_step.checkpoints import check_start
 from ..four_step.stages import build_stages
 from .finding import Finding, error, ok, plural, warning
 from .planned_run import PlannedRun, muted
+from .rules import usual
 
 _SUBJECT = "schedule"
 _RATE_OF_ONE_PROCESS = 1e-3  # in four-step training on VOC (paper, section 3.1.3)
+_MANY_PASSES = 100  # the presets make 8 to 32
+_GOOD_PASSES = 30
 _MUCH_HIGHER = 3.0  # times the rate of the preset: likely to diverge
 
 
@@ -27,7 +31,7 @@ def check_start_of_stages(run: PlannedRun) -> Iterator[Finding]:
 
 def check_solver(run: PlannedRun) -> Iterator[Finding]:
     """Check iterations, batch and learning rate, which takes neither the model nor images."""
-    if run.eval_only:
+    if run.eval_only or run.bad_values:
         return
     findings = [*_numbers(run), *_batch(run)]
     if not any(f.level == "error" for f in findings):
@@ -37,11 +41,6 @@ def check_solver(run: PlannedRun) -> Iterator[Finding]:
 
 def _numbers(run: PlannedRun) -> Iterator[Finding]:
     solver, model = run.cfg.SOLVER, run.cfg.MODEL
-    for key in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
-        if solver[key] < 1:
-            yield error(_SUBJECT, f"SOLVER.{key} is {solver[key]}: it must be 1 or more")
-    if not solver.BASE_LR > 0:
-        yield error(_SUBJECT, f"SOLVER.BASE_LR is {solver.BASE_LR}: it must be positive")
     steps = tuple(solver.STEPS)
     if any(s >= solver.MAX_ITER for s in steps):
         # Detectron2 ignores later ones with a warning, and fails on an equal one.
@@ -101,10 +100,39 @@ def _epochs(run: PlannedRun) -> Iterator[Finding]:
             "DATASETS.TRAIN",
             f"Raise {keys}",
         )
+    elif images and seen > _MANY_PASSES * images:
+        shorter = _scaled_schedule(cfg, _GOOD_PASSES * images / seen)
+        yield warning(
+            _SUBJECT,
+            f"training passes {seen / images:,.0f} times over the {images:,} images of "
+            "DATASETS.TRAIN, which it then knows by heart",
+            f"For about {_GOOD_PASSES} passes: {shorter}",
+        )
+
+
+def _scaled_schedule(cfg: CfgNode, factor: float) -> str:
+    """Return overrides for a schedule that is shorter by a factor."""
+
+    def scaled(number: int) -> int:
+        return max(1, int(float(f"{number * factor:.1e}")))  # two digits
+
+    if cfg.FOUR_STEP.ENABLED:
+        node = cfg.FOUR_STEP
+        iters, drops = map(scaled, node.ITERS), [list(map(scaled, stage)) for stage in node.DROPS]
+        return f'FOUR_STEP.ITERS "{list(iters)}" FOUR_STEP.DROPS "{drops}"'
+    steps = tuple(map(scaled, cfg.SOLVER.STEPS))
+    return f'SOLVER.MAX_ITER {scaled(cfg.SOLVER.MAX_ITER)} SOLVER.STEPS "{steps}"'
 
 
 def _periods(run: PlannedRun) -> Iterator[Finding]:
     solver, period = run.scaled.SOLVER, run.cfg.TEST.EVAL_PERIOD
+    if solver.WARMUP_ITERS >= solver.MAX_ITER and not run.cfg.FOUR_STEP.ENABLED:
+        yield warning(
+            _SUBJECT,
+            f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} is not below SOLVER.MAX_ITER "
+            f"{solver.MAX_ITER}: the learning rate never reaches SOLVER.BASE_LR",
+            f"Type SOLVER.WARMUP_ITERS {solver.MAX_ITER // 10}",
+        )
     trained, tested = period * solver.IMS_PER_BATCH, sum(map(run.size, run.test))
     if 0 < trained < tested and period < solver.MAX_ITER:
         yield warning(
@@ -112,6 +140,16 @@ def _periods(run: PlannedRun) -> Iterator[Finding]:
             f"TEST.EVAL_PERIOD {period}: between two evaluations fewer images are trained on "
             f"({trained:,}) than evaluated ({tested:,})",
             f"Type TEST.EVAL_PERIOD {max(1, solver.MAX_ITER // 10)}",
+        )
+    first = run.test[0] if run.test else ""
+    chosen_by_itself = len(run.test) == 1 and not any(part in first for part in ("val", "dev"))
+    if 0 < period < solver.MAX_ITER and chosen_by_itself and first not in run.train:
+        yield warning(
+            _SUBJECT,
+            f"TEST.EVAL_PERIOD {period}: model_best.pth is chosen by its score on {first}, the set "
+            "that is tested on; that score is then too high",
+            "Name a validation set first, as in DATASETS.TEST "
+            f"\"('my_val', '{first}')\", or report model_final.pth",
         )
     if solver.CHECKPOINT_PERIOD >= solver.MAX_ITER > 5000:
         yield warning(
@@ -125,28 +163,28 @@ def _periods(run: PlannedRun) -> Iterator[Finding]:
 def _rate(run: PlannedRun) -> Iterator[Finding]:
     """Compare the learning rate with that of the preset, in proportion to the batch."""
     preset = find_preset(run.config_file)
-    if preset is None:
+    if preset is None and not run.cfg.FOUR_STEP.ENABLED:
         return
-    file, before = preset
+    file, before = preset or ("the paper", usual())
     cfg, rate = run.scaled, run.scaled.SOLVER.BASE_LR
     if cfg.FOUR_STEP.ENABLED:
         # It keeps rate and iterations when processes add to the batch. Presets made for several
         # processes have a higher rate than that of one.
-        factor, usual, whose = float(run.num_processes), _RATE_OF_ONE_PROCESS, "one process"
+        factor, before_rate, whose = float(run.num_processes), _RATE_OF_ONE_PROCESS, "one process"
         keys = "FOUR_STEP.ITERS and DROPS"
     else:
         factor = cfg.SOLVER.IMS_PER_BATCH / before.SOLVER.IMS_PER_BATCH
-        usual, whose = before.SOLVER.BASE_LR, Path(file).name
+        before_rate, whose = before.SOLVER.BASE_LR, Path(file).name
         keys = "SOLVER.MAX_ITER and STEPS"
     expected = before.SOLVER.BASE_LR * factor
-    if factor != 1 and rate == usual:
+    if factor != 1 and rate == before_rate:
         yield warning(
             _SUBJECT,
             f"a batch is {factor:g} times that of {whose}, but SOLVER.BASE_LR is still {rate:g}",
-            f"In proportion: SOLVER.BASE_LR {usual * factor:g}, and {keys} "
+            f"In proportion: SOLVER.BASE_LR {before_rate * factor:g}, and {keys} "
             f"{'divided' if factor > 1 else 'multiplied'} by {max(factor, 1 / factor):g}",
         )
-    elif rate > _MUCH_HIGHER * expected:
+    elif preset is not None and rate > _MUCH_HIGHER * expected:
         yield warning(
             _SUBJECT,
             f"SOLVER.BASE_LR {rate:g} is {rate / expected:.3g} times that of {Path(file).name} for "
@@ -167,7 +205,7 @@ def find_preset(config_file: str) -> tuple[str, CfgNode] | None:
         if ours in path.parents:
             cfg = plugin_cfg()
             with muted("fvcore"):
-                cfg.merge_from_file(str(path))
+                load_config_file(cfg, path)
             return str(path), cfg
     return None
 
@@ -179,4 +217,11 @@ def _describe(run: PlannedRun) -> str:
         what = f"four stages (iterations x images: {stages})"
     else:
         what = f"{cfg.SOLVER.MAX_ITER:,} iterations of {cfg.SOLVER.IMS_PER_BATCH} images"
-    return f"{what} in {plural(run.num_processes, 'process')}, learning rate {cfg.SOLVER.BASE_LR:g}"
+    rate = f"learning rate {cfg.SOLVER.BASE_LR:g}"
+    if cfg.FOUR_STEP.ENABLED and run.num_processes > 1:
+        rate += (
+            f"; batches are {run.num_processes} times those of one process, at the same rate. If "
+            "it is meant for one, in proportion: "
+            f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR * run.num_processes:g}"
+        )
+    return f"{what} in {plural(run.num_processes, 'process')}, {rate}"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import warnings as python_warnings
 from collections.abc import Iterator
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
+from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.file_io import PathManager
 
 from ..checkpoint.catalog.download import PREFIX, cached_path
@@ -15,8 +19,11 @@ from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..checkpoint.metadata import KEY, Metadata
 from ..checkpoint.read import peek
 from ..errors import UserError
+from ..four_step.stages import build_stages
+from ..four_step.weights import initial_state
 from .finding import Finding, error, ok, warning
 from .planned_run import PlannedRun, muted, warnings_of
+from .rules import typed, value_of
 
 _SUBJECT = "weights"
 
@@ -26,18 +33,27 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
     problem = _missing(run)
     if problem:
         yield error(_SUBJECT, problem)
+    if problem or run.bad_values:
         return
     try:
         model = run.model
-    except KeyError as e:
-        # From a registry: "No object named 'VGG17' found in 'BACKBONE' registry!"
-        yield error(_SUBJECT, f"the model cannot be built: {e.args[0] if e.args else e}")
-        return
     except UserError:
         raise
-    except Exception as e:  # a component that cannot be built without numbers
-        yield warning(_SUBJECT, f"not compared with the model, which {type(e).__name__} prevents")
+    except Exception as e:
+        yield _not_built(run, e)
         return
+    yield from _check_parts(run)
+    parts = [name for name, _ in model.named_modules() if name]
+    for name in run.cfg.MODEL.WEIGHTS_MAY_LACK:
+        if name not in parts:
+            close = ", ".join(get_close_matches(str(name), parts, cutoff=0.3)) or ", ".join(
+                parts[:3]
+            )
+            yield error(
+                _SUBJECT,
+                f"MODEL.WEIGHTS_MAY_LACK names {name!r}, which is no part of the model",
+                f"Did you mean {close}?",
+            )
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     network = f"{run.cfg.MODEL.META_ARCHITECTURE}, {run.cfg.MODEL.BACKBONE.NAME}"
@@ -48,21 +64,104 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
         yield ok(_SUBJECT, "none: training starts from random weights")
     elif "://" not in file:
         yield from _compare(run, file)
-    elif file.startswith(PREFIX) and (
-        cached_path(find(file.removeprefix(PREFIX))).is_file() or not (run.alone or run.failed)
-    ):
+    elif (problem := _unknown_address(file)) or not (run.alone or run.failed):
         # If a run is about to start, one process downloads here what all of them will use.
+        try:
+            local = "" if problem else PathManager.get_local_path(file)
+            problem = problem or ("" if Path(local).is_file() else "it is no file")
+        except UserError:
+            raise
+        except Exception as e:  # whatever a network, or the handler of an address, raises
+            problem = f"{type(e).__name__}: {e}"
+        if problem:
+            yield error(
+                _SUBJECT,
+                f"MODEL.WEIGHTS {file} cannot be downloaded ({problem})",
+                "Check the address and the network, or give a file: MODEL.WEIGHTS path/to/file.pth",
+            )
+        else:
+            yield from _compare(run, local)
+    elif file.startswith(PREFIX) and cached_path(find(file.removeprefix(PREFIX))).is_file():
         yield from _compare(run, PathManager.get_local_path(file))
     else:
         yield ok(_SUBJECT, f"{file} is downloaded when the run starts, and checked then")
+
+
+# Parts of the model, what the four stages call in them, and the key and value that give it.
+_FOUR_STEP_PARTS = (
+    ("proposal_generator", "target_statistics", "MODEL.PROPOSAL_GENERATOR.NAME", "PaperRPN"),
+    ("proposal_generator.rpn_head", "reset_parameters", "MODEL.RPN.HEAD_NAME", "SoftmaxRPNHead"),
+    ("roi_heads.box_predictor", "target_statistics", "MODEL.ROI_HEADS.NAME", "CaffeROIHeads"),
+)
+
+
+def _check_parts(run: PlannedRun) -> Iterator[Finding]:
+    """Check that the parts of the model can be trained in four stages."""
+    if run.eval_only or not run.cfg.FOUR_STEP.ENABLED:
+        return
+    for part, attribute, key, good in _FOUR_STEP_PARTS:
+        module: Any = run.model
+        for name in part.split("."):
+            module = getattr(module, name, None)
+        if not hasattr(module, attribute):
+            yield error(
+                _SUBJECT,
+                f"{key} {value_of(run.cfg, key)} cannot be trained in four stages: it has no "
+                f"{attribute}",
+                f"Type {key} {good}, or FOUR_STEP.ENABLED False",
+            )
+            return
+
+
+def _unknown_address(file: str) -> str:
+    """Return why an address can never be opened; "" if it is of a kind that somebody handles."""
+    try:
+        # What nobody handles is taken for a path, which does not exist.
+        exists = PathManager.isfile(file)
+    except Exception:  # most handlers do not say
+        return ""
+    known = file.startswith(PREFIX) or exists
+    return "" if known else f"nothing here opens {file.partition('://')[0]}:// addresses"
+
+
+def _not_built(run: PlannedRun, e: Exception) -> Finding:
+    """Say why there is no model."""
+    for node in ("RPN", "ROI_HEADS"):
+        key, wanted = f"MODEL.{node}.IN_FEATURES", list(run.cfg.MODEL[node].IN_FEATURES)
+        with suppress(Exception), torch.device("meta"), muted("detectron2"):
+            known = list(build_backbone(run.model_cfg).output_shape())
+            if any(name not in known for name in wanted):
+                return error(
+                    _SUBJECT,
+                    f"{key} is {wanted}, but {run.cfg.MODEL.BACKBONE.NAME} gives {known}",
+                    f"Type {typed(key, known)}",
+                )
+    cfg = run.model_cfg.clone()
+    cfg.MODEL.DEVICE = "cpu"
+    try:
+        with muted("detectron2"):
+            build_model(cfg)
+    except Exception as again:
+        reason = str(again.args[0] if again.args else again).partition("\n")[0]
+        return error(
+            _SUBJECT,
+            f"the model cannot be built ({type(again).__name__}: {reason})",
+            "Compare the keys below MODEL with those of a config that works",
+        )
+    # A component that cannot be built without numbers.
+    return warning(_SUBJECT, f"not compared with the model, which {type(e).__name__} prevents")
 
 
 def _missing(run: PlannedRun) -> str:
     """Return what is wrong with the names of files."""
     cfg, file = run.cfg, run.weights
     initial = cfg.FOUR_STEP.INITIAL_WEIGHTS if cfg.FOUR_STEP.ENABLED else ""
-    if initial and not run.eval_only and not Path(initial).is_file():
-        return f"FOUR_STEP.INITIAL_WEIGHTS: there is no file '{initial}'"
+    if initial and not run.eval_only:
+        if problem := _no_file("FOUR_STEP.INITIAL_WEIGHTS", initial):
+            return problem
+        stage = None if run.bad_values else next((s for s in build_stages(cfg) if s.restores), None)
+        if stage is not None:
+            initial_state(run.model, initial, stage.trains)
     if run.eval_only and not (file and names_detector(cfg)):
         which = f", which {file} are not" if file else ""
         return (
@@ -70,25 +169,48 @@ def _missing(run: PlannedRun) -> str:
         )
     if file:
         # If the file of a resumed run is missing, loading it gives better advice.
-        there = "://" in file or Path(file.partition("?")[0]).is_file()
-        missing = file == cfg.MODEL.WEIGHTS and not there
-        return f"MODEL.WEIGHTS: there is no file '{file}'" if missing else ""
-    if cfg.MODEL.BACKBONE.NAME in ("VGG16", "ZF") and cfg.MODEL.BACKBONE.FREEZE_AT > 0:
-        return (
-            f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is "
-            f"{cfg.MODEL.BACKBONE.FREEZE_AT}: the frozen layers would stay random. Add "
-            "MODEL.WEIGHTS frcnn://vgg16_caffe_imagenet (docs/weights.md lists others), or train "
-            "from scratch with MODEL.BACKBONE.FREEZE_AT 0"
-        )
-    return ""
+        named = file == cfg.MODEL.WEIGHTS and "://" not in file
+        return _no_file("MODEL.WEIGHTS", file) if named else ""
+    if run.bad_values:
+        return ""
+    frozen, parts = cfg.MODEL.BACKBONE.FREEZE_AT, list(cfg.MODEL.PAPER_RCNN.FREEZE)
+    if parts:
+        run.model.named_parameters()  # of which an unknown part is an error of its own
+        key, value, none = "MODEL.PAPER_RCNN.FREEZE", str(parts), '"[]"'
+    elif frozen > 0 and cfg.MODEL.BACKBONE.NAME in ("VGG16", "ZF"):
+        key, value, none = "MODEL.BACKBONE.FREEZE_AT", str(frozen), "0"
+    else:
+        return ""
+    return (
+        f"MODEL.WEIGHTS is empty and {key} is {value}: the frozen layers would stay random. Add "
+        "MODEL.WEIGHTS frcnn://vgg16_caffe_imagenet (docs/weights.md lists others), or train "
+        f"from scratch with {key} {none}"
+    )
+
+
+def _no_file(key: str, name: str) -> str:
+    path = Path(name.partition("?")[0])
+    if path.is_file():
+        return ""
+    if path.is_dir():
+        inside = next((f.name for f in sorted(path.glob("*.pth"))), "model_final.pth")
+        return f"{key}: '{name}' is a folder: name a file in it, such as {key} {path / inside}"
+    return f"{key}: there is no file '{name}': give the path of a file of weights"
 
 
 def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
     folder = "" if run.eval_only else run.cfg.OUTPUT_DIR
     loader = _ShapesOnly(run.model, folder, cfg=run.model_cfg, evaluating=run.eval_only)
+    problem = None
     with warnings_of("frcnn_plugin") as messages, muted("detectron2"), muted("fvcore"):
-        loader.load(file)
+        try:
+            loader.load(file)
+        except UserError as e:
+            problem = error(_SUBJECT, str(e))
     yield from (warning(_SUBJECT, message) for message in messages)
+    if problem is not None:
+        yield problem
+        return
     metadata = loader.metadata
     if metadata is None or metadata.preprocessing is None:
         yield warning(
@@ -111,10 +233,7 @@ class _ShapesOnly(AtomicCheckpointer):
     found = wanted = 0
 
     def _torch_load(self, f: str) -> Any:
-        try:
-            return peek(f).content
-        except UserError:  # damaged, or more than weights: as the run itself will read it
-            return super()._torch_load(f)
+        return peek(f).content
 
     def _load_model(self, checkpoint: Any) -> Any:
         self.metadata = Metadata.from_dict(checkpoint.get(KEY))
@@ -122,6 +241,7 @@ class _ShapesOnly(AtomicCheckpointer):
             # They say that copying to the meta device does nothing, which is the point of it.
             python_warnings.simplefilter("ignore")
             incompatible = super()._load_model(checkpoint)
-        self.wanted = len(self.model.state_dict())
-        self.found = self.wanted - len(incompatible.missing_keys)
+        wanted = {name for name in self.model.state_dict() if ".target_statistics." not in name}
+        self.wanted = len(wanted)
+        self.found = len(wanted.difference(incompatible.missing_keys))
         return incompatible

@@ -14,6 +14,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ..config import plugin_cfg
+from ..config_files import load_config_text
 from ..errors import UserError
 from ..evaluation.proposals.recall import RecallCurves
 from ..evaluation.record import EVALUATION_FILE, EvaluationRecord
@@ -158,7 +159,7 @@ def _read_config(run: RunFolder) -> None:
     try:
         cfg = plugin_cfg()
         cfg.set_new_allowed(True)  # keys of another version, or of somebody's own
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+        load_config_text(cfg, text, "YAML")
         if cfg.FOUR_STEP.ENABLED:
             run.stages = build_stages(cfg)
         else:

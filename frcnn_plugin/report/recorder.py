@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -98,6 +100,7 @@ class RunRecorder(HookBase):
         """Prepare; nothing is written before training starts."""
         self._config = cfg.dump()
         self._device = cfg.MODEL.DEVICE
+        self._whole = cfg.MODEL.PAPER_RCNN.PHASE == "joint"
         self._folder = Path(cfg.OUTPUT_DIR)
         self._begun = time.perf_counter()
         self._record: RunRecord | None = None
@@ -109,6 +112,7 @@ class RunRecorder(HookBase):
             hooks = registered_hooks(self.trainer)
             four_step = next((h for h in hooks if isinstance(h, FourStepHook)), None)
             self._stages = four_step.stages if four_step else ()
+            self._whole &= not self._stages or self._stages[-1].completes
             self._session = Session(
                 started=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
                 command=list(sys.argv),
@@ -145,6 +149,23 @@ class RunRecorder(HookBase):
             self._session.ended = self._seconds()
             self._session.complete = self.trainer.iter >= self.trainer.max_iter
             self._save()
+            if self._session.complete:
+                logger.info("%s", self._what_now())
+
+    def _what_now(self) -> str:
+        """Say which checkpoint is the one to use, and how."""
+        folder, final = self._folder, self._folder / "model_final.pth"
+        lines = [f"training is finished: {final}"]
+        use = final
+        with suppress(UserError), reading_json(folder / "model_best.json", "best result") as best:
+            if (folder / "model_best.pth").is_file():
+                use = folder / "model_best.pth"
+                words = best["metric"], float(best["value"]), int(best["iteration"]) + 1
+                lines.append("  best: {} ({} {:.1f} after iteration {:,})".format(use, *words))
+        lines.append(f"  report: frcnn report {shlex.quote(str(folder))}")
+        if self._whole:
+            lines.append(f"  predict: frcnn predict --weights {shlex.quote(str(use))} IMAGES")
+        return "\n".join(lines)
 
     def _save(self) -> None:
         with optional_output(self._folder / RUN_FILE):

@@ -216,10 +216,10 @@ def test_wrong_options(
 @pytest.mark.parametrize(
     ("options", "overrides", "message"),
     [
-        (["infer"], ["MODEL.NONE", "1"], "error: the command line: Non-existent key: MODEL.NONE"),
+        (["infer"], ["MODEL.NONE", "1"], "error: there is no key MODEL.NONE"),
         (
             ["infer", "--versus", "torchvision"],
-            ["MODEL.BACKBONE.NAME", "ZF", "MODEL.ZF.CHANNELS", "[4,4,8,8,8]"],
+            ["MODEL.BACKBONE.NAME", "ZF", "MODEL.PAPER_ZF.CHANNELS", "[4,4,8,8,8]"],
             "error: --versus torchvision needs MODEL.BACKBONE.NAME VGG16, but it is ZF",
         ),
         (

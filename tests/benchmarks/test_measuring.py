@@ -24,7 +24,7 @@ def test_a_mistake_in_a_process_of_its_own_is_one_sentence() -> None:
     measuring._serve(far, spec, work, RandomWeights(0), torch.get_num_threads())
     session = object.__new__(measuring.ChildSession)
     session.name, session._pipe = "x", near
-    with pytest.raises(UserError, match=r"^x: the command line: .*MODEL.NONE"):
+    with pytest.raises(UserError, match=r"^x: there is no key MODEL.NONE"):
         session._receive()
     far.close()  # as when it is killed
     session._process = SimpleNamespace(join=lambda: None, exitcode=-9)

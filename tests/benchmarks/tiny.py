@@ -8,7 +8,7 @@ from frcnn_plugin import get_config_file
 CONFIG = get_config_file("faster_rcnn_vgg16_voc_joint.yaml")
 SIZE = ["--image", "96x160", "--repeats", "2", "--device", "cpu"]
 SMALL = [
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
+    *("MODEL.PAPER_VGG.CHANNELS", "[4,4,8,8,8]"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
     *("MODEL.ANCHOR_GENERATOR.SIZES", "[[16,32,64]]"),
     *("MODEL.RPN.POST_NMS_TOPK_TRAIN", "100"),

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
+import pickle
+import re
+import weakref
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 
 from frcnn_plugin.checkpoint import KEY, Metadata, write_caffemodel
@@ -16,11 +23,13 @@ from frcnn_plugin.checkpoint.metadata import TORCHVISION
 from frcnn_plugin.engine import evaluate_checkpoint
 from frcnn_plugin.engine.trainer import PaperTrainer
 from frcnn_plugin.errors import UserError
+from frcnn_plugin.modeling import fold_target_statistics
+from tests.cli.conftest import frcnn
 
 from . import networks
 
 # The networks of .networks as a config.
-NARROW = [*("MODEL.VGG.CHANNELS", [4] * 5), *("MODEL.ROI_BOX_HEAD.FC_DIM", 6)]
+NARROW = [*("MODEL.PAPER_VGG.CHANNELS", [4] * 5), *("MODEL.ROI_BOX_HEAD.FC_DIM", 6)]
 
 
 def load(cfg, path: Path, **kwargs) -> torch.nn.Module:
@@ -74,7 +83,7 @@ def test_frozen_parts_must_not_stay_random(tiny_cfg, caffemodel: Path) -> None:
 
 def test_may_lack_covers_other_shapes(tiny_cfg, caffemodel: Path) -> None:
     cfg = tiny_cfg(
-        *("MODEL.VGG.CHANNELS", [4] * 5),
+        *("MODEL.PAPER_VGG.CHANNELS", [4] * 5),
         *("MODEL.ROI_BOX_HEAD.FC_DIM", 7),
         *("MODEL.WEIGHTS_MAY_LACK", ["roi_heads.box_head"]),
     )
@@ -178,3 +187,163 @@ def test_converted_detector_starts_training_in_the_units_of_the_run(
     raw = torch.from_numpy(layers["bbox_pred"][0][4:])
     expected = raw * torch.tensor([10.0, 10.0, 5.0, 5.0]).repeat(3)[:, None]
     torch.testing.assert_close(predictor.bbox_pred.weight.detach(), expected)
+
+
+class Evil:
+    """Makes a folder when it is read by an ordinary unpickler."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("way", ["MODEL.WEIGHTS", "last_checkpoint", "proposals", "test proposals"])
+def test_no_code_in_a_pickle_is_run(tiny_cfg, tmp_path: Path, way: str) -> None:
+    """Wherever Detectron2 would unpickle what the config names."""
+    evil = tmp_path / "evil.pkl"
+    evil.write_bytes(pickle.dumps({"model": {"a": Evil(tmp_path / "was_run")}, "__author__": "x"}))
+    cfg = tiny_cfg(
+        *("MODEL.LOAD_PROPOSALS", True),
+        *("DATASETS.PROPOSAL_FILES_TRAIN", (str(evil),)),
+        *("DATASETS.PROPOSAL_FILES_TEST", (str(evil),)),
+    )
+    with pytest.raises(UserError, match=r"evil\.pkl.*posix\.mkdir"):
+        if way == "MODEL.WEIGHTS":
+            load(tiny_cfg(), evil)
+        elif way == "last_checkpoint":
+            (tmp_path / "last_checkpoint").write_text("evil.pkl")
+            AtomicCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)).resume_or_load("")
+        elif way == "proposals":
+            PaperTrainer.build_train_loader(cfg)
+        else:
+            PaperTrainer.build_test_loader(cfg, "any")
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_pickle_of_the_model_zoo(tmp_path: Path) -> None:
+    """Arrays, whose names Detectron2 matches."""
+    model = torch.nn.Sequential(OrderedDict(conv=torch.nn.Conv2d(1, 2, 1)))
+    arrays = {"conv.weight": np.full((2, 1, 1, 1), 7, "f4"), "conv.bias": np.ones(2, "f4")}
+    content = {"model": arrays, "__author__": "Detectron2 Model Zoo", "matching_heuristics": True}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, 2))
+    AtomicCheckpointer(model).load(str(tmp_path / "a.pkl"))
+    assert model.conv.weight.flatten().tolist() == [7.0, 7.0]
+
+
+def test_left_over_layers_are_logged(tiny_cfg, tmp_path: Path, caplog) -> None:
+    layers = networks.vgg16()
+    write_caffemodel(tmp_path / "a.caffemodel", {**layers, "extra": layers["fc8"]})
+    with caplog.at_level(logging.INFO, "frcnn_plugin"):
+        load(tiny_cfg(*NARROW), tmp_path / "a.caffemodel")
+    assert "left out: fc8, extra" in caplog.text
+
+
+def test_may_lack_of_what_the_model_has_not(tiny_cfg, caffemodel: Path) -> None:
+    cfg = tiny_cfg(*NARROW, "MODEL.WEIGHTS_MAY_LACK", ["roi_heads.box_haed"])
+    with pytest.raises(UserError, match=r"no 'roi_heads\.box_haed': did you mean roi_heads\.box_h"):
+        load(cfg, caffemodel)
+
+
+def test_folder_instead_of_a_file(tiny_cfg, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder: name a file in it"):
+        load(tiny_cfg(), tmp_path)
+
+
+def with_config(cfg, folder: Path) -> Path:
+    AtomicCheckpointer(build_model(cfg), str(folder), cfg=cfg).save("model_final")
+    return folder / "model_final.pth"
+
+
+def test_anchors_that_fit_the_file_are_named(tiny_cfg, tmp_path: Path, caplog) -> None:
+    key = "MODEL.ANCHOR_GENERATOR"
+    old = tiny_cfg(f"{key}.SIZES", [[32, 64, 128, 256]], f"{key}.ASPECT_RATIOS", [[0.5, 2.0]])
+    path = with_config(old, tmp_path)
+    fitting = f'. Its 8 anchors: {key}.SIZES "[[32, 64, 128, 256]]" {key}.ASPECT_RATIOS "[[0.5, 2.0'
+    with pytest.raises(UserError, match=re.escape(fitting)):
+        load(tiny_cfg(), path, evaluating=True)
+    with caplog.at_level(logging.WARNING, "frcnn_plugin"):
+        load(tiny_cfg(), path)
+    assert fitting in caplog.text
+    # Without a config in it, those of the original networks with as many.
+    torch.save({"model": build_model(tiny_cfg()).state_dict()}, tmp_path / "a.pth")
+    usual = f'. It has 9 anchors, such as {key}.SIZES "[[128, 256, 512]]" {key}.ASPECT_RATIOS "[['
+    with pytest.raises(UserError, match=re.escape(usual)):
+        load(old, tmp_path / "a.pth", evaluating=True)
+
+
+@pytest.mark.parametrize("evaluating", [True, False])
+def test_other_anchors_of_the_same_number(
+    tiny_cfg, tmp_path: Path, caplog, evaluating: bool
+) -> None:
+    path = with_config(tiny_cfg(), tmp_path)
+    with caplog.at_level(logging.WARNING, "frcnn_plugin"):
+        load(tiny_cfg(), path, evaluating=evaluating)
+    assert "anchors" not in caplog.text
+    other = tiny_cfg("MODEL.ANCHOR_GENERATOR.SIZES", [[16, 32, 64]])
+    with caplog.at_level(logging.WARNING, "frcnn_plugin"):
+        load(other, path, evaluating=evaluating)
+    assert "was trained with other anchors" in caplog.text
+    assert 'MODEL.ANCHOR_GENERATOR.SIZES "[[32, 64, 128]]"' in caplog.text
+
+
+def test_statistics_that_the_model_cannot_use(tiny_cfg, tmp_path: Path, capsys) -> None:
+    """Under Detectron2's own box layers boxes would be wrong; folded they are right."""
+    ours = build_model(tiny_cfg())
+    predictor = ours.roi_heads.box_predictor
+    predictor.target_statistics.set(torch.full((3, 4), 0.1), torch.full((3, 4), 0.2))
+    torch.save({"model": ours.state_dict()}, tmp_path / "a.pth")
+    stock = torch.nn.Linear(predictor.bbox_pred.in_features, predictor.bbox_pred.out_features)
+    theirs = torch.nn.Module()
+    theirs.roi_heads = torch.nn.Module()
+    theirs.roi_heads.box_predictor = torch.nn.ModuleDict({"bbox_pred": stock})
+    with pytest.raises(UserError, match=r"box_predictor of the model cannot use.*--fold"):
+        AtomicCheckpointer(theirs).load(str(tmp_path / "a.pth"))
+    frcnn("weights", "convert", tmp_path / "a.pth", tmp_path / "b.pth", "--fold")
+    assert "statistics folded in" in capsys.readouterr().out
+    AtomicCheckpointer(theirs).load(str(tmp_path / "b.pth"))
+    fold_target_statistics(ours)
+    assert torch.equal(stock.weight, predictor.bbox_pred.weight)
+    assert torch.equal(stock.bias, predictor.bbox_pred.bias)
+    assert not [k for k in torch.load(tmp_path / "b.pth")["model"] if "statistics" in k]
+
+
+def test_part_of_a_killed_process_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "model_0000004.pth.partial").write_bytes(b"half")
+    AtomicCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)).save("model_0000009")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["last_checkpoint", "model_0000009.pth"]
+
+
+def test_in_a_trainer_of_others(tiny_cfg, caffemodel: Path, tmp_path: Path) -> None:
+    """As docs/weights.md says: Detectron2's own checkpointer cannot read it."""
+
+    class Trainer(DefaultTrainer):
+        build_train_loader = classmethod(lambda *args: [])
+
+    cfg = tiny_cfg(*NARROW, "MODEL.WEIGHTS", str(caffemodel), "OUTPUT_DIR", str(tmp_path / "out"))
+    trainer = Trainer(cfg)
+    with pytest.raises(pickle.UnpicklingError):
+        trainer.resume_or_load(resume=False)
+    trainer.checkpointer = AtomicCheckpointer(
+        trainer.model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(trainer)
+    )
+    trainer.resume_or_load(resume=False)
+    expected = networks.vgg16()["conv3_2"][0]
+    assert trainer.model.backbone.conv3.conv3_2.weight.tolist() == expected.tolist()
+
+
+def test_parts_that_do_not_fit_the_run(tiny_cfg, tmp_path: Path) -> None:
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    torch.save({"model": model.state_dict(), "optimizer": {"state": {}}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth does not fit .*KeyError: 'param_groups'"):
+        AtomicCheckpointer(model, optimizer=optimizer).load(str(tmp_path / "a.pth"))
+    state = build_model(tiny_cfg()).state_dict()
+    state["roi_heads.box_predictor.target_statistics.std"][1, 2] = 0
+    torch.save({"model": state}, tmp_path / "b.pth")
+    with pytest.raises(UserError, match=r"b\.pth does not fit .*std of dw of class 1 is 0"):
+        load(tiny_cfg(), tmp_path / "b.pth")
+    (tmp_path / "c.pth").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/c\.pth is damaged, or no checkpoint"):
+        load(tiny_cfg(), tmp_path / "c.pth")

@@ -282,3 +282,19 @@ def test_back_from_a_class_agnostic_head() -> None:
     }
     with pytest.raises(UserError, match="4 outputs for 3 classes, so it is class-agnostic"):
         convert_to_caffe(state)
+
+
+def test_names_of_the_matlab_code() -> None:
+    """The same RPN, which would be left out."""
+    layers = networks.detector(networks.vgg16(), classes=2, rpn_conv="rpn_conv/3x3")
+    names = {
+        "rpn_conv/3x3": "conv_proposal1",
+        "rpn_cls_score": "proposal_cls_score",
+        "rpn_bbox_pred": "proposal_bbox_pred",
+    }
+    only_rpn = without(layers, "cls_score", "bbox_pred", "fc6", "fc7")
+    result = convert_caffe({names.get(name, name): blobs for name, blobs in only_rpn.items()})
+    assert (result.network, result.metadata.kind, result.unused) == ("VGG16, RPN", "detector", [])
+    expected = convert_caffe(only_rpn).state_dict
+    assert result.state_dict.keys() == expected.keys()
+    assert all(torch.equal(result.state_dict[name], tensor) for name, tensor in expected.items())

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 
 from frcnn_plugin.checkpoint import KEY, peek, read_weights, save_weights, write_caffemodel
 from frcnn_plugin.checkpoint.conversion import KNOWN, LAYOUTS
 from frcnn_plugin.checkpoint.metadata import CAFFE, TORCHVISION, Metadata
+from frcnn_plugin.checkpoint.read import last_checkpoint, read_checkpoint
 from frcnn_plugin.errors import UserError
 
 from . import networks
@@ -78,8 +85,11 @@ def test_known_files() -> None:
 
 
 def test_unknown_file_in_torchvisions_names(torchvision: Path) -> None:
-    with pytest.raises(UserError, match=r"RGB images.*vgg16_caffe\.pth.*--layout torchvision \|"):
+    with pytest.raises(UserError, match=r"RGB images.*vgg16_caffe\.pth") as e:
         read_weights(torchvision)
+    command = "frcnn weights convert .*vgg16.pth converted.pth --layout torchvision "
+    assert re.search(command, str(e.value))
+    assert "|" not in str(e.value)  # which a shell takes for a pipe
     assert read_weights(torchvision, layout="caffe-pth").metadata.preprocessing == CAFFE
 
 
@@ -132,7 +142,7 @@ def test_peek_executes_nothing(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "evil"),)
 
     torch.save({"model": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match=r"evil\.pth is damaged, or holds more than weights"):
+    with pytest.raises(UserError, match=r"evil\.pth holds more than weights \(posix\.mkdir\)"):
         peek(tmp_path / "evil.pth")
     assert not (tmp_path / "evil").exists()
 
@@ -140,7 +150,7 @@ def test_peek_executes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"PK\x03\x04 cut off", b"\x80\x02 nonsense"])
 def test_damaged_torch_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.pth is damaged, or holds more than weights"):
+    with pytest.raises(UserError, match=r"a\.pth is damaged, or no checkpoint"):
         read_weights(tmp_path / "a.pth")
 
 
@@ -184,3 +194,141 @@ def test_metadata_of_strangers_is_ignored() -> None:
         assert Metadata.from_dict(content) is None
     broken = {"kind": "detector", "preprocessing": {"format": "BGR", "mean": "x"}}
     assert Metadata.from_dict(broken) == Metadata("detector")
+
+
+class Evil:
+    """Makes a folder when it is read by an ordinary unpickler."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pkl", "a.pyth", "old.pth"])
+def test_code_in_a_file_is_not_run(tmp_path: Path, name: str) -> None:
+    content = {"model": {"a": Evil(tmp_path / "evil")}, "__author__": "x"}
+    path = tmp_path / name
+    if name == "a.pkl":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=name != "old.pth")
+    for read in (read_checkpoint, peek, read_weights):
+        with pytest.raises(UserError, match=r"holds more than weights \(posix\.mkdir\)"):
+            read(path)
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_flipped_bits_are_found(tmp_path: Path, part: str) -> None:
+    """In every byte of a tensor; torch reads them as other numbers."""
+    path = tmp_path / "model_0000009.pth"
+    numbers = torch.arange(1.0, 9.0)
+    torch.save({"model": {"a": torch.ones(1)}} | {part: {"a": numbers}}, path)
+    whole = path.read_bytes()
+    start = whole.index(numbers.numpy().tobytes())
+    for place in range(start, start + 32, 5):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        torch.load(path, weights_only=True)
+        with pytest.raises(UserError, match=r"model_0000009\.pth is damaged: the checksum of"):
+            read_checkpoint(path)
+    path.write_bytes(whole)
+    assert read_checkpoint(path)[part]["a"].tolist() == numbers.tolist()
+
+
+def test_file_without_checksums(tmp_path: Path) -> None:
+    if not hasattr(torch.serialization, "set_crc32_options"):
+        pytest.skip("this torch always writes them")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(tmp_path / "a.pth")["model"]["a"].tolist() == [1.0, 1.0]
+
+
+def test_no_memory_beyond_the_size_of_the_file(tmp_path: Path) -> None:
+    """A view that repeats one number, and an archive that unpacks to more."""
+    torch.save({"a": torch.ones(1).expand(1 << 40)}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth is damaged"):
+        peek(tmp_path / "a.pth")
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "b.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "b.pth") as old,
+        zipfile.ZipFile(tmp_path / "c.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(UserError, match=r"c\.pth is compressed"):
+        peek(tmp_path / "c.pth")
+
+
+def prefixed(prefix: str, state: dict) -> dict:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"epoch": 3, "state_dict": state, "best": 0.5},
+        lambda state: {"model": {"state_dict": state}},
+        lambda state: state | {"epoch": 3},
+        lambda state: prefixed("module.", state),
+        lambda state: {"state_dict": prefixed("module.", state)},
+        lambda state: {k.replace("features.", "features.module."): v for k, v in state.items()},
+    ],
+)
+def test_weights_in_wrappers_and_with_prefixes(tmp_path: Path, wrap) -> None:
+    state = networks.torchvision_vgg16()
+    torch.save(wrap(state), tmp_path / "a.pth")
+    content = read_checkpoint(tmp_path / "a.pth")
+    assert list(content["model"]) == list(state)
+    assert content.get("epoch") in (3, None)
+    weights = read_weights(tmp_path / "a.pth", layout="torchvision")
+    assert len(weights.state_dict) == 30
+    assert len(peek(tmp_path / "a.pth").weights) == len(state)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_pickles_of_detectron_and_its_successor(tmp_path: Path, protocol: int) -> None:
+    """What Detectron2 makes of them, which would run code in them."""
+    for content in (
+        {"model": {"a.weight": np.ones((2, 3), "f4")}, "__author__": "x"},
+        {"blobs": OrderedDict(a_w=np.ones(3, "f4"), a_w_momentum=np.ones(3, "f4")), "cfg": "x"},
+        {"a_w": np.ones(3, "f4")},
+    ):
+        path = tmp_path / "a.pkl"
+        path.write_bytes(pickle.dumps(content, protocol))
+        theirs = DetectionCheckpointer(torch.nn.Linear(1, 1))._load_file(str(path))
+        ours = read_checkpoint(path)
+        assert {k: v for k, v in ours.items() if k != "model"} == {
+            k: v for k, v in theirs.items() if k != "model"
+        }
+        assert list(ours["model"]) == list(theirs["model"])
+        for name, tensor in ours["model"].items():
+            assert np.array_equal(tensor.numpy(), theirs["model"][name])
+
+
+def test_folder_and_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder: name a file in it, such as model_final"):
+        read_checkpoint(tmp_path)
+    (tmp_path / "notes.pth").write_text("learning rate 0.001\n")
+    with pytest.raises(UserError, match=r"notes\.pth is a text file, not one of weights"):
+        read_weights(tmp_path / "notes.pth")
+    (tmp_path / "a.pth").write_bytes(bytes(range(200, 250)))
+    with pytest.raises(UserError, match=r"a\.pth is damaged, or neither a file of torch\.save nor"):
+        read_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("note", [b"", b"\n", b"\xff\xfe\x00", b"a\x00b", b"two\nlines.pth"])
+def test_last_checkpoint_names_none(tmp_path: Path, note: bytes) -> None:
+    assert last_checkpoint(tmp_path) is None
+    (tmp_path / "model_0000099.pth").touch()
+    (tmp_path / "last_checkpoint").write_bytes(note)
+    with pytest.raises(UserError, match=r"no checkpoint named in .*last.*\(model_0000099\.pth\)"):
+        last_checkpoint(tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000099.pth\n")
+    assert last_checkpoint(tmp_path) == tmp_path / "model_0000099.pth"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from frcnn_plugin.data.synthetic import write_synthetic_voc
+from frcnn_plugin.preflight import schedule
 from tests.cli.conftest import frcnn
 from tests.small_demo import DEMO
 
@@ -18,6 +19,7 @@ from tests.small_demo import DEMO
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restore_catalogs: None) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setattr(schedule, "_MANY_PASSES", 10_000)  # over six images
     write_synthetic_voc(tmp_path / "demo_shapes", num_trainval=6, num_test=3)
     return tmp_path
 
@@ -67,7 +69,7 @@ def test_errors_and_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("args", "message"),
     [
         (["--config-file", "no.yaml"], "FAIL  config       no config file 'no.yaml'"),
-        (["--config-file", DEMO, "MODEL.NO", "1"], "FAIL  config       the command line: Non-"),
+        (["--config-file", DEMO, "MODEL.NO", "1"], "FAIL  config       there is no key MODEL.NO;"),
         (
             ["--num-gpus", "0", "--config-file", DEMO],
             "FAIL  config       --num-gpus is 0: it must be 1 or more",

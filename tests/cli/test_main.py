@@ -87,6 +87,7 @@ def test_an_int_is_the_exit_status(
     ("error", "status", "line"),
     [
         (UserError("KEY 3: must be 4"), 1, "error: KEY 3: must be 4\n"),
+        (UserError("class \x1b[2J\xe9\nerror: b"), 1, "error: class \\x1b[2J\xe9\nerror: b\n"),
         (ImportError("no torch", name="frcnn_plugin"), 1, "error: no torch\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],

@@ -242,13 +242,13 @@ def mistakes(folder: Path) -> list[tuple[list[str], str]]:
         ([photo, "--output", photo], f"--output {photo} is a file: give a folder"),
         ([f"{folder}/empty", *json_file], f"the folder {folder}/empty holds no images ("),
         ([f"{folder}/A.JPG", *json_file], f"there is no file or folder {folder}/A.JPG"),
-        ([photo, *json_file, "MODEL.DEVICE"], "overrides come as KEY VALUE pairs, but there are 1"),
+        ([photo, *json_file, "MODEL.DEVICE"], "MODEL.DEVICE has no value, it is the last word"),
         (
             [photo, *json_file, "MODEL.DEVIC", "cpu"],
-            "the command line: Non-existent key: MODEL.DEV",
+            "there is no key MODEL.DEVIC; did",
         ),
         ([photo, *json_file, "--weights", "no.pth"], "there is no file no.pth"),
-        ([photo, *json_file, "--config-file", "no.yaml"], "no config file 'no.yaml'; those of"),
+        ([photo, *json_file, "--config-file", "no.yaml"], "no config file 'no.yaml'; give the"),
         (
             [f"{folder}/photos/b/3.jpg", "--output", f"{folder}/photos/b"],
             f"{folder}/photos/b/3.jpg is read, and would be written: give another folder as --outp",

@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 
 from frcnn_plugin.cli.__main__ import parse
 from frcnn_plugin.data.synthetic import write_synthetic_voc
+from frcnn_plugin.errors import UserError
 from frcnn_plugin.report import write_report
 from tests.cli.conftest import frcnn
 from tests.small_demo import DEMO, SMALL
@@ -156,3 +157,25 @@ def test_takes_the_options_of_detectron2_scripts() -> None:
     stock = default_argument_parser().parse_args([])
     _, args = parse(["train"])
     assert {**vars(stock), "opts": []} == {k: v for k, v in vars(args).items() if k != "overwrite"}
+
+
+HOLD = """
+import sys
+from frcnn_plugin.engine.run_folder import lock_output
+with lock_output(sys.argv[1]):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_run_uses(train: Callable[..., str], tmp_path: Path) -> None:
+    """Nothing of the other run is touched, not even with --overwrite."""
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    words = [sys.executable, "-c", HOLD, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match=rf"{tmp_path} is in use by process {other.pid} on"):
+            train("--overwrite", *OPTS, "OUTPUT_DIR", str(tmp_path))
+        other.communicate()
+    assert [p.name for p in tmp_path.iterdir()] == ["last_checkpoint"]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("restore_catalogs")
 # What makes it quick; a user's file has the other half.
 SMALL = [
     *("MODEL.DEVICE", "cpu"),
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
+    *("MODEL.PAPER_VGG.CHANNELS", "[4,4,8,8,8]"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", "300"),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "20"),

@@ -12,7 +12,7 @@ import yaml
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.config import REMOVED_KEYS, plugin_cfg
-from frcnn_plugin.engine import forget_run, setup_cfg
+from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.engine.setup import merge_overrides
 from frcnn_plugin.errors import UserError
 
@@ -37,9 +37,12 @@ def test_cpu_is_chosen_without_cuda(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.NOTHING", "1"], "the command line: Non-existent key: MODEL.NOTHING"),
+        (["MODEL.NOTHING", "1"], "there is no key MODEL.NOTHING; did you mean "),
         (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
-        (["SOLVER.MAX_ITER"], "KEY VALUE pairs, but there are 1 words: SOLVER.MAX_ITER"),
+        (
+            ["SOLVER.MAX_ITER"],
+            "SOLVER.MAX_ITER has no value, it is the last word: overrides are pairs, KEY VALUE",
+        ),
     ],
 )
 def test_overrides(opts: list[str], message: str) -> None:
@@ -49,12 +52,9 @@ def test_overrides(opts: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("MODEL:\n  NOTHING: 1\n", r"{path}: .*MODEL\.NOTHING"),
-        ("MODEL: [\n", "{path} is not YAML: while parsing .*line 2"),
-        (
-            "_BASE_: nothing.yaml\n",
-            r"{path}: its _BASE_ .*nothing\.yaml cannot be read \(No such file or directory\)",
-        ),
+        ("MODEL:\n  NOTHING: 1\n", r"{path}, line 2: there is no key MODEL\.NOTHING"),
+        ("MODEL: [\n", "{path}, line 2 is not YAML: while parsing "),
+        ("_BASE_: nothing.yaml\n", r"{path}, line 1: _BASE_: no config file '.*nothing\.yaml"),
     ],
 )
 def test_files(tmp_path: Path, text: str, message: str) -> None:
@@ -64,7 +64,7 @@ def test_files(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_missing_config_file() -> None:
-    assert "no config file 'configs/nothing.yaml'" in problem(config="configs/nothing.yaml")
+    assert "no config file 'configs/nothing.yaml'; give " in problem(config="configs/nothing.yaml")
 
 
 def test_removed_keys_in_a_file_are_ignored(
@@ -89,7 +89,7 @@ def test_whole_numbers_where_a_key_has_a_point(value: str, told: bool) -> None:
         message = ""
     except UserError as error:
         message = str(error)
-    assert ("MODEL.RPN.MIN_SIZE_IMAGE. Write the number with a point" in message) is told
+    assert ("MODEL.RPN.MIN_SIZE_IMAGE 60: write the number with a point, 60.0" == message) is told
     assert bool(message) is (value != "60.5")
 
 
@@ -107,11 +107,3 @@ def test_as_many_classes_as_the_data_sets_have(tmp_path: Path) -> None:
         setup_cfg("", [*one, "DATASETS.TRAIN", "('thre',)"])
     with pytest.raises(UserError, match="TRAIN and TEST, which are empty: give the number"):
         setup_cfg("", [*one, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"])
-
-
-def test_a_new_run_forgets_the_old_one(tmp_path: Path) -> None:
-    cfg = setup_cfg(DEMO, ["OUTPUT_DIR", str(tmp_path)])
-    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    for _ in range(2):  # the second time there is none
-        forget_run(cfg)
-        assert list(tmp_path.iterdir()) == []

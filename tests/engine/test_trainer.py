@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,3 +119,11 @@ def test_batch_that_cannot_be_divided(tiny_cfg, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("frcnn_plugin.engine.trainer.comm.get_world_size", lambda: 2)
     with pytest.raises(UserError, match=r"IMS_PER_BATCH 3 cannot be divided among 2 processes"):
         PaperTrainer.build_train_loader(tiny_cfg("SOLVER.IMS_PER_BATCH", 3))
+
+
+def test_stages_without_a_test_set(tiny_cfg) -> None:
+    """There is nothing to evaluate after stage 2."""
+    trainer = object.__new__(PaperTrainer)
+    trainer.cfg = tiny_cfg("DATASETS.TEST", ())
+    model = SimpleNamespace(set_phase=lambda phase: None)
+    assert trainer.test_on_proposals(model, []) == {}

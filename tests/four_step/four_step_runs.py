@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
@@ -47,7 +48,7 @@ TINY = [
     *("DATASETS.TEST", "('tiny_test',)"),
     *("INPUT.MAX_SIZE_TRAIN", "160"),
     *("INPUT.MAX_SIZE_TEST", "160"),
-    *("MODEL.VGG.CHANNELS", "[4,4,8,8,8]"),
+    *("MODEL.PAPER_VGG.CHANNELS", "[4,4,8,8,8]"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
     *("MODEL.ROI_BOX_HEAD.DROPOUT", "0.5"),
     *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16"),
@@ -161,7 +162,7 @@ def tiny_cfg(folder: Path, opts: Sequence[str] = ()) -> CfgNode:
 def make_trainer(folder: Path, opts: Sequence[str] = (), *, resume: bool = False) -> PaperTrainer:
     """A trainer as the command has it before ``train()``."""
     cfg = tiny_cfg(folder, opts)
-    stop_on_errors(PlannedRun(cfg, resume=resume))
+    stop_on_errors(PlannedRun(cfg, resume=resume, num_processes=comm.get_world_size()))
     torch.manual_seed(max(cfg.SEED, 0))
     trainer = PaperTrainer(cfg)
     trainer.resume_or_load(resume=resume)

@@ -21,7 +21,7 @@ import torch
 
 from frcnn_plugin.engine import evaluate_checkpoint, forget_run
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.four_step.checkpoints import check_schedule, schedule_state
+from frcnn_plugin.four_step.checkpoints import check_same, schedule_state
 from frcnn_plugin.four_step.evaluation import stage_of
 from frcnn_plugin.preflight import PlannedRun, stop_on_errors
 from tests.four_step.fixtures import Run
@@ -136,7 +136,7 @@ def test_an_error_in_the_middle_can_be_resumed(
 )
 def test_another_schedule(copy: Callable[..., str], key: str, value: str, words: str) -> None:
     message = copy(key, value)
-    assert message.startswith("this run began with another schedule: ")
+    assert message.startswith("this run began with other values: ")
     assert f"{key} {words}" in message and message.count(" was ") == 1
     assert "another OUTPUT_DIR" in message
 
@@ -144,10 +144,10 @@ def test_another_schedule(copy: Callable[..., str], key: str, value: str, words:
 def test_another_number_of_processes(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny_cfg(finished.folder, finished.opts)
     before = schedule_state(cfg)
-    check_schedule(before, schedule_state(cfg))
+    check_same(before, schedule_state(cfg))
     monkeypatch.setattr("frcnn_plugin.four_step.checkpoints.comm.get_world_size", lambda: 2)
-    with pytest.raises(UserError, match="schedule: the number of processes was 1 and is 2"):
-        check_schedule(before, schedule_state(cfg))
+    with pytest.raises(UserError, match="values: the number of processes was 1 and is 2"):
+        check_same(before, schedule_state(cfg))
 
 
 def last_file(folder: Path) -> Path:

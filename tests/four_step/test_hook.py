@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from detectron2.data import get_detection_dataset_dicts
+from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 
+from frcnn_plugin.checkpoint.conversion import without_statistics
 from frcnn_plugin.data.proposals.files import check_proposals
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.four_step import weights as stage_weights
-from frcnn_plugin.modeling.target_statistics import TargetStatistics
+from frcnn_plugin.four_step.log import format_plan
+from frcnn_plugin.modeling.target_statistics import TargetStatistics, fold_target_statistics
 from tests.four_step.fixtures import Run
 from tests.four_step.four_step_runs import make_trainer, tiny_cfg
 
@@ -132,7 +137,8 @@ def test_stage_4_restarts_the_predictor(finished: Run) -> None:
 def test_statistics_are_there_in_training_and_folded_in_files(finished: Run) -> None:
     for stage, part in ((1, "proposal_generator"), (2, "roi_heads.box_predictor"),
                        (3, "proposal_generator"), (4, "roi_heads.box_predictor")):  # fmt: skip
-        keys = {k for k in finished.recorder.entered[stage] if "target_statistics" in k}
+        entered = without_statistics(finished.recorder.entered[stage])
+        keys = {k for k in entered if "target_statistics" in k}
         assert keys == {f"{part}.target_statistics.mean", f"{part}.target_statistics.std"}
     files = [*(f"stage{k}_final.pth" for k in TRAINS), "model_final.pth", "initial_weights.pth"]
     for name in files:
@@ -143,7 +149,7 @@ def test_folding_at_the_end_changes_no_box(finished: Run) -> None:
     """Weights with statistics and folded weights are one function."""
     model = make_model(finished, finished.recorder.entered[4])
     before = outputs(finished, model.state_dict())
-    stage_weights.fold_statistics(model)
+    fold_target_statistics(model)
     assert not any(m.active for m in model.modules() if isinstance(m, TargetStatistics))
     torch.testing.assert_close(outputs(finished, model.state_dict()), before, rtol=1e-4, atol=1e-5)
 
@@ -229,3 +235,57 @@ def test_plan(finished: Run) -> None:
     path = str(finished.root / "imagenet.pth")
     for text in ("imagenet.pth again", path, "RPN head new", "writes", "reads", "0.003 to 2"):
         assert text in plan, plan
+
+
+class Seen(HookBase):
+    """The images of each stage."""
+
+    def __init__(self) -> None:
+        self.files: dict[int, set[str]] = {}
+
+    def after_step(self) -> None:
+        loss = self.trainer.storage.history("total_loss").latest()
+        assert math.isfinite(loss)
+
+    def watch(self, model: Any) -> None:
+        losses = model._losses
+
+        def noting(inputs: list[dict[str, Any]]) -> Any:
+            stage = int(self.trainer.storage.history("stage").latest())
+            names = {Path(x["file_name"]).name for x in inputs if not len(x["instances"])}
+            self.files.setdefault(stage, set()).update(names)
+            return losses(inputs)
+
+        model._losses = noting
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_images_without_objects_in_all_stages(tmp_path: Path, filtered: bool) -> None:
+    """They train as background, RPN and detector, or are left out."""
+    opts = ["FOUR_STEP.ITERS", "[12,6,12,6]", "FOUR_STEP.DROPS", "[[],[],[],[]]"]
+    opts += ["FOUR_STEP.RPN_TARGET_STATISTICS", "True", "SOLVER.CHECKPOINT_PERIOD", "99"]
+    trainer = make_trainer(tmp_path, [*opts, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", str(filtered)])
+    seen = Seen()
+    trainer.register_hooks([seen])
+    seen.watch(trainer.model)
+    trainer.train()
+    dicts = get_detection_dataset_dicts("tiny_trainval", filter_empty=False)
+    without = {Path(d["file_name"]).name for d in dicts if not d["annotations"]}
+    assert without
+    empty = set() if filtered else without
+    assert seen.files == dict.fromkeys((1, 2, 3, 4), empty)
+
+
+def test_more_processes_are_said_with_what_to_paste(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice the images at twice the rate, for half as long."""
+    opts = ["FOUR_STEP.ITERS", "[8,4,8,5]", "FOUR_STEP.DROPS", "[[6],[3],[2,6],[]]"]
+    cfg = tiny_cfg(tmp_path, opts)
+    assert "a batch is" not in format_plan(cfg, [{}])
+    monkeypatch.setattr("frcnn_plugin.four_step.log.comm.get_world_size", lambda: 2)
+    last = format_plan(cfg, [{}]).splitlines()[-1]
+    assert last.startswith("2 processes: a batch is 2 times as large")
+    wanted = "SOLVER.BASE_LR 0.006 FOUR_STEP.ITERS [4,2,4,2] FOUR_STEP.DROPS [[3],[1],[1,3],[]]"
+    assert last.endswith(wanted)
+    tiny_cfg(tmp_path, wanted.split())  # it can be typed as it is

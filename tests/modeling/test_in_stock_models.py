@@ -26,7 +26,7 @@ STOCK = [
 ]
 VGG = [
     *("MODEL.BACKBONE.NAME", "VGG16"),
-    *("MODEL.VGG.CHANNELS", [4, 4, 8, 8, 8]),
+    *("MODEL.PAPER_VGG.CHANNELS", [4, 4, 8, 8, 8]),
     *("MODEL.RPN.IN_FEATURES", ["conv5"]),
     *("MODEL.ROI_HEADS.IN_FEATURES", ["conv5"]),
 ]
@@ -59,7 +59,7 @@ CASES: dict[str, list[Any]] = {
         *VGG,
         *STOCK_HEAD,
         *("MODEL.BACKBONE.NAME", "ZF"),
-        *("MODEL.ZF.CHANNELS", [4, 4, 8, 8, 8]),
+        *("MODEL.PAPER_ZF.CHANNELS", [4, 4, 8, 8, 8]),
     ],
     "PaperRPN on ResNet-C4": [*RESNET_C4, *OUR_RPN, *STOCK_HEAD],
     "CaffeROIHeads on ResNet-C4": [*RESNET_C4, *OUR_HEADS],
@@ -69,8 +69,8 @@ CASES: dict[str, list[Any]] = {
         *VGG,
         *OUR_RPN,
         *STOCK_HEAD,
-        *("MODEL.VGG.CHANNELS", [4, 4, 8, 8, 8]),
-        *("MODEL.VGG.OUT_FEATURES", ["conv4", "conv5"]),
+        *("MODEL.PAPER_VGG.CHANNELS", [4, 4, 8, 8, 8]),
+        *("MODEL.PAPER_VGG.OUT_FEATURES", ["conv4", "conv5"]),
         *("MODEL.RPN.IN_FEATURES", ["conv4", "conv5"]),
     ],
 }
@@ -124,6 +124,6 @@ def test_our_keys_are_neutral() -> None:
 def test_adding_the_keys_twice_keeps_values() -> None:
     cfg = get_cfg()
     add_frcnn_config(cfg)
-    cfg.MODEL.VGG.CHANNELS = [1, 2, 3, 4, 5]
+    cfg.MODEL.PAPER_VGG.CHANNELS = [1, 2, 3, 4, 5]
     add_frcnn_config(cfg)
-    assert cfg.MODEL.VGG.CHANNELS == [1, 2, 3, 4, 5]
+    assert cfg.MODEL.PAPER_VGG.CHANNELS == [1, 2, 3, 4, 5]

@@ -300,7 +300,7 @@ def test_unknown_dtype(tiny_cfg) -> None:
 
 # Wide enough for Winograd, and numbers of a trained network's size in its outputs.
 WIDE = (
-    *("MODEL.VGG.CHANNELS", [8, 8, 128, 128, 128]),
+    *("MODEL.PAPER_VGG.CHANNELS", [8, 8, 128, 128, 128]),
     *("MODEL.PIXEL_STD", [50.0, 50.0, 50.0]),
 )
 

@@ -21,7 +21,7 @@ from tests.random_detector import squares
 
 def test_weights_alone(predictor: FasterRCNNPredictor) -> None:
     assert predictor.class_names == CLASSES
-    assert predictor.cfg.MODEL.VGG.CHANNELS == [4, 4, 8, 8, 8]
+    assert predictor.cfg.MODEL.PAPER_VGG.CHANNELS == [4, 4, 8, 8, 8]
     assert predictor.cfg.DATASETS.TRAIN == predictor.cfg.DATASETS.TEST == ()
     assert not predictor.model.training
     result = predictor(squares(100, 150))
@@ -104,7 +104,10 @@ def test_without_cuda_the_cpu(save_detector: Callable, caplog: pytest.LogCapture
     [
         ({"score_threshold": 50}, "the score threshold is 50: it must be from 0 to 1"),
         ({"device": "gpu"}, "there is no device 'gpu': give cpu, cuda or cuda:1"),
-        ({"opts": ["INPUT.FORMAT"]}, "overrides come as KEY VALUE pairs, but there are 1 words"),
+        (
+            {"opts": ["INPUT.FORMAT"]},
+            "has no value, it is the last word: overrides are pairs, KEY VALUE",
+        ),
     ],
 )
 def test_wrong_arguments(save_detector: Callable, arguments: dict, message: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine.setup import setup_cfg
-from frcnn_plugin.preflight import Finding, PlannedRun, preflight
+from frcnn_plugin.preflight import Finding, PlannedRun, preflight, schedule
 from tests.small_demo import DEMO, SMALL
 
 
@@ -29,6 +29,8 @@ def shapes(
     """A copy of it in an empty current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    # Six images are too few for the demo's schedule, of which nothing else is wrong.
+    monkeypatch.setattr(schedule, "_MANY_PASSES", 10_000)
     return Path(shutil.copytree(written_shapes, tmp_path / "demo_shapes"))
 
 
@@ -38,7 +40,7 @@ def plan(shapes: Path) -> Callable[..., PlannedRun]:
 
     def build(*opts: Any, config: str = DEMO, **how: Any) -> PlannedRun:
         cfg = setup_cfg(config, [*SMALL, *map(str, opts)])
-        return PlannedRun(cfg, config_file=config, **how)
+        return PlannedRun(cfg, config_file=config, opts=[*SMALL, *map(str, opts)], **how)
 
     return build
 

@@ -135,6 +135,17 @@ def test_bad_boxes_of_the_loader(find, shapes: Path) -> None:
     assert "1 of 20 boxes are dropped" in message and "it has no width or height" in message
 
 
+def test_warnings_before_an_error_are_told(find, shapes: Path) -> None:
+    """They are the reason: no box can be read, so there are no objects."""
+    _LOG_COUNTER.clear()
+    for file in (shapes / "Annotations").iterdir():
+        file.write_text(f"<annotation>{obj('circle', (50, 20, 40, 60))}</annotation>")
+    findings = [f for f in find("DATASETS.TEST", "()") if "shapes_trainval" in f.text]
+    assert [f.level for f in findings] == ["warning", "error"]
+    assert "6 of 6 boxes are dropped" in findings[0].text
+    assert "no objects" in findings[1].text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -81,6 +81,13 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--num-gpus 4, but 1 GPU can be seen" in sentence and "--num-gpus 1" in sentence
 
 
+def test_gpu_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    sentence = only(bad("cuda:2"), "environment")
+    assert "MODEL.DEVICE is cuda:2, but 2 GPUs can be seen" in sentence
+    assert "Type MODEL.DEVICE cuda" in sentence
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_gpu() -> None:

@@ -55,6 +55,18 @@ def test_nothing_to_resume(find, tmp_path: Path) -> None:
     assert "training starts at iteration 0" in sentence and "OUTPUT_DIR" in sentence
 
 
+def test_last_checkpoint_is_lost_or_damaged(find, tmp_path: Path) -> None:
+    folder = leave_run(tmp_path / "run")
+    (folder / "last_checkpoint").unlink()
+    sentence = only(find("OUTPUT_DIR", folder, resume=True), "output", "warning")
+    assert f"write model_0000099.pth into {folder / 'last_checkpoint'}" in sentence
+    (folder / "last_checkpoint").write_bytes(b"\xff\x00\xfe")
+    sentence = only(find("OUTPUT_DIR", folder, resume=True), "weights")
+    assert f"no checkpoint named in {folder}/last_checkpoint" in sentence
+    assert "(model_0000099.pth)" in sentence
+    assert only(find("OUTPUT_DIR", folder, overwrite=True), "output", "warning")
+
+
 def test_log_of_another_run(find, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.json").touch()

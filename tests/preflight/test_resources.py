@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from frcnn_plugin import get_config_file
-from frcnn_plugin.preflight import resources
+from frcnn_plugin.engine.setup import setup_cfg
+from frcnn_plugin.preflight import PlannedRun, resources
 from frcnn_plugin.preflight.resources import (
+    check_hours,
     check_memory,
+    check_workers,
     checkpoint_bytes,
     free_ram,
     number_of_checkpoints,
@@ -73,7 +79,7 @@ def test_sizes(plan) -> None:
 # ---- memory ---------------------------------------------------------------------------------
 
 FULL = [
-    *("MODEL.VGG.CHANNELS", "[64,128,256,512,512]"),
+    *("MODEL.PAPER_VGG.CHANNELS", "[64,128,256,512,512]"),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", "4096"),
     *("MODEL.WEIGHTS", ""),
 ]
@@ -110,7 +116,7 @@ def test_measured_runs(
     "opts",
     [
         ["MODEL.ROI_BOX_HEAD.FC_DIM", "16"],
-        ["MODEL.VGG.CHANNELS", "[4,4,8,8,8]"],
+        ["MODEL.PAPER_VGG.CHANNELS", "[4,4,8,8,8]"],
         ["INPUT.MIN_SIZE_TRAIN", "(300,)"],
         ["MODEL.PAPER_RCNN.PHASE", "rpn"],
     ],
@@ -137,3 +143,45 @@ def test_too_little_memory(check, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_free_memory_is_plausible() -> None:
     free = free_ram()
     assert free is None or 2**24 < free < 2**50
+
+
+# ---- workers ---------------------------------------------------------------------------------
+
+
+def test_workers_that_fill_shared_memory(plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's 64 MB: VOC's pairs of 600x1000 pixels, each worker two ahead, two in use."""
+    run = plan(
+        *("DATALOADER.NUM_WORKERS", "8", "INPUT.MIN_SIZE_TRAIN", "(600,)"),
+        *("INPUT.MAX_SIZE_TRAIN", "1000", "SOLVER.IMS_PER_BATCH", "2"),
+    )
+    assert resources.batch_bytes(run) == 2 * 3 * 600 * 1000
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(resources, "_SHM", Path("/"))
+    disk = SimpleNamespace(free=64 * 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+    sentence = only(list(check_workers(run)), "memory")
+    assert "DATALOADER.NUM_WORKERS 8: batches on their way take up to 61.8 MiB" in sentence
+    assert "--shm-size=1g" in sentence and sentence.endswith("DATALOADER.NUM_WORKERS 7")
+    disk.free = 2**30
+    assert list(check_workers(run)) == []
+    assert list(check_workers(plan("DATALOADER.NUM_WORKERS", "0"))) == []
+
+
+def test_more_workers_than_cores(plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    run = plan("DATALOADER.NUM_WORKERS", "4", num_processes=2)
+    sentence = only(list(check_workers(run)), "memory", "warning")
+    assert "DATALOADER.NUM_WORKERS 4 in 2 processes on 4 CPU cores" in sentence
+    assert sentence.endswith("Type DATALOADER.NUM_WORKERS 2")
+    assert list(check_workers(plan("DATALOADER.NUM_WORKERS", "4"))) == []
+
+
+def test_days_on_a_cpu(monkeypatch: pytest.MonkeyPatch, restore_catalogs: None) -> None:
+    config = get_config_file("faster_rcnn_vgg16_voc.yaml")
+    opts = ["MODEL.DEVICE", "cpu"]
+    run = PlannedRun(setup_cfg(config, opts), config_file=config)
+    sentence = only(list(check_hours(run)), "schedule", "warning")
+    assert "takes about 687 hours, with a checkpoint every 29 " in sentence
+    assert sentence.endswith("Train on a GPU, or type SOLVER.CHECKPOINT_PERIOD 300")
+    often = PlannedRun(setup_cfg(config, [*opts, "SOLVER.CHECKPOINT_PERIOD", "300"]))
+    assert list(check_hours(often)) == []

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.data import SHAPE_CLASSES, register_voc
 from frcnn_plugin.engine.setup import setup_cfg
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.preflight import PlannedRun
+from frcnn_plugin.preflight import PlannedRun, schedule
 from frcnn_plugin.preflight.schedule import check_solver, find_preset
 from tests.conftest import CONFIGS
 from tests.preflight.conftest import only
+from tests.small_demo import DEMO
 
 FOUR_STEPS = get_config_file("demo/vgg16_shapes.yaml")
 SHIPPED = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Base"))
@@ -37,13 +39,6 @@ ERRORS: dict[str, tuple[list[str], str]] = {
         ["SOLVER.STEPS", "(900,600)"],
         r'SOLVER\.STEPS \(900, 600\) must ascend\. Type SOLVER\.STEPS "\(600, 900\)"',
     ),
-    "no iterations": (
-        ["SOLVER.MAX_ITER", "0", "SOLVER.STEPS", "()"],
-        "SOLVER.MAX_ITER is 0: it must be 1 or more",
-    ),
-    "no images": (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 0: it must be 1 or more"),
-    "no checkpoints": (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD is 0"),
-    "no learning": (["SOLVER.BASE_LR", "0.0"], r"SOLVER.BASE_LR is 0\.0: it must be positive"),
     "batch that does not fit the reference": (
         ["SOLVER.REFERENCE_WORLD_SIZE", "4", "SOLVER.IMS_PER_BATCH", "6"],
         "not a multiple of SOLVER.REFERENCE_WORLD_SIZE 4, .* Type SOLVER.IMS_PER_BATCH 4",
@@ -73,6 +68,11 @@ WARNINGS: dict[str, tuple[list[str], str]] = {
         ["TEST.EVAL_PERIOD", "1"],
         r"fewer images are trained on \(2\) than evaluated \(3\)\. Type TEST.EVAL_PERIOD 120",
     ),
+    "best checkpoint chosen on the test set": (
+        ["TEST.EVAL_PERIOD", "100"],
+        r"TEST.EVAL_PERIOD 100: model_best.pth is chosen by its score on shapes_test, .* "
+        r"DATASETS.TEST \"\('my_val', 'shapes_test'\)\"",
+    ),
     "no checkpoint before the end": (
         ["SOLVER.MAX_ITER", "6000", "SOLVER.CHECKPOINT_PERIOD", "6000"],
         "an interruption loses everything. Type SOLVER.CHECKPOINT_PERIOD 600",
@@ -84,8 +84,8 @@ WARNINGS: dict[str, tuple[list[str], str]] = {
 def test_findings(find, case: str) -> None:
     level = "error" if case in ERRORS else "warning"
     opts, message = (ERRORS | WARNINGS)[case]
-    sentence = only([f for f in find(*opts) if f.level == level], "schedule", level)
-    assert re.search(message, sentence), sentence
+    sentences = [f.sentence for f in find(*opts) if (f.subject, f.level) == ("schedule", level)]
+    assert any(re.search(message, sentence) for sentence in sentences), sentences
 
 
 def test_four_lists_of_four(plan) -> None:
@@ -120,12 +120,47 @@ def test_four_steps_in_several_processes(plan) -> None:
     assert "SOLVER.BASE_LR 0.004" in finding.fix and "divided by 4" in finding.fix
     (finding,) = check_solver(plan(config=FOUR_STEPS, num_processes=4))  # 0.01
     assert finding.level == "ok"
+    assert "in proportion: SOLVER.BASE_LR 0.04" in finding.text
+
+
+def test_four_steps_of_a_file_of_their_own(plan) -> None:
+    """Without a preset the rate is compared with the paper's."""
+    run = plan("SOLVER.BASE_LR", "0.001", config=FOUR_STEPS, num_processes=2)
+    run.config_file = ""
+    (finding,) = check_solver(run)
+    assert finding.level == "warning" and "SOLVER.BASE_LR 0.002" in finding.fix
 
 
 def test_less_than_one_epoch_in_four_steps(plan) -> None:
     opts = ["FOUR_STEP.ITERS", "[2,2,2,2]", "FOUR_STEP.DROPS", "[[],[],[],[]]"]
     (finding,) = check_solver(plan(*opts, config=FOUR_STEPS))
     assert "sees 4 images" in finding.text and "Raise FOUR_STEP.ITERS" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("config", "passes", "fix"),
+    [
+        (DEMO, "480", 'SOLVER.MAX_ITER 75 SOLVER.STEPS "(56,)"'),
+        (
+            FOUR_STEPS,
+            "680",
+            'FOUR_STEP.ITERS "[18, 75, 8, 18]" FOUR_STEP.DROPS "[[13], [57], [6], [11]]"',
+        ),
+    ],
+)
+def test_a_small_set_seen_too_often(plan, monkeypatch, config: str, passes: str, fix: str) -> None:
+    """Five images with objects; the stage that sees most images counts."""
+    monkeypatch.setattr(schedule, "_MANY_PASSES", 100)
+    (finding,) = check_solver(plan(config=config))
+    assert finding.level == "warning"
+    assert f"training passes {passes} times over the 5 images" in finding.text
+    assert finding.fix == f"For about 30 passes: {fix}"
+
+
+def test_set_that_is_not_the_test_set_chooses(find) -> None:
+    register_voc("my_val", "demo_shapes", "test", SHAPE_CLASSES)
+    assert find("TEST.EVAL_PERIOD", "100", "DATASETS.TEST", "('my_val',)") == []
+    assert find("TEST.EVAL_PERIOD", "100", "DATASETS.TEST", "('my_val','shapes_test')") == []
 
 
 def test_preset_of_a_users_file(tmp_path: Path) -> None:

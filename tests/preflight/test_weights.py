@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from frcnn_plugin.checkpoint.catalog.known_files import find as find_known
 from frcnn_plugin.checkpoint.checkpointer import preprocessing
 from frcnn_plugin.checkpoint.metadata import KEY, Metadata, Preprocessing
 from frcnn_plugin.data import SHAPE_CLASSES
-from frcnn_plugin.preflight import preflight
+from frcnn_plugin.preflight import planned_run, preflight
 from frcnn_plugin.preflight.weights import check_weights
 from tests.preflight.conftest import only
 
@@ -59,7 +60,8 @@ def test_weights_of_the_run_itself(plan, save) -> None:
     text = [f.text for f in check_weights(run)][-1]
     assert {f.level for f in preflight(run)} == {"ok"}
     found, wanted = (text.partition(": ")[2].split()[i] for i in (0, 2))
-    assert found == wanted == str(len(run.model.state_dict()))
+    names = [name for name in run.model.state_dict() if ".target_statistics." not in name]
+    assert found == wanted == str(len(names))
     assert text.endswith("weights of the model, detector, 3 classes")
 
 
@@ -75,7 +77,6 @@ def test_the_model_takes_no_memory(plan, save) -> None:
         (["MODEL.WEIGHTS", "nothing.pth"], False, "MODEL.WEIGHTS: there is no file 'nothing.pth'"),
         (["MODEL.BACKBONE.FREEZE_AT", "2"], False, "FREEZE_AT is 2: the frozen layers would stay"),
         (["MODEL.BACKBONE.FREEZE_AT", "2"], False, "from scratch with MODEL.BACKBONE.FREEZE_AT 0"),
-        (["MODEL.BACKBONE.NAME", "VGG17"], False, "the model cannot be built: No object named"),
         (
             ["MODEL.WEIGHTS", "frcnn://vgg16_cafe_imagenet"],
             False,
@@ -129,7 +130,7 @@ def test_weights_of_another_network(find, tmp_path: Path) -> None:
 
 def test_weights_of_another_width(find, save, plan) -> None:
     weights = save(right(plan))
-    message = only(find(*weights, "MODEL.VGG.CHANNELS", "[5,4,8,8,8]"), "weights")
+    message = only(find(*weights, "MODEL.PAPER_VGG.CHANNELS", "[5,4,8,8,8]"), "weights")
     assert "conv1_1.weight is 4x3x3x3 there and 5x3x3x3 here" in message
 
 
@@ -155,8 +156,47 @@ def test_old_file_format(plan, save, tmp_path: Path) -> None:
     assert {f.level for f in check_weights(plan(*opts))} == {"ok"}
 
 
+@pytest.mark.parametrize("address", ["https://example.org/a.pth", "detectron2://No/Such.pkl"])
+@pytest.mark.parametrize("problem", [URLError("no route to host"), TimeoutError(), KeyError("x")])
+def test_address_that_cannot_be_reached(
+    find, monkeypatch: pytest.MonkeyPatch, address: str, problem: Exception
+) -> None:
+    """Told before the run makes its folder."""
+
+    def fail(_: str) -> str:
+        raise problem
+
+    monkeypatch.setattr(PathManager, "get_local_path", fail)
+    message = only(find("MODEL.WEIGHTS", address), "weights")
+    assert f"MODEL.WEIGHTS {address} cannot be downloaded ({type(problem).__name__}" in message
+    assert "give a file: MODEL.WEIGHTS path/to/file.pth" in message
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_address_that_nobody_opens(find, alone: bool) -> None:
+    message = only(find("MODEL.WEIGHTS", "s3://bucket/a.pth", alone=alone), "weights")
+    assert "nothing here opens s3:// addresses" in message
+
+
+def test_model_that_cannot_be_built(find, plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(cfg: Any) -> Any:
+        raise ValueError("FPN needs five levels\nmore")
+
+    monkeypatch.setattr(planned_run, "build_model", fail)
+    assert "not compared with the model" in only(list(check_weights(plan())), "weights", "warning")
+    monkeypatch.setattr("frcnn_plugin.preflight.weights.build_model", fail)
+    message = only(find(), "weights")
+    assert "the model cannot be built (ValueError: FPN needs five levels)" in message
+
+
+def test_warnings_before_an_error_are_told(find, save, plan) -> None:
+    opts = save(right(plan, classes=("cat", "dog", "cow")))
+    findings = find(*opts, "MODEL.PAPER_VGG.CHANNELS", "[5,4,8,8,8]")
+    assert "conv1_1.weight is" in only([f for f in findings if f.level == "error"], "weights")
+
+
 def test_files_of_the_net_are_not_fetched(plan) -> None:
-    run = plan("MODEL.WEIGHTS", "detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    run = plan("MODEL.WEIGHTS", "detectron2://ImageNetPretrained/MSRA/R-50.pkl", alone=True)
     assert "downloaded when the run starts" in list(check_weights(run))[-1].text
 
 
@@ -180,7 +220,7 @@ def test_known_files(plan, save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_blocks_that_do_not_exist(find, save, plan) -> None:
-    message = only(find(*save(right(plan)), "MODEL.BACKBONE.FREEZE_AT", "6"), "weights")
+    message = only(find(*save(right(plan)), "MODEL.BACKBONE.FREEZE_AT", "6"), "config")
     assert "FREEZE_AT is 6, but VGG16 has 5 blocks" in message
 
 
@@ -193,3 +233,8 @@ def test_missing_initial_weights(find) -> None:
 def test_start_after_stage_one_needs_its_checkpoint(find) -> None:
     findings = find("FOUR_STEP.START_AT", "3", config=get_config_file("demo/vgg16_shapes.yaml"))
     assert "add MODEL.WEIGHTS path/to/stage2_final.pth" in only(findings, "schedule")
+
+
+def test_folder_instead_of_a_file(find, tmp_path: Path) -> None:
+    message = only(find("MODEL.WEIGHTS", tmp_path), "weights")
+    assert "is a folder: name a file in it" in message

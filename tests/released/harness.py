@@ -27,7 +27,7 @@ def load_config(net: Net, widths: tuple[int, ...], fc: int, *opts: Any) -> CfgNo
     cfg = get_cfg()
     add_frcnn_config(cfg)
     cfg.merge_from_file(get_config_file(CONFIGS[net.name]))
-    key = "MODEL.VGG.CHANNELS" if net.backbone == "VGG16" else "MODEL.ZF.CHANNELS"
+    key = "MODEL.PAPER_VGG.CHANNELS" if net.backbone == "VGG16" else "MODEL.PAPER_ZF.CHANNELS"
     narrow = ["MODEL.DEVICE", "cpu", key, list(widths), "MODEL.ROI_BOX_HEAD.FC_DIM", fc]
     # The layout that the transcription computes in: then even float rounding agrees.
     cfg.merge_from_list([*narrow, "MODEL.PAPER_RCNN.CHANNELS_LAST", False, *opts])

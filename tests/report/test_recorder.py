@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -150,3 +151,41 @@ def test_importing_the_recorder_loads_nothing_that_draws() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+FINAL = "training is finished: {}/model_final.pth"
+BEST = "  best: {}/model_best.pth (bbox/AP50 35.2 after iteration 10)"
+REPORT = "  report: frcnn report '{}'"
+PREDICT = "  predict: frcnn predict --weights '{}/%s.pth' IMAGES"
+
+
+@pytest.mark.usefixtures("with_data")
+@pytest.mark.parametrize(
+    ("stop_after", "best", "lines"),
+    [
+        (4, False, [FINAL, REPORT, PREDICT % "model_final"]),
+        (4, True, [FINAL, BEST, REPORT, PREDICT % "model_best"]),
+        (2, False, [FINAL, REPORT]),  # no whole detector
+    ],
+)
+def test_the_end_says_what_to_do_now(
+    stop_after: int,
+    best: bool,
+    lines: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Words that a shell takes as they are, also with a space in the path."""
+    folder = tmp_path / "my run"
+    trainer = make_trainer(folder, ["FOUR_STEP.STOP_AFTER", str(stop_after)])
+    recorder = RunRecorder(trainer.cfg)
+    trainer.register_hooks([recorder])
+    if best:
+        note = {"metric": "bbox/AP50", "value": 35.23, "iteration": 9, "compared": 11}
+        (folder / "model_best.json").write_text(json.dumps(note))
+        (folder / "model_best.pth").touch()
+    recorder.before_train()
+    trainer.iter = trainer.max_iter
+    with caplog.at_level(logging.INFO):
+        recorder.after_train()
+    assert caplog.messages[-1].splitlines() == [line.format(folder) for line in lines]

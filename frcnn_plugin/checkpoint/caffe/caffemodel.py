@@ -77,7 +77,9 @@ def read_caffemodel(path: str | os.PathLike[str]) -> dict[str, list[np.ndarray]]
         del content  # the message has a copy
         return _read_net(net)
     except (DecodeError, ValueError) as e:
-        raise UserError(f"{path} is {_what(start)} ({e}): copy or download it again") from e
+        raise UserError(
+            f"{path} is {_what(start, path.suffix)} ({e}): copy or download it again"
+        ) from e
 
 
 def write_caffemodel(
@@ -195,7 +197,7 @@ def _packed(blob: Any) -> Any:
     return type(blob).FromString(unpacked.SerializeToString())
 
 
-def _what(start: bytes) -> str:
+def _what(start: bytes, suffix: str) -> str:
     """Return what a file that cannot be read looks like, judged by its beginning."""
     start = start.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -206,4 +208,10 @@ def _what(start: bytes) -> str:
         return "an archive, not a caffemodel; unpack it"
     if start.startswith((b"name:", b"layer", b"#", b"input")):
         return "a prototxt: a network without weights"
-    return "damaged, or no caffemodel"
+    if start and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
+        return "a text file, not one of weights"
+    return (
+        "damaged, or no caffemodel"
+        if suffix == ".caffemodel"
+        else "damaged, or neither a file of torch.save nor a caffemodel"
+    )

@@ -24,6 +24,7 @@ from ..conversion import (
     Conversion,
     conv_target,
     describe,
+    raw_deltas,
 )
 from ..metadata import CAFFE, Metadata
 
@@ -33,6 +34,13 @@ _FULLY_CONNECTED = ("fc6", "fc7", "cls_score", "bbox_pred")
 # Both names of the RPN's 3x3 convolution; py-faster-rcnn's networks do not agree on it (point 41 of
 # docs/faithfulness.md). The first is that of its VGG16, the second that of its alternating ZF.
 RPN_CONVS = ("rpn_conv/3x3", "rpn_conv1")
+
+# The RPN's layers in the files of the MATLAB code, which are the same otherwise.
+_MATLAB = {
+    "conv_proposal1": f"{RPN_HEAD}.rpn_conv",
+    "proposal_cls_score": f"{RPN_HEAD}.rpn_cls_score",
+    "proposal_bbox_pred": f"{RPN_HEAD}.rpn_bbox_pred",
+}
 
 # Caffe's files predict raw deltas; Detectron2's deltas are multiplied by this config key,
 # MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS, whose default these are.
@@ -63,7 +71,7 @@ def convert_caffe(layers: _Layers) -> Conversion:
     backbone = _backbone(layers)
     result = Conversion()
     used = set()
-    for layer, target in _targets(backbone, RPN_CONVS).items():
+    for layer, target in (_targets(backbone, RPN_CONVS) | _MATLAB).items():
         if layer in layers:
             weight, bias = _weight_and_bias(layers, layer)
             result.put(f"{layer}[0]", f"{target}.weight", weight)
@@ -75,7 +83,7 @@ def convert_caffe(layers: _Layers) -> Conversion:
         classes, background = _put_predictor(result, layers)
         used |= {"cls_score", "bbox_pred"}
     result.unused = [layer for layer in layers if layer not in used]
-    rpn = "rpn_cls_score" in layers
+    rpn = f"{RPN_HEAD}.rpn_cls_score.weight" in result.state_dict
     what = f"detector of {classes} classes" if classes else "RPN" if rpn else "ImageNet"
     result.network = f"{'VGG16' if backbone is VGG16_LAYERS else 'ZF'}, {what}"
     result.metadata = Metadata(
@@ -204,7 +212,7 @@ def convert_to_caffe(
             continue
         tensors = [state[f"{source}.{kind}"].detach().cpu().float() for kind in ("weight", "bias")]
         if layer == "rpn_bbox_pred":
-            tensors = _raw_deltas(tensors, state, RPN, (1.0, 1.0, 1.0, 1.0))
+            tensors = raw_deltas(tensors, state, f"{RPN}.", (1.0, 1.0, 1.0, 1.0))
         elif layer == "cls_score":
             tensors = [torch.cat((t[-1:], t[:-1])) for t in tensors]
         elif layer == "bbox_pred":
@@ -214,7 +222,7 @@ def convert_to_caffe(
                     f"bbox_pred has {len(tensors[1])} outputs for {classes} classes, so it is "
                     "class-agnostic; py-faster-rcnn's networks are not"
                 )
-            tensors = _raw_deltas(tensors, state, PREDICTOR, bbox_reg_weights)
+            tensors = raw_deltas(tensors, state, f"{PREDICTOR}.", bbox_reg_weights)
             known = metadata.background if metadata else {}
             tensors = [
                 torch.cat((known.get(kind, torch.zeros_like(tensor[:4])), tensor))
@@ -228,26 +236,3 @@ def convert_to_caffe(
             f"{', '.join(list(state)[:4])} ..."
         )
     return layers, rows
-
-
-def _raw_deltas(
-    layer: _Layer, state: Mapping[str, torch.Tensor], owner: str, weights: Sequence[float]
-) -> _Layer:
-    """Return the layer that predicts raw deltas, (output * std + mean) / weights.
-
-    Mean and std, (C, 4), are those of the layer's targets; 0 and 1 if there are none.
-    """
-    scale = torch.tensor(weights, dtype=torch.float64)
-    mean = state.get(f"{owner}.target_statistics.mean", torch.zeros(1, 4))
-    std = state.get(f"{owner}.target_statistics.std", torch.ones(1, 4))
-    offset, factor = mean.cpu().double() / scale, std.cpu().double() / scale
-    if (factor == 1).all() and (offset == 0).all():
-        return layer
-    weight, bias = layer
-    repeats = len(bias) // factor.numel()
-    factor, offset = factor.flatten().repeat(repeats), offset.flatten().repeat(repeats)
-    shape = (-1,) + (1,) * (weight.dim() - 1)
-    return [
-        (weight.double() * factor.view(shape)).float(),
-        (bias.double() * factor + offset).float(),
-    ]

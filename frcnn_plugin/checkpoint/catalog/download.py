@@ -39,6 +39,7 @@ BACK_OFF = 1.0  # seconds before the second attempt; doubled before each further
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as dropped
 
 _CHUNK = 1 << 14  # bytes; no more are lost when a connection breaks
+_MOST_BYTES = 2**31  # of a file whose size is not published: Caffe's cannot be larger
 _BUSY = (408, 429, *range(500, 600))  # HTTP statuses after which asking again may help
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,8 @@ def download(file: RemoteFile, path: Path, instead: str) -> None:
     on a machine without network. A wrong file is deleted, an incomplete one is kept.
     """
     part = path.with_name(f"{path.name}.part")
+    if part.is_symlink():  # not ours: writing would follow it
+        part.unlink()
     problems = []
     for url in file.urls:
         logger.info("Downloading %s from %s", file.file_name, url)
@@ -167,11 +170,11 @@ def _fetch(url: str, file: RemoteFile, part: Path) -> None:
     for attempt in range(ATTEMPTS):
         kept = _kept(part, file)
         try:
-            _receive(url, part, kept)
+            _receive(url, part, kept, file.size or _MOST_BYTES)
             _verify(part, file)
             return
         except _WrongContent as error:
-            part.unlink()
+            part.unlink(missing_ok=True)
             problem = f"not the expected file: {error}"
             again = kept > 0  # perhaps halves of two versions: try again from the start
         except requests.HTTPError as error:
@@ -191,8 +194,11 @@ def _fetch(url: str, file: RemoteFile, part: Path) -> None:
     raise _Failed(f"{problem}; gave up after {ATTEMPTS} attempts")
 
 
-def _receive(url: str, part: Path, kept: int) -> None:
-    """Append to `part`, whose first `kept` bytes are good, what one connection gives."""
+def _receive(url: str, part: Path, kept: int, most: int) -> None:
+    """Append to `part`, whose first `kept` bytes are good, what one connection gives.
+
+    A file of more than `most` bytes is another one; the rest of it is not asked for.
+    """
     import requests
 
     # Some servers turn Python's own user agent away.
@@ -213,8 +219,10 @@ def _receive(url: str, part: Path, kept: int) -> None:
         # that is down for maintenance.
         if not kept and _is_markup(first):
             raise _Failed(f"a web page instead of the file (it begins {_beginning(first)})")
+        if kept + coming > most:
+            raise _WrongContent(f"it has {kept + coming} bytes, not {most}")
         with (
-            part.open("ab" if kept else "wb") as out,
+            _open_own(part, "ab" if kept else "wb") as out,
             tqdm(
                 desc=part.stem,
                 initial=kept,
@@ -225,6 +233,8 @@ def _receive(url: str, part: Path, kept: int) -> None:
             ) as bar,
         ):
             for piece in chain([first], pieces):
+                if out.tell() + len(piece) > most:  # no size was announced, or a wrong one
+                    raise _WrongContent(f"it has more than {most} bytes")
                 out.write(piece)
                 bar.update(len(piece))
         if _size(part) < kept + coming:  # which urllib3 does not check before 2.0
@@ -270,13 +280,21 @@ def _only_process(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     exclusive = portalocker.LockFlags.EXCLUSIVE
-    with path.with_name(f"{path.name}.lock").open("a") as file:  # closing it unlocks it
+    with _open_own(path.with_name(f"{path.name}.lock"), "ab") as file:  # closing it unlocks it
         try:
             portalocker.lock(file, exclusive | portalocker.LockFlags.NON_BLOCKING)
         except portalocker.AlreadyLocked:
             logger.info("Another process is downloading %s; waiting for it", path.name)
             portalocker.lock(file, exclusive)
         yield
+
+
+def _open_own(path: Path, mode: str) -> IO[bytes]:
+    """Open a file for writing that is no link: in a shared cache others could have put one there.
+
+    An OSError says so.
+    """
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 
 def _verify(path: Path, expected: RemoteFile) -> str:

@@ -7,6 +7,10 @@ the logit, because Detectron2 sorts by the logits when it loads them and would s
 import importlib
 import logging
 import os
+import pickle
+import subprocess
+import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,12 @@ from .files import Proposals, describe_missing, save_proposals, validate_proposa
 logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float64]
+
+_LOADMAT = (
+    "import pickle, sys; from scipy.io import loadmat; "
+    "pickle.dump(loadmat(sys.argv[1]), sys.stdout.buffer)"
+)
+_MOST_UNPACKED = 100  # times the size of an .npz file: boxes are not that regular
 
 _MIN_SIZE = 2  # pixels, see convert_selective_search_mat
 
@@ -100,6 +110,10 @@ def convert_npz(
         raise UserError(f"there is no file {npz_path}")
     wanted = {str(item["image_id"]) for item in dataset_dicts}
     try:
+        with zipfile.ZipFile(npz_path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > _MOST_UNPACKED * (os.path.getsize(npz_path) + 1000):
+            raise ValueError(f"it would unpack to {unpacked} bytes")
         with np.load(npz_path, allow_pickle=False) as content:
             ids = list(content.files)
             arrays = {image_id: content[image_id] for image_id in ids if image_id in wanted}
@@ -118,20 +132,23 @@ def _load_mat(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         raise UserError(f"there is no file {path}")
     try:
         # By name: the package does without scipy, and its types are not among the requirements.
-        loadmat = importlib.import_module("scipy.io").loadmat
+        importlib.import_module("scipy.io")
     except ImportError as error:
         raise UserError(
             "reading .mat files needs scipy: pip install 'frcnn-plugin[proposals]', or "
             "pip install scipy"
         ) from error
-    try:
-        return dict(loadmat(os.fspath(path)))
-    except NotImplementedError as error:
+    # In a process of its own, which a damaged file ends: scipy reads beyond its memory.
+    done = subprocess.run([sys.executable, "-c", _LOADMAT, path], capture_output=True, check=False)
+    problem = (done.stderr.decode(errors="replace").strip() or "scipy fails").splitlines()[-1]
+    if problem.startswith("NotImplementedError"):
         raise UserError(
             f"{path} is in MATLAB's 7.3 format; save it again in MATLAB with save(..., '-v7')"
-        ) from error
-    except Exception as error:  # scipy raises whatever a damaged file happens to say
-        raise UserError(f"{path} is damaged, or not a MATLAB file: {error}") from error
+        )
+    if done.returncode:
+        raise UserError(f"{path} is damaged, or not a MATLAB file: {problem}")
+    content: dict[str, Any] = pickle.loads(done.stdout)  # which our process has written
+    return content
 
 
 def _cell_text(cell: Any) -> str:

@@ -11,9 +11,8 @@ Detectron2 sorts by the logits when it loads a file and does not keep the order 
 import logging
 import os
 import pickle
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from detectron2.utils.file_io import PathManager
 
 from ...atomic_files import replacing
 from ...errors import UserError
+from ...plain_pickle import load_plain
 from ..datasets.voc import OFFICIAL_IMAGE_COUNTS
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 MAKE_PROPOSALS = "make one with `frcnn proposals dump` or `frcnn proposals convert`"
 _BORDER = 1.0  # pixels that a box may stick out: py-faster-rcnn's decoding grows boxes by one
 _OLD_KEYS = {"indexes": "ids", "scores": "objectness_logits"}  # of Detectron; Detectron2 reads both
-_PLAIN_TYPE = re.compile(r"[|<>=]?([biufSU]\d+|\?)")  # numbers, bytes and text of a fixed size
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,7 @@ def load_proposals(path: str | os.PathLike[str]) -> Proposals:
     if not local.is_file():
         raise UserError(f"there is no proposal file {path}; {MAKE_PROPOSALS}")
     try:
-        with local.open("rb") as file:
-            return _parse(_in_plain(_Unpickler(file, encoding="latin1").load()))
+        return _parse(load_plain(local), local.stat().st_size)
     except OSError as error:
         raise UserError(f"cannot read proposal file {path}: {error}") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
@@ -123,86 +121,12 @@ def load_proposals(path: str | os.PathLike[str]) -> Proposals:
         ) from error
 
 
-class _Unpickler(pickle.Unpickler):
-    """Give a file the few classes and functions that proposals need, and nothing that runs code.
+def _parse(content: Any, size: int) -> Proposals:
+    """Turn what a file of `size` bytes holds into entries of the right types.
 
-    numpy's own are among them only as stand-ins: numpy restores its types from what the file says
-    without a check, and a damaged file crashes the process. What the stand-ins hold is looked at
-    when they are made into arrays.
+    ValueError says what is wrong. Each number must have a byte at least: a list that is in a file
+    once may be in other lists many times, and arrays of these would fill the memory.
     """
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module.replace("numpy._core.", "numpy.core."), name]  # numpy 2, numpy 1
-        except KeyError:
-            raise pickle.UnpicklingError(f"it contains {module}.{name}") from None
-
-
-class _DType:
-    def __init__(self, name: str, *_: Any) -> None:
-        self.name = name
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.name = state[1] + self.name  # the order of the bytes, as in "<f4"
-
-
-class _Array:
-    def __init__(self, *_: Any) -> None:
-        self.state: tuple[Any, ...] = ()
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.state = state
-
-
-def _from_buffer(data: Any, dtype: _DType, shape: Any, order: Any) -> Any:
-    """Make an array of what its stand-in holds; this is also how protocol 5 writes one."""
-    if dtype.name.lstrip("|").startswith("O"):
-        if not isinstance(data, list) or shape != (len(data),):
-            raise pickle.UnpicklingError("it contains an array of objects of several dimensions")
-        return _in_plain(data)
-    if not _PLAIN_TYPE.fullmatch(dtype.name):
-        raise pickle.UnpicklingError(f"it contains an array of type {dtype.name}")
-    if isinstance(data, str):  # of Python 2
-        data = data.encode("latin1")
-    return np.frombuffer(data, dtype=np.dtype(dtype.name)).reshape(shape, order=order)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Make bytes as protocols 0 to 2 write them."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it contains bytes in the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _DType,
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    # An image id that numpy read from a text file.
-    ("numpy.core.multiarray", "scalar"): lambda dtype, data: _from_buffer(
-        data, dtype, (1,), "C"
-    ).item(),
-    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): lambda: b"",  # without arguments: a number would ask for memory
-    ("detectron2.structures.boxes", "BoxMode"): int,
-}
-
-
-def _in_plain(value: Any) -> Any:
-    """Replace the stand-ins in nested lists, tuples and dicts."""
-    if isinstance(value, _Array):
-        _, shape, dtype, is_fortran, data = value.state
-        return _from_buffer(data, dtype, shape, "F" if is_fortran else "C")
-    if isinstance(value, dict):
-        return {_in_plain(key): _in_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_in_plain(item) for item in value]
-    return value
-
-
-def _parse(content: Any) -> Proposals:
-    """Turn what a file holds into entries of the right types; ValueError says what is wrong."""
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}")
     content = {_OLD_KEYS.get(key, key): value for key, value in content.items()}
@@ -220,6 +144,9 @@ def _parse(content: Any) -> Proposals:
     result = Proposals([str(image_id) for image_id in ids], [], [])
     for image_id, *pair in zip(ids, boxes, logits, strict=True):
         try:
+            size -= sum(map(_count, pair))
+            if size < 0:
+                raise ValueError("the file says the same again and again")
             box_array, logit_array = _as_arrays(*pair)
         except (TypeError, ValueError) as error:
             raise ValueError(f"image {image_id}: {error}") from error
@@ -228,6 +155,16 @@ def _parse(content: Any) -> Proposals:
         result.boxes.append(box_array)
         result.logits.append(logit_array)
     return result
+
+
+def _count(values: Any) -> int:
+    """Return how many numbers an array or a list of rows has."""
+    if isinstance(values, np.ndarray):
+        return values.size
+    rows = [row if isinstance(row, list | np.ndarray) else [row] for row in values]
+    if any(isinstance(item, list | np.ndarray) for row in rows for item in row):
+        raise ValueError("rows of rows")
+    return sum(map(len, rows))
 
 
 def _as_arrays(

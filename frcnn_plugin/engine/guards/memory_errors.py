@@ -70,7 +70,7 @@ def explain_out_of_memory(
     if last.is_file():
         lines.append(
             f"The last checkpoint, {last.read_text().strip()}, is whole: continue from it with "
-            "--resume and the lower values"
+            "--resume, the lower values, and their keys in RESUME_MAY_DIFFER"
         )
     return "\n".join(lines)
 

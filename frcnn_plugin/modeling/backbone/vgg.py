@@ -31,7 +31,7 @@ class VGG16(CaffeBackbone):
     Source: py-faster-rcnn models/pascal_voc/VGG16; Caffe pooling_layer.cpp.
     """
 
-    config_node = "VGG"
+    config_node = "PAPER_VGG"
 
     @configurable
     def __init__(

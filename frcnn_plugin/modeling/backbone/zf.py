@@ -52,7 +52,7 @@ class ZF(CaffeBackbone):
     Source: py-faster-rcnn models/pascal_voc/ZF, the authors' ZF prototxts.
     """
 
-    config_node = "ZF"
+    config_node = "PAPER_ZF"
 
     @configurable
     def __init__(

@@ -242,3 +242,36 @@ def test_progress(
     monkeypatch.setattr(module.sys.stderr, "isatty", lambda: terminal)
     download(remote(server), tmp_path / "w.bin")
     assert "w.bin: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_no_more_is_received_than_the_file_has(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: bool
+) -> None:
+    """Nor than any file can have, if its size is not known."""
+    server.length = length
+    message = fails(remote(server, size=2 * PIECE), tmp_path / "w.bin")
+    bytes_in_words = f"300000 bytes, not {2 * PIECE}" if length else f"more than {2 * PIECE} bytes"
+    assert f"not the expected file: it has {bytes_in_words}" in message
+    assert names(tmp_path) == set()
+    monkeypatch.setattr(module, "_MOST_BYTES", 3 * PIECE)
+    assert str(3 * PIECE) in fails(remote(server), tmp_path / "w.bin")
+    download(remote(server, size=300_000, checksum=CHECKSUM), tmp_path / "w.bin")
+
+
+@pytest.mark.parametrize("suffix", ["part", "lock"])
+def test_links_in_a_shared_cache_are_not_followed(
+    server: Server, tmp_path: Path, suffix: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / "cache").mkdir()
+    target = tmp_path / "cache" / "w.bin"
+    target.with_name(f"w.bin.{suffix}").symlink_to(victim)
+    if suffix == "part":
+        download(remote(server, checksum=CHECKSUM), target)
+        assert target.read_bytes() == CONTENT and not target.is_symlink()
+    else:
+        with pytest.raises(OSError, match="symbolic link"), module._only_process(target):
+            pass
+    assert victim.read_bytes() == b"mine"

@@ -1,12 +1,15 @@
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 from detectron2.data.build import load_proposals_into_dataset
 
+from frcnn_plugin.data.proposals import converters
 from frcnn_plugin.data.proposals.converters import convert_npz, convert_selective_search_mat
 from frcnn_plugin.data.proposals.files import load_proposals
 from frcnn_plugin.errors import UserError
+from tests.damage import check_reader
 
 DICTS = [
     {"image_id": "000005", "width": 500, "height": 375},
@@ -118,6 +121,19 @@ def test_mat_file_itself(tmp_path):
         convert_selective_search_mat(tmp_path / "b.mat", DICTS, out)
 
 
+def test_mat_file_that_ends_scipy(tmp_path, monkeypatch):
+    """Flipped bits can make scipy read beyond its memory: the process ends, but not ours."""
+    monkeypatch.setattr(converters, "_LOADMAT", "import os; os.abort()")
+    with pytest.raises(UserError, match=r"a\.mat is damaged, or not a MATLAB file: scipy fails"):
+        convert_selective_search_mat(save_mat(tmp_path / "a.mat"), DICTS, tmp_path / "out.pkl")
+
+
+def test_npz_that_would_fill_the_memory(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", **{"000005": np.zeros((500_000, 4)), "000007": []})
+    with pytest.raises(UserError, match=r"a\.npz is damaged.*it would unpack to 16\d+ bytes"):
+        convert_npz(tmp_path / "a.npz", DICTS, tmp_path / "out.pkl")
+
+
 def test_without_scipy(tmp_path, monkeypatch):
     (tmp_path / "a.mat").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
@@ -179,3 +195,24 @@ def test_npz_file_itself(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"a\.npz is damaged, or not an \.npz file"):
             convert_npz(path, DICTS, out)
+
+
+def test_damaged_npz(tmp_path):
+    path = tmp_path / "a.npz"
+    contents = []
+    for write in (np.savez, np.savez_compressed):
+        write(path, **{"000005": np.array([[1, 2, 3, 4, 0.5]]), "000007": np.array([[1, 2, 3, 4]])})
+        contents.append(path.read_bytes())
+    check_reader(lambda: convert_npz(path, DICTS, tmp_path / "out.pkl"), path, contents)
+
+
+@pytest.mark.parametrize("header", ["{'descr': '<f8', (", "{'descr': '<f8'", "1 +", "\x00"])
+def test_npz_with_a_header_that_is_no_python(tmp_path, header):
+    """numpy passes on what Python's parser says: TokenError, SyntaxError."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        text = header.ljust(117).encode() + b"\n"
+        archive.writestr(
+            "000005.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+        )
+    with pytest.raises(UserError, match=r"a\.npz is damaged, or not an \.npz file"):
+        convert_npz(tmp_path / "a.npz", DICTS, tmp_path / "out.pkl")

@@ -19,6 +19,7 @@ from frcnn_plugin.data.proposals.files import (
     validate_proposals,
 )
 from frcnn_plugin.errors import UserError
+from tests.damage import check_reader
 
 IDS = ["000005", "000007", "000009"]
 BOXES = [[[0, 0, 500, 375], [10.5, 20, 30, 40]], [], [[1, 2, 3, 4]]]
@@ -312,3 +313,41 @@ def test_boxes_up_to_a_pixel_outside_are_fine(box):
 def test_impossible_boxes(box, logit, message):
     with pytest.raises(UserError, match=f"^proposal file X, image a of my_set: .*{message}"):
         check_one(box, logit)
+
+
+def test_damaged_files(path):
+    """A UserError or proposals that fit, and little memory, whatever the bytes."""
+    contents = [pickle.dumps(content(), protocol) for protocol in range(5)]
+    check_reader(lambda: check_proposals(path, dicts(), "my_set"), path, contents)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"\x80\x02Nr\xff\xff\xff\x3f.",  # 8 GiB for the entries before it
+        b"\x80\x02Np1073741823\n.",
+        b"\x80\x02Np00000000000000000000000001073741823\n.",
+        b"\x80\x02(]X\x01\x00\x00\x00ar\xff\xff\xff\x3fe.",
+    ],
+)
+def test_number_of_a_memo_entry_asks_for_memory(path, stored):
+    path.write_bytes(stored)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="it refers to more entries than it has"):
+        load_proposals(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("what", ["lists", "arrays"])
+def test_what_is_in_a_file_once_counts_each_time(path, what):
+    """A few bytes nest a list in lists, or name an array, as often as they like."""
+    nested = [1.0] * 10
+    for _ in range(12):
+        nested = [nested] * 10
+    array = np.zeros((10_000, 4), "f4")
+    boxes = [nested] * 3 if what == "lists" else [array] * 3
+    logits = [array[:, 0]] * 3
+    write(path, content(ids=IDS * 9, boxes=boxes * 9, objectness_logits=logits * 9))
+    with pytest.raises(UserError, match=r"rows of rows|again and again"):
+        load_proposals(path)

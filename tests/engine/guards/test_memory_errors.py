@@ -80,8 +80,8 @@ def test_keys_in_order_of_effect(tiny_cfg, tmp_path: Path) -> None:
         "  2. SOLVER.IMS_PER_BATCH (now 2), and SOLVER.BASE_LR (now 0.001) in proportion",
         "  3. MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE (now 128 RoIs per image; not for an RPN alone)",
         "  4. or set SOLVER.AMP.ENABLED True (now False): mixed precision",
-        "The last checkpoint, model_0009999.pth, is whole: continue from it with --resume and the "
-        "lower values",
+        "The last checkpoint, model_0009999.pth, is whole: continue from it with --resume, the "
+        "lower values, and their keys in RESUME_MAY_DIFFER",
     ]
 
 

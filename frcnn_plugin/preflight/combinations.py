@@ -1,0 +1,234 @@
+"""Keys of a config that contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from ..modeling.meta_arch import PaperRCNN
+from .rules import channels_of, typed, usual, value_of
+
+_BLOCKS = 5  # of VGG16 and ZF
+
+
+def _short_and_long(cfg: CfgNode, which: str) -> Iterator[tuple[str, str]]:
+    least, most = f"INPUT.MIN_SIZE_{which}", f"INPUT.MAX_SIZE_{which}"
+    short, long = value_of(cfg, least), value_of(cfg, most)
+    shortest = min(short) if which == "TRAIN" else short
+    if shortest > long:
+        yield (
+            f"{most} {long} is smaller than {least} {shortest}: no image would have that size",
+            f"Type for example {most} {shortest * 5 // 3}",
+        )
+
+
+def _size_range(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    size = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not (len(size) == 2 and size[0] <= size[1]):
+        yield (
+            f"INPUT.MIN_SIZE_TRAIN is {size}: with INPUT.MIN_SIZE_TRAIN_SAMPLING range it is the "
+            "smallest and the largest size",
+            'Type for example INPUT.MIN_SIZE_TRAIN "(480, 600)"',
+        )
+
+
+def _channel_values(cfg: CfgNode, key: str) -> Iterator[tuple[str, str]]:
+    number, channels = len(value_of(cfg, key)), channels_of(cfg.INPUT.FORMAT)
+    if number != channels:
+        example = list(value_of(usual(), key))
+        yield (
+            f"{key} has {number} values, but images in INPUT.FORMAT {cfg.INPUT.FORMAT} have "
+            f"{channels}",
+            f"Type for example {typed(key, example if channels == 3 else example[:1] * channels)}",
+        )
+
+
+def _ranges(cfg: CfgNode, node: str) -> Iterator[tuple[str, str]]:
+    keys = (f"MODEL.{node}.IOU_THRESHOLDS", f"MODEL.{node}.IOU_LABELS")
+    thresholds, labels = (list(value_of(cfg, key)) for key in keys)
+    if len(labels) != len(thresholds) + 1:
+        yield (
+            f"{keys[0]} {thresholds} make {len(thresholds) + 1} ranges, but {keys[1]} {labels} has "
+            f"{len(labels)} entries",
+            " ".join(["Type for example", *(typed(k, value_of(usual(), k)) for k in keys)]),
+        )
+
+
+def _frozen_blocks(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    name, frozen = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT
+    if name in ("VGG16", "ZF") and not 0 <= frozen <= _BLOCKS:
+        yield (
+            f"MODEL.BACKBONE.FREEZE_AT is {frozen}, but {name} has {_BLOCKS} blocks: use 0 "
+            f"(nothing frozen) to {_BLOCKS} (all frozen)",
+            "Type for example MODEL.BACKBONE.FREEZE_AT 2",
+        )
+
+
+def _class_weights(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    weights = list(cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS)
+    wanted = cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1
+    if weights and len(weights) != wanted:
+        yield (
+            f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS has {len(weights)} entries, but there are {wanted} "
+            "classes with background, which comes last",
+            f'Type for example MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS "{[1.0] * wanted}"',
+        )
+
+
+def _box_scaling(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    model = cfg.MODEL
+    fits = model.META_ARCHITECTURE == "PaperRCNN" and model.ROI_BOX_HEAD.DECODE_IN_IMAGE
+    if cfg.INPUT.BOX_SCALING == "inclusive" and not fits:
+        yield (
+            "INPUT.BOX_SCALING is 'inclusive', which goes with MODEL.META_ARCHITECTURE PaperRCNN "
+            "and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True only",
+            "Type INPUT.BOX_SCALING continuous, or MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True",
+        )
+
+
+def _anchor_lists(cfg: CfgNode, key: str) -> Iterator[tuple[str, str]]:
+    value, maps = list(value_of(cfg, key)), list(cfg.MODEL.RPN.IN_FEATURES)
+    uses_rpn = cfg.MODEL.META_ARCHITECTURE in ("PaperRCNN", "GeneralizedRCNN", "ProposalNetwork")
+    if uses_rpn and isinstance(value[0], (list, tuple)) and len(value) not in (1, len(maps)):
+        yield (
+            f"{key} {value} is for {len(value)} feature maps, but MODEL.RPN.IN_FEATURES names "
+            f"{len(maps)}",
+            f"Type for example {typed(key, [sorted(x for entry in value for x in entry)])}",
+        )
+
+
+_ROTATED = {
+    "MODEL.ANCHOR_GENERATOR.NAME": "RotatedAnchorGenerator",
+    "MODEL.PROPOSAL_GENERATOR.NAME": "RRPN",
+    "MODEL.ROI_HEADS.NAME": "RROIHeads",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignRotated",
+}
+
+
+def _rotated(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    rotated = [key for key, name in _ROTATED.items() if value_of(cfg, key) == name]
+    if rotated and len(rotated) < len(_ROTATED):
+        others = " ".join(f"{k} {name}" for k, name in _ROTATED.items() if k not in rotated)
+        first = rotated[0]
+        yield (
+            f"{first} is {_ROTATED[first]!r}, which is for rotated boxes",
+            f"Type {first} {value_of(usual(), first)}; rotated boxes need {others}",
+        )
+
+
+def _parts(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    model = cfg.MODEL
+    phased = issubclass(META_ARCH_REGISTRY.get(model.META_ARCHITECTURE), PaperRCNN)
+    if model.PAPER_RCNN.PHASE != "joint" and not phased:
+        yield (
+            f"MODEL.PAPER_RCNN.PHASE is {model.PAPER_RCNN.PHASE!r}, which "
+            f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} does not know",
+            "Type MODEL.META_ARCHITECTURE PaperRCNN, or MODEL.PAPER_RCNN.PHASE joint",
+        )
+    if model.ROI_HEADS.NAME == "Res5ROIHeads" and model.BACKBONE.NAME in ("VGG16", "ZF"):
+        yield (
+            f"MODEL.ROI_HEADS.NAME is 'Res5ROIHeads', the last block of a ResNet, but "
+            f"MODEL.BACKBONE.NAME is {model.BACKBONE.NAME}",
+            "Type MODEL.ROI_HEADS.NAME CaffeROIHeads",
+        )
+    if model.PROPOSAL_GENERATOR.MIN_SIZE > cfg.INPUT.MIN_SIZE_TEST > 0:
+        yield (
+            f"MODEL.PROPOSAL_GENERATOR.MIN_SIZE {model.PROPOSAL_GENERATOR.MIN_SIZE} is larger than "
+            f"INPUT.MIN_SIZE_TEST {cfg.INPUT.MIN_SIZE_TEST}: there would be no proposals",
+            "Type MODEL.PROPOSAL_GENERATOR.MIN_SIZE 0",
+        )
+
+
+def _optimizer(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    solver = cfg.SOLVER
+    if solver.NESTEROV and solver.MOMENTUM == 0:
+        yield (
+            "SOLVER.NESTEROV is True, but SOLVER.MOMENTUM is 0",
+            "Type SOLVER.NESTEROV False, or for example SOLVER.MOMENTUM 0.9",
+        )
+    if solver.BASE_LR_END > solver.BASE_LR:
+        yield (
+            f"SOLVER.BASE_LR_END {solver.BASE_LR_END} is above SOLVER.BASE_LR {solver.BASE_LR}",
+            "Type SOLVER.BASE_LR_END 0.0",
+        )
+
+
+def _sampler(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    ours = cfg.DATALOADER.MIRRORED_COPIES or cfg.FOUR_STEP.ENABLED
+    known, name = ("TrainingSampler", "RepeatFactorTrainingSampler"), cfg.DATALOADER.SAMPLER_TRAIN
+    if ours and name not in known:
+        yield (
+            f"DATALOADER.SAMPLER_TRAIN is '{name}': with DATALOADER.MIRRORED_COPIES, and in "
+            f"four-step training, use one of {', '.join(known)}",
+            "Or type DATALOADER.MIRRORED_COPIES False FOUR_STEP.ENABLED False",
+        )
+
+
+def _crop(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    kind, size = cfg.INPUT.CROP.TYPE, list(cfg.INPUT.CROP.SIZE)
+    if cfg.INPUT.CROP.ENABLED and kind == "absolute_range" and size != sorted(size):
+        yield (
+            f"INPUT.CROP.SIZE is {size}: with INPUT.CROP.TYPE {kind} it is the smallest and the "
+            "largest side",
+            f'Type INPUT.CROP.SIZE "{sorted(size)}"',
+        )
+    if cfg.INPUT.CROP.ENABLED and kind.startswith("relative") and max(size) > 1:
+        yield (
+            f"INPUT.CROP.SIZE is {size}: with INPUT.CROP.TYPE {kind} it is a share, at most 1",
+            'Type for example INPUT.CROP.SIZE "[0.9, 0.9]"',
+        )
+
+
+def _given_proposals(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    alone = cfg.MODEL.PAPER_RCNN.PHASE == "fast_rcnn" and not cfg.FOUR_STEP.ENABLED
+    if alone and not cfg.MODEL.LOAD_PROPOSALS:
+        yield (
+            "MODEL.PAPER_RCNN.PHASE is 'fast_rcnn', a detector on given proposals, but "
+            "MODEL.LOAD_PROPOSALS is False",
+            "Type MODEL.LOAD_PROPOSALS True and name files in DATASETS.PROPOSAL_FILES_TRAIN and "
+            "DATASETS.PROPOSAL_FILES_TEST, or type MODEL.PAPER_RCNN.PHASE joint",
+        )
+
+
+# Keys that must fit each other, and the function that compares them; it yields text and fix. It is
+# called only if each of the keys has a value that is allowed.
+COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[CfgNode], Iterator[tuple[str, str]]]], ...] = (
+    *(
+        ((f"INPUT.MIN_SIZE_{w}", f"INPUT.MAX_SIZE_{w}"), partial(_short_and_long, which=w))
+        for w in ("TRAIN", "TEST")
+    ),
+    (("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING"), _size_range),
+    *(
+        ((key, "INPUT.FORMAT"), partial(_channel_values, key=key))
+        for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
+    ),
+    *(
+        ((f"MODEL.{n}.IOU_THRESHOLDS", f"MODEL.{n}.IOU_LABELS"), partial(_ranges, node=n))
+        for n in ("RPN", "ROI_HEADS")
+    ),
+    (("MODEL.BACKBONE.NAME",), _frozen_blocks),
+    (("MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS", "MODEL.ROI_HEADS.NUM_CLASSES"), _class_weights),
+    (("INPUT.BOX_SCALING", "MODEL.META_ARCHITECTURE"), _box_scaling),
+    *(
+        ((key, "MODEL.RPN.IN_FEATURES"), partial(_anchor_lists, key=key))
+        for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
+    ),
+    (tuple(_ROTATED), _rotated),
+    (
+        (
+            "MODEL.ROI_HEADS.NAME",
+            "MODEL.META_ARCHITECTURE",
+            "MODEL.PAPER_RCNN.PHASE",
+            "MODEL.PROPOSAL_GENERATOR.MIN_SIZE",
+            "INPUT.MIN_SIZE_TEST",
+        ),
+        _parts,
+    ),
+    (("SOLVER.MOMENTUM", "SOLVER.BASE_LR", "SOLVER.BASE_LR_END"), _optimizer),
+    (("DATALOADER.SAMPLER_TRAIN",), _sampler),
+    (("INPUT.CROP.TYPE", "INPUT.CROP.SIZE"), _crop),
+    (("MODEL.PAPER_RCNN.PHASE", "SOLVER."), _given_proposals),  # in training
+)

@@ -1,0 +1,145 @@
+"""Keys that were set, but that the planned run does not read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..config import plugin_cfg
+from ..data.loading.train_loader import ignored_keys
+from .finding import Finding, warning
+from .planned_run import PlannedRun
+from .rules import usual, value_of
+from .schedule import find_preset
+
+_Condition = Callable[[PlannedRun], bool]
+
+
+def _four_steps(run: PlannedRun) -> bool:
+    return bool(run.cfg.FOUR_STEP.ENABLED) and not run.eval_only
+
+
+def _no_four_steps(run: PlannedRun) -> bool:
+    return not (run.cfg.FOUR_STEP.ENABLED or run.eval_only)
+
+
+def _without(*key: str) -> _Condition:
+    return lambda run: not (run.eval_only or value_of(run.cfg, ".".join(key)))
+
+
+def _cosine(run: PlannedRun) -> bool:
+    return _no_four_steps(run) and run.cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"
+
+
+def _own_proposals(run: PlannedRun) -> bool:
+    named = run.cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    given = named == "PrecomputedProposals" or run.cfg.MODEL.PAPER_RCNN.PHASE == "fast_rcnn"
+    return not (given or run.eval_only or run.cfg.FOUR_STEP.ENABLED)
+
+
+# When keys are ignored, why, and which, with what to use instead.
+_IGNORED: tuple[tuple[_Condition, str, dict[str, str]], ...] = (
+    (
+        _four_steps,
+        "in four-step training",
+        {
+            "SOLVER.MAX_ITER": "FOUR_STEP.ITERS",
+            "SOLVER.STEPS": "FOUR_STEP.DROPS",
+            "SOLVER.IMS_PER_BATCH": "FOUR_STEP.IMS_PER_BATCH",
+            "SOLVER.REFERENCE_WORLD_SIZE": "",
+            "SOLVER.LR_SCHEDULER_NAME": "FOUR_STEP.DROPS and SOLVER.GAMMA",
+            "SOLVER.NUM_DECAYS": "",
+            "SOLVER.RESCALE_INTERVAL": "",
+            "SOLVER.WARMUP_ITERS": "",
+            "SOLVER.WARMUP_FACTOR": "",
+            "SOLVER.WARMUP_METHOD": "",
+            "MODEL.PAPER_RCNN.PHASE": "FOUR_STEP.START_AT and FOUR_STEP.STOP_AFTER",
+            "MODEL.LOAD_PROPOSALS": "",
+            "MODEL.RPN.PRE_NMS_TOPK_TRAIN": "FOUR_STEP.PRE_NMS_TOPK",
+            "MODEL.RPN.POST_NMS_TOPK_TRAIN": "FOUR_STEP.POST_NMS_TOPK",
+            "DATASETS.PROPOSAL_FILES_TRAIN": "",
+            "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": "FOUR_STEP.POST_NMS_TOPK",
+        },
+    ),
+    (
+        _no_four_steps,
+        "because FOUR_STEP.ENABLED is False",
+        {
+            "FOUR_STEP.ITERS": "SOLVER.MAX_ITER",
+            "FOUR_STEP.DROPS": "SOLVER.STEPS",
+            "FOUR_STEP.IMS_PER_BATCH": "SOLVER.IMS_PER_BATCH",
+            "FOUR_STEP.START_AT": "",
+            "FOUR_STEP.STOP_AFTER": "",
+            "FOUR_STEP.INITIAL_WEIGHTS": "MODEL.WEIGHTS",
+            "FOUR_STEP.PRE_NMS_TOPK": "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
+            "FOUR_STEP.POST_NMS_TOPK": "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+        },
+    ),
+    (
+        lambda run: run.cfg.DATALOADER.SAMPLER_TRAIN != "RepeatFactorTrainingSampler",
+        "because DATALOADER.SAMPLER_TRAIN does not repeat images",
+        {"DATALOADER.REPEAT_THRESHOLD": "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler"},
+    ),
+    (
+        lambda run: _no_four_steps(run) and not run.cfg.MODEL.LOAD_PROPOSALS,
+        "because MODEL.LOAD_PROPOSALS is False",
+        {"DATASETS.PROPOSAL_FILES_TRAIN": "MODEL.LOAD_PROPOSALS True"},
+    ),
+    (
+        _without("SOLVER", "CLIP_GRADIENTS", "ENABLED"),
+        "because SOLVER.CLIP_GRADIENTS.ENABLED is False",
+        dict.fromkeys(
+            ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"),
+            "SOLVER.CLIP_GRADIENTS.ENABLED True",
+        ),
+    ),
+    (
+        _cosine,
+        "because SOLVER.LR_SCHEDULER_NAME is WarmupCosineLR",
+        {"SOLVER.STEPS": "", "SOLVER.GAMMA": ""},
+    ),
+    (
+        _own_proposals,
+        "because MODEL.PROPOSAL_GENERATOR.NAME makes proposals",
+        {"MODEL.LOAD_PROPOSALS": "MODEL.PAPER_RCNN.PHASE fast_rcnn"},
+    ),
+    (
+        lambda run: True,
+        "by this package's commands",
+        {"TEST.AUG.ENABLED": "", "TEST.PRECISE_BN.ENABLED": ""},
+    ),
+)
+
+
+# Values that are as good as none.
+_NEUTRAL = {"SOLVER.WARMUP_ITERS": 0, "SOLVER.REFERENCE_WORLD_SIZE": 0, "SOLVER.STEPS": ()}
+# What four-step training sets itself, which is then in the config that a run saves.
+_FOLLOWING = ("SOLVER.MAX_ITER", "SOLVER.STEPS")
+
+
+def check_ignored_keys(run: PlannedRun) -> Iterator[Finding]:
+    """Name each key that the user has set and that will not be read.
+
+    Set means: to another value than Detectron2's or the plugin's default, the paper's, and that of
+    the preset the config is based on, which may hold for another kind of run.
+    """
+    if not run.eval_only:
+        yield from (warning("config", sentence) for sentence in ignored_keys(run.cfg))
+    written = run.written
+    others = [plugin_cfg(), usual()]
+    if (preset := find_preset(run.config_file)) is not None:
+        others.append(preset[1])
+    for condition, reason, keys in _IGNORED:
+        for key, instead in keys.items() if condition(run) else ():
+            value, unset = value_of(written, key), [value_of(cfg, key) for cfg in others]
+            unset += [_NEUTRAL[key]] if key in _NEUTRAL else []
+            unset += [value_of(run.cfg, key)] if key in _FOLLOWING and _four_steps(run) else []
+            if not any(_same(value, usually) for usually in unset):
+                fix = f"Use {instead}" if instead else f"Leave {key} out"
+                yield warning("config", f"{key} {value} is ignored {reason}", fix)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return bool(
+        (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
+    )

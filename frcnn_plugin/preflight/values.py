@@ -1,0 +1,250 @@
+"""What the keys of a config may be: one table, this package's keys and Detectron2's that matter.
+
+A value outside would end the run in a traceback, some only after the last iteration; or train
+nothing, or make detections worthless, without a word.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    RPN_HEAD_REGISTRY,
+)
+from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
+
+from ..data.loading.bad_images import CHOICES as ON_BAD_IMAGE
+from ..data.loading.mappers import BOX_SCALINGS, RESIZERS
+from ..errors import UserError
+from ..evaluation.voc import MATCHES, METRICS
+from ..modeling.meta_arch import DTYPES, PHASES
+from .combinations import COMBINATIONS
+from .finding import Finding, error
+from .rules import (
+    Rule,
+    any_of,
+    device,
+    each,
+    exactly,
+    from_registry,
+    image_format,
+    labels,
+    number,
+    one_of,
+    rising_thresholds,
+    text,
+    typed,
+    usual,
+    value_of,
+)
+
+_SUBJECT = "config"
+_BLOCKS = ("conv1", "conv2", "conv3", "conv4", "conv5")
+# Beginnings of the keys that only training reads, beside those that end in _TRAIN.
+_TRAINING = (
+    "SOLVER.",
+    "FOUR_STEP.",
+    "DATALOADER.REPEAT",
+    "DATALOADER.SAMPLER",
+    "INPUT.CROP",
+    "INPUT.RANDOM_FLIP",
+)
+
+_COUNT, _COUNT_OR_0 = number(1), number(0)
+_COUNT_OR_ALL = any_of(exactly(-1), number(1))
+_POSITIVE = number(0, over=True)
+_SHARE = number(0, 1)
+_FINITE = number(-math.inf, math.inf, over=True, under=True)
+_WEIGHT = number(0, math.inf, under=True)
+_WEIGHTS_OF_BOX = each(_POSITIVE, "four numbers more than 0", count=4)
+_WIDTHS = each(_COUNT, "five numbers of channels, 1 or more", count=5)
+_BLOCK_NAMES = each(one_of(*_BLOCKS), f"one or more of {', '.join(_BLOCKS)}")
+_BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
+_SIZES = each(
+    any_of(_POSITIVE, each(_POSITIVE, "")), "numbers more than 0, in one list or one per map"
+)
+
+ALLOWED: dict[str, Rule] = {
+    "OUTPUT_DIR": lambda value: "" if str(value).strip() else "name a folder",
+    "SEED": number(-math.inf, 4_000_000_000),
+    "INPUT.FORMAT": image_format,
+    "INPUT.RESIZE": one_of(*RESIZERS),
+    "INPUT.BOX_SCALING": one_of(*BOX_SCALINGS),
+    "INPUT.MIN_SIZE_TRAIN": each(_COUNT_OR_0, "one or more sizes in pixels, such as (600,)"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
+    "INPUT.MIN_SIZE_TEST": _COUNT_OR_0,  # 0: not resized
+    "INPUT.MAX_SIZE_TRAIN": _COUNT,
+    "INPUT.MAX_SIZE_TEST": _COUNT,
+    "INPUT.RANDOM_FLIP": one_of("none", "horizontal", "vertical"),
+    "INPUT.CROP.TYPE": one_of("relative_range", "relative", "absolute", "absolute_range"),
+    "INPUT.CROP.SIZE": each(_POSITIVE, "two numbers more than 0", count=2),
+    "DATASETS.TRAIN": any_of(exactly(()), each(text, "names of data sets")),
+    "DATASETS.TEST": any_of(exactly(()), each(text, "names of data sets")),
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": _COUNT,
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": _COUNT,
+    "DATALOADER.ON_BAD_IMAGE": one_of(*ON_BAD_IMAGE),
+    "DATALOADER.NUM_WORKERS": _COUNT_OR_0,
+    "DATALOADER.REPEAT_THRESHOLD": _SHARE,
+    "DATALOADER.SAMPLER_TRAIN": one_of(
+        "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler",
+        "WeightedTrainingSampler", "WeightedCategoryTrainingSampler",
+    ),
+    "MODEL.DEVICE": device,
+    "MODEL.META_ARCHITECTURE": from_registry(META_ARCH_REGISTRY),
+    "MODEL.PIXEL_MEAN": each(_FINITE, "one number per channel"),
+    "MODEL.PIXEL_STD": each(_POSITIVE, "one number more than 0 per channel"),
+    "MODEL.BACKBONE.NAME": from_registry(BACKBONE_REGISTRY),
+    "MODEL.PAPER_VGG.CHANNELS": _WIDTHS,
+    "MODEL.PAPER_VGG.OUT_FEATURES": _BLOCK_NAMES,
+    "MODEL.PAPER_ZF.CHANNELS": _WIDTHS,
+    "MODEL.PAPER_ZF.OUT_FEATURES": _BLOCK_NAMES,
+    "MODEL.PAPER_RCNN.INFERENCE_DTYPE": one_of(*DTYPES),
+    "MODEL.PAPER_RCNN.PHASE": one_of(*PHASES),
+    "MODEL.PROPOSAL_GENERATOR.NAME": from_registry(
+        PROPOSAL_GENERATOR_REGISTRY, "PrecomputedProposals"
+    ),
+    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": _COUNT_OR_0,
+    "MODEL.ANCHOR_GENERATOR.NAME": from_registry(ANCHOR_GENERATOR_REGISTRY),
+    "MODEL.ANCHOR_GENERATOR.SIZES": _SIZES,
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": _SIZES,
+    "MODEL.ANCHOR_GENERATOR.OFFSET": number(0, 1, under=True),
+    "MODEL.RPN.HEAD_NAME": from_registry(RPN_HEAD_REGISTRY),
+    "MODEL.RPN.IN_FEATURES": each(lambda name: "", "one or more names of features"),
+    "MODEL.RPN.CONV_DIMS": each(_COUNT_OR_ALL, "one or more numbers of channels, or -1"),
+    "MODEL.RPN.IOU_THRESHOLDS": rising_thresholds,
+    "MODEL.RPN.IOU_LABELS": labels,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": _COUNT,
+    "MODEL.RPN.POSITIVE_FRACTION": number(0, 1, over=True),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
+    "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": _WEIGHT,
+    "MODEL.RPN.BBOX_REG_WEIGHTS": _WEIGHTS_OF_BOX,
+    "MODEL.RPN.SMOOTH_L1_BETA": _WEIGHT,
+    "MODEL.RPN.LOSS_WEIGHT": _WEIGHT,
+    "MODEL.RPN.LOSS_NORM": one_of("samples", "locations"),
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": _COUNT_OR_ALL,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": _COUNT_OR_ALL,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": _COUNT,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": _COUNT,
+    "MODEL.RPN.NMS_THRESH": _SHARE,
+    "MODEL.RPN.MIN_SIZE_IMAGE": number(0, 1000),
+    "MODEL.RPN.SCALE_CLAMP": _POSITIVE,
+    "MODEL.RPN.DECODE_GROWTH": _WEIGHT,
+    "MODEL.ROI_HEADS.NAME": from_registry(ROI_HEADS_REGISTRY),
+    "MODEL.ROI_HEADS.IN_FEATURES": each(lambda name: "", "one or more names of features"),
+    "MODEL.ROI_HEADS.NUM_CLASSES": _COUNT,
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": rising_thresholds,
+    "MODEL.ROI_HEADS.IOU_LABELS": labels,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": _COUNT,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": number(0, 1, over=True),
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": number(-math.inf, 1, under=True),
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": _SHARE,
+    "MODEL.ROI_BOX_HEAD.NAME": from_registry(ROI_BOX_HEAD_REGISTRY, ""),
+    "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS": any_of(
+        exactly([]), each(_WEIGHT, "one number per class and background, 0 or more")
+    ),
+    "MODEL.ROI_BOX_HEAD.FC_DIM": number(1, 2**16),
+    "MODEL.ROI_BOX_HEAD.DROPOUT": number(0, 1, under=True),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": one_of(
+        "ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"
+    ),
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": number(1, 64),
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": _COUNT_OR_0,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": _WEIGHT,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": _WEIGHTS_OF_BOX,
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": _WEIGHT,
+    "MODEL.ROI_BOX_HEAD.SCALE_CLAMP": _POSITIVE,
+    "MODEL.ROI_BOX_HEAD.DECODE_GROWTH": _WEIGHT,
+    "SOLVER.LR_SCHEDULER_NAME": one_of(
+        "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
+    ),
+    "SOLVER.MAX_ITER": _COUNT,
+    "SOLVER.IMS_PER_BATCH": _COUNT,
+    "SOLVER.REFERENCE_WORLD_SIZE": _COUNT_OR_0,
+    "SOLVER.STEPS": any_of(exactly(()), each(_COUNT, "iterations, 1 or more")),
+    "SOLVER.BASE_LR": number(0, math.inf, over=True, under=True),
+    "SOLVER.MOMENTUM": number(0, 1, under=True),
+    "SOLVER.GAMMA": number(0, 1, over=True),
+    "SOLVER.WEIGHT_DECAY": _SHARE,
+    "SOLVER.WEIGHT_DECAY_NORM": _SHARE,
+    "SOLVER.WEIGHT_DECAY_BIAS": any_of(exactly(None), _SHARE),
+    "SOLVER.BIAS_LR_FACTOR": number(0, 100),
+    "SOLVER.BASE_LR_END": _WEIGHT,
+    "SOLVER.NUM_DECAYS": _COUNT,
+    "SOLVER.WARMUP_FACTOR": _SHARE,
+    "SOLVER.WARMUP_ITERS": _COUNT_OR_0,
+    "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": _POSITIVE,
+    "SOLVER.CHECKPOINT_PERIOD": _COUNT,
+    "SOLVER.CHECKPOINTS_KEPT": _COUNT_OR_0,
+    "FOUR_STEP.PRE_NMS_TOPK": _COUNT_OR_ALL,
+    "FOUR_STEP.POST_NMS_TOPK": _COUNT,
+    "TEST.DETECTIONS_PER_IMAGE": _COUNT_OR_ALL,
+    "TEST.EXPECTED_RESULTS": any_of(
+        exactly([]),
+        each(each(lambda entry: "", "", count=4), "lists [task, metric, value, tolerance]"),
+    ),
+    "TEST.LOSS_PERIOD": _COUNT_OR_0,
+    "TEST.VOC_MATCH": one_of(*MATCHES),
+    "TEST.VOC_METRIC": one_of(*METRICS),
+}  # fmt: skip
+
+
+def check_values(cfg: CfgNode, *, trains: bool = True) -> Iterator[Finding]:
+    """Compare a config with the table, then keys with each other.
+
+    Args:
+        cfg: with this package's keys.
+        trains: also look at what only training reads.
+
+    Yields:
+        An error per wrong key, with its value and the override to type.
+    """
+    bad = set()
+
+    def is_read(key: str) -> bool:
+        return trains or not (key.startswith(_TRAINING) or "_TRAIN" in key)
+
+    for key, rule in ALLOWED.items():
+        value = value_of(cfg, key) if is_read(key) else None
+        if is_read(key) and (problem := rule(value)):
+            bad.add(key)
+            yield error(_SUBJECT, f"{key} is {_shown(value)}: {problem}", _fix(key, value, rule))
+    for keys, compare in COMBINATIONS:
+        if all(map(is_read, keys)) and not bad.intersection(keys):
+            yield from (error(_SUBJECT, problem, fix) for problem, fix in compare(cfg))
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _fix(key: str, value: Any, rule: Rule) -> str:
+    is_percent = rule(1.5) and isinstance(value, (int, float)) and 2 <= value <= 100
+    if is_percent and not rule(value / 100):
+        return f"Type for example {typed(key, value / 100)}"
+    example = value_of(usual(), key)
+    if rule(value).startswith(("use one of", "give")) or rule(example) or example == "":
+        return ""
+    return f"Type for example {typed(key, example)}"
+
+
+def stop_on_bad_values(cfg: CfgNode, *, trains: bool = False) -> None:
+    """Check a config that something is about to be computed with; as :func:`check_values`.
+
+    Raises:
+        UserError: all errors, one per line.
+    """
+    found = [finding.sentence for finding in check_values(cfg, trains=trains)]
+    if found:
+        raise UserError("\nerror: ".join(found))
