@@ -187,15 +187,19 @@ def test_mirrored_entry_e8(tmp_path: Path) -> None:
     assert mirrored["image"].flip(2).equal(plain["image"])
 
 
+def proposals(*boxes: list[float]) -> dict[str, Any]:
+    return {
+        "proposal_boxes": np.array(boxes, dtype=np.float32),
+        "proposal_objectness_logits": np.arange(len(boxes), 0, -1, dtype=np.float32),
+        "proposal_bbox_mode": BoxMode.XYXY_ABS,
+    }
+
+
 def test_proposals_are_mirrored_with_the_image(tmp_path: Path) -> None:
     cfg = unresized_cfg()
     cfg.MODEL.LOAD_PROPOSALS = True
-    proposals = {
-        "proposal_boxes": np.array([[10, 20, 31, 41]], dtype=np.float32),
-        "proposal_objectness_logits": np.array([1.0], dtype=np.float32),
-        "proposal_bbox_mode": 0,
-    }
-    out = MirroringMapper(cfg, is_train=True)(record(tmp_path, mirrored=True, **proposals))
+    item = record(tmp_path, mirrored=True, **proposals([10, 20, 31, 41]))
+    out = MirroringMapper(cfg, is_train=True)(item)
     assert out["proposals"].proposal_boxes.tensor.tolist() == [[469, 20, 490, 41]]
 
 
@@ -254,14 +258,7 @@ def test_mirrored_before_or_after_the_resize(tmp_path: Path, resize: str, inclus
     cfg.MODEL.LOAD_PROPOSALS = True
     if inclusive:
         cfg.INPUT.BOX_SCALING = "inclusive"
-    entry = {
-        "file_name": file,
-        "height": 33,
-        "width": 47,
-        "proposal_boxes": np.array([[10.0, 20, 31, 32]]),
-        "proposal_objectness_logits": np.array([1.0]),
-        "proposal_bbox_mode": 0,
-    }
+    entry = {"file_name": file, "height": 33, "width": 47, **proposals([10.0, 20, 31, 32])}
     mapper = MirroringMapper(cfg, is_train=False)
     plain, mirrored = mapper(entry), mapper({**entry, "mirrored": True})
     image = mirrored["image"].permute(1, 2, 0).numpy()
@@ -291,21 +288,14 @@ def test_inclusive_corners_e7b(tmp_path: Path, resize: str) -> None:
     cfg.INPUT.BOX_SCALING = "inclusive"
     cfg.MODEL.LOAD_PROPOSALS = True
     box = {"bbox": [100, 50, 500, 375], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
-    entry = {
-        "file_name": str(file),
-        "height": 375,
-        "width": 500,
-        "annotations": [box],
-        "proposal_boxes": np.array([[100.0, 50, 500, 375], [0, 0, 1, 1]]),
-        "proposal_objectness_logits": np.array([1.0, 0.0]),
-        "proposal_bbox_mode": 0,
-    }
+    entry = {"file_name": str(file), "height": 375, "width": 500, "annotations": [box]}
+    entry |= proposals([100.0, 50, 500, 375], [0, 0, 1, 1])
     one = torch.tensor([0.0, 0, 1, 1])
     corners = [160, 80, 798.4, 598.4]
     for mapper in (MirroringMapper(cfg, is_train=True), build_mapper(cfg, is_train=True)):
         out = mapper(entry)
-        proposals = (out["proposals"].proposal_boxes.tensor - one).tolist()
-        assert proposals[0] == pytest.approx(corners) and proposals[1] == [0, 0, 0, 0]
+        scaled = (out["proposals"].proposal_boxes.tensor - one).tolist()
+        assert scaled[0] == pytest.approx(corners) and scaled[1] == [0, 0, 0, 0]
         gt = (out["instances"].gt_boxes.tensor - one).tolist()
         assert gt == [pytest.approx(corners)]
     for empty in (np.zeros((0, 4)), np.zeros((0, 4), np.float32)):

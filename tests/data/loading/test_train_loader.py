@@ -80,18 +80,12 @@ def test_empty_data_set() -> None:
 
 
 def test_mirrored_half() -> None:
-    dicts = [{"image_id": "a"}, {"image_id": "b"}]
-    data = MirroredDataset(dicts)
-    assert len(data) == 4
-    assert [(d["image_id"], d["mirrored"]) for d in data] == [
-        ("a", False), ("b", False), ("a", True), ("b", True),
-    ]  # fmt: skip
-    assert dicts == [{"image_id": "a"}, {"image_id": "b"}]
-
-
-def test_mirrored_half_with_records_of_its_own() -> None:
-    data = MirroredDataset([{"x": 1}], [{"x": 2}])
-    assert [(d["x"], d["mirrored"]) for d in data] == [(1, False), (2, True)]
+    dicts = [{"x": 1}, {"x": 2}]
+    for mirrored, expected in ((None, [1, 2, 1, 2]), ([{"x": 3}, {"x": 4}], [1, 2, 3, 4])):
+        data = MirroredDataset(dicts, mirrored)
+        assert len(data) == 4 and [d["x"] for d in data] == expected
+        assert [d["mirrored"] for d in data] == [False, False, True, True]
+    assert dicts == [{"x": 1}, {"x": 2}]
 
 
 @pytest.fixture
@@ -158,13 +152,7 @@ def test_rare_classes_are_repeated(shapes_cfg: CfgNode, monkeypatch: pytest.Monk
     """Class 1 is in a quarter of the images: the root of the threshold by 1/4 (LVIS)."""
     classes = {"a": 0, "b": 0, "c": 0, "d": 1}
     records = [
-        {
-            "file_name": n,
-            "image_id": n,
-            "width": 5,
-            "height": 4,
-            "annotations": [{"category_id": c}],
-        }
+        {"file_name": n, "width": 5, "height": 4, "annotations": [{"category_id": c}]}
         for n, c in classes.items()
     ]
     monkeypatch.setattr(
