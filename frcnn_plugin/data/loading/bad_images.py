@@ -36,13 +36,11 @@ class CatchingMapper:
 
     def __init__(self, mapper: Callable[[Record], Record]) -> None:
         self._mapper = mapper
-        self._is_watched = False
 
     def __call__(self, record: Record) -> Record:
         """Load one entry."""
-        if not self._is_watched and get_worker_info() is not None:
+        if get_worker_info() is not None:  # in a worker process
             Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
-            self._is_watched = True
         try:
             return self._mapper(record)
         except UserError as error:
