@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from ...errors import UserError
@@ -19,40 +19,22 @@ _TYPES: dict[str, type] = {
 }
 # fmt: on
 
-# Keys of an entry whose name Python uses for something else.
-_ARGUMENTS = {"list": "image_list", "json": "json_file"}
+# Arguments whose keys are shorter.
+_KEYS = {"image_list": "list", "json_file": "json"}
 
-
-@dataclass(frozen=True)
-class _Form:
-    """One kind of entry: its keys, the required ones first, and what registers it."""
-
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-    example: str
-    register: Callable[..., None]
-
-
-_OPTIONS = ("ignore", "rename", "evaluator")
-_VOC_OPTIONS = (*_OPTIONS, "counts_from", "year", "use_difficult", "strict")
-_FORMS = {
-    "root": _Form(
-        ("name", "root", "split"),
-        ("classes", *_VOC_OPTIONS),
-        "{name: my_train, root: /data/my, split: train, classes: [cat, dog]}",
-        register_voc,
-    ),
-    "xml": _Form(
-        ("name", "xml", "classes"),
-        ("images", "list", "split", "train_fraction", "val_fraction", *_VOC_OPTIONS),
-        "{name: my_train, xml: /data/my/labels, images: /data/my/images, classes: [cat, dog]}",
-        register_xml_folder,
-    ),
-    "json": _Form(
-        ("name", "json", "images"),
-        ("classes", *_OPTIONS),
-        "{name: my_train, json: /data/my/train.json, images: /data/my/images}",
+# The key that tells an entry of this form -> what registers it, and an example.
+_FORMS: dict[str, tuple[Callable[..., None], str]] = {
+    "json": (
         register_coco,
+        "{name: my_train, json: /data/my/train.json, images: /data/my/images}",
+    ),
+    "xml": (
+        register_xml_folder,
+        "{name: my_train, xml: /data/my/labels, images: /data/my/images, classes: [cat, dog]}",
+    ),
+    "root": (
+        register_voc,
+        "{name: my_train, root: /data/my, split: train, classes: [cat, dog]}",
     ),
 }
 
@@ -69,29 +51,30 @@ def register_from_config_entries(entries: Sequence[Any]) -> None:
         UserError: for an unknown or missing key, a value of the wrong type, a bad class list, or
             a name that is taken.
     """
-    example = _FORMS["root"].example
+    _, example = _FORMS["root"]
     if isinstance(entries, Mapping | str) or not isinstance(entries, Sequence):
         raise UserError(f"DATASETS.REGISTER must be a list, such as [{example}]; got {entries!r}")
     for position, entry in enumerate(entries):
         where = f"DATASETS.REGISTER[{position}]"
         if not isinstance(entry, Mapping):
             raise UserError(f"{where} must be a mapping such as {example}; got {entry!r}")
-        form = _FORMS["json" if "json" in entry else "xml" if "xml" in entry else "root"]
-        known = (*form.required, *form.optional)
-        unknown = [str(key) for key in entry if key not in known]
+        register, example_of_form = _FORMS[next((key for key in _FORMS if key in entry), "root")]
+        arguments = {_KEYS.get(a.name, a.name): a for a in signature(register).parameters.values()}
+        unknown = [str(key) for key in entry if key not in arguments]
         if unknown:
             raise UserError(
-                f"{where}: unknown key {', '.join(unknown)}; known keys: {', '.join(known)}. "
-                f"Example: {form.example}"
+                f"{where}: unknown key {', '.join(unknown)}; known keys: {', '.join(arguments)}. "
+                f"Example: {example_of_form}"
             )
-        missing = [key for key in form.required if key not in entry]
+        missing = [k for k, a in arguments.items() if a.default is a.empty and k not in entry]
         if missing:
             hint = ""
             if missing == ["classes"]:
                 hint = " (classes: auto takes the names that occur in the files)"
-            raise UserError(f"{where}: missing {', '.join(missing)}{hint}; example: {form.example}")
-        arguments = {str(key): _checked(where, key, entry[key]) for key in entry}
-        form.register(**{_ARGUMENTS.get(key, key): value for key, value in arguments.items()})
+            raise UserError(
+                f"{where}: missing {', '.join(missing)}{hint}; example: {example_of_form}"
+            )
+        register(**{arguments[key].name: _checked(where, key, entry[key]) for key in entry})
 
 
 def _checked(where: str, key: str, value: object) -> Any:

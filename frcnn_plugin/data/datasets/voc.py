@@ -164,7 +164,11 @@ def register_xml_folder(
     val_fraction: float = 0.0,
     ignore: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
-    **options: Any,
+    counts_from: int = 1,
+    year: int | None = None,
+    use_difficult: bool = False,
+    strict: bool = False,
+    evaluator: str = "voc",
 ) -> None:
     """Register a folder of VOC XML files under ``name``; registering the same again does nothing.
 
@@ -184,8 +188,11 @@ def register_xml_folder(
         val_fraction: share that is for validation; test has the rest.
         ignore: see :func:`register_voc`.
         rename: see there.
-        **options: ``year``, ``use_difficult``, ``strict``, ``evaluator``, ``counts_from``, as
-            there.
+        counts_from: see there.
+        year: see there.
+        use_difficult: see there.
+        strict: see there.
+        evaluator: see there.
 
     Raises:
         UserError: if ``name`` is taken, ``classes`` is not a list of distinct names, or the set is
@@ -221,7 +228,11 @@ def register_xml_folder(
         split=split,
         train_fraction=train_fraction,
         val_fraction=val_fraction,
-        **options,
+        counts_from=counts_from,
+        year=year,
+        use_difficult=use_difficult,
+        strict=strict,
+        evaluator=evaluator,
     ).register()
 
 

@@ -81,6 +81,9 @@ class VOCFolders:
     """The folder of the XML files and that of the images of a data set.
 
     An image's id is the name of its XML file from the folder on, without ``.xml``.
+
+    Attributes:
+        ids: of all XML files, in their order.
     """
 
     def __init__(self, annotations: Path, images: Path) -> None:
@@ -92,11 +95,7 @@ class VOCFolders:
         """
         self.annotations, self.images = annotations, images
         self._xml = {name[: -len(".xml")]: name for name in files_below(annotations, (".xml",))}
-
-    @property
-    def ids(self) -> list[str]:
-        """The ids of all XML files, in their order."""
-        return list(self._xml)
+        self.ids = list(self._xml)
 
     def xml(self, image_id: str) -> Path | None:
         """Return the XML file of an image, None if there is none."""
@@ -122,10 +121,8 @@ class VOCFolders:
 
     def _images_of(self, image_id: str) -> list[str]:
         """List the images that are named as an id, which may include the suffix."""
-        if image_id in self._images:
-            return self._images[image_id]
         same = self._images.get(os.path.splitext(image_id)[0], ())
-        return [name for name in same if name == image_id]
+        return self._images.get(image_id) or [name for name in same if name == image_id]
 
     def image(self, image_id: str, filename: str = "") -> str | None:
         """Find the image that is named as its id or, failing that, as its XML file says.

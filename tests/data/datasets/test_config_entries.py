@@ -38,7 +38,7 @@ GOOD = {"name": "my_train", "root": "/data/my", "split": "train", "classes": ["c
         ([{"name": "a", "json": "/x"}], r"missing images; example: \{name: my_train, json"),
         (
             [{"name": "a", "json": "/x", "images": "/y", "strict": True}],
-            r"unknown key strict; known keys: name, json, images, classes, ignore, rename, ",
+            r"strict; known keys: name, json, images, classes, evaluator, ignore, rename\. Example",
         ),
         (
             [{"name": "a", "xml": "/x", "classes": ["b"], "split": "train", "train_fraction": 1}],
