@@ -59,6 +59,8 @@ class COCOSource:
                 "image_id": entry["id"],
                 "annotations": [],
             }
+            if "unreadable" in entry:
+                dicts[entry["id"]]["unreadable"] = entry["unreadable"]
         for entry in content.get("annotations", ()):
             obj = {
                 "iscrowd": entry["iscrowd"],

@@ -64,11 +64,11 @@ class _Findings:
     def report(self, dicts: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
         """Raise for what makes the set useless, warn once of the rest."""
         folder, images = self.folders.annotations, self.folders.images
-        if self.missing_images:
+        if len(self.missing_images) == len(dicts) > 0:
             raise UserError(
-                f"{len(self.missing_images)} of {len(dicts) + len(self.missing_images)} images "
-                f"are not in {images} ({examples(self.missing_images)}); looked for "
-                f"{', '.join(IMAGE_SUFFIXES)} and the XML's <filename>"
+                f"{self.title}: none of its {len(dicts)} images is in {images} "
+                f"({examples(self.missing_images)}); looked for {', '.join(IMAGE_SUFFIXES)} and "
+                f"the XML's <filename>"
             )
         if self.unknown:
             counts = Counter(name for name, _ in self.unknown).most_common(10)
@@ -124,7 +124,7 @@ def load_voc_files(
         image = folders.image(image_id, annotation.filename)
         if image is None:
             findings.missing_images.append(image_id)
-            continue
+            image = f"{folders.images}/{image_id}.jpg"
         objects: list[tuple[VOCObject, int, Box]] = []
         for obj in annotation.objects:
             class_name = renamed.get(obj.name, obj.name)
@@ -162,6 +162,7 @@ def load_voc_files(
                 "height": size[1],
                 "width": size[0],
                 "annotations": records,
+                **findings.sizes.mark(image),
             }
         )
     findings.report(dicts, classes)

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
 from ...errors import UserError
+from ..datasets.geometry import refuse_unreadable, unreadable
 from .bad_images import CatchingMapper, CheckedLoader, StandInDataset, skips_bad_images
 from .image_reader import image_header
 from .mappers import MirroringMapper, build_mapper
@@ -130,6 +131,8 @@ def training_dicts(cfg: CfgNode, proposal_files: Sequence[str] = ()) -> list[dic
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         proposal_files=list(proposal_files) or None,
     )
+    if not skips_bad_images(cfg):
+        refuse_unreadable(", ".join(cfg.DATASETS.TRAIN), unreadable(dicts), len(dicts))
     return [d if "width" in d and "height" in d else _with_size(d) for d in dicts]
 
 

@@ -120,7 +120,7 @@ def test_unreadable(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"there is no file {path}"):
         read_bgr(path)
     path.write_text("no picture")
-    with pytest.raises(UserError, match=r"a.jpg cannot be read as an image \(cannot identify"):
+    with pytest.raises(UserError, match=r"a.jpg cannot be read as an image \(of no format"):
         read_bgr(path)
     two_colours().resize((300, 300)).save(path)
     path.write_bytes(path.read_bytes()[:900])
