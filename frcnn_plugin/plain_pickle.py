@@ -7,7 +7,6 @@ file names. A leaf: weights and proposals are read with it.
 from __future__ import annotations
 
 import collections
-import functools
 import mmap
 import os
 import pickle
@@ -39,27 +38,19 @@ def load_plain(path: str | os.PathLike[str]) -> Any:
         return _in_plain(_Unpickler(file, encoding="latin1").load(), {})
 
 
-@functools.cache
-def _arguments() -> dict[int, int]:
-    """Return how the argument of each opcode is stored, by the opcode's byte, as pickletools says.
-
-    Its length in bytes, or minus the number of bytes that hold its length, or 100 times the
-    number of lines that it has.
-    """
-    kinds = {
-        pickletools.TAKEN_FROM_ARGUMENT1: -1,
-        pickletools.TAKEN_FROM_ARGUMENT4: -4,
-        pickletools.TAKEN_FROM_ARGUMENT4U: -4,
-        pickletools.TAKEN_FROM_ARGUMENT8U: -8,
-        pickletools.UP_TO_NEWLINE: 100,
-    }
-    found = {}
-    for opcode in pickletools.opcodes:
-        length = opcode.arg.n if opcode.arg else 0
-        found[ord(opcode.code)] = kinds.get(length, length)
-        if opcode.name in ("GLOBAL", "INST"):
-            found[ord(opcode.code)] = 200
-    return found
+# How an opcode's argument is stored, where that is not a fixed number of bytes.
+_LENGTH_BYTES = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_ARGUMENTS = [0] * 256  # by the opcode's byte: as many bytes, or one of pickletools' negative codes
+for _opcode in pickletools.opcodes:
+    _ARGUMENTS[ord(_opcode.code)] = _opcode.arg.n if _opcode.arg else 0
+_PUT, _LONG_PUT, _STOP = (ord(code) for code in "pr.")
+_ARGUMENTS[_LONG_PUT] = _ARGUMENTS[_STOP] = -100  # looked at
+_TWO_LINES = (ord("c"), ord("i"))  # GLOBAL and INST
 
 
 def _check_memo(file: int) -> None:
@@ -68,25 +59,33 @@ def _check_memo(file: int) -> None:
     The unpickler makes room for as many entries as the largest number says: nine bytes can ask for
     eight gigabytes.
     """
-    arguments, put, put_line, stop = _arguments(), ord("r"), ord("p"), ord(".")
+    arguments = _ARGUMENTS
     with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as data:
         size, place = len(data), 0
         while place < size:
             code = data[place]
-            argument = arguments.get(code, 0)
-            start = place = place + 1
-            if 0 <= argument < 100:
+            argument = arguments[code]
+            place += 1
+            number = 0
+            if argument >= 0:
                 place += argument
-            elif argument < 0:
-                place += -argument + int.from_bytes(data[place : place - argument], "little")
-            for _ in range(argument // 100):
-                place = data.find(b"\n", place) + 1 or size
-            if code == put and int.from_bytes(data[start:place], "little") > size:
-                raise pickle.UnpicklingError("it refers to more entries than it has")
-            if code == put_line and place - start > len(str(size)) + 1:
-                raise pickle.UnpicklingError("it refers to more entries than it has")
-            if code == stop:
+                continue
+            if code == _STOP:
                 return
+            if code == _LONG_PUT:
+                number = int.from_bytes(data[place : place + 4], "little")
+                place += 4
+            elif argument == pickletools.UP_TO_NEWLINE:
+                start = place
+                for _ in range(2 if code in _TWO_LINES else 1):
+                    place = data.find(b"\n", place) + 1 or size
+                if code == _PUT:
+                    number = int(data[start:place])
+            else:
+                width = _LENGTH_BYTES[argument]
+                place += width + int.from_bytes(data[place : place + width], "little")
+            if number > size:
+                raise pickle.UnpicklingError("it refers to more entries than it has")
 
 
 class _Unpickler(pickle.Unpickler):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -127,11 +128,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise UserError(f"there is no checkpoint {path}{self._advice()}")
         try:
             loaded: dict[str, Any] = super().load(path, *args, **kwargs)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
-            # What optimizers and hooks raise, by which they are to be continued.
+        except (UserError, torch.cuda.OutOfMemoryError):
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+            # What modules, optimizers and hooks raise that cannot take their part of it.
+            problem = f"{type(e).__name__}: {' '.join(str(e).split())}"
             raise UserError(
-                f"{path} does not fit this model or this run ({type(e).__name__}: {e})"
-                f"{self._advice()}"
+                f"{path} does not fit this model or this run ({problem}){self._advice()}"
             ) from e
         finally:
             # Detectron2 asserts that it is None, and does not reset it when loading fails.

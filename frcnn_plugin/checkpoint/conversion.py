@@ -168,17 +168,17 @@ def raw_deltas(
     ]
 
 
-def without_statistics(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def without_statistics(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return a model's state dict without target statistics that change nothing.
 
     It means the same to this plugin, and Detectron2's own layers have no place for them.
     """
-    state = copy.copy(state)  # with the versions of modules, an attribute
-    for name in [name for name in state if name.endswith(".target_statistics.mean")]:
+    kept = copy.copy(state)  # with the versions of modules, which are an attribute
+    for name in [name for name in kept if name.endswith(".target_statistics.mean")]:
         std = name.removesuffix("mean") + "std"
-        if std in state and is_neutral(state[name], state[std]):
-            del state[name], state[std]
-    return state
+        if std in kept and is_neutral(kept[name], kept[std]):
+            del kept[name], kept[std]
+    return kept
 
 
 def used_statistics(names: Collection[str]) -> dict[str, str]:

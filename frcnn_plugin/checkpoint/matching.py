@@ -102,9 +102,15 @@ def anchors_of(metadata: Metadata | None) -> dict[str, Any]:
     try:
         config = read_config_text((metadata and metadata.config) or "", "the file's config")
         anchors = config["MODEL"]["ANCHOR_GENERATOR"]
-        return {key: anchors[key] for key in ("SIZES", "ASPECT_RATIOS")}
-    except (UserError, KeyError, TypeError):  # no config, or whatever the text in the file is
+        return {key: _by_level(anchors[key]) for key in ("SIZES", "ASPECT_RATIOS")}
+    except (UserError, LookupError, TypeError):  # no config, or whatever the text in the file is
         return {}
+
+
+def _by_level(values: Sequence[Any]) -> list[list[float]]:
+    """Return sizes or ratios as lists, one per feature map; Detectron2 takes one for all, too."""
+    nested = isinstance(values[0], Sequence)
+    return [list(level) for level in values] if nested else [list(values)]
 
 
 def fitting_anchors(loaded: Loaded, metadata: Metadata | None) -> str:
@@ -128,7 +134,7 @@ def check_anchors(loaded: Loaded, metadata: Metadata | None, wanted: Mapping[str
     if any(is_in(name, [RPN]) for name in loaded.missing):
         return
     for key, theirs in anchors_of(metadata).items():
-        if list(map(list, theirs)) != list(map(list, wanted[key])):
+        if theirs != _by_level(wanted[key]):
             logger.warning(
                 "%s was trained with other anchors, which its boxes refer to: "
                 'MODEL.ANCHOR_GENERATOR.%s "%s"', loaded.file, key, theirs,

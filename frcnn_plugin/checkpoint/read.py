@@ -336,6 +336,8 @@ def _existing(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{path} is a folder: name a file in it, such as model_final.pth")
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} may not be read: its permissions forbid it")
     return path
 
 

@@ -98,16 +98,8 @@ def add_checkpoint_hooks(
     Returns:
         The hooks; the periodic checkpointer is replaced, and each evaluation is followed by those
         that keep the best checkpoint.
-
-    Raises:
-        UserError: ``SOLVER.CHECKPOINTS_KEPT`` is negative.
     """
     kept = cfg.SOLVER.CHECKPOINTS_KEPT
-    if kept < 0:
-        raise UserError(
-            f"SOLVER.CHECKPOINTS_KEPT is {kept}: give the number of periodic checkpoints that stay "
-            "on disk, or 0 to keep all"
-        )
     added: list[HookBase | None] = []
     for hook in ret:
         if isinstance(hook, hooks.PeriodicCheckpointer):

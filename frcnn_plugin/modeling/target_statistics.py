@@ -206,11 +206,12 @@ def fold_target_statistics(model: nn.Module) -> None:
     These then predict what Detectron2's own layers predict, so its weights mean the same in any
     model. What the model detects stays the same.
     """
+    owner: Any
     for owner in model.modules():
         statistics = getattr(owner, "target_statistics", None)
         if isinstance(statistics, TargetStatistics):
             layer = getattr(owner, "bbox_pred", None)
-            statistics.fold(layer if layer is not None else owner.rpn_head.rpn_bbox_pred)  # type: ignore[union-attr]
+            statistics.fold(owner.rpn_head.rpn_bbox_pred if layer is None else layer)
 
 
 class NormalisedBox2BoxTransform:

@@ -331,3 +331,19 @@ def test_in_a_trainer_of_others(tiny_cfg, caffemodel: Path, tmp_path: Path) -> N
     trainer.resume_or_load(resume=False)
     expected = networks.vgg16()["conv3_2"][0]
     assert trainer.model.backbone.conv3.conv3_2.weight.tolist() == expected.tolist()
+
+
+def test_parts_that_do_not_fit_the_run(tiny_cfg, tmp_path: Path) -> None:
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    torch.save({"model": model.state_dict(), "optimizer": {"state": {}}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth does not fit .*KeyError: 'param_groups'"):
+        AtomicCheckpointer(model, optimizer=optimizer).load(str(tmp_path / "a.pth"))
+    state = build_model(tiny_cfg()).state_dict()
+    state["roi_heads.box_predictor.target_statistics.std"][1, 2] = 0
+    torch.save({"model": state}, tmp_path / "b.pth")
+    with pytest.raises(UserError, match=r"b\.pth does not fit .*std of dw of class 1 is 0"):
+        load(tiny_cfg(), tmp_path / "b.pth")
+    (tmp_path / "c.pth").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/c\.pth is damaged, or no checkpoint"):
+        load(tiny_cfg(), tmp_path / "c.pth")

@@ -13,7 +13,6 @@ import torch
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 
 from frcnn_plugin.engine import CaffeMomentum, PaperTrainer
-from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling import PaperRCNN
 from tests.engine.joint_runs import make_joint_trainer
 from tests.four_step.four_step_runs import make_trainer
@@ -138,11 +137,6 @@ def test_files_of_the_stages_stay(tmp_path: Path) -> None:
     assert files(tmp_path) == stages | {
         "initial_weights.pth", "model_0000015.pth", "model_final.pth",
     }  # fmt: skip
-
-
-def test_a_negative_number(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="CHECKPOINTS_KEPT is -1: give the number of periodic"):
-        make_joint_trainer(tmp_path, ["SOLVER.CHECKPOINTS_KEPT", "-1"])
 
 
 @pytest.fixture

@@ -175,7 +175,7 @@ def _read_blob(blob: Any) -> np.ndarray:
     # A writer may split a field; the parts belong together.
     pieces = [np.frombuffer(part, "<f4") for part in blob.data]
     pieces += [np.frombuffer(part, "<f8").astype("<f4") for part in blob.double_data]
-    data = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, "<f4"), *pieces])
+    data = pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty(0, "<f4")])
     if blob.HasField("shape"):
         shape = list(blob.shape.dim[:33])  # more cannot be right: numpy has 32, Caffe too
     elif any(blob.HasField(field) for field in _LEGACY_SHAPE):

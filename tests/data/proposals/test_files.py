@@ -326,6 +326,7 @@ def test_damaged_files(path):
     [
         b"\x80\x02Nr\xff\xff\xff\x3f.",  # 8 GiB for the entries before it
         b"\x80\x02Np1073741823\n.",
+        b"\x80\x02Np00000000000000000000000001073741823\n.",
         b"\x80\x02(]X\x01\x00\x00\x00ar\xff\xff\xff\x3fe.",
     ],
 )
