@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
@@ -227,6 +228,16 @@ def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -
         if level is error:
             return
         usable = [d for d in usable if Path(d["file_name"]).is_file()]
+    vanishing = _vanishing(run, name, usable)
+    if vanishing:
+        yield (warning if skipped else error)(
+            _SUBJECT,
+            f"{name}: {len(vanishing)} of {len(dicts)} images are so narrow that INPUT.MIN_SIZE_* "
+            f"and MAX_SIZE_* leave less than a pixel of a side:\n{_lines(vanishing)}",
+            "Leave them out, or cut them up",
+        )
+        if not skipped:
+            return
     sample = usable if run.every_image else evenly(usable, _SAMPLE)
     sizes, problems = [], []
     # None: the bar is shown on terminals only.
@@ -257,6 +268,27 @@ def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -
         f"{name}: {exist}{len(sample)} images read{rest}, {low[0]}x{low[1]} to "
         f"{high[0]}x{high[1]} pixels",
     )
+
+
+def _vanishing(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the images of which a side would be resized to 0 pixels, with their sizes."""
+    node, resizes = run.cfg.INPUT, set()
+    if name in run.train:
+        resizes |= {(side, node.MAX_SIZE_TRAIN) for side in node.MIN_SIZE_TRAIN}
+    if name in run.test:
+        resizes.add((node.MIN_SIZE_TEST, node.MAX_SIZE_TEST))
+    sizes = {(d["height"], d["width"]) for d in dicts if "height" in d and "width" in d}
+    bad = {
+        (height, width)
+        for height, width in sizes
+        for side, limit in resizes
+        if side and min(ResizeShortestEdge.get_output_shape(height, width, side, limit)) < 1
+    }
+    return [
+        f"{d['file_name']}: {d['width']} x {d['height']} pixels"
+        for d in dicts
+        if (d.get("height"), d.get("width")) in bad
+    ]
 
 
 def evenly(items: Sequence[Any], number: int) -> list[Any]:

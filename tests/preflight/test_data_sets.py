@@ -250,6 +250,33 @@ def test_an_image_without_a_header(find, shapes: Path, kind: str, harm: Any) -> 
     assert "3 of 3" in found.text or "none of its 3" in found.text
 
 
+@pytest.mark.parametrize("which", ["TRAIN", "TEST"])
+def test_an_image_that_resizing_leaves_nothing_of(find, shapes: Path, which: str) -> None:
+    (one,) = one_object(shapes)
+    file = shapes / "thin.png"
+    Image.new("RGB", (2, 5000)).save(file)
+    thin = {
+        **one,
+        "file_name": str(file),
+        "image_id": "2",
+        "width": 2,
+        "height": 5000,
+        "annotations": [],
+    }
+    register("thin", [one, thin], ["circle"])
+    register("good", [one], ["circle"])
+    names = {"TRAIN": "good", "TEST": "good", which: "thin"}
+    opts = trained_on(names["TRAIN"], test=f"('{names['TEST']}',)")
+    for mode, level in (("stop", "error"), ("skip", "warning")):
+        findings = find(*opts, "DATALOADER.ON_BAD_IMAGE", mode)
+        (found,) = [f for f in findings if str(file) in f.sentence]
+        assert found.level == level
+        assert "thin: 1 of 2 images are so narrow that INPUT.MIN_SIZE_*" in found.sentence
+        assert f"{file}: 2 x 5000 pixels. Leave them out" in found.sentence
+    wide = ["INPUT.MAX_SIZE_TRAIN", "5000", "INPUT.MAX_SIZE_TEST", "5000"]
+    assert not [f for f in find(*opts, *wide) if str(file) in f.sentence]
+
+
 def test_missing_images_of_voc(find, shapes: Path) -> None:
     name = (shapes / "ImageSets" / "Main" / "test.txt").read_text().split()[1]
     (shapes / "JPEGImages" / f"{name}.jpg").unlink()
