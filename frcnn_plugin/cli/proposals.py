@@ -20,7 +20,7 @@ from detectron2.utils.logger import setup_logger
 from ..atomic_files import safe_file_name, sha256
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
 from ..data import check_datasets
-from ..data.loading.bad_images import build_test_loader
+from ..data.loading.bad_images import build_test_loader, skips_bad_images
 from ..data.proposals.converters import convert_npz, convert_selective_search_mat
 from ..data.proposals.files import check_proposals, save_proposals
 from ..engine import setup_cfg
@@ -187,7 +187,7 @@ def _check_dump(
         raise UserError("whose proposals? Add MODEL.WEIGHTS path/to/model_final.pth")
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
         raise UserError(f"{args.config_file} has no region proposal network to make proposals")
-    check_datasets([args.dataset], None)
+    check_datasets([args.dataset], None, skip_bad_images=skips_bad_images(cfg))
     stop_on_errors(PlannedRun(cfg, eval_only=True))
     # If shards are left, the run that wrote the file did not get to its end.
     if output.exists() and not args.overwrite and not shards.folder.exists():

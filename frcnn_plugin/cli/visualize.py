@@ -36,6 +36,7 @@ from tqdm import tqdm
 from ..atomic_files import safe_file_name
 from ..checkpoint.checkpointer import class_names
 from ..data import check_datasets
+from ..data.loading.bad_images import skips_bad_images
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
@@ -157,7 +158,8 @@ def run(args: argparse.Namespace) -> list[Path]:
         dataset = dataset_name(cfg, args)
         # The data set must have the network's classes where the network's heads are used.
         uses_head = args.mode == "detections" or (args.mode == "sampled" and cfg.MODEL.WEIGHTS)
-        check_datasets([dataset], cfg.MODEL.ROI_HEADS.NUM_CLASSES if uses_head else None)
+        number = cfg.MODEL.ROI_HEADS.NUM_CLASSES if uses_head else None
+        check_datasets([dataset], number, skip_bad_images=skips_bad_images(cfg))
         records = records_of_dataset(args, dataset)
         names = MetadataCatalog.get(dataset).get("thing_classes", ())
     options = Options(args.topk, args.score, args.seed or 0, args.box, args.cell)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
@@ -94,7 +95,8 @@ def _check_one(run: PlannedRun, name: str) -> Iterator[Finding]:
     with warnings_of("frcnn_plugin") as warnings:
         try:
             number = run.cfg.MODEL.ROI_HEADS.NUM_CLASSES
-            check_datasets([name], number, run.train, load=run.load)
+            skips = run.cfg.DATALOADER.ON_BAD_IMAGE == "skip"
+            check_datasets([name], number, run.train, run.load, skips)
             if run.is_quick(name):
                 run.load(name)
         except UserError as e:
@@ -102,7 +104,8 @@ def _check_one(run: PlannedRun, name: str) -> Iterator[Finding]:
         except Exception as e:  # whatever a loader raises for a damaged file
             problem = error(_SUBJECT, f"{name} cannot be loaded ({type(e).__name__}: {e})")
     # Before an error, whose reason they may be.
-    yield from (warning(_SUBJECT, message) for message in warnings)
+    said = "" if problem is None else problem.text
+    yield from (warning(_SUBJECT, message) for message in warnings if message not in said)
     if problem is not None:
         yield problem
         return
@@ -212,15 +215,30 @@ def _some(items: Sequence[str]) -> str:
 
 def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -> Iterator[Finding]:
     """Look for all files, and decode some; with ``run.every_image`` all, with a progress bar."""
-    missing = [d["file_name"] for d in dicts if not Path(d["file_name"]).is_file()]
+    skipped = run.cfg.DATALOADER.ON_BAD_IMAGE == "skip"
+    usable = [d for d in dicts if "unreadable" not in d]
+    missing = [d["file_name"] for d in usable if not Path(d["file_name"]).is_file()]
     if missing:
-        yield error(
+        level = warning if skipped and len(missing) < len(dicts) else error
+        yield level(
             _SUBJECT,
             f"{name}: {len(missing)} of {len(dicts)} image files are missing:\n{_lines(missing)}",
             "Copy them there, or correct image_root",
         )
-        return
-    sample = dicts if run.every_image else evenly(dicts, _SAMPLE)
+        if level is error:
+            return
+        usable = [d for d in usable if Path(d["file_name"]).is_file()]
+    vanishing = _vanishing(run, name, usable)
+    if vanishing:
+        yield (warning if skipped else error)(
+            _SUBJECT,
+            f"{name}: {len(vanishing)} of {len(dicts)} images are so narrow that INPUT.MIN_SIZE_* "
+            f"and MAX_SIZE_* leave less than a pixel of a side:\n{_lines(vanishing)}",
+            "Leave them out, or cut them up",
+        )
+        if not skipped:
+            return
+    sample = usable if run.every_image else evenly(usable, _SAMPLE)
     sizes, problems = [], []
     # None: the bar is shown on terminals only.
     hidden = None if run.every_image else True
@@ -234,7 +252,6 @@ def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -
     yield from (warning(_SUBJECT, message) for message in warnings)
     if problems:
         rest = "" if run.every_image else "; frcnn doctor --all looks at every one"
-        skipped = run.cfg.DATALOADER.ON_BAD_IMAGE == "skip"
         yield (warning if skipped else error)(
             _SUBJECT,
             f"{name}: {len(problems)} of {len(sample)} images looked at are bad:\n"
@@ -244,12 +261,34 @@ def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -
     if not sizes or (problems and not skipped):
         return
     low, high = min(sizes, key=math.prod), max(sizes, key=math.prod)
-    rest = "" if len(sample) == len(dicts) else f" of {len(dicts):,} (--all reads every one)"
+    rest = "" if len(sample) == len(usable) else f" of {len(usable):,} (--all reads every one)"
+    exist = "all files exist; " if len(usable) == len(dicts) else ""
     yield ok(
         _SUBJECT,
-        f"{name}: all files exist; {len(sample)} images read{rest}, {low[0]}x{low[1]} to "
+        f"{name}: {exist}{len(sample)} images read{rest}, {low[0]}x{low[1]} to "
         f"{high[0]}x{high[1]} pixels",
     )
+
+
+def _vanishing(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the images of which a side would be resized to 0 pixels, with their sizes."""
+    node, resizes = run.cfg.INPUT, set()
+    if name in run.train:
+        resizes |= {(side, node.MAX_SIZE_TRAIN) for side in node.MIN_SIZE_TRAIN}
+    if name in run.test:
+        resizes.add((node.MIN_SIZE_TEST, node.MAX_SIZE_TEST))
+    sizes = {(d["height"], d["width"]) for d in dicts if "height" in d and "width" in d}
+    bad = {
+        (height, width)
+        for height, width in sizes
+        for side, limit in resizes
+        if side and min(ResizeShortestEdge.get_output_shape(height, width, side, limit)) < 1
+    }
+    return [
+        f"{d['file_name']}: {d['width']} x {d['height']} pixels"
+        for d in dicts
+        if (d.get("height"), d.get("width")) in bad
+    ]
 
 
 def evenly(items: Sequence[Any], number: int) -> list[Any]:

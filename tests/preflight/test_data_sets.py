@@ -15,7 +15,7 @@ from detectron2.utils.logger import _LOG_COUNTER
 from PIL import Image
 
 from frcnn_plugin import get_config_file
-from frcnn_plugin.data import SHAPE_CLASSES, register_voc
+from frcnn_plugin.data import SHAPE_CLASSES, register_from_config_entries, register_voc
 from frcnn_plugin.preflight import Finding, data_sets, planned_run, preflight_without_config
 from frcnn_plugin.preflight.data_sets import check_data, evenly, suggest_folder
 from tests.data.datasets.voc_folder import add_image, obj
@@ -207,11 +207,81 @@ def test_image_of_another_size(find, shapes: Path) -> None:
     assert f"its annotation says {said}" in only(findings, "data")
 
 
+@pytest.mark.parametrize("harm", [Path.unlink, lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize("kind", ["root", "xml", "json", "python"])
+def test_an_image_without_a_header(find, shapes: Path, kind: str, harm: Any) -> None:
+    """It ends the run before it starts; with ON_BAD_IMAGE skip it is a warning."""
+    root = shapes.parent / "own"
+    for name in "abc":
+        add_image(root, name, obj("cat"))
+    files = [root / "JPEGImages" / f"{name}.jpg" for name in "abc"]
+    entry: dict[str, Any] = {"name": "own", "root": str(root), "split": "train", "classes": ["cat"]}
+    if kind == "xml":
+        del entry["root"], entry["split"]
+        entry |= {"xml": str(root / "Annotations"), "images": str(root / "JPEGImages")}
+    if kind == "json":
+        numbers = range(3)
+        content = {
+            "images": [{"id": i, "file_name": files[i].name} for i in numbers],
+            "annotations": [
+                {"id": i, "image_id": i, "bbox": [10, 20, 40, 40], "category_id": 1}
+                for i in numbers
+            ],
+            "categories": [{"id": 1, "name": "cat"}],
+        }
+        (root / "own.json").write_text(json.dumps(content))
+        entry = {"name": "own", "json": str(root / "own.json"), "images": str(root / "JPEGImages")}
+    if kind == "python":
+        (one,) = one_object(shapes)
+        one |= {"width": 100, "height": 80}
+        dicts = [{**one, "file_name": str(file), "image_id": file.stem} for file in files]
+        register("own", dicts, ["cat"])
+    else:
+        register_from_config_entries([entry])
+    harm(files[1])
+    for mode, level in (("stop", "error"), ("skip", "warning")):
+        findings = find(*trained_on("own"), "DATALOADER.ON_BAD_IMAGE", mode)
+        assert {f.level for f in findings if str(files[1]) in f.sentence} == {level}
+        assert len(errors(findings)) == (mode == "stop")
+        _LOG_COUNTER.clear()
+    for file in files:
+        file.unlink(missing_ok=True)
+    (found,) = errors(find(*trained_on("own"), "DATALOADER.ON_BAD_IMAGE", "skip"))
+    assert "3 of 3" in found.text or "none of its 3" in found.text
+
+
+@pytest.mark.parametrize("which", ["TRAIN", "TEST"])
+def test_an_image_that_resizing_leaves_nothing_of(find, shapes: Path, which: str) -> None:
+    (one,) = one_object(shapes)
+    file = shapes / "thin.png"
+    Image.new("RGB", (2, 5000)).save(file)
+    thin = {
+        **one,
+        "file_name": str(file),
+        "image_id": "2",
+        "width": 2,
+        "height": 5000,
+        "annotations": [],
+    }
+    register("thin", [one, thin], ["circle"])
+    register("good", [one], ["circle"])
+    names = {"TRAIN": "good", "TEST": "good", which: "thin"}
+    opts = trained_on(names["TRAIN"], test=f"('{names['TEST']}',)")
+    for mode, level in (("stop", "error"), ("skip", "warning")):
+        findings = find(*opts, "DATALOADER.ON_BAD_IMAGE", mode)
+        (found,) = [f for f in findings if str(file) in f.sentence]
+        assert found.level == level
+        assert "thin: 1 of 2 images are so narrow that INPUT.MIN_SIZE_*" in found.sentence
+        assert f"{file}: 2 x 5000 pixels. Leave them out" in found.sentence
+    wide = ["INPUT.MAX_SIZE_TRAIN", "5000", "INPUT.MAX_SIZE_TEST", "5000"]
+    assert not [f for f in find(*opts, *wide) if str(file) in f.sentence]
+
+
 def test_missing_images_of_voc(find, shapes: Path) -> None:
     name = (shapes / "ImageSets" / "Main" / "test.txt").read_text().split()[1]
     (shapes / "JPEGImages" / f"{name}.jpg").unlink()
     message = only(find(), "data")
-    assert "1 of 3 images are not in" in message and name in message
+    assert "1 of 3 images cannot be used: there is no file" in message and name in message
 
 
 def coco(folder: Path, images: int) -> None:
@@ -233,7 +303,7 @@ def coco(folder: Path, images: int) -> None:
 def test_missing_images_of_coco(find, shapes: Path, tmp_path: Path) -> None:
     coco(tmp_path, 7)
     message = only(errors(find(*trained_on("cats"))), "data")
-    assert "7 of 7 images are not in" in message and "2.jpg" in message
+    assert "none of its 7 images is in" in message and "2.jpg" in message
 
 
 def test_missing_images_of_other_code(find, shapes: Path) -> None:

@@ -15,7 +15,7 @@ from .arguments import datasets_root, examples, progress
 from .class_names import is_background
 from .coco import coco_source
 from .coco_files import read_coco
-from .geometry import SizeFindings
+from .geometry import SizeFindings, refuse_unreadable, unreadable
 from .voc import OFFICIAL_IMAGE_COUNTS, Source
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ def check_datasets(
     num_classes: int | None,
     train: Collection[str] = (),
     load: Callable[[str], Any] = DatasetCatalog.get,
+    skip_bad_images: bool = False,
 ) -> None:
     """Check every data set of a run; return if all is well.
 
@@ -42,6 +43,7 @@ def check_datasets(
         num_classes: ``MODEL.ROI_HEADS.NUM_CLASSES``; None leaves the count unchecked.
         train: those of ``names`` that are trained on: they must hold objects.
         load: gives the data set of a name.
+        skip_bad_images: a warning is enough for images that are missing or damaged.
 
     Raises:
         UserError: for the first thing found wrong: an unknown name, missing files, a class list
@@ -55,13 +57,18 @@ def check_datasets(
         if _is_checked_by_loading(name, metadata):
             if metadata.get("json_file") and coco_source(name) is None:
                 json_file, images = metadata.json_file, metadata.get("image_root", "")
-                read_coco(name, json_file, images, for_detectron2=True)
-            dicts = load(name)
+                content = read_coco(name, json_file, images, for_detectron2=True)
+                read = content["images"]
+                dicts = load(name)
+            else:
+                read = dicts = load(name)
             _check_contents(name, dicts, name in train)
             # Of XML and COCO files this is done, and sizes corrected, when they are read.
             is_read = metadata.get("json_file") or isinstance(DatasetCatalog[name], Source)
-            if isinstance(dicts, list) and not is_read:
-                _check_sizes(name, dicts)
+            if isinstance(dicts, list):
+                reasons = unreadable(read) if is_read else _check_sizes(name, dicts)
+                if not skip_bad_images:
+                    refuse_unreadable(name, reasons, len(dicts))
             if metadata.get("thing_classes") is None and name not in train:
                 raise UserError(
                     f"{name}: evaluation needs the names of its classes: "
@@ -189,8 +196,12 @@ def _check_identity(name: str, dicts: Sequence[Any]) -> None:
         )  # fmt: skip
 
 
-def _check_sizes(name: str, dicts: Sequence[Any]) -> None:
-    """Compare sizes, which stop a run when the image is read, with the images that are here."""
+def _check_sizes(name: str, dicts: Sequence[Any]) -> list[str]:
+    """Compare sizes, which stop a run when the image is read, with the images that are here.
+
+    Returns:
+        What is wrong with those that are here and cannot be read.
+    """
     findings = SizeFindings()
     for item in progress(dicts, f"sizes of {name}", "image"):
         file = item.get("file_name") or ""
@@ -198,6 +209,7 @@ def _check_sizes(name: str, dicts: Sequence[Any]) -> None:
             findings.size_of(file, (item.get("width", 0), item.get("height", 0)), None)
     if text := findings.report(name):
         logger.warning("%s: %s", name, text)
+    return list(findings.unreadable.values())
 
 
 def _check_class_count(name: str, classes: Sequence[str], num_classes: int | None) -> None:

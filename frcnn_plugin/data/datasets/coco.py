@@ -66,6 +66,8 @@ class COCOSource:
                 "image_id": entry["id"],
                 "annotations": [],
             }
+            if "unreadable" in entry:
+                dicts[entry["id"]]["unreadable"] = entry["unreadable"]
         for entry in content.get("annotations", ()):
             obj = {key: entry[key] for key in ("iscrowd", "bbox", "segmentation") if key in entry}
             obj |= {

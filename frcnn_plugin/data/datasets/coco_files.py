@@ -91,7 +91,11 @@ def read_coco(
     result: dict[str, Any] = {
         "info": {},
         "images": [
-            {**entry, "width": sizes[entry["id"]][0], "height": sizes[entry["id"]][1]}
+            {
+                **entry,
+                **dict(zip(("width", "height"), sizes[entry["id"]], strict=True)),
+                **findings.mark(files[entry["id"]]),
+            }
             for entry in content["images"]
         ],
         "categories": [{"id": number, "name": text} for text, number in id_of.items()],
@@ -170,11 +174,11 @@ def _check_images(json_file: str, images: Sequence[Any], image_root: str) -> dic
         if not isinstance(entry["file_name"], str) or "\0" in entry["file_name"]:
             raise UserError(f"{json_file}: file_name must be the name of a file: {entry!r:.120}")
     files = {entry["id"]: os.path.join(image_root, entry["file_name"]) for entry in images}
-    absent = [entry["file_name"] for entry in images if not os.path.isfile(files[entry["id"]])]
-    if absent:
+    if files and not any(map(os.path.isfile, files.values())):
         raise UserError(
-            f"{json_file}: {len(absent)} of {len(files)} images are not in {image_root} "
-            f"({examples(absent)}); `images` must be the folder that every file_name starts from"
+            f"{json_file}: none of its {len(files)} images is in {image_root} "
+            f"({examples([entry['file_name'] for entry in images])}); `images` must be the folder "
+            f"that every file_name starts from"
         )
     return files
 

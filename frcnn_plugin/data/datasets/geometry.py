@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ...errors import UserError
 from ..loading.image_reader import image_header
@@ -50,6 +51,27 @@ _FIXES = {
     ),
     _DIFFERING: ("Use the images that were annotated, or scale the boxes and correct the sizes"),
 }
+
+
+def unreadable(entries: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the reasons of the entries that are marked by :meth:`SizeFindings.mark`."""
+    return [entry["unreadable"] for entry in entries if "unreadable" in entry]
+
+
+def refuse_unreadable(name: str, reasons: Sequence[str], total: int) -> None:
+    """Raise a UserError if ``reasons`` says that some of the ``total`` images cannot be used.
+
+    Loading a set only warns of them: ``DATALOADER.ON_BAD_IMAGE`` may say to go on without.
+    """
+    if reasons:
+        raise UserError(
+            f"{name}: {_unreadable(reasons, total)}. Copy or download them again, take them out of "
+            f"the set, or go on without them: DATALOADER.ON_BAD_IMAGE skip"
+        )
+
+
+def _unreadable(reasons: Sequence[str], total: int) -> str:
+    return f"{len(reasons):,} of {total:,} images cannot be used: {examples(reasons)}"
 
 
 def fit_box(box: Box, size: Size) -> tuple[Box | None, str]:
@@ -146,6 +168,8 @@ class SizeFindings(_Findings):
     on the pixels as they are stored do not fit it then.
     """
 
+    unreadable: dict[str, str] = field(default_factory=dict)  # file -> what is wrong with it
+
     def size_of(
         self, image: str | os.PathLike[str], said: Size, boxes: Sequence[Box] | None
     ) -> Size:
@@ -157,11 +181,18 @@ class SizeFindings(_Findings):
             boxes: of its objects, by which a wrong size may be told from wrong boxes; None: any
                 other size is wrong, because nobody can correct it.
 
-        Raises:
-            UserError: the file is not an image.
+        Returns:
+            Of a file that is missing or no image, which is noted in ``unreadable``: the size that
+            its annotation says or, failing that, one that holds its boxes.
         """
         self.total += 1
-        width, height, orientation = image_header(image)
+        try:
+            width, height, orientation = image_header(image)
+        except UserError as error:
+            self.unreadable[os.fspath(image)] = str(error)
+            corners = [box[2:] for box in boxes or () if math.isfinite(sum(box))]
+            right, bottom = (math.ceil(max(side)) for side in zip((1, 1), *corners, strict=True))
+            return said if all(said) else (right, bottom)
         size, stored, name = (width, height), (height, width), os.path.basename(image)
         on_its_side = orientation >= 5
         if not all(said) and boxes and on_its_side and not _all_fit(boxes, size):
@@ -186,6 +217,10 @@ class SizeFindings(_Findings):
             self.found[_DIFFERING].append(text)
         return size
 
+    def mark(self, image: str) -> dict[str, str]:
+        """Return what an entry needs beside its size: "unreadable" with the reason, or nothing."""
+        return {"unreadable": self.unreadable[image]} if image in self.unreadable else {}
+
     def report(self, where: str) -> str:
         """Say what was found, "" if nothing.
 
@@ -193,9 +228,13 @@ class SizeFindings(_Findings):
             where: the files, for the message of an error.
 
         Raises:
-            UserError: the boxes of an image are for another size than it has.
+            UserError: the boxes of an image are for another size than it has; or none is an image.
         """
+        reasons = list(self.unreadable.values())
+        if len(reasons) == self.total > 0:
+            raise UserError(f"{where}: {_unreadable(reasons, self.total)}")
         for kind, fix in _FIXES.items():
             if kind in self.found:
                 raise UserError(f"{where}: {self._in_words(kind)}. {fix}")
-        return self._in_words(_WRONG_TAG, _UNSAID)
+        parts = [_unreadable(reasons, self.total)] if reasons else []
+        return "; ".join(filter(None, [*parts, self._in_words(_WRONG_TAG, _UNSAID)]))

@@ -287,9 +287,9 @@ class _Findings:
     def report(self, number: int, classes: Sequence[str], strict: bool) -> None:
         """Raise for what makes the set of ``number`` images useless, warn once of the rest."""
         folder, images = self.folders.annotations, self.folders.images
-        if self.missing_images:
+        if len(self.missing_images) == number > 0:
             raise UserError(
-                f"{len(self.missing_images)} of {number} images are not in {images} "
+                f"{self.title}: none of its {number} images is in {images} "
                 f"({examples(self.missing_images)}); looked for {', '.join(IMAGE_SUFFIXES)} and "
                 f"the XML's <filename>"
             )
@@ -353,7 +353,7 @@ def load_voc_files(
         image = folders.image(image_id, annotation.filename)
         if image is None:
             findings.missing_images.append(image_id)
-            continue
+            image = f"{folders.images}/{image_id}.jpg"
         objects: list[tuple[VOCObject, str, int]] = []
         for obj in annotation.objects:
             class_name = renamed.get(obj.name, obj.name)
@@ -387,6 +387,7 @@ def load_voc_files(
                 "height": size[1],
                 "width": size[0],
                 "annotations": records,
+                **findings.sizes.mark(image),
             }
         )
     findings.report(len(ids), classes, strict)

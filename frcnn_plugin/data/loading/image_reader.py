@@ -13,7 +13,7 @@ import numpy.typing as npt
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ...errors import UserError
 
@@ -156,6 +156,10 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], Image.Ima
             yield file, image
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"{path} cannot be read as an image (of no format that is known)"
+        ) from error
     except Exception as error:  # a damaged file raises whatever its bytes happen to say
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} cannot be read as an image ({reason})") from error

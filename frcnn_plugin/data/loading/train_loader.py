@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
 from ...errors import UserError
+from ..datasets.geometry import refuse_unreadable, unreadable
 from .bad_images import CatchingMapper, CheckedLoader, StandInDataset, skips_bad_images
 from .image_reader import image_header
 from .mappers import MirroringMapper, build_mapper
@@ -132,6 +133,8 @@ def training_dicts(cfg: CfgNode, proposal_files: Sequence[str] = ()) -> list[dic
             proposal_files=list(proposal_files) or None,
         )
     )
+    if not skips_bad_images(cfg):
+        refuse_unreadable(", ".join(cfg.DATASETS.TRAIN), unreadable(dicts), len(dicts))
     for index, record in enumerate(dicts):
         if "width" not in record or "height" not in record:
             width, height, _ = image_header(record["file_name"])

@@ -102,7 +102,10 @@ def test_missing_files(register, content, tmp_path):
     register(content)
     (tmp_path / "images" / "b.png").unlink()
     text = problem()
-    assert f"1 of 2 images are not in {tmp_path}/images (b.png)" in text
+    assert f"1 of 2 images cannot be used: there is no file {tmp_path}/images/b.png" in text
+    (tmp_path / "images" / "day" / "a.jpg").unlink()
+    text = problem()
+    assert f"none of its 2 images is in {tmp_path}/images (day/a.jpg, b.png)" in text
     assert "`images` must be the folder that every file_name starts from" in text
     (tmp_path / "my.json").unlink()
     assert f"mine: missing {tmp_path}/my.json" in problem()

@@ -57,6 +57,22 @@ def test_fractions_are_not_pixels():
     assert findings.report("mine") == ""
 
 
+def test_a_file_that_is_no_image(tmp_path):
+    """It keeps the size that its annotation says, or gets one that holds its boxes."""
+    findings = SizeFindings()
+    boxes = [(3.0, 4.0, 50.5, 20.0), (0.0, 0.0, 9.0, 70.0), (0.0, 0.0, math.nan, 900.0)]
+    file = f"{tmp_path}/a.jpg"
+    assert findings.size_of(file, (100, 80), boxes) == (100, 80)
+    assert findings.size_of(file, (0, 80), boxes) == (51, 70)
+    assert findings.size_of(f"{tmp_path}/b.jpg", (0, 0), None) == (1, 1)
+    marks = [findings.mark(file), findings.mark("c.jpg")]
+    assert marks == [{"unreadable": f"there is no file {file}"}, {}]
+    assert findings.report("mine").startswith("2 of 3 images cannot be used: there is no file")
+    with pytest.raises(UserError, match="mine: 2 of 2 images cannot be used: there is no file"):
+        findings.total = 2
+        findings.report("mine")
+
+
 def write(folder: Path, orientation: int) -> Path:
     exif = Image.Exif()
     exif[0x0112] = orientation

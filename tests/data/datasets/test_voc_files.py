@@ -308,9 +308,9 @@ def test_split_without_annotations(tmp_path, caplog):
 def test_missing_images(tmp_path):
     for image_id in "abcde":
         add_image(tmp_path, image_id)
-    for image_id in "bcde":
+    for image_id in "abcde":
         (tmp_path / "JPEGImages" / f"{image_id}.jpg").unlink()
-    expected = r"4 of 5 images are not in .*JPEGImages \(b, c, d, \.\.\.\); looked for \.jpg"
+    expected = r"none of its 5 images is in .*JPEGImages \(a, b, c, \.\.\.\); looked for \.jpg"
     with pytest.raises(UserError, match=expected):
         load_voc_instances(tmp_path, "train", CLASSES)
 

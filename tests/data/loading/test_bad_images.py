@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import os
 import signal
@@ -15,10 +16,12 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
+from frcnn_plugin.data import register_coco
 from frcnn_plugin.data.loading.bad_images import build_test_loader
 from frcnn_plugin.data.loading.train_loader import build_train_loader
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.engine.guards import memory_errors_explained
+from frcnn_plugin.engine.same_run import data_digest
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling import PaperRCNN
 
@@ -131,6 +134,27 @@ def test_another_image_takes_the_place(
     messages = sorted(record.getMessage() for record in caplog.records)
     assert [m[16:24] for m in messages] == ["1 so far", "2 so far"]
     assert sum("3.png" in m for m in messages) == sum("4.png" in m for m in messages) == 1
+
+
+@pytest.mark.parametrize("harm", [remove, lambda file: file.write_bytes(b"")])
+def test_a_file_without_header(cfg: CfgNode, tmp_path: Path, harm: Callable) -> None:
+    """The set is loaded with it, so the order of the others and the digest stay as they are."""
+    images = [{"id": n, "file_name": f"{n}.png", **SIZE} for n in range(6)]
+    objects = [{"id": n, "image_id": n, "bbox": [2, 3, 28, 29], "category_id": 1} for n in range(6)]
+    content = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "six.json").write_text(json.dumps(content))
+    register_coco("mine", str(tmp_path / "six.json"), str(tmp_path))
+    set_options(cfg, "DATASETS.TRAIN", ("mine",), "DATALOADER.MIRRORED_COPIES", True)
+    whole, digest = entries(train_batches(cfg, 12)), data_digest(cfg)
+    harm(tmp_path / "3.png")
+    with pytest.raises(UserError, match=r"mine: 1 of 6 images cannot be used: .*3\.png.* skip$"):
+        train_batches(cfg, 1)
+    set_options(cfg, "DATALOADER.ON_BAD_IMAGE", "skip")
+    skipping = [(4 if n == 3 else n, mirrored) for n, mirrored in whole]
+    assert entries(train_batches(cfg, 12)) == skipping
+    assert entries(train_batches(cfg, 7, start=5)) == skipping[10:]
+    assert data_digest(cfg) == digest
+    assert [x["image_id"] for batch in build_test_loader(cfg, "mine") for x in batch] == [*range(6)]
 
 
 def test_the_loader_of_detectron2_goes_on(cfg: CfgNode, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_unreadable(tmp_path: Path) -> None:
         read_bgr(path)
     two_colours().resize((300, 300)).save(path)
     truncated = path.read_bytes()[:900]
-    for data, reason in ((b"no picture", "cannot id"), (b"", ""), (truncated, "image file is t")):
+    for data, reason in ((b"no picture", "of no form"), (b"", ""), (truncated, "image file is t")):
         path.write_bytes(data)
         with pytest.raises(UserError, match=rf"a.jpg cannot be read as an image \({reason}"):
             read_bgr(path)
