@@ -61,8 +61,6 @@ class PlannedRun:
     _loaded: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.num_processes < 1:
-            raise UserError(f"--num-gpus is {self.num_processes}: it must be 1 or more")
         if self.resume and self.overwrite:
             raise UserError(
                 "--resume continues the run in OUTPUT_DIR, --overwrite loses it: give one of them"
@@ -170,20 +168,8 @@ class PlannedRun:
 
 
 @contextmanager
-def muted(name: str) -> Iterator[None]:
-    """Silence a logger and those below it for a while."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)  # which the loggers below it inherit
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def warnings_of(name: str) -> Iterator[list[str]]:
-    """Collect what a logger, and those below it, warn about, instead of having it printed."""
+def muted(name: str) -> Iterator[list[str]]:
+    """Silence a logger, and those below it, for a while; collect what they warn about."""
     logger, messages = logging.getLogger(name), []
     collect = logging.Handler(logging.WARNING)
     collect.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
