@@ -22,6 +22,8 @@ from ..config import plugin_cfg
 from ..config_files import load_config_file, merge_overrides
 from ..errors import UserError
 from ..four_step.evaluation import as_checkpoint_is
+from .finding import Finding
+from .values import check_values
 
 # A data set in a JSON file is loaded if it is no larger than this: about a second.
 _MOST_JSON_BYTES = 30 * 2**20
@@ -43,7 +45,6 @@ class PlannedRun:
         alone: nothing follows the checks in this process.
         opts: the overrides that `cfg` was made with, beside `config_file`.
         failed: a check has found an error.
-        bad_values: one in the values of the config, so that nothing can be computed from them.
     """
 
     cfg: CfgNode
@@ -57,7 +58,6 @@ class PlannedRun:
     alone: bool = False
     opts: Sequence[str] = ()
     failed: bool = False
-    bad_values: bool = False
     _loaded: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -132,6 +132,11 @@ class PlannedRun:
                 any(not o.get("iscrowd", 0) for o in d.get("annotations", ())) for d in dicts
             )
         return len(dicts)
+
+    @cached_property
+    def bad_values(self) -> list[Finding]:
+        """What is wrong with values of the config, so that nothing can be computed from them."""
+        return list(check_values(self.cfg, trains=not self.eval_only))
 
     @cached_property
     def written(self) -> CfgNode:

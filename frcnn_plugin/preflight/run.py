@@ -15,16 +15,13 @@ from .output import check_output
 from .planned_run import PlannedRun
 from .resources import check_disk, check_hours, check_memory, check_workers
 from .schedule import check_solver
-from .values import check_values
 from .weights import check_weights
 
 Check = Callable[[PlannedRun], Iterator[Finding]]
 
 
 def _config(run: PlannedRun) -> Iterator[Finding]:
-    found = list(check_values(run.cfg, trains=not run.eval_only))
-    run.bad_values = bool(found)
-    yield from found or check_ignored_keys(run)
+    yield from run.bad_values or check_ignored_keys(run)
 
 
 def _environment(run: PlannedRun) -> Iterator[Finding]:

@@ -84,18 +84,37 @@ def test_evaluation_without_trained_weights(find, opts: list[str], message: str)
     assert message in only(find(*opts, eval_only=True), "weights")
 
 
-def test_evaluation_of_imagenet_weights(find, save, plan) -> None:
-    weights = save(right(plan, kind="imagenet", classes=None), "backbone.")
-    message = only(find(*weights, eval_only=True), "weights")
-    assert "cannot be evaluated: it lacks" in message
-    assert "those of ImageNet are where training starts" in message
+RGB = Preprocessing("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
-def test_rgb_weights_with_a_bgr_config(find, save, plan) -> None:
-    rgb = Preprocessing("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-    message = only(find(*save(right(plan, preprocessing=rgb))), "weights")
-    assert "INPUT.FORMAT is BGR, the weights expect RGB" in message
-    assert 'Type INPUT.FORMAT RGB MODEL.PIXEL_MEAN "[123.675, 116.28, 103.53]"' in message
+@pytest.mark.parametrize(
+    ("says", "opts", "eval_only", "words"),
+    [
+        (
+            {"kind": "imagenet", "classes": None}, [], True,
+            ("cannot be evaluated: it lacks", "those of ImageNet are where training starts"),
+        ),
+        (
+            {"preprocessing": RGB}, [], False,
+            ("INPUT.FORMAT is BGR, the weights expect RGB",
+             'Type INPUT.FORMAT RGB MODEL.PIXEL_MEAN "[123.675, 116.28, 103.53]"'),
+        ),
+        (
+            {}, ["MODEL.PAPER_VGG.CHANNELS", "[5,4,8,8,8]"], False,
+            ("conv1_1.weight is 4x3x3x3 there and 5x3x3x3 here",),
+        ),
+        (
+            {"classes": tuple(reversed(SHAPE_CLASSES))}, [], True,
+            ("the classes of the data in another order",),
+        ),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit(
+    find, save, plan, says: dict[str, Any], opts: list[str], eval_only: bool, words: tuple[str, ...]
+) -> None:
+    weights = save(right(plan, **says), "backbone." if "kind" in says else "")
+    message = only(find(*weights, *opts, eval_only=eval_only), "weights")
+    assert all(part in message for part in words)
 
 
 def test_weights_that_say_nothing(find, save) -> None:
@@ -111,24 +130,12 @@ def test_weights_of_another_network(find, tmp_path: Path) -> None:
     assert "stem.conv1.weight" in message
 
 
-def test_weights_of_another_width(find, save, plan) -> None:
-    weights = save(right(plan))
-    message = only(find(*weights, "MODEL.PAPER_VGG.CHANNELS", "[5,4,8,8,8]"), "weights")
-    assert "conv1_1.weight is 4x3x3x3 there and 5x3x3x3 here" in message
-
-
 def test_weights_of_other_classes_are_for_training(plan, save) -> None:
     opts = save(right(plan, classes=("cat", "dog", "cow")))
     warned = [f for f in preflight(plan(*opts)) if f.level == "warning"]
     assert "was trained on other classes: class 0 is 'cat' there" in only(
         warned, "weights", "warning"
     )
-
-
-def test_weights_of_other_class_order_are_not_for_testing(find, save, plan) -> None:
-    opts = save(right(plan, classes=tuple(reversed(SHAPE_CLASSES))))
-    message = only(find(*opts, eval_only=True), "weights")
-    assert "the classes of the data in another order" in message
 
 
 def test_old_file_format(plan, save, tmp_path: Path) -> None:
