@@ -209,8 +209,6 @@ def _parse(content: bytes, source: str) -> _File:
         elif "'\\t'" in problem:
             problem += ". Indent with spaces, not with tabs"
         raise UserError(f"{source}{line} is not YAML: {problem}") from error
-    except RecursionError as error:
-        raise UserError(f"{source} is nested too deeply: it is no config") from error
     except Exception as error:  # PyYAML lets through whatever its converters raise
         raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
 

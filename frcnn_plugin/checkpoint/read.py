@@ -8,8 +8,7 @@ import shlex
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def peek(path: str | os.PathLike[str]) -> Peek:
     So they are not checked for bits that have flipped; :func:`read_checkpoint` does that. Errors
     and the rest are the same.
     """
-    return Peek(_read(_existing(path), mapped=True, checked=False))
+    return Peek(_read(existing(path), mapped=True, checked=False))
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -100,7 +99,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or damaged, or is no checkpoint.
     """
-    return _read(_existing(path), mapped=False, checked=True)
+    return _read(existing(path), mapped=False, checked=True)
 
 
 def _read(path: Path, *, mapped: bool, checked: bool) -> dict[str, Any]:
@@ -235,7 +234,7 @@ def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversio
     Raises:
         UserError: the file is missing, damaged, or of an unknown kind; names it.
     """
-    path = _existing(path)
+    path = existing(path)
     with path.open("rb") as file:
         # torch.save writes a zip archive, or a pickle.
         if file.read(2) not in (b"PK", b"\x80\x02") and path.suffix != ".pkl":
@@ -259,7 +258,7 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
     Args:
         path: as for :func:`read_weights`; also a ``.pkl`` of Detectron2, which says nothing.
     """
-    if _existing(path).suffix == ".pkl":
+    if existing(path).suffix == ".pkl":
         return None
     try:
         metadata = peek(path).metadata
@@ -271,8 +270,7 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
 def convert_caffemodel(path: str | os.PathLike[str]) -> Conversion:
     """Read and convert a caffemodel; see :func:`read_weights`."""
     layers = read_caffemodel(path)
-    with _naming(path):
-        return _with_source(convert_caffe(layers), path, "caffemodel", sha256(path))
+    return _converted(path, "caffemodel", sha256(path), lambda: convert_caffe(layers))
 
 
 def convert_torchvision_file(
@@ -289,8 +287,7 @@ def convert_torchvision_file(
             f"frcnn weights convert {shlex.quote(str(path))} converted.pth --layout torchvision "
             "(or --layout caffe-pth, or torchvision-features), and give converted.pth instead"
         )
-    with _naming(path):
-        return _with_source(convert_torchvision(state, LAYOUTS[layout]), path, layout, digest)
+    return _converted(path, layout, digest, lambda: convert_torchvision(state, LAYOUTS[layout]))
 
 
 def save_weights(path: str | os.PathLike[str], conversion: Conversion) -> None:
@@ -330,10 +327,12 @@ def name_another(folder: str | os.PathLike[str]) -> str:
     )
 
 
-def _existing(path: str | os.PathLike[str]) -> Path:
+def existing(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a file that is there and may be read; else raise a UserError."""
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file in it, such as model_final.pth")
+        inside = next((f.name for f in sorted(path.glob("*.pth"))), "model_final.pth")
+        raise UserError(f"{path} is a folder: name a file in it, such as {path / inside}")
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     if not os.access(path, os.R_OK):
@@ -341,18 +340,14 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-@contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Put the name of the file before what a conversion complains about."""
+def _converted(
+    path: str | os.PathLike[str], layout: str, digest: str, convert: Callable[[], Conversion]
+) -> Conversion:
+    """Convert; the file is named in what is complained about, and in the metadata."""
     try:
-        yield
+        result = convert()
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
-
-
-def _with_source(
-    result: Conversion, path: str | os.PathLike[str], layout: str, digest: str
-) -> Conversion:
     source: dict[str, str | int] = {
         "file": Path(path).name,
         "sha256": digest,

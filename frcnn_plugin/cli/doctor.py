@@ -25,9 +25,9 @@ from ..atomic_files import write_text
 from ..engine.setup import setup_cfg
 from ..errors import UserError
 from ..preflight import PlannedRun, count, preflight, preflight_without_config
-from ..preflight.finding import error, plural, warning
-from ..preflight.planned_run import warnings_of
-from . import add_config_file, add_overrides, add_processes
+from ..preflight.finding import Subject, plural
+from ..preflight.planned_run import muted
+from . import add_config_file, add_overrides, add_processes, check_numbers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +52,9 @@ def find(args: argparse.Namespace) -> Iterator[Any]:
         yield from preflight_without_config()
         return
     problem = None
-    with warnings_of("frcnn_plugin") as messages:
+    with muted("frcnn_plugin") as messages:
         try:
+            check_numbers(args)
             run = PlannedRun(
                 setup_cfg(args.config_file, args.opts),
                 eval_only=args.eval_only,
@@ -67,9 +68,10 @@ def find(args: argparse.Namespace) -> Iterator[Any]:
             )
         except UserError as e:
             problem = e
-    yield from (warning("config", message) for message in messages)
+    config = Subject("config")
+    yield from map(config.warning, messages)
     if problem is not None:
-        yield error("config", str(problem))
+        yield config.error(str(problem))
         return
     yield from preflight(run)
 
@@ -89,8 +91,5 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.json:
         content = {"exit_status": int(bad > 0), "findings": [asdict(f) for f in findings]}
-        try:
-            write_text(args.json, json.dumps(content, indent=2) + "\n")
-        except OSError as e:
-            raise UserError(f"cannot write --json {args.json} ({e.strerror})") from e
+        write_text(args.json, json.dumps(content, indent=2) + "\n")
     return int(bad > 0)

@@ -93,7 +93,7 @@ def data_digest(cfg: CfgNode) -> str:
     Where the images lie, and their pixels, do not count; the content of proposal files does.
     """
     result = hashlib.sha256()
-    for record in training_dicts(cfg):
+    for record in training_dicts(cfg) if cfg.DATASETS.TRAIN else ():
         name = record.get("image_id", os.path.basename(record.get("file_name", "")))
         size = record.get("height"), record.get("width")
         result.update(f"{name} {size}\n".encode())

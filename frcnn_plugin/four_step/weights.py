@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,15 +65,13 @@ def initial_state(
     Raises:
         UserError: it is missing or damaged, or lacks weights of these parts.
     """
-    if not Path(path).is_file():
-        raise UserError(
-            f"stage 2 starts from the initial weights again, but {path} is missing: name a file "
-            "that has them with FOUR_STEP.INITIAL_WEIGHTS"
-        )
     try:
         weights = read_checkpoint(path)["model"]
     except UserError as e:
-        raise UserError(f"{e}; or name another file with FOUR_STEP.INITIAL_WEIGHTS") from e
+        raise UserError(
+            f"{e}. Stage 2 starts from the initial weights again: name a file that has them with "
+            "FOUR_STEP.INITIAL_WEIGHTS"
+        ) from e
     own = without_statistics(model.state_dict())
     wanted = {k: v for k, v in own.items() if k.split(".", 1)[0] in parts}
     missing = [k for k, v in wanted.items() if k not in weights or weights[k].shape != v.shape]

@@ -22,11 +22,11 @@ from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
 from ..modeling.box_ops import inside_image
 from .data_sets import evenly
-from .finding import Finding, error, ok, warning
+from .finding import Finding, Subject
 from .planned_run import PlannedRun, muted
 from .rules import typed
 
-_SUBJECT = "data"
+_DATA = Subject("data")
 _KEY = "MODEL.ANCHOR_GENERATOR.SIZES"
 _IMAGES = 200  # that are looked at, about 5 ms each
 _FEW_OBJECTS = 10  # of a class: too few to judge
@@ -82,8 +82,7 @@ def _check_test_size(run: PlannedRun) -> Iterator[Finding]:
     sizes, test = run.cfg.INPUT, run.cfg.INPUT.MIN_SIZE_TEST
     low, high = min(sizes.MIN_SIZE_TRAIN), max(sizes.MIN_SIZE_TRAIN)
     if low and test and not low / _SAME_SIZE <= test <= high * _SAME_SIZE:
-        yield warning(
-            _SUBJECT,
+        yield _DATA.warning(
             f"INPUT.MIN_SIZE_TRAIN is {tuple(sizes.MIN_SIZE_TRAIN)} and INPUT.MIN_SIZE_TEST "
             f"{test}: objects are tested at another size than they are trained at",
             f"Type INPUT.MIN_SIZE_TEST {high} INPUT.MAX_SIZE_TEST {sizes.MAX_SIZE_TRAIN}",
@@ -95,8 +94,7 @@ def _check_set(run: PlannedRun, name: str, records: Sequence[dict[str, Any]]) ->
     size = f"INPUT.MIN_SIZE_TRAIN {tuple(run.cfg.INPUT.MIN_SIZE_TRAIN)}"
     sizes = f"{_KEY} {list(run.cfg.MODEL.ANCHOR_GENERATOR.SIZES)}"
     if found.empty:
-        yield (error if found.empty == found.images else warning)(
-            _SUBJECT,
+        yield (_DATA.error if found.empty == found.images else _DATA.warning)(
             f"{name}: no anchor lies inside {found.empty} of {found.images} images, from which the "
             f"region proposal network then learns nothing ({sizes}, {size})",
             "Lower the former, or raise the latter",
@@ -116,10 +114,9 @@ def _check_set(run: PlannedRun, name: str, records: Sequence[dict[str, Any]]) ->
     )
     enough = len(found.best) >= _FEW_OBJECTS
     if not low and not (enough and found.share(0.5) < _LOW):
-        yield ok(_SUBJECT, text)
+        yield _DATA.ok(text)
         return
-    yield warning(
-        _SUBJECT,
+    yield _DATA.warning(
         f"{text}{', of some classes fewer: ' + ', '.join(low) if low else ''}. The side of an "
         f"object is {np.median(found.sides):.0f} px in the median, at {size}, with {sizes}",
         _suggestion(run, records, found),

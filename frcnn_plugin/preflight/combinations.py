@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -11,10 +10,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from ..modeling.meta_arch import PaperRCNN
 from .rules import channels_of, typed, usual, value_of
 
-_BLOCKS = 5  # of VGG16 and ZF
+Problems = Iterator[tuple[str, str]]  # each with its fix
 
 
-def _short_and_long(cfg: CfgNode, which: str) -> Iterator[tuple[str, str]]:
+def _short_and_long(cfg: CfgNode, which: str) -> Problems:
     least, most = f"INPUT.MIN_SIZE_{which}", f"INPUT.MAX_SIZE_{which}"
     short, long = value_of(cfg, least), value_of(cfg, most)
     shortest = min(short) if which == "TRAIN" else short
@@ -25,17 +24,7 @@ def _short_and_long(cfg: CfgNode, which: str) -> Iterator[tuple[str, str]]:
         )
 
 
-def _size_range(cfg: CfgNode) -> Iterator[tuple[str, str]]:
-    size = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
-    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not (len(size) == 2 and size[0] <= size[1]):
-        yield (
-            f"INPUT.MIN_SIZE_TRAIN is {size}: with INPUT.MIN_SIZE_TRAIN_SAMPLING range it is the "
-            "smallest and the largest size",
-            'Type for example INPUT.MIN_SIZE_TRAIN "(480, 600)"',
-        )
-
-
-def _channel_values(cfg: CfgNode, key: str) -> Iterator[tuple[str, str]]:
+def _channel_values(cfg: CfgNode, key: str) -> Problems:
     number, channels = len(value_of(cfg, key)), channels_of(cfg.INPUT.FORMAT)
     if number != channels:
         example = list(value_of(usual(), key))
@@ -46,7 +35,7 @@ def _channel_values(cfg: CfgNode, key: str) -> Iterator[tuple[str, str]]:
         )
 
 
-def _ranges(cfg: CfgNode, node: str) -> Iterator[tuple[str, str]]:
+def _ranges(cfg: CfgNode, node: str) -> Problems:
     keys = (f"MODEL.{node}.IOU_THRESHOLDS", f"MODEL.{node}.IOU_LABELS")
     thresholds, labels = (list(value_of(cfg, key)) for key in keys)
     if len(labels) != len(thresholds) + 1:
@@ -57,39 +46,7 @@ def _ranges(cfg: CfgNode, node: str) -> Iterator[tuple[str, str]]:
         )
 
 
-def _frozen_blocks(cfg: CfgNode) -> Iterator[tuple[str, str]]:
-    name, frozen = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT
-    if name in ("VGG16", "ZF") and not 0 <= frozen <= _BLOCKS:
-        yield (
-            f"MODEL.BACKBONE.FREEZE_AT is {frozen}, but {name} has {_BLOCKS} blocks: use 0 "
-            f"(nothing frozen) to {_BLOCKS} (all frozen)",
-            "Type for example MODEL.BACKBONE.FREEZE_AT 2",
-        )
-
-
-def _class_weights(cfg: CfgNode) -> Iterator[tuple[str, str]]:
-    weights = list(cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS)
-    wanted = cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1
-    if weights and len(weights) != wanted:
-        yield (
-            f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS has {len(weights)} entries, but there are {wanted} "
-            "classes with background, which comes last",
-            f'Type for example MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS "{[1.0] * wanted}"',
-        )
-
-
-def _box_scaling(cfg: CfgNode) -> Iterator[tuple[str, str]]:
-    model = cfg.MODEL
-    fits = model.META_ARCHITECTURE == "PaperRCNN" and model.ROI_BOX_HEAD.DECODE_IN_IMAGE
-    if cfg.INPUT.BOX_SCALING == "inclusive" and not fits:
-        yield (
-            "INPUT.BOX_SCALING is 'inclusive', which goes with MODEL.META_ARCHITECTURE PaperRCNN "
-            "and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True only",
-            "Type INPUT.BOX_SCALING continuous, or MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True",
-        )
-
-
-def _anchor_lists(cfg: CfgNode, key: str) -> Iterator[tuple[str, str]]:
+def _anchor_lists(cfg: CfgNode, key: str) -> Problems:
     value, maps = list(value_of(cfg, key)), list(cfg.MODEL.RPN.IN_FEATURES)
     uses_rpn = cfg.MODEL.META_ARCHITECTURE in ("PaperRCNN", "GeneralizedRCNN", "ProposalNetwork")
     if uses_rpn and isinstance(value[0], (list, tuple)) and len(value) not in (1, len(maps)):
@@ -108,7 +65,7 @@ _ROTATED = {
 }
 
 
-def _rotated(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+def _rotated(cfg: CfgNode) -> Problems:
     rotated = [key for key, name in _ROTATED.items() if value_of(cfg, key) == name]
     if rotated and len(rotated) < len(_ROTATED):
         others = " ".join(f"{k} {name}" for k, name in _ROTATED.items() if k not in rotated)
@@ -119,7 +76,8 @@ def _rotated(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         )
 
 
-def _parts(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+def _parts(cfg: CfgNode) -> Problems:
+    """Compare the parts of the model."""
     model = cfg.MODEL
     phased = issubclass(META_ARCH_REGISTRY.get(model.META_ARCHITECTURE), PaperRCNN)
     if model.PAPER_RCNN.PHASE != "joint" and not phased:
@@ -140,9 +98,36 @@ def _parts(cfg: CfgNode) -> Iterator[tuple[str, str]]:
             f"INPUT.MIN_SIZE_TEST {cfg.INPUT.MIN_SIZE_TEST}: there would be no proposals",
             "Type MODEL.PROPOSAL_GENERATOR.MIN_SIZE 0",
         )
+    fits = model.META_ARCHITECTURE == "PaperRCNN" and model.ROI_BOX_HEAD.DECODE_IN_IMAGE
+    if cfg.INPUT.BOX_SCALING == "inclusive" and not fits:
+        yield (
+            "INPUT.BOX_SCALING is 'inclusive', which goes with MODEL.META_ARCHITECTURE PaperRCNN "
+            "and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True only",
+            "Type INPUT.BOX_SCALING continuous, or MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True",
+        )
 
 
-def _optimizer(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+def _training(cfg: CfgNode) -> Problems:
+    """Compare what only training reads."""
+    size = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not (len(size) == 2 and size[0] <= size[1]):
+        yield (
+            f"INPUT.MIN_SIZE_TRAIN is {size}: with INPUT.MIN_SIZE_TRAIN_SAMPLING range it is the "
+            "smallest and the largest size",
+            'Type for example INPUT.MIN_SIZE_TRAIN "(480, 600)"',
+        )
+    kind, crop = cfg.INPUT.CROP.TYPE, list(cfg.INPUT.CROP.SIZE)
+    if cfg.INPUT.CROP.ENABLED and kind == "absolute_range" and crop != sorted(crop):
+        yield (
+            f"INPUT.CROP.SIZE is {crop}: with INPUT.CROP.TYPE {kind} it is the smallest and the "
+            "largest side",
+            f'Type INPUT.CROP.SIZE "{sorted(crop)}"',
+        )
+    if cfg.INPUT.CROP.ENABLED and kind.startswith("relative") and max(crop) > 1:
+        yield (
+            f"INPUT.CROP.SIZE is {crop}: with INPUT.CROP.TYPE {kind} it is a share, at most 1",
+            'Type for example INPUT.CROP.SIZE "[0.9, 0.9]"',
+        )
     solver = cfg.SOLVER
     if solver.NESTEROV and solver.MOMENTUM == 0:
         yield (
@@ -154,9 +139,6 @@ def _optimizer(cfg: CfgNode) -> Iterator[tuple[str, str]]:
             f"SOLVER.BASE_LR_END {solver.BASE_LR_END} is above SOLVER.BASE_LR {solver.BASE_LR}",
             "Type SOLVER.BASE_LR_END 0.0",
         )
-
-
-def _sampler(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     ours = cfg.DATALOADER.MIRRORED_COPIES or cfg.FOUR_STEP.ENABLED
     known, name = ("TrainingSampler", "RepeatFactorTrainingSampler"), cfg.DATALOADER.SAMPLER_TRAIN
     if ours and name not in known:
@@ -165,24 +147,6 @@ def _sampler(cfg: CfgNode) -> Iterator[tuple[str, str]]:
             f"four-step training, use one of {', '.join(known)}",
             "Or type DATALOADER.MIRRORED_COPIES False FOUR_STEP.ENABLED False",
         )
-
-
-def _crop(cfg: CfgNode) -> Iterator[tuple[str, str]]:
-    kind, size = cfg.INPUT.CROP.TYPE, list(cfg.INPUT.CROP.SIZE)
-    if cfg.INPUT.CROP.ENABLED and kind == "absolute_range" and size != sorted(size):
-        yield (
-            f"INPUT.CROP.SIZE is {size}: with INPUT.CROP.TYPE {kind} it is the smallest and the "
-            "largest side",
-            f'Type INPUT.CROP.SIZE "{sorted(size)}"',
-        )
-    if cfg.INPUT.CROP.ENABLED and kind.startswith("relative") and max(size) > 1:
-        yield (
-            f"INPUT.CROP.SIZE is {size}: with INPUT.CROP.TYPE {kind} it is a share, at most 1",
-            'Type for example INPUT.CROP.SIZE "[0.9, 0.9]"',
-        )
-
-
-def _given_proposals(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     alone = cfg.MODEL.PAPER_RCNN.PHASE == "fast_rcnn" and not cfg.FOUR_STEP.ENABLED
     if alone and not cfg.MODEL.LOAD_PROPOSALS:
         yield (
@@ -193,42 +157,22 @@ def _given_proposals(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         )
 
 
-# Keys that must fit each other, and the function that compares them; it yields text and fix. It is
-# called only if each of the keys has a value that is allowed.
-COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[CfgNode], Iterator[tuple[str, str]]]], ...] = (
-    *(
-        ((f"INPUT.MIN_SIZE_{w}", f"INPUT.MAX_SIZE_{w}"), partial(_short_and_long, which=w))
-        for w in ("TRAIN", "TEST")
-    ),
-    (("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING"), _size_range),
-    *(
-        ((key, "INPUT.FORMAT"), partial(_channel_values, key=key))
-        for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
-    ),
-    *(
-        ((f"MODEL.{n}.IOU_THRESHOLDS", f"MODEL.{n}.IOU_LABELS"), partial(_ranges, node=n))
-        for n in ("RPN", "ROI_HEADS")
-    ),
-    (("MODEL.BACKBONE.NAME",), _frozen_blocks),
-    (("MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS", "MODEL.ROI_HEADS.NUM_CLASSES"), _class_weights),
-    (("INPUT.BOX_SCALING", "MODEL.META_ARCHITECTURE"), _box_scaling),
-    *(
-        ((key, "MODEL.RPN.IN_FEATURES"), partial(_anchor_lists, key=key))
-        for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
-    ),
-    (tuple(_ROTATED), _rotated),
-    (
-        (
-            "MODEL.ROI_HEADS.NAME",
-            "MODEL.META_ARCHITECTURE",
-            "MODEL.PAPER_RCNN.PHASE",
-            "MODEL.PROPOSAL_GENERATOR.MIN_SIZE",
-            "INPUT.MIN_SIZE_TEST",
-        ),
-        _parts,
-    ),
-    (("SOLVER.MOMENTUM", "SOLVER.BASE_LR", "SOLVER.BASE_LR_END"), _optimizer),
-    (("DATALOADER.SAMPLER_TRAIN",), _sampler),
-    (("INPUT.CROP.TYPE", "INPUT.CROP.SIZE"), _crop),
-    (("MODEL.PAPER_RCNN.PHASE", "SOLVER."), _given_proposals),  # in training
-)
+def contradictions(cfg: CfgNode, *, trains: bool) -> Problems:
+    """Yield what is wrong between keys whose values are allowed one by one.
+
+    Args:
+        cfg: with this package's keys.
+        trains: also compare what only training reads.
+    """
+    yield from _short_and_long(cfg, "TEST")
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        yield from _channel_values(cfg, key)
+    for node in ("RPN", "ROI_HEADS"):
+        yield from _ranges(cfg, node)
+    for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
+        yield from _anchor_lists(cfg, key)
+    yield from _rotated(cfg)
+    yield from _parts(cfg)
+    if trains:
+        yield from _short_and_long(cfg, "TRAIN")
+        yield from _training(cfg)

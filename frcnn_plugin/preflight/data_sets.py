@@ -26,10 +26,11 @@ from ..data.datasets.voc import OFFICIAL_IMAGE_COUNTS, VOCSource
 from ..data.loading.image_reader import read_record
 from ..data.proposals.files import check_proposals
 from ..errors import UserError
-from .finding import Finding, error, ok, warning
-from .planned_run import PlannedRun, warnings_of
+from .finding import Finding, Subject
+from .planned_run import PlannedRun, muted
 
-_SUBJECT = "data"
+_DATA = Subject("data")
+_PROPOSALS = Subject("proposals")
 _EXAMPLES = 3  # names that a message lists
 _MOST_FILES = 5  # files that it lists, one per line
 _SAMPLE = 24  # images per set that are decoded; about 5 ms each
@@ -39,25 +40,23 @@ _MOST_FOLDERS = 200  # that are looked into below one folder
 def check_data(run: PlannedRun) -> Iterator[Finding]:
     """Check each data set, then all of them together."""
     if not run.eval_only and not run.train:
-        yield error(_SUBJECT, "DATASETS.TRAIN is empty: name at least one data set to train on")
+        yield _DATA.error("DATASETS.TRAIN is empty: name at least one data set to train on")
         return
     if not run.test and not run.eval_only:
-        yield warning(_SUBJECT, "DATASETS.TEST is empty: nothing is evaluated")
-    if run.cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
-        for name in run.test:
-            if MetadataCatalog.get(name).get("evaluator_type") != "coco":
-                yield error(
-                    _SUBJECT,
-                    f"MODEL.META_ARCHITECTURE is 'ProposalNetwork', but {name} is evaluated with "
-                    "detections",
-                    "Type MODEL.META_ARCHITECTURE PaperRCNN MODEL.PAPER_RCNN.PHASE rpn",
-                )
+        yield _DATA.warning("DATASETS.TEST is empty: nothing is evaluated")
+    alone = run.cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+    for name in run.test if alone else ():
+        if MetadataCatalog.get(name).get("evaluator_type") != "coco":
+            yield _DATA.error(
+                f"MODEL.META_ARCHITECTURE is 'ProposalNetwork', but {name} is evaluated with "
+                "detections",
+                "Type MODEL.META_ARCHITECTURE PaperRCNN MODEL.PAPER_RCNN.PHASE rpn",
+            )
     for key, field in (("MASK_ON", "segmentation"), ("KEYPOINT_ON", "keypoints")):
         for name in run.train if run.cfg.MODEL[key] else ():
             dicts = run.dicts(name)
             if dicts and not any(field in o for d in dicts for o in d.get("annotations", ())):
-                yield error(
-                    _SUBJECT,
+                yield _DATA.error(
                     f"MODEL.{key} is True, but no object of {name} has a {field}",
                     f"Type MODEL.{key} False",
                 )
@@ -66,8 +65,7 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
     for which, listed in (("TRAIN", run.train), ("TEST", run.test)):
         for name, times in Counter(listed).items():
             if times > 1:
-                yield warning(
-                    _SUBJECT,
+                yield _DATA.warning(
                     f"DATASETS.{which} names {name} {times} times: its images count so often",
                     f'Type DATASETS.{which} "{tuple(dict.fromkeys(listed))}"',
                 )
@@ -92,7 +90,7 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
 
 def _check_one(run: PlannedRun, name: str) -> Iterator[Finding]:
     problem = None
-    with warnings_of("frcnn_plugin") as warnings:
+    with muted("frcnn_plugin") as warnings:
         try:
             number = run.cfg.MODEL.ROI_HEADS.NUM_CLASSES
             skips = run.cfg.DATALOADER.ON_BAD_IMAGE == "skip"
@@ -102,18 +100,18 @@ def _check_one(run: PlannedRun, name: str) -> Iterator[Finding]:
         except UserError as e:
             problem = _with_folder(name, str(e))
         except Exception as e:  # whatever a loader raises for a damaged file
-            problem = error(_SUBJECT, f"{name} cannot be loaded ({type(e).__name__}: {e})")
+            problem = _DATA.error(f"{name} cannot be loaded ({type(e).__name__}: {e})")
     # Before an error, whose reason they may be.
     said = "" if problem is None else problem.text
-    yield from (warning(_SUBJECT, message) for message in warnings if message not in said)
+    yield from (_DATA.warning(message) for message in warnings if message not in said)
     if problem is not None:
         yield problem
         return
     dicts = run.dicts(name)
     if not dicts:
-        yield ok(_SUBJECT, f"{name}: its files exist; it is not loaded for this check (--all)")
+        yield _DATA.ok(f"{name}: its files exist; it is not loaded for this check (--all)")
         return
-    yield ok(_SUBJECT, _describe(name, dicts))
+    yield _DATA.ok(_describe(name, dicts))
     yield from _check_objects(run, name, dicts)
     yield from _check_images(run, name, dicts)
 
@@ -122,10 +120,10 @@ def _with_folder(name: str, message: str) -> Finding:
     """Return the error; a shorter one where it is known what to type."""
     fix = suggest_folder(name)
     if not fix:
-        return error(_SUBJECT, message)
+        return _DATA.error(message)
     first, *others = message.split("\n")
     value = f" ({others[0].strip()})" if others else ""
-    return error(_SUBJECT, f"{first}{value}", fix)
+    return _DATA.error(f"{first}{value}", fix)
 
 
 def _describe(name: str, dicts: Sequence[dict[str, Any]]) -> str:
@@ -149,8 +147,7 @@ def _check_objects(
     numbers = Counter(o.get("category_id") for _, o in objects)
     strange = [n for n in numbers if not isinstance(n, int | np.integer) or not 0 <= n < number]
     if strange:
-        yield error(
-            _SUBJECT,
+        yield _DATA.error(
             f"{name}: {sum(numbers[n] for n in strange)} objects have a category_id outside 0 to "
             f"{number - 1} (such as {strange[0]}), which stops training with a device-side assert",
             "Number the classes from 0 to MODEL.ROI_HEADS.NUM_CLASSES - 1; background is not one",
@@ -168,16 +165,14 @@ def _check_objects(
     for what, found in (("no area", flat), ("a part outside their image", outside)):
         if found.any():
             first = objects[int(found.argmax())][0].get("file_name", "?")
-            yield warning(
-                _SUBJECT,
+            yield _DATA.warning(
                 f"{name}: {int(found.sum())} boxes have {what}, the first in {first}",
                 "Correct the annotations: such boxes make the loss NaN or teach nonsense",
             )
     classes = MetadataCatalog.get(name).get("thing_classes")
     absent = [c for i, c in enumerate(classes or ()) if i not in numbers]
     if absent and name in run.train:
-        yield warning(
-            _SUBJECT,
+        yield _DATA.warning(
             f"{name}: no object of {len(absent)} classes ({_some(absent)})",
             "A detector cannot learn them: check the names, or leave them out of the class list",
         )
@@ -186,8 +181,7 @@ def _check_objects(
 def _check_overlap(run: PlannedRun) -> Iterator[Finding]:
     same = [name for name in run.test if name in run.train]
     if same:
-        yield warning(
-            _SUBJECT,
+        yield _DATA.warning(
             f"{_some(same)} is trained on and tested on: its scores say nothing about new images",
             "Name another set in DATASETS.TEST",
         )
@@ -197,8 +191,7 @@ def _check_overlap(run: PlannedRun) -> Iterator[Finding]:
             continue
         shared = [d["file_name"] for d in run.dicts(name) if d["file_name"] in trained]
         if shared:
-            yield warning(
-                _SUBJECT,
+            yield _DATA.warning(
                 f"{len(shared)} of the {run.size(name)} images of {name} are also in "
                 f"{trained[shared[0]]}, which is trained on "
                 f"({_some([Path(file).name for file in shared])})",
@@ -219,9 +212,8 @@ def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -
     usable = [d for d in dicts if "unreadable" not in d]
     missing = [d["file_name"] for d in usable if not Path(d["file_name"]).is_file()]
     if missing:
-        level = warning if skipped and len(missing) < len(dicts) else error
+        level = _DATA.warning if skipped and len(missing) < len(dicts) else _DATA.error
         yield level(
-            _SUBJECT,
             f"{name}: {len(missing)} of {len(dicts)} image files are missing:\n{_lines(missing)}",
             "Copy them there, or correct image_root",
         )
@@ -242,18 +234,17 @@ def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -
     sizes, problems = [], []
     # None: the bar is shown on terminals only.
     hidden = None if run.every_image else True
-    with warnings_of("frcnn_plugin") as warnings:
+    with muted("frcnn_plugin") as warnings:
         for item in tqdm(sample, f"reading {name}", unit="image", disable=hidden):
             try:
                 height, width = read_record(item).shape[:2]
                 sizes.append((width, height))
             except UserError as e:
                 problems.append(str(e))
-    yield from (warning(_SUBJECT, message) for message in warnings)
+    yield from (_DATA.warning(message) for message in warnings)
     if problems:
         rest = "" if run.every_image else "; frcnn doctor --all looks at every one"
-        yield (warning if skipped else error)(
-            _SUBJECT,
+        yield (_DATA.warning if skipped else _DATA.error)(
             f"{name}: {len(problems)} of {len(sample)} images looked at are bad:\n"
             f"{_lines(problems)}",
             f"Copy or download them again, or take them out of the set{rest}",
@@ -263,10 +254,9 @@ def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -
     low, high = min(sizes, key=math.prod), max(sizes, key=math.prod)
     rest = "" if len(sample) == len(usable) else f" of {len(usable):,} (--all reads every one)"
     exist = "all files exist; " if len(usable) == len(dicts) else ""
-    yield ok(
-        _SUBJECT,
+    yield _DATA.ok(
         f"{name}: {exist}{len(sample)} images read{rest}, {low[0]}x{low[1]} to "
-        f"{high[0]}x{high[1]} pixels",
+        f"{high[0]}x{high[1]} pixels"
     )
 
 
@@ -317,24 +307,22 @@ def check_proposal_files(run: PlannedRun) -> Iterator[Finding]:
         ("TEST", run.test, datasets.PROPOSAL_FILES_TEST),
     ):
         if names and len(names) != len(files):
-            yield error(
-                "proposals",
+            yield _PROPOSALS.error(
                 f"MODEL.LOAD_PROPOSALS is True, but DATASETS.{which} has {len(names)} data sets "
                 f"and DATASETS.PROPOSAL_FILES_{which} {len(files)} files: give one file per data "
-                "set",
+                "set"
             )
             continue
         for name, file in zip(names, files, strict=False):
             try:
                 proposals = check_proposals(file, run.load(name), name)
             except UserError as e:
-                yield error("proposals", str(e))
+                yield _PROPOSALS.error(str(e))
                 continue
             number = len(proposals.ids)
             boxes = sum(map(len, proposals.logits)) / max(1, number)
-            yield ok(
-                "proposals",
-                f"{file}: all {number:,} images of {name}, {boxes:.0f} boxes per image",
+            yield _PROPOSALS.ok(
+                f"{file}: all {number:,} images of {name}, {boxes:.0f} boxes per image"
             )
 
 
@@ -354,12 +342,12 @@ def check_data_root() -> Iterator[Finding]:
     annotations = datasets_root() / "coco" / "annotations"
     found += [file.name for file in sorted(annotations.glob("instances_*.json"))]
     if found:
-        yield ok(_SUBJECT, f"DETECTRON2_DATASETS ({root_in_words()}) has {', '.join(found)}")
+        yield _DATA.ok(f"DETECTRON2_DATASETS ({root_in_words()}) has {', '.join(found)}")
         return
     fix = suggest_folder("voc07_trainval") or (
         "For VOC: export DETECTRON2_DATASETS=<folder that holds VOC2007 or VOCdevkit>"
     )
-    yield warning(_SUBJECT, f"no VOC or COCO in DETECTRON2_DATASETS ({root_in_words()})", fix)
+    yield _DATA.warning(f"no VOC or COCO in DETECTRON2_DATASETS ({root_in_words()})", fix)
 
 
 def suggest_folder(name: str) -> str:

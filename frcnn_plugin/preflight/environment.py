@@ -13,9 +13,9 @@ import detectron2
 import torch
 from torchvision import ops
 
-from .finding import Finding, error, ok, plural, warning
+from .finding import Finding, Subject, plural
 
-_SUBJECT = "environment"
+_ENVIRONMENT = Subject("environment")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -43,7 +43,7 @@ def _versions() -> Finding:
     # From the loaded modules: importing the package here would turn the order of imports around.
     names = ("frcnn_plugin", "torch", "torchvision", "numpy", "PIL", "cv2")
     versions = [f"{name} {sys.modules[name].__version__}" for name in names]
-    return ok(_SUBJECT, f"Python {platform.python_version()}, {', '.join(versions)}")
+    return _ENVIRONMENT.ok(f"Python {platform.python_version()}, {', '.join(versions)}")
 
 
 def _detectron2() -> Finding:
@@ -52,15 +52,14 @@ def _detectron2() -> Finding:
         importlib.import_module("detectron2._C")
     except ImportError as e:
         if "_C" not in str(e):  # it exists, but for another torch
-            return error(
-                _SUBJECT,
+            return _ENVIRONMENT.error(
                 f"the compiled part of Detectron2 does not fit this torch ({e})",
                 "Build it again: python tools/install_detectron2.py",
             )
         compiled = "without compiled operators (fine: torchvision's are used)"
     else:
         compiled = "with compiled operators"
-    return ok(_SUBJECT, f"Detectron2 in {folder}, {compiled}")
+    return _ENVIRONMENT.ok(f"Detectron2 in {folder}, {compiled}")
 
 
 def _operators(device: str) -> Finding:
@@ -75,10 +74,9 @@ def _operators(device: str) -> Finding:
         problem = str(e).strip().partition("\n")[0]
     else:
         if kept == [1, 2] and pooled == [5.0, 7.0, 13.0, 15.0]:
-            return ok(_SUBJECT, f"torchvision's nms and roi_pool work on {device}")
+            return _ENVIRONMENT.ok(f"torchvision's nms and roi_pool work on {device}")
         problem = f"nms gave {kept} and roi_pool {pooled}"
-    return error(
-        _SUBJECT,
+    return _ENVIRONMENT.error(
         f"torchvision's nms or roi_pool fails on {device} ({problem})",
         "Install a matching pair: python -m pip install --upgrade torch torchvision",
     )
@@ -88,15 +86,13 @@ def _gpus(device: str, num_processes: int, touch: bool) -> Iterator[Finding]:
     visible = torch.cuda.device_count()
     number = torch.device(device).index
     if number is not None and number >= visible:
-        yield error(
-            _SUBJECT,
+        yield _ENVIRONMENT.error(
             f"MODEL.DEVICE is {device}, but {plural(visible, 'GPU')} can be seen, from cuda:0 on",
             "Type MODEL.DEVICE cuda, or make more of them visible (CUDA_VISIBLE_DEVICES)",
         )
         return
     if num_processes > visible:
-        yield error(
-            _SUBJECT,
+        yield _ENVIRONMENT.error(
             f"--num-gpus {num_processes}, but {plural(visible, 'GPU')} can be seen",
             f"Give --num-gpus {visible}, or make more of them visible (CUDA_VISIBLE_DEVICES)",
         )
@@ -106,10 +102,9 @@ def _gpus(device: str, num_processes: int, touch: bool) -> Iterator[Finding]:
         memory = f"{torch.cuda.get_device_properties(number).total_memory / 2**30:.1f} GiB"
         if touch:  # only then it is known what other programs take
             memory = f"{torch.cuda.mem_get_info(number)[0] / 2**30:.1f} of {memory} free"
-        yield ok(
-            _SUBJECT,
+        yield _ENVIRONMENT.ok(
             f"GPU {number}: {name}, {memory}, CUDA {torch.version.cuda}, driver "
-            f"{driver_version() or 'unknown'}",
+            f"{driver_version() or 'unknown'}"
         )
         if touch:
             yield _operators(f"cuda:{number}")
@@ -119,22 +114,19 @@ def _no_gpu(num_processes: int) -> Iterator[Finding]:
     cores, driver = os.cpu_count() or 1, driver_version()
     if driver and torch.version.hip is None and not torch.cuda.is_available():
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-        yield warning(
-            _SUBJECT,
+        yield _ENVIRONMENT.warning(
             f"there is an NVIDIA driver ({driver}), but torch {torch.__version__}, {build}, finds "
             "no device: everything runs on the CPU",
             "Install a build of torch for this driver (pytorch.org), or look at "
             "CUDA_VISIBLE_DEVICES",
         )
     else:
-        yield ok(
-            _SUBJECT,
+        yield _ENVIRONMENT.ok(
             f"no CUDA device is used: {plural(num_processes, 'process')} on "
-            f"{plural(cores, 'CPU core')}",
+            f"{plural(cores, 'CPU core')}"
         )
     if num_processes > cores:
-        yield warning(
-            _SUBJECT,
+        yield _ENVIRONMENT.warning(
             f"{num_processes} processes share {plural(cores, 'CPU core')}",
             f"Give --num-gpus {cores}",
         )

@@ -49,19 +49,23 @@ class Finding:
         return f"{marker}  {self.subject:{_SUBJECT_WIDTH}}  {sentence}"
 
 
-def ok(subject: str, text: str) -> Finding:
-    """Say that all is well."""
-    return Finding("ok", subject, text)
+@dataclass(frozen=True)
+class Subject:
+    """Makes findings on a subject."""
 
+    name: str
 
-def warning(subject: str, text: str, fix: str = "") -> Finding:
-    """Say that the run works but may not do what is wanted."""
-    return Finding("warning", subject, text, fix)
+    def ok(self, text: str) -> Finding:
+        """Say that all is well."""
+        return Finding("ok", self.name, text)
 
+    def warning(self, text: str, fix: str = "") -> Finding:
+        """Say that the run works but may not do what is wanted."""
+        return Finding("warning", self.name, text, fix)
 
-def error(subject: str, text: str, fix: str = "") -> Finding:
-    """Say that the run would fail, or that its result would be worthless."""
-    return Finding("error", subject, text, fix)
+    def error(self, text: str, fix: str = "") -> Finding:
+        """Say that the run would fail, or that its result would be worthless."""
+        return Finding("error", self.name, text, fix)
 
 
 def count(findings: Iterable[Finding]) -> dict[Level, int]:

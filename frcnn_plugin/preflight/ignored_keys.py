@@ -7,12 +7,13 @@ from typing import Any
 
 from ..config import plugin_cfg
 from ..data.loading.train_loader import ignored_keys
-from .finding import Finding, warning
+from ..four_step.stages import IGNORED_KEYS
+from .finding import Finding, Subject
 from .planned_run import PlannedRun
 from .rules import usual, value_of
 from .schedule import find_preset
 
-_Condition = Callable[[PlannedRun], bool]
+_CONFIG = Subject("config")
 
 
 def _four_steps(run: PlannedRun) -> bool:
@@ -23,14 +24,6 @@ def _no_four_steps(run: PlannedRun) -> bool:
     return not (run.cfg.FOUR_STEP.ENABLED or run.eval_only)
 
 
-def _without(*key: str) -> _Condition:
-    return lambda run: not (run.eval_only or value_of(run.cfg, ".".join(key)))
-
-
-def _cosine(run: PlannedRun) -> bool:
-    return _no_four_steps(run) and run.cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR"
-
-
 def _own_proposals(run: PlannedRun) -> bool:
     named = run.cfg.MODEL.PROPOSAL_GENERATOR.NAME
     given = named == "PrecomputedProposals" or run.cfg.MODEL.PAPER_RCNN.PHASE == "fast_rcnn"
@@ -38,21 +31,16 @@ def _own_proposals(run: PlannedRun) -> bool:
 
 
 # When keys are ignored, why, and which, with what to use instead.
-_IGNORED: tuple[tuple[_Condition, str, dict[str, str]], ...] = (
+_IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] = (
     (
         _four_steps,
         "in four-step training",
-        {
+        dict.fromkeys(IGNORED_KEYS, "")
+        | {
             "SOLVER.MAX_ITER": "FOUR_STEP.ITERS",
             "SOLVER.STEPS": "FOUR_STEP.DROPS",
             "SOLVER.IMS_PER_BATCH": "FOUR_STEP.IMS_PER_BATCH",
-            "SOLVER.REFERENCE_WORLD_SIZE": "",
             "SOLVER.LR_SCHEDULER_NAME": "FOUR_STEP.DROPS and SOLVER.GAMMA",
-            "SOLVER.NUM_DECAYS": "",
-            "SOLVER.RESCALE_INTERVAL": "",
-            "SOLVER.WARMUP_ITERS": "",
-            "SOLVER.WARMUP_FACTOR": "",
-            "SOLVER.WARMUP_METHOD": "",
             "MODEL.PAPER_RCNN.PHASE": "FOUR_STEP.START_AT and FOUR_STEP.STOP_AFTER",
             "MODEL.LOAD_PROPOSALS": "",
             "MODEL.RPN.PRE_NMS_TOPK_TRAIN": "FOUR_STEP.PRE_NMS_TOPK",
@@ -86,7 +74,7 @@ _IGNORED: tuple[tuple[_Condition, str, dict[str, str]], ...] = (
         {"DATASETS.PROPOSAL_FILES_TRAIN": "MODEL.LOAD_PROPOSALS True"},
     ),
     (
-        _without("SOLVER", "CLIP_GRADIENTS", "ENABLED"),
+        lambda run: not (run.eval_only or run.cfg.SOLVER.CLIP_GRADIENTS.ENABLED),
         "because SOLVER.CLIP_GRADIENTS.ENABLED is False",
         dict.fromkeys(
             ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"),
@@ -94,7 +82,7 @@ _IGNORED: tuple[tuple[_Condition, str, dict[str, str]], ...] = (
         ),
     ),
     (
-        _cosine,
+        lambda run: _no_four_steps(run) and run.cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR",
         "because SOLVER.LR_SCHEDULER_NAME is WarmupCosineLR",
         {"SOLVER.STEPS": "", "SOLVER.GAMMA": ""},
     ),
@@ -124,22 +112,21 @@ def check_ignored_keys(run: PlannedRun) -> Iterator[Finding]:
     the preset the config is based on, which may hold for another kind of run.
     """
     if not run.eval_only:
-        yield from (warning("config", sentence) for sentence in ignored_keys(run.cfg))
-    written = run.written
-    others = [plugin_cfg(), usual()]
-    if (preset := find_preset(run.config_file)) is not None:
-        others.append(preset[1])
+        yield from (_CONFIG.warning(sentence) for sentence in ignored_keys(run.cfg))
+    preset = find_preset(run.config_file)
+    others = [plugin_cfg(), usual(), *([preset[1]] if preset else [])]
     for condition, reason, keys in _IGNORED:
         for key, instead in keys.items() if condition(run) else ():
-            value, unset = value_of(written, key), [value_of(cfg, key) for cfg in others]
-            unset += [_NEUTRAL[key]] if key in _NEUTRAL else []
-            unset += [value_of(run.cfg, key)] if key in _FOLLOWING and _four_steps(run) else []
-            if not any(_same(value, usually) for usually in unset):
+            unset = [value_of(cfg, key) for cfg in others]
+            if key in _NEUTRAL:
+                unset.append(_NEUTRAL[key])
+            if key in _FOLLOWING and _four_steps(run):
+                unset.append(value_of(run.cfg, key))
+            value = value_of(run.written, key)
+            if _as_list(value) not in map(_as_list, unset):
                 fix = f"Use {instead}" if instead else f"Leave {key} out"
-                yield warning("config", f"{key} {value} is ignored {reason}", fix)
+                yield _CONFIG.warning(f"{key} {value} is ignored {reason}", fix)
 
 
-def _same(a: Any, b: Any) -> bool:
-    return bool(
-        (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
-    )
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -9,8 +9,10 @@ from pathlib import Path
 from ..checkpoint.read import peek
 from ..engine.same_run import check_config
 from ..errors import UserError
-from .finding import Finding, error, ok, warning
+from .finding import Finding, Subject
 from .planned_run import PlannedRun
+
+_OUTPUT = Subject("output")
 
 
 def check_output(run: PlannedRun) -> Iterator[Finding]:
@@ -22,14 +24,12 @@ def check_output(run: PlannedRun) -> Iterator[Finding]:
     folder = Path(run.cfg.OUTPUT_DIR)
     problem = _why_not_writable(folder)
     if last and not (run.resume or run.overwrite):
-        yield error(
-            "output",
+        yield _OUTPUT.error(
             f"OUTPUT_DIR {folder} holds a run already: continue it (--resume), start again and "
-            "lose it (--overwrite), or choose another OUTPUT_DIR",
+            "lose it (--overwrite), or choose another OUTPUT_DIR"
         )
     elif problem:
-        yield error(
-            "output",
+        yield _OUTPUT.error(
             f"OUTPUT_DIR {folder} cannot be written to ({problem})",
             "Give another one, for example OUTPUT_DIR /tmp/run",
         )
@@ -38,25 +38,23 @@ def check_output(run: PlannedRun) -> Iterator[Finding]:
     elif last and run.resume:
         yield from _resumed(run, last)
     elif last:
-        yield warning("output", f"the run in {folder} is overwritten (--overwrite)")
+        yield _OUTPUT.warning(f"the run in {folder} is overwritten (--overwrite)")
     elif run.resume:
         there = sorted(file.name for file in folder.glob("model_*.pth"))
         lost = f"; {there[-1]} is there, but no last_checkpoint that names it" if there else ""
-        yield warning(
-            "output",
+        yield _OUTPUT.warning(
             f"--resume, but there is no run in {folder}: training starts at iteration 0{lost}",
             f"To continue, write {there[-1]} into {folder / 'last_checkpoint'}"
             if there
             else "If there should be one, check OUTPUT_DIR",
         )
     elif (folder / "metrics.json").exists():
-        yield warning(
-            "output",
+        yield _OUTPUT.warning(
             f"{folder} holds the log of another run (metrics.json), which would be continued",
             "Choose another OUTPUT_DIR",
         )
     else:
-        yield ok("output", f"OUTPUT_DIR {folder} is free")
+        yield _OUTPUT.ok(f"OUTPUT_DIR {folder} is free")
 
 
 def _resumed(run: PlannedRun, file: Path) -> Iterator[Finding]:
@@ -67,17 +65,16 @@ def _resumed(run: PlannedRun, file: Path) -> Iterator[Finding]:
     try:
         check_config(run.scaled, found, run.num_processes)
     except UserError as e:
-        yield error("output", str(e))
+        yield _OUTPUT.error(str(e))
         return
     start, end = 0 if found.iteration is None else found.iteration + 1, run.scaled.SOLVER.MAX_ITER
     if start >= end:
-        yield warning(
-            "output",
+        yield _OUTPUT.warning(
             f"the run in {file.parent} is finished ({file.name}, iteration {start:,} of {end:,}): "
-            "nothing is left to train",
+            "nothing is left to train"
         )
     else:
-        yield ok("output", f"resuming from {file} at iteration {start:,} of {end:,}")
+        yield _OUTPUT.ok(f"resuming from {file} at iteration {start:,} of {end:,}")
 
 
 def nearest_folder(path: Path) -> Path:

@@ -22,6 +22,8 @@ from ..config import plugin_cfg
 from ..config_files import load_config_file, merge_overrides
 from ..errors import UserError
 from ..four_step.evaluation import as_checkpoint_is
+from .finding import Finding
+from .values import check_values
 
 # A data set in a JSON file is loaded if it is no larger than this: about a second.
 _MOST_JSON_BYTES = 30 * 2**20
@@ -43,7 +45,6 @@ class PlannedRun:
         alone: nothing follows the checks in this process.
         opts: the overrides that `cfg` was made with, beside `config_file`.
         failed: a check has found an error.
-        bad_values: one in the values of the config, so that nothing can be computed from them.
     """
 
     cfg: CfgNode
@@ -57,12 +58,9 @@ class PlannedRun:
     alone: bool = False
     opts: Sequence[str] = ()
     failed: bool = False
-    bad_values: bool = False
     _loaded: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.num_processes < 1:
-            raise UserError(f"--num-gpus is {self.num_processes}: it must be 1 or more")
         if self.resume and self.overwrite:
             raise UserError(
                 "--resume continues the run in OUTPUT_DIR, --overwrite loses it: give one of them"
@@ -136,6 +134,11 @@ class PlannedRun:
         return len(dicts)
 
     @cached_property
+    def bad_values(self) -> list[Finding]:
+        """What is wrong with values of the config, so that nothing can be computed from them."""
+        return list(check_values(self.cfg, trains=not self.eval_only))
+
+    @cached_property
     def written(self) -> CfgNode:
         """The config as it is written, before keys follow from others; `cfg` if unknown."""
         if not (self.config_file or self.opts):
@@ -170,20 +173,8 @@ class PlannedRun:
 
 
 @contextmanager
-def muted(name: str) -> Iterator[None]:
-    """Silence a logger and those below it for a while."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)  # which the loggers below it inherit
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def warnings_of(name: str) -> Iterator[list[str]]:
-    """Collect what a logger, and those below it, warn about, instead of having it printed."""
+def muted(name: str) -> Iterator[list[str]]:
+    """Silence a logger, and those below it, for a while; collect what they warn about."""
     logger, messages = logging.getLogger(name), []
     collect = logging.Handler(logging.WARNING)
     collect.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]

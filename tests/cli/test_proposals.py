@@ -207,7 +207,7 @@ def test_default_output_and_number_of_proposals(
     [
         ("shapes_trainval", [], "whose proposals? Add MODEL.WEIGHTS path/to/model_final.pth"),
         ("shapes_trainvl", ["MODEL.WEIGHTS", DEMO], "data set 'shapes_trainvl' is not registered"),
-        ("shapes_test", ["MODEL.WEIGHTS", "no.pth"], "MODEL.WEIGHTS: there is no file 'no.pth'"),
+        ("shapes_test", ["MODEL.WEIGHTS", "no.pth"], "MODEL.WEIGHTS: there is no file no.pth"),
         (
             "shapes_test",
             ["MODEL.WEIGHTS", DEMO, "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"],

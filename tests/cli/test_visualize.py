@@ -141,7 +141,7 @@ def test_detectron2_s_voc_names_tell_difficult_objects() -> None:
         ("anchors", ["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty: name a data set with --da"),
         ("detections", ["MODEL.ROI_HEADS.NUM_CLASSES", "7", "MODEL.WEIGHTS", "{weights}"],
          ".*NUM_CLASSES is 7 but dataset 'shapes_test' has 3"),
-        ("detections", ["MODEL.WEIGHTS", "gone.pth"], ".*there is no checkpoint gone.pth"),
+        ("detections", ["MODEL.WEIGHTS", "gone.pth"], ".*there is no file gone.pth"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(

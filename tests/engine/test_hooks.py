@@ -112,10 +112,7 @@ def run(
 NO_TEST = ["DATASETS.TEST", "()"]
 
 
-@pytest.mark.parametrize(
-    ("kept", "expected"),
-    [("3", {1, 2, 3}), ("1", {3}), ("0", {0, 1, 2, 3})],
-)
+@pytest.mark.parametrize(("kept", "expected"), [("3", {1, 2, 3}), ("1", {3}), ("0", {0, 1, 2, 3})])
 def test_the_newest_stay(tmp_path: Path, kept: str, expected: set[int]) -> None:
     run(tmp_path, [*NO_TEST, "SOLVER.CHECKPOINTS_KEPT", kept])
     assert files(tmp_path) == {f"model_{i:07d}.pth" for i in expected} | {"model_final.pth"}

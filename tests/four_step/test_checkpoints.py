@@ -160,7 +160,7 @@ def damage(path: Path) -> None:
 
 PROPOSALS = Path("proposals") / "stage3" / "tiny_trainval.pkl"
 CHANGED = ["tiny_trainval.pkl has changed since stage 4 began"]
-NO_CHECKPOINT = ["there is no checkpoint ", "model_0000014.pth. "]
+NO_CHECKPOINT = ["there is no file ", "model_0000014.pth. "]
 
 
 @pytest.mark.parametrize(

@@ -70,24 +70,6 @@ def test_a_set_is_read_once(plan, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names == ["shapes_trainval", "shapes_test"]
 
 
-@pytest.mark.parametrize(
-    ("opts", "level", "message"),
-    [
-        (["DATASETS.TRAIN", "()"], "error", "DATASETS.TRAIN is empty"),
-        (["DATASETS.TRAIN", "('voc07_trainvla',)"], "error", "voc07_trainval"),
-        (["DATASETS.TEST", "()"], "warning", "DATASETS.TEST is empty: nothing is evaluated"),
-        (
-            ["DATASETS.TEST", "('shapes_trainval',)"],
-            "warning",
-            "shapes_trainval is trained on and tested on: its scores say nothing about new "
-            "images. Name another set in DATASETS.TEST",
-        ),
-    ],
-)
-def test_names_of_sets(find, opts: list[str], level: str, message: str) -> None:
-    assert message in only(find(*opts), "data", level)
-
-
 def test_background_counted_as_a_class(find) -> None:
     """Four where there are three and background, in both sets."""
     first, second = find("MODEL.ROI_HEADS.NUM_CLASSES", "4")

@@ -61,7 +61,7 @@ MODEL.ROI_BOX_HEAD.FC_DIM 100000000 | MODEL.ROI_BOX_HEAD.FC_DIM is 100000000 | T
 MODEL.RPN.CONV_DIMS [0] | MODEL.RPN.CONV_DIMS is [0] | Type for example MODEL.RPN.CONV_DIMS "[-1]"
 MODEL.PROPOSAL_GENERATOR.MIN_SIZE 1000 | MODEL.PROPOSAL_GENERATOR.MIN_SIZE 1000 is larger than INPUT.MIN_SIZE_TEST 224 | Type MODEL.PROPOSAL_GENERATOR.MIN_SIZE 0
 MODEL.RPN.MIN_SIZE_IMAGE 2000.0 | MODEL.RPN.MIN_SIZE_IMAGE is 2000.0 | from 0 to 1000
-MODEL.WEIGHTS_MAY_LACK ['box_head'] | MODEL.WEIGHTS_MAY_LACK names 'box_head' | Did you mean roi_heads, roi_heads.box_head
+MODEL.WEIGHTS_MAY_LACK ['box_head'] | MODEL.WEIGHTS_MAY_LACK: the model has no 'box_head' | did you mean roi_heads or roi_heads.box_head
 DATASETS.TRAIN (1,) | DATASETS.TRAIN is (1,) | names of data sets
 SOLVER.NESTEROV True SOLVER.MOMENTUM 0.0 | SOLVER.NESTEROV is True | SOLVER.MOMENTUM 0.9
 SOLVER.BASE_LR_END 5.0 | SOLVER.BASE_LR_END 5.0 is above SOLVER.BASE_LR 0.01 | Type SOLVER.BASE_LR_END 0.0
@@ -76,7 +76,7 @@ INPUT.FORMAT L | MODEL.PIXEL_MEAN has 3 values | INPUT.FORMAT L have 1 | Type fo
 MODEL.META_ARCHITECTURE PaperRCN | MODEL.META_ARCHITECTURE is 'PaperRCN' | use one of PaperRCNN
 MODEL.BACKBONE.NAME VGG17 | MODEL.BACKBONE.NAME is 'VGG17' | use one of VGG16
 MODEL.BACKBONE.NAME vgg16 | MODEL.BACKBONE.NAME is 'vgg16' | use one of
-MODEL.BACKBONE.FREEZE_AT 7 | MODEL.BACKBONE.FREEZE_AT is 7 | Type for example MODEL.BACKBONE.FREEZE_AT 2
+MODEL.BACKBONE.FREEZE_AT 7 | MODEL.BACKBONE.FREEZE_AT is 7, but VGG16 has 5 blocks | use 0
 MODEL.BACKBONE.FREEZE_AT -1 | MODEL.BACKBONE.FREEZE_AT is -1 | use 0 (nothing frozen) to 5
 MODEL.PAPER_VGG.CHANNELS [4,4] | MODEL.PAPER_VGG.CHANNELS is [4, 4] | five numbers
 MODEL.PAPER_VGG.CHANNELS [4,4,0,4,4] | MODEL.PAPER_VGG.CHANNELS is [4, 4, 0, 4, 4] | 1 or more
@@ -133,7 +133,7 @@ MODEL.ROI_HEADS.SCORE_THRESH_TEST 5.0 | MODEL.ROI_HEADS.SCORE_THRESH_TEST is 5.0
 MODEL.ROI_HEADS.SCORE_THRESH_TEST 1.0 | MODEL.ROI_HEADS.SCORE_THRESH_TEST is 1.0 | less than 1
 MODEL.ROI_HEADS.NMS_THRESH_TEST 30.0 | MODEL.ROI_HEADS.NMS_THRESH_TEST is 30.0 | Type for example MODEL.ROI_HEADS.NMS_THRESH_TEST 0.3
 MODEL.ROI_BOX_HEAD.NAME FC6 | MODEL.ROI_BOX_HEAD.NAME is 'FC6' | FC6FC7Head
-MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS [1.0,2.0] | MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS has 2 entries | "[1.0, 1.0, 1.0, 1.0]"
+MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS [1.0,2.0] | MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS is [1.0, 2.0] | needs 4 numbers
 MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS [1.0,1.0,1.0,-1.0] | MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS is [1.0, 1.0, 1.0, -1.0] | 0 or more
 MODEL.PAPER_RCNN.FREEZE ['backbon'] | MODEL.PAPER_RCNN.FREEZE | backbon | backbone
 MODEL.PAPER_RCNN.FREEZE ['backbone'] | MODEL.WEIGHTS is empty and MODEL.PAPER_RCNN.FREEZE is ['backbone'] | Add MODEL.WEIGHTS
@@ -176,6 +176,7 @@ SOLVER.CLIP_GRADIENTS.CLIP_TYPE global | SOLVER.CLIP_GRADIENTS.CLIP_TYPE is 'glo
 SOLVER.CLIP_GRADIENTS.CLIP_VALUE 0.0 | SOLVER.CLIP_GRADIENTS.CLIP_VALUE is 0.0 | more than 0
 SOLVER.CHECKPOINT_PERIOD 0 | SOLVER.CHECKPOINT_PERIOD is 0 | Type for example SOLVER.CHECKPOINT_PERIOD 10000
 SOLVER.CHECKPOINTS_KEPT -1 | SOLVER.CHECKPOINTS_KEPT is -1 | 0 or more
+SOLVER.AMP.ENABLED True MODEL.META_ARCHITECTURE GeneralizedRCNN | GeneralizedRCNN: without CUDA only PaperRCNN | Type SOLVER.AMP.ENABLED False
 SEED 99999999999 | SEED is 99999999999 | Type for example SEED 3
 TEST.DETECTIONS_PER_IMAGE 0 | TEST.DETECTIONS_PER_IMAGE is 0 | Type for example TEST.DETECTIONS_PER_IMAGE 400
 TEST.VOC_METRIC 11-point | TEST.VOC_METRIC is '11-point' | use one of 11point
@@ -184,13 +185,13 @@ DATASETS.TRAIN () | DATASETS.TRAIN is empty | name at least one data set
 DATASETS.TRAIN ('shapes_trainvla',) | shapes_trainvla | shapes_trainval
 DATASETS.TEST ('shapes_tset',) | shapes_tset | shapes_test
 DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN 0 | DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN is 0 | 1 or more
-MODEL.WEIGHTS none.pth | MODEL.WEIGHTS | 'none.pth' | give the path of a file
-MODEL.WEIGHTS a_folder | MODEL.WEIGHTS | 'a_folder' is a folder | MODEL.WEIGHTS a_folder/inside.pth
+MODEL.WEIGHTS none.pth | MODEL.WEIGHTS: there is no file none.pth | Give the path of a file
+MODEL.WEIGHTS a_folder | MODEL.WEIGHTS: a_folder is a folder | such as a_folder/inside.pth
 MODEL.WEIGHTS text.pth | text.pth is damaged | a .pth, .pkl or .caffemodel file of weights is needed
 MODEL.WEIGHTS frcnn://vgg61_caffe_imagenet | vgg61_caffe_imagenet | Did you mean vgg16_caffe_imagenet
 MODEL.WEIGHTS s3://bucket/model.pth | MODEL.WEIGHTS s3://bucket/model.pth | nothing here opens s3:// | give a file
 MODEL.WEIGHTS http://127.0.0.1:9/model.pth | MODEL.WEIGHTS http://127.0.0.1:9/model.pth cannot be downloaded | Check the address
-MODEL.BACKBONE.FREEZE_AT 2 | MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is 2 | Add MODEL.WEIGHTS
+MODEL.BACKBONE.FREEZE_AT 2 | MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is 2 | Add MODEL.WEIGHTS | from scratch with MODEL.BACKBONE.FREEZE_AT 0
 OUTPUT_DIR text.pth | OUTPUT_DIR text.pth cannot be written to | Give another one
 OUTPUT_DIR text.pth/run | OUTPUT_DIR text.pth/run cannot be written to | Give another one
 OUTPUT_DIR finished | OUTPUT_DIR finished holds a run | --overwrite
@@ -216,10 +217,10 @@ MODEL.RPN.HEAD_NAME StandardRPNHead | MODEL.RPN.HEAD_NAME StandardRPNHead cannot
 MODEL.ROI_HEADS.NAME StandardROIHeads | MODEL.ROI_HEADS.NAME StandardROIHeads cannot | Type MODEL.ROI_HEADS.NAME CaffeROIHeads
 FOUR_STEP.POST_NMS_TOPK 0 | FOUR_STEP.POST_NMS_TOPK is 0 | Type for example FOUR_STEP.POST_NMS_TOPK 2000
 FOUR_STEP.PRE_NMS_TOPK 0 | FOUR_STEP.PRE_NMS_TOPK is 0 | Type for example FOUR_STEP.PRE_NMS_TOPK -1
-FOUR_STEP.INITIAL_WEIGHTS none.pth | FOUR_STEP.INITIAL_WEIGHTS | 'none.pth' | give the path
-FOUR_STEP.INITIAL_WEIGHTS small.yaml | small.yaml is damaged | name another file with FOUR_STEP.INITIAL_WEIGHTS
-FOUR_STEP.INITIAL_WEIGHTS a_folder/inside.pth | a_folder/inside.pth lacks 34 of the 34 weights that stage 2 starts from | FOUR_STEP.INITIAL_WEIGHTS
-FOUR_STEP.INITIAL_WEIGHTS a_folder | FOUR_STEP.INITIAL_WEIGHTS | 'a_folder' is a folder | a_folder/inside.pth
+FOUR_STEP.INITIAL_WEIGHTS none.pth | there is no file none.pth | name a file that has them with FOUR_STEP.INITIAL_WEIGHTS
+FOUR_STEP.INITIAL_WEIGHTS small.yaml | small.yaml is damaged | name a file that has them with FOUR_STEP.INITIAL_WEIGHTS
+FOUR_STEP.INITIAL_WEIGHTS a_folder/inside.pth | a_folder/inside.pth holds no weights | name a file that has them with FOUR_STEP.INITIAL_WEIGHTS
+FOUR_STEP.INITIAL_WEIGHTS a_folder | a_folder is a folder | a_folder/inside.pth | FOUR_STEP.INITIAL_WEIGHTS
 MODEL.META_ARCHITECTURE GeneralizedRCNN | MODEL.META_ARCHITECTURE PaperRCNN | GeneralizedRCNN
 """  # noqa: E501
 
@@ -392,14 +393,17 @@ DATASETS.PROPOSAL_FILES_TRAIN ('x.pkl',) | DATASETS.PROPOSAL_FILES_TRAIN ('x.pkl
 TEST.AUG.ENABLED True | TEST.AUG.ENABLED True is ignored | Leave TEST.AUG.ENABLED out
 SOLVER.LR_SCHEDULER_NAME WarmupCosineLR SOLVER.STEPS (5,) | SOLVER.STEPS (5,) is ignored | WarmupCosineLR
 SOLVER.WARMUP_ITERS 1200 | SOLVER.WARMUP_ITERS 1200 | SOLVER.MAX_ITER 1200 | Type SOLVER.WARMUP_ITERS 120
-SOLVER.IMS_PER_BATCH 8 | a batch is 4 times | SOLVER.BASE_LR is still 0.01 | SOLVER.BASE_LR 0.04
-SOLVER.BASE_LR 1.0 | SOLVER.BASE_LR 1 is 100 times | In proportion to the batch: SOLVER.BASE_LR 0.01
+SOLVER.IMS_PER_BATCH 8 | a batch is 4 times that of vgg16_shapes_joint.yaml | SOLVER.BASE_LR is still 0.01 | SOLVER.BASE_LR 0.04 | divided by 4
+SOLVER.MAX_ITER 2 SOLVER.STEPS () | sees 4 images, less than one pass | Raise SOLVER.MAX_ITER
+SOLVER.MAX_ITER 6000 SOLVER.CHECKPOINT_PERIOD 6000 | an interruption loses everything | Type SOLVER.CHECKPOINT_PERIOD 600
+TEST.EVAL_PERIOD 1 | fewer images are trained on (2) than evaluated (3) | Type TEST.EVAL_PERIOD 120
+SOLVER.BASE_LR 1.0 | SOLVER.BASE_LR 1 is 100 times that of vgg16_shapes_joint.yaml | In proportion to the batch: SOLVER.BASE_LR 0.01
 DATASETS.TEST () | DATASETS.TEST is empty | nothing is evaluated
 DATASETS.TRAIN ('shapes_trainval','shapes_trainval') | names shapes_trainval 2 times | Type DATASETS.TRAIN "('shapes_trainval',)"
 DATASETS.TEST ('shapes_trainval',) | shapes_trainval is trained on and tested on | Name another set in DATASETS.TEST
 INPUT.MIN_SIZE_TRAIN (112,) | INPUT.MIN_SIZE_TRAIN is (112,) | INPUT.MIN_SIZE_TEST 224 | Type INPUT.MIN_SIZE_TEST 112
 MODEL.ANCHOR_GENERATOR.SIZES [[8,16]] | 0 % of the objects | MODEL.ANCHOR_GENERATOR.SIZES [[8, 16]] | Type for example MODEL.ANCHOR_GENERATOR.SIZES "[[
-TEST.EVAL_PERIOD 100 | TEST.EVAL_PERIOD 100 | chosen by its score on shapes_test | Name a validation set first
+TEST.EVAL_PERIOD 100 | TEST.EVAL_PERIOD 100 | chosen by its score on shapes_test | DATASETS.TEST "('my_val', 'shapes_test')"
 DATALOADER.NUM_WORKERS 99 | DATALOADER.NUM_WORKERS 99 | CPU core | Type DATALOADER.NUM_WORKERS
 """  # noqa: E501
 WARNINGS_IN_FOUR_STEPS = """

@@ -35,21 +35,6 @@ def test_all_errors_at_once(plan, capsys: pytest.CaptureFixture[str]) -> None:
     stop_on_errors(plan("DATASETS.TEST", "()"))  # warnings do not stop
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("TEST.VOC_METRIC", "foo", "TEST.VOC_METRIC is 'foo': use one of auto, 11point, area"),
-        ("TEST.VOC_MATCH", "=", "TEST.VOC_MATCH is '=': use one of >=, >"),
-        ("INPUT.RESIZE", "cubic", "INPUT.RESIZE is 'cubic': use one of pillow, opencv"),
-        ("MODEL.DEVICE", "gpu", "MODEL.DEVICE is 'gpu': give cpu, cuda or cuda:1"),
-    ],
-)
-def test_values_that_are_read_late(plan, key: str, value: str, message: str) -> None:
-    """The metric's after the last iteration: hours too late to say that there is none."""
-    sentences = [f.sentence for f in preflight(plan(key, value)) if f.subject == "config"]
-    assert sentences == [message]
-
-
 def test_a_check_that_fails_stops_nothing(plan, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Any) -> Any:
         raise ZeroDivisionError("division by zero")
@@ -68,11 +53,6 @@ def test_several_machines(plan, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     list(preflight(plan(num_processes=8, num_machines=4)))
     assert asked == [2]
-
-
-def test_no_process(plan) -> None:
-    with pytest.raises(UserError, match="--num-gpus is 0: it must be 1 or more"):
-        plan(num_processes=0)
 
 
 def test_nothing_on_space_after_an_error(plan) -> None:
@@ -110,8 +90,3 @@ def test_bad_proposal_files_are_all_told(find, shapes: Path, tmp_path: Path) -> 
     assert first.subject == second.subject == "proposals"
     assert "no entry for image" in first.text
     assert "there is no proposal file" in second.text and "frcnn proposals dump" in second.text
-
-
-def test_too_few_proposal_files(find) -> None:
-    message = find(*FAST_RCNN)[0].sentence
-    assert "DATASETS.TRAIN has 1 data sets and DATASETS.PROPOSAL_FILES_TRAIN 0 files" in message

@@ -11,7 +11,6 @@ from frcnn_plugin.config import plugin_cfg
 from frcnn_plugin.engine.setup import setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.preflight import PlannedRun, check_values, stop_on_bad_values
-from frcnn_plugin.preflight.combinations import COMBINATIONS
 from frcnn_plugin.preflight.ignored_keys import _IGNORED, check_ignored_keys
 from frcnn_plugin.preflight.rules import typed, usual, value_of
 from frcnn_plugin.preflight.values import ALLOWED
@@ -25,8 +24,7 @@ def test_all_keys_exist() -> None:
     """A key with a typing mistake would guard nothing."""
     listed = [key for _, _, keys in _IGNORED for key in (*keys, *keys.values())]
     named = [word for entry in listed for word in entry.split() if word.count(".")]
-    compared = [key for keys, _ in COMBINATIONS for key in keys if not key.endswith(".")]
-    for key in {*ALLOWED, *named, *compared}:
+    for key in {*ALLOWED, *named}:
         value_of(plugin_cfg(), key)
 
 
