@@ -212,18 +212,17 @@ def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -
     usable = [d for d in dicts if "unreadable" not in d]
     missing = [d["file_name"] for d in usable if not Path(d["file_name"]).is_file()]
     if missing:
-        level = _DATA.warning if skipped and len(missing) < len(dicts) else _DATA.error
-        yield level(
+        some = skipped and len(missing) < len(dicts)
+        yield (_DATA.warning if some else _DATA.error)(
             f"{name}: {len(missing)} of {len(dicts)} image files are missing:\n{_lines(missing)}",
             "Copy them there, or correct image_root",
         )
-        if level is error:
+        if not some:
             return
         usable = [d for d in usable if Path(d["file_name"]).is_file()]
     vanishing = _vanishing(run, name, usable)
     if vanishing:
-        yield (warning if skipped else error)(
-            _SUBJECT,
+        yield (_DATA.warning if skipped else _DATA.error)(
             f"{name}: {len(vanishing)} of {len(dicts)} images are so narrow that INPUT.MIN_SIZE_* "
             f"and MAX_SIZE_* leave less than a pixel of a side:\n{_lines(vanishing)}",
             "Leave them out, or cut them up",
