@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from functools import partial
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from ..config_files import key_names
+from ..engine.same_run import NOT_KEYS
 from ..modeling.meta_arch import PaperRCNN
 from .rules import channels_of, typed, usual, value_of
 
@@ -193,6 +196,15 @@ def _given_proposals(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         )
 
 
+def _may_differ(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    known = {name.lower(): name for name in (*key_names(cfg), *NOT_KEYS)}
+    for name in cfg.RESUME_MAY_DIFFER:
+        if name not in known.values():
+            close = get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
+            hint = " or ".join(known[c] for c in close) or "a key in full, such as SOLVER.BASE_LR"
+            yield f"RESUME_MAY_DIFFER: there is no key {name!r}; did you mean {hint}?", ""
+
+
 # Keys that must fit each other, and the function that compares them; it yields text and fix. It is
 # called only if each of the keys has a value that is allowed.
 COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[CfgNode], Iterator[tuple[str, str]]]], ...] = (
@@ -230,5 +242,6 @@ COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[CfgNode], Iterator[tuple[st
     (("SOLVER.MOMENTUM", "SOLVER.BASE_LR", "SOLVER.BASE_LR_END"), _optimizer),
     (("DATALOADER.SAMPLER_TRAIN",), _sampler),
     (("INPUT.CROP.TYPE", "INPUT.CROP.SIZE"), _crop),
+    (("RESUME_MAY_DIFFER",), _may_differ),
     (("MODEL.PAPER_RCNN.PHASE", "SOLVER."), _given_proposals),  # in training
 )
