@@ -319,7 +319,7 @@ def _check_key(
     if name not in node:
         if key in RENAMED_NODES:
             raise UserError(f"{where}{key} is now called {RENAMED_NODES[key]}: rename it")
-        what, close = "section" if section else "key", _close(key, _keys(cfg, sections=section))
+        what, close = "section" if section else "key", _close(key, key_names(cfg, sections=section))
         raise UserError(f"{where}there is no {what} {_shown(key)}; did you mean {close}?")
     if isinstance(node[name], CN):
         keys = ", ".join(f"{key}.{k}" for k in list(node[name])[:3])
@@ -348,13 +348,13 @@ def _close(key: str, names: Iterable[str]) -> str:
     return " or ".join(close or get_close_matches(upper, known, n=3, cutoff=0.0))
 
 
-def _keys(node: CN, prefix: str = "", *, sections: bool = False) -> Iterator[str]:
+def key_names(node: CN, prefix: str = "", *, sections: bool = False) -> Iterator[str]:
     """Yield the full names of all keys, or of all sections."""
     for name, value in node.items():
         if isinstance(value, CN) is sections:
             yield prefix + name
         if isinstance(value, CN):
-            yield from _keys(value, f"{prefix}{name}.", sections=sections)
+            yield from key_names(value, f"{prefix}{name}.", sections=sections)
 
 
 # ---- values -----------------------------------------------------------------------------------

@@ -23,11 +23,13 @@ from ..checkpoint.read import Peek
 from ..config_files import read_config_text
 from ..data.loading.train_loader import training_dicts
 from ..errors import UserError
-from ..four_step.checkpoints import PROCESSES, check_same
+from ..four_step.checkpoints import INITIAL_WEIGHTS, PROCESSES, check_same
 
 logger = logging.getLogger(__name__)
 
 DATA = "the training data"
+# What RESUME_MAY_DIFFER may name beside keys.
+NOT_KEYS = (PROCESSES, DATA, INITIAL_WEIGHTS)
 
 # Keys that may change: where files are, how fast it goes, what is kept, logged and evaluated. The
 # name of a node stands for all its keys. The training sets are compared by their content.
@@ -135,7 +137,9 @@ def _compared(config: Any, iteration: int | None) -> dict[str, str]:
         if values.get("SOLVER.LR_SCHEDULER_NAME") == "WarmupMultiStepLR" and iteration is not None:
             # A run may go on for longer, or drop later: what was trained would have been the same.
             harmless.append("SOLVER.MAX_ITER")
-            values["SOLVER.STEPS"] = [s for s in values.get("SOLVER.STEPS", ()) if s <= iteration]
+            # The rate of the next iteration is in the checkpoint.
+            steps = values.get("SOLVER.STEPS", ())
+            values["SOLVER.STEPS"] = [s for s in steps if s <= iteration + 1]
     return {
         key: repr(value)
         for key, value in values.items()

@@ -19,6 +19,7 @@ from .stages import STAGES, ScheduledStage
 logger = logging.getLogger(__name__)
 
 PROCESSES = "the number of processes"
+INITIAL_WEIGHTS = "the file of initial weights"
 
 # A resumed run must have the values with which it began.
 _SCHEDULE_KEYS = (

@@ -11,12 +11,13 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from .. import host
+from ..atomic_files import sha256
 from ..data.loading.train_loader import build_train_loader
 from ..errors import UserError
 from ..modeling import fold_target_statistics
 from ..process import unwrap_model, wrap_model
 from . import weights as stage_weights
-from .checkpoints import check_same, check_start, schedule_state
+from .checkpoints import INITIAL_WEIGHTS, check_same, check_start, schedule_state
 from .log import StageLog, format_plan, plan_rows, put_results
 from .proposals import StageProposals
 from .stages import STAGES, ScheduledStage, Stage, build_stages, stage_at
@@ -63,6 +64,7 @@ class FourStepHook(HookBase):
         # What a resumed run must find unchanged: digests of proposal files and of the backbone.
         self._proposal_digests: dict[str, str] = {}
         self._shared_convolutions = ""
+        self._initial_digest = ""  # of the file; "" in files of earlier versions
 
     # ---- the run ----------------------------------------------------------------------------
 
@@ -87,6 +89,7 @@ class FourStepHook(HookBase):
                 Path(self.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
                 stage_weights.save_initial(model, self._initial_weights)
             comm.synchronize()
+        self._check_initial(model)
         # A run that was finished saved the rate of its end, not that of the stage that follows.
         rates = self.trainer.scheduler.get_lr()
         for group, rate in zip(self.trainer.optimizer.param_groups, rates, strict=True):
@@ -237,6 +240,22 @@ class FourStepHook(HookBase):
             self._shared_convolutions,
         )
 
+    def _check_initial(self, model: Any) -> None:
+        """Stop before training, not when stage 2 begins, if its weights are gone or others."""
+        ahead = [s for s in self.stages if s.restores and s.start >= self.trainer.start_iter]
+
+        def found() -> str:
+            for stage in ahead:
+                stage_weights.initial_state(model, self._initial_weights, stage.trains)
+            return sha256(self._initial_weights)
+
+        if ahead:
+            before, self._initial_digest = self._initial_digest, on_main_process(found)
+            then, now = (
+                {INITIAL_WEIGHTS: f"{d[:12]} (SHA-256)"} for d in (before, self._initial_digest)
+            )
+            check_same(then if before else {}, now, self.cfg.RESUME_MAY_DIFFER)
+
     @property
     def _initial_weights(self) -> str:
         given = self.cfg.FOUR_STEP.INITIAL_WEIGHTS
@@ -249,6 +268,7 @@ class FourStepHook(HookBase):
         return {
             "proposals": dict(self._proposal_digests),
             "shared_convolutions": self._shared_convolutions,
+            "initial_weights": self._initial_digest,
             "schedule": schedule_state(self.cfg),
             "seed": int(self._seed),
             "step": self._active.number if self._active else 0,  # see evaluation.stage_of
@@ -260,3 +280,4 @@ class FourStepHook(HookBase):
         self._seed = state["seed"]
         self._proposal_digests = state["proposals"]
         self._shared_convolutions = state["shared_convolutions"]
+        self._initial_digest = state.get("initial_weights", "")

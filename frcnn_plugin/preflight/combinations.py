@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
+from ..config_files import key_names
+from ..engine.same_run import NOT_KEYS
 from ..modeling.meta_arch import PaperRCNN
 from .rules import channels_of, typed, usual, value_of
 
@@ -157,6 +160,15 @@ def _training(cfg: CfgNode) -> Problems:
         )
 
 
+def _may_differ(cfg: CfgNode) -> Problems:
+    known = {name.lower(): name for name in (*key_names(cfg), *NOT_KEYS)}
+    for name in cfg.RESUME_MAY_DIFFER:
+        if name not in known.values():
+            close = get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
+            hint = " or ".join(known[c] for c in close) or "a key in full, such as SOLVER.BASE_LR"
+            yield f"RESUME_MAY_DIFFER: there is no key {name!r}; did you mean {hint}?", ""
+
+
 def contradictions(cfg: CfgNode, *, trains: bool) -> Problems:
     """Yield what is wrong between keys whose values are allowed one by one.
 
@@ -176,3 +188,4 @@ def contradictions(cfg: CfgNode, *, trains: bool) -> Problems:
     if trains:
         yield from _short_and_long(cfg, "TRAIN")
         yield from _training(cfg)
+        yield from _may_differ(cfg)

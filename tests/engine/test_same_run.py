@@ -56,6 +56,7 @@ def refusal(run: Path, *opts: str) -> str:
         ("SOLVER.BASE_LR", "0.1", "was 0.003 and is 0.1"),
         ("SOLVER.IMS_PER_BATCH", "1", "was 2 and is 1"),
         ("SOLVER.STEPS", "(1,3)", "was [] and is [1]"),  # it had not dropped by then
+        ("SOLVER.STEPS", "(2,)", "was [] and is [2]"),  # the next rate is in the checkpoint
         ("SOLVER.CAFFE_MOMENTUM", "False", "was True and is False"),
         ("SOLVER.CLIP_GRADIENTS.ENABLED", "True", "was False and is True"),
         ("MODEL.RPN.POSITIVE_FRACTION", "0.25", "was 0.5 and is 0.25"),
@@ -85,7 +86,7 @@ def test_another_number_of_processes(run: Path) -> None:
     "opts",
     [
         ("SOLVER.MAX_ITER", "5"),
-        ("SOLVER.STEPS", "(2,)"),  # where it is just going to drop
+        ("SOLVER.STEPS", "(4,)"),
         ("DATALOADER.NUM_WORKERS", "1"),
         ("SOLVER.CHECKPOINT_PERIOD", "2"),
         ("TEST.EVAL_PERIOD", "0"),

@@ -245,6 +245,28 @@ def test_lost_initial_weights(finished: Run, tmp_path: Path) -> None:
         make_trainer(folder, finished.opts, resume=True).train()
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_other_initial_weights(
+    finished: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, given: bool
+) -> None:
+    """They would only count from stage 2 on: hours later, and nobody would notice."""
+    folder, name = tmp_path / "run", "backbone.conv3.conv3_1.weight"
+    stop_at(folder, finished.opts, 2)
+    weights = finished.weights("initial_weights.pth")
+    weights[name] = weights[name] + 1
+    other = tmp_path / "other.pth" if given else folder / "initial_weights.pth"
+    torch.save({"model": weights}, other)
+    opts = [*finished.opts, *(("FOUR_STEP.INITIAL_WEIGHTS", str(other)) if given else ())]
+    with pytest.raises(UserError, match="the file of initial weights was ") as caught:
+        make_trainer(folder, opts, resume=True).train()
+    option = str(caught.value).partition('add RESUME_MAY_DIFFER "')[2].rstrip('"')
+    trainer = make_trainer(folder, [*opts, "RESUME_MAY_DIFFER", option], resume=True)
+    trainer.register_hooks([Stop(3)])
+    with pytest.raises(InterruptedError):
+        trainer.train()
+    assert "RESUME_MAY_DIFFER: the file of initial weights was" in caplog.text
+
+
 def test_initial_weights_of_another_network(finished: Run, tmp_path: Path) -> None:
     weights = finished.weights("initial_weights.pth")
     del weights["roi_heads.box_predictor.cls_score.bias"]

@@ -8,6 +8,7 @@ import detectron2
 import pytest
 
 from frcnn_plugin.config import plugin_cfg
+from frcnn_plugin.engine.same_run import NOT_KEYS
 from frcnn_plugin.engine.setup import setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.preflight import PlannedRun, check_values, stop_on_bad_values
@@ -72,6 +73,27 @@ def test_all_errors_at_once() -> None:
     first, second = str(caught.value).split("\nerror: ")
     assert first.startswith("MODEL.RPN.NMS_THRESH is 7.0")
     assert second == "TEST.VOC_MATCH is '=': use one of >=, >"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SOLVER.BASE_RL", "SOLVER.BASE_LR"),
+        ("BASE_LR", "SOLVER.BASE_LR"),
+        ("SOLVER", "SOLVER."),
+        ("training data", "the training data"),
+        ("the number of proceses", "the number of processes"),
+        ("initial weights", "the file of initial weights"),
+        (3, "a key in full"),
+    ],
+)
+def test_what_may_differ_exists(name: object, meant: str) -> None:
+    cfg = plugin_cfg()
+    cfg.RESUME_MAY_DIFFER = [name]
+    (problem,) = check_values(cfg)
+    assert f"there is no key {name!r}; did you mean {meant}" in problem.text
+    cfg.RESUME_MAY_DIFFER = ["SOLVER.BASE_LR", *NOT_KEYS]
+    assert list(check_values(cfg)) == []
 
 
 def test_what_training_alone_reads() -> None:
