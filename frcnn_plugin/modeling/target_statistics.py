@@ -69,6 +69,19 @@ class TargetStatistics(nn.Module):
         self.mean.zero_()
         self.std.fill_(1)
 
+    def clear_unless_in(self, weights: dict[str, Any], prefix: str) -> None:
+        """Forget the statistics if weights are loaded into their owner that have none.
+
+        The owner calls it before it loads: PyTorch shows a module nothing but its own weights.
+
+        Args:
+            weights: of the owner. If there are none, the layer in front stays, and so do these.
+            prefix: of the owner's weights.
+        """
+        own = [name for name in weights if name.startswith(prefix)]
+        if own and not any(name.startswith(f"{prefix}target_statistics.") for name in own):
+            self.clear()
+
     def normalise(self, deltas: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
         """Turn deltas into targets for the loss.
 
@@ -176,11 +189,7 @@ class TargetStatistics(nn.Module):
         """Load; weights that come without statistics have none, also for `strict`."""
         mean, std = state_dict.get(f"{prefix}mean"), state_dict.get(f"{prefix}std")
         if mean is None and std is None:
-            # What has no weights of the layer in front either leaves both as they are.
-            owner = prefix.removesuffix("target_statistics.")
-            if any(name.startswith(owner) for name in state_dict):
-                self.clear()
-            return
+            return  # see clear_unless_in
         if mean is None or std is None:
             error_msgs.append(f"{prefix}*: mean and std belong together")
             return

@@ -279,6 +279,24 @@ def test_checkpoint_replaces_or_clears_statistics(
     assert set(other.state_dict()) == set(model.state_dict())
 
 
+@pytest.mark.parametrize("load", ["program", "Detectron2"])
+def test_stock_weights_clear_statistics(tiny_cfg, tmp_path: Path, load: str) -> None:
+    """Detectron2's own layers have none; weights of other modules leave them as they are."""
+    model = build_model(tiny_cfg())
+    rpn = model.proposal_generator.target_statistics
+    rpn.set(*random_statistics(1))
+    head(model).set(*random_statistics(K))
+    weights = {k: v for k, v in model.state_dict().items() if "target_statistics" not in k}
+    others = {k: v for k, v in weights.items() if k.startswith("backbone.")}
+    for part, active in ((others, True), (weights, False)):
+        torch.save({"model": part}, tmp_path / "stock.pth")
+        if load == "program":
+            model.load_state_dict(part, strict=not active)
+        else:
+            DetectionCheckpointer(model).load(str(tmp_path / "stock.pth"))
+        assert head(model).active == rpn.active == active
+
+
 @pytest.mark.parametrize("active", [False, True])
 def test_checkpoint_of_another_number_of_classes(
     tiny_cfg, tmp_path: Path, caplog, active: bool

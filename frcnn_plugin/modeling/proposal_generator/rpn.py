@@ -95,6 +95,10 @@ class PaperRPN(RPN):
             kwargs["box2box_transform"], self.target_statistics
         )
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.target_statistics.clear_unless_in(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         """Read the arguments of :meth:`__init__` from ``MODEL.RPN``."""

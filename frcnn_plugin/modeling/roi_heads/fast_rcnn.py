@@ -89,6 +89,10 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         # The originals' kernels compare with a float32 threshold, so a box of IoU 0.3 stays.
         self.test_nms_thresh: float = float32_threshold(kwargs.get("test_nms_thresh", 0.5))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.target_statistics.clear_unless_in(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw cls_score, N(0, 0.01), and bbox_pred, N(0, 0.001), anew; biases 0; in place.
 
