@@ -110,7 +110,7 @@ def test_an_image_that_turns_into_one_value(
     assert [
         (name in record.getMessage(), value in record.getMessage())
         for record, name, value in zip(
-            caplog.records, ("negative.tif", "alpha.png"), ("value 0:", "value 9:"), strict=True
+            caplog.records, ("negative.tif", "alpha.png"), ("are 0:", "are 9:"), strict=True
         )
     ] == [(True, True)] * 2
 
