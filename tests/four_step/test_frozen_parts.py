@@ -25,8 +25,16 @@ class WhatMoves(HookBase):
         names |= {n for n, p in self.trainer.model.named_parameters() if p.grad is not None}
 
 
-def test_a_frozen_box_head_stays_in_all_four_stages(tmp_path: Path) -> None:
-    opts = ["MODEL.PAPER_RCNN.FREEZE", "['roi_heads.box_head', 'backbone.conv1']"]
+@pytest.fixture
+def weights(tmp_path: Path) -> list[str]:
+    """Frozen parts need weights."""
+    path = tmp_path / "start.pth"
+    torch.save({"model": make_trainer(tmp_path / "start").model.state_dict()}, path)
+    return ["MODEL.WEIGHTS", str(path)]
+
+
+def test_a_frozen_box_head_stays_in_all_four_stages(tmp_path: Path, weights: list[str]) -> None:
+    opts = [*weights, "MODEL.PAPER_RCNN.FREEZE", "['roi_heads.box_head', 'backbone.conv1']"]
     trainer = make_trainer(tmp_path, opts)
     in_optimizer = sum(len(group["params"]) for group in trainer.optimizer.param_groups)
     parameters = dict(trainer.model.named_parameters())
@@ -48,7 +56,7 @@ def test_a_frozen_box_head_stays_in_all_four_stages(tmp_path: Path) -> None:
         assert torch.equal(p.detach(), before[name]) == frozen, name
 
 
-def test_a_stage_with_nothing_to_train(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, ["MODEL.PAPER_RCNN.FREEZE", "['roi_heads']"])
+def test_a_stage_with_nothing_to_train(tmp_path: Path, weights: list[str]) -> None:
+    trainer = make_trainer(tmp_path, [*weights, "MODEL.PAPER_RCNN.FREEZE", "['roi_heads']"])
     with pytest.raises(UserError, match=r"FREEZE \['roi_heads'\] leaves nothing for stage 4"):
         trainer.train()
