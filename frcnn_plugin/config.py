@@ -268,8 +268,8 @@ def _add_four_step(cfg: CN) -> None:
 def _add_test(cfg: CN) -> None:
     # A detection is right if its IoU with an object is ">=" 0.5 (VOC devkit, MATLAB) or ">" (py).
     cfg.TEST.VOC_MATCH = ">="
-    # Metric of the headline: "11point" (VOC 2007), "area" (VOC 2010 on), "auto" (11point for sets
-    # of VOC 2007, area for all others). Both are always printed.
+    # Metric of the headline: "11point" (VOC 2007), "area" (VOC 2010 on), "auto" (11point for
+    # VOC 2007 to 2009, area for all other sets). Both are always printed.
     cfg.TEST.VOC_METRIC = "auto"
     # True: of an image, all detections that score as the last of TEST.DETECTIONS_PER_IMAGE are
     # kept, which can be more (py). False: exactly that many.

@@ -228,7 +228,7 @@ def _measure(node: yaml.Node, source: str, known: dict[int, tuple[int, int]]) ->
                     raise UserError(f"{source}, line {line}: the key {shown} is not text")
                 if key.value in first:
                     raise UserError(
-                        f"{source}, line {line}: {_shown(key.value)} is there already, in line "
+                        f"{source}, line {line}: {_shown(key.value)} occurs already, in line "
                         f"{first[key.value]}: put what belongs to it in one place"
                     )
                 first[key.value] = line
@@ -264,7 +264,8 @@ def _merge(cfg: CN, files: Sequence[_File]) -> None:
         if str(version) != str(cfg.VERSION):
             raise UserError(
                 f"{file.where('VERSION')}VERSION {_shown(version)}: only configs of VERSION "
-                f"{cfg.VERSION} can be read; leave the line out and mend the keys that are named"
+                f"{cfg.VERSION} can be read; leave the line out and correct the keys "
+                "that are then reported"
             )
         _rename(file.values, cfg)
         _update(merged, _checked_section(file.values, cfg, cfg, "", file))
@@ -388,7 +389,7 @@ def _fix(old: Any, new: Any, quote: str) -> str:
             return "write a list, [{...}]"
         items = [] if new is None else [new]
         if isinstance(new, str) and new[:1] in ("(", "[") and new[-1:] not in (")", "]"):
-            return 'it is torn apart: put all of it in quotes, as "(30, 40)"'
+            return 'it was split at its spaces: put all of it in quotes, as "(30, 40)"'
         if isinstance(new, str):
             items = [_literal(x.strip(" '\"")) for x in new.strip("()[] ").split(",") if x.strip()]
         return f"write {quote}{type(old)(items)!r}{quote}"

@@ -336,7 +336,7 @@ def existing(path: str | os.PathLike[str]) -> Path:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     if not os.access(path, os.R_OK):
-        raise UserError(f"{path} may not be read: its permissions forbid it")
+        raise UserError(f"{path} cannot be read: you have no permission to read it")
     return path
 
 

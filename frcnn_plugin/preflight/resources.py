@@ -136,7 +136,7 @@ def check_workers(run: PlannedRun) -> Iterator[Finding]:
     if workers * run.processes_here > (cores or 1):
         yield _MEMORY.warning(
             f"DATALOADER.NUM_WORKERS {workers} in {plural(run.processes_here, 'process')} on "
-            f"{plural(cores or 1, 'CPU core')}: workers wait for each other",
+            f"{plural(cores or 1, 'CPU core')}: workers compete for them",
             f"Type DATALOADER.NUM_WORKERS {max(1, (cores or 1) // run.processes_here)}",
         )
     if not _SHM.is_dir():  # not Linux
@@ -147,8 +147,8 @@ def check_workers(run: PlannedRun) -> Iterator[Finding]:
     if need > free:
         most = int(free / batch_bytes(run) / run.processes_here - 2) // 2
         yield _MEMORY.error(
-            f"DATALOADER.NUM_WORKERS {workers}: batches on their way take up to {_text(need)} of "
-            f"{_SHM}, where {_text(free)} are free; when it is full, training hangs",
+            f"DATALOADER.NUM_WORKERS {workers}: batches that are waiting take up to {_text(need)} "
+            f"of {_SHM}, where {_text(free)} are free; when it is full, training hangs",
             f"Start the container with more (docker run --shm-size=1g), or type "
             f"DATALOADER.NUM_WORKERS {max(0, most)}",
         )

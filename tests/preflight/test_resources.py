@@ -160,7 +160,7 @@ def test_workers_that_fill_shared_memory(plan, monkeypatch: pytest.MonkeyPatch) 
     disk = SimpleNamespace(free=64 * 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
     sentence = only(list(check_workers(run)), "memory")
-    assert "DATALOADER.NUM_WORKERS 8: batches on their way take up to 61.8 MiB" in sentence
+    assert "DATALOADER.NUM_WORKERS 8: batches that are waiting take up to 61.8 MiB" in sentence
     assert "--shm-size=1g" in sentence and sentence.endswith("DATALOADER.NUM_WORKERS 7")
     disk.free = 2**30
     assert list(check_workers(run)) == []

@@ -297,10 +297,10 @@ def _warn_of_losses(name: str, json_file: str, annotations: Sequence[dict[str, A
     ]
     if lost:
         warn_once(
-            f"{name}: Detectron2's loader of {json_file} ends the run at, or leaves out, "
-            f"{len(lost):,} of {len(annotations):,} objects, whose segmentation is no polygon or "
-            f"that have ignore 1 or iscrowd null ({examples(lost)}); with DATASETS.REGISTER, or "
-            f"frcnn_plugin.data.register_coco in Python, they are read"
+            f"{name}: Detectron2's loader of {json_file} stops at, or leaves out, "
+            f"{len(lost):,} of {len(annotations):,} objects, because their segmentation is not a "
+            f"polygon or they have ignore 1 or iscrowd null ({examples(lost)}); with "
+            "DATASETS.REGISTER, or frcnn_plugin.data.register_coco in Python, they are read"
         )
 
 

@@ -67,9 +67,10 @@ def explain_dead_worker(error: Exception) -> str:
     if not (text.startswith("DataLoader worker") or isinstance(error, EOFError | ConnectionError)):
         return ""
     return (
-        f"a process that loads images has ended ({text.rstrip('. ')}). Mostly memory ran out: that "
-        "of the machine, or /dev/shm, which has only 64 MB in a container unless it is started "
-        "with --shm-size or --ipc=host. Lower DATALOADER.NUM_WORKERS; 0 needs no such process"
+        f"a process that loads images has ended ({text.rstrip('. ')}). Usually memory ran out: "
+        "that of the machine, or /dev/shm, which has only 64 MB in a container unless it is "
+        "started with --shm-size or --ipc=host. Lower DATALOADER.NUM_WORKERS; 0 needs no such "
+        "process"
     )
 
 

@@ -77,8 +77,8 @@ def image_pixels(image: Image.Image, image_format: str, name: str) -> npt.NDArra
     if image.mode not in ("L", "RGB") and pixels.min() == pixels.max() and _varies(image):
         log_first_n(
             logging.WARNING,
-            f"{name} (Pillow's mode {image.mode}) turns into an image of the one value "
-            f"{pixels.flat[0]}: save it as an ordinary image of 8 bits",
+            f"{name} (Pillow's mode {image.mode}) becomes an image in which all values are "
+            f"{pixels.flat[0]}: save it as an ordinary 8-bit image",
             name=__name__,
             key="message",
         )

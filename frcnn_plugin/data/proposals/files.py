@@ -146,7 +146,7 @@ def _parse(content: Any, size: int) -> Proposals:
         try:
             size -= sum(map(_count, pair))
             if size < 0:
-                raise ValueError("the file says the same again and again")
+                raise ValueError("the file repeats the same values again and again")
             box_array, logit_array = _as_arrays(*pair)
         except (TypeError, ValueError) as error:
             raise ValueError(f"image {image_id}: {error}") from error

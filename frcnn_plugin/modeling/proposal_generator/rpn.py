@@ -201,8 +201,8 @@ class PaperRPN(RPN):
                 "no anchor lies inside an image of %d x %d (height x width, as the network sees "
                 "it): the RPN learns nothing from such images, and its losses are 0 where all are "
                 "so. Use smaller MODEL.ANCHOR_GENERATOR.SIZES or a larger INPUT.MIN_SIZE_TRAIN, or "
-                "train on anchors across the border with MODEL.RPN.BOUNDARY_THRESH -1. This is "
-                "said once",
+                "train on anchors across the border with MODEL.RPN.BOUNDARY_THRESH -1. Other "
+                "such images are not reported",
                 *(height, width),
             )
         labels_inside, matched = self.match_anchors(anchors[inside], gt_boxes)

@@ -313,7 +313,7 @@ def test_what_detectron2s_loader_would_lose_is_said(register, content, caplog):
     register(content)
     register_coco_instances("again", {}, *_paths("mine"))
     check_datasets(["again"], 2)
-    assert "leaves out, 2 of 2 objects, whose segmentation is no polygon" in caplog.text
+    assert "leaves out, 2 of 2 objects, because their segmentation is not" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["iscrowd", "ignore"])
