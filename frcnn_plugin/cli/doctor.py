@@ -27,7 +27,7 @@ from ..errors import UserError
 from ..preflight import PlannedRun, count, preflight, preflight_without_config
 from ..preflight.finding import error, plural, warning
 from ..preflight.planned_run import warnings_of
-from . import add_config_file, add_overrides, add_processes
+from . import add_config_file, add_overrides, add_processes, check_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +76,8 @@ def find(args: argparse.Namespace) -> Iterator[Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Print one line per finding; return the exit status."""
+    if args.json:
+        check_file("--json", args.json)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     findings = []
     for finding in find(args):
@@ -92,5 +94,5 @@ def run(args: argparse.Namespace) -> int:
         try:
             write_text(args.json, json.dumps(content, indent=2) + "\n")
         except OSError as e:
-            raise UserError(f"cannot write --json {args.json} ({e.strerror})") from e
+            raise UserError(f"cannot write --json {args.json} ({e.strerror or e})") from e
     return int(bad > 0)

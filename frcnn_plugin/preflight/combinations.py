@@ -57,6 +57,16 @@ def _ranges(cfg: CfgNode, node: str) -> Iterator[tuple[str, str]]:
         )
 
 
+def _positives(cfg: CfgNode, node: str) -> Iterator[tuple[str, str]]:
+    size, share = cfg.MODEL[node].BATCH_SIZE_PER_IMAGE, cfg.MODEL[node].POSITIVE_FRACTION
+    if int(size * share) < 1:
+        keys = (f"MODEL.{node}.BATCH_SIZE_PER_IMAGE", f"MODEL.{node}.POSITIVE_FRACTION")
+        yield (
+            f"{keys[0]} {size} times {keys[1]} {share} is less than 1: no object would be learnt",
+            " ".join(["Type for example", *(typed(k, value_of(usual(), k)) for k in keys)]),
+        )
+
+
 def _frozen_blocks(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     name, frozen = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT
     if name in ("VGG16", "ZF") and not 0 <= frozen <= _BLOCKS:
@@ -75,6 +85,11 @@ def _class_weights(cfg: CfgNode) -> Iterator[tuple[str, str]]:
             f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS has {len(weights)} entries, but there are {wanted} "
             "classes with background, which comes last",
             f'Type for example MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS "{[1.0] * wanted}"',
+        )
+    elif weights and not any(weights):
+        yield (
+            f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS is {weights}: no class would be learnt",
+            'Type MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS "[]", which counts all the same',
         )
 
 
@@ -175,6 +190,12 @@ def _crop(cfg: CfgNode) -> Iterator[tuple[str, str]]:
             "largest side",
             f'Type INPUT.CROP.SIZE "{sorted(size)}"',
         )
+    if cfg.INPUT.CROP.ENABLED and kind.startswith("absolute"):
+        if not all(isinstance(side, int) for side in size):
+            yield (
+                f"INPUT.CROP.SIZE is {size}: with INPUT.CROP.TYPE {kind} it is in whole pixels",
+                'Type for example INPUT.CROP.SIZE "[300, 300]", or INPUT.CROP.TYPE relative',
+            )
     if cfg.INPUT.CROP.ENABLED and kind.startswith("relative") and max(size) > 1:
         yield (
             f"INPUT.CROP.SIZE is {size}: with INPUT.CROP.TYPE {kind} it is a share, at most 1",
@@ -207,6 +228,13 @@ COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[CfgNode], Iterator[tuple[st
     ),
     *(
         ((f"MODEL.{n}.IOU_THRESHOLDS", f"MODEL.{n}.IOU_LABELS"), partial(_ranges, node=n))
+        for n in ("RPN", "ROI_HEADS")
+    ),
+    *(
+        (
+            (f"MODEL.{n}.BATCH_SIZE_PER_IMAGE", f"MODEL.{n}.POSITIVE_FRACTION", "SOLVER."),
+            partial(_positives, node=n),
+        )
         for n in ("RPN", "ROI_HEADS")
     ),
     (("MODEL.BACKBONE.NAME",), _frozen_blocks),

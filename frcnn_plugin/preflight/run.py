@@ -103,5 +103,7 @@ def _guarded(subject: str, check: Check, run: PlannedRun) -> Iterator[Finding]:
     except UserError as e:
         yield error(subject, str(e))
     except Exception as e:
+        if run.bad_values:  # from which anything may follow
+            return
         # A run must not fail because a check of it does.
         yield warning(subject, f"this could not be checked ({type(e).__name__}: {e})")

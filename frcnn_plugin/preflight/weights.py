@@ -56,6 +56,14 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
             )
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if not (trained or run.eval_only):
+        yield error(
+            _SUBJECT,
+            f"MODEL.PAPER_RCNN.FREEZE {list(run.cfg.MODEL.PAPER_RCNN.FREEZE)} and "
+            f"MODEL.BACKBONE.FREEZE_AT {run.cfg.MODEL.BACKBONE.FREEZE_AT} leave nothing to train",
+            "Freeze less, or evaluate with --eval-only",
+        )
+        return
     network = f"{run.cfg.MODEL.META_ARCHITECTURE}, {run.cfg.MODEL.BACKBONE.NAME}"
     numbers = f"{total / 1e6:.1f} M parameters ({trained / 1e6:.1f} M trained)"
     yield ok(_SUBJECT, f"model: {network}, {numbers}")
