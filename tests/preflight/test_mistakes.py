@@ -248,7 +248,7 @@ FOUR_STEP.POST_NMS_TOPK 0 | FOUR_STEP.POST_NMS_TOPK is 0 | Type for example FOUR
 FOUR_STEP.PRE_NMS_TOPK 0 | FOUR_STEP.PRE_NMS_TOPK is 0 | Type for example FOUR_STEP.PRE_NMS_TOPK -1
 FOUR_STEP.INITIAL_WEIGHTS none.pth | FOUR_STEP.INITIAL_WEIGHTS | 'none.pth' | give the path
 FOUR_STEP.INITIAL_WEIGHTS small.yaml | small.yaml is damaged | name another file with FOUR_STEP.INITIAL_WEIGHTS
-FOUR_STEP.INITIAL_WEIGHTS a_folder/inside.pth | a_folder/inside.pth lacks 34 of the 34 weights that stage 2 starts from | FOUR_STEP.INITIAL_WEIGHTS
+FOUR_STEP.INITIAL_WEIGHTS a_folder/inside.pth | a_folder/inside.pth holds no weights | name another file with FOUR_STEP.INITIAL_WEIGHTS
 FOUR_STEP.INITIAL_WEIGHTS a_folder | FOUR_STEP.INITIAL_WEIGHTS | 'a_folder' is a folder | a_folder/inside.pth
 MODEL.META_ARCHITECTURE GeneralizedRCNN | MODEL.META_ARCHITECTURE PaperRCNN | GeneralizedRCNN
 """  # noqa: E501
