@@ -54,6 +54,8 @@ def replacing(
         CannotWriteError: the file cannot be written or moved; says why.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # root could replace /dev/null
+        raise CannotWriteError(f"{path} cannot be written: it is a device or pipe, not a file")
     if temporary is None:
         # The suffix comes last, so that nothing that looks for files by their suffix finds it.
         temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"

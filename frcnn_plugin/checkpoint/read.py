@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.utils.file_io import PathManager
 
 from ..atomic_files import replacing, sha256
 from ..errors import UserError
@@ -325,6 +326,25 @@ def name_another(folder: str | os.PathLike[str]) -> str:
         "name of another one into it to continue from there "
         f"({', '.join(others) or 'there is none'})"
     )
+
+
+def local_file(name: str) -> str:
+    """Return the path of a file, which is downloaded if an address is given.
+
+    Raises:
+        UserError: the download failed.
+    """
+    if "://" not in name:
+        return name
+    try:
+        return str(PathManager.get_local_path(name))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network, or the handler of an address, raises
+        raise UserError(
+            f"{name} cannot be downloaded ({error}): check the address and the network, or give a "
+            "file"
+        ) from error
 
 
 def existing(path: str | os.PathLike[str]) -> Path:

@@ -4,9 +4,13 @@ import argparse
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
+from tempfile import TemporaryFile
 
 from ..config import plugin_cfg
 from ..errors import UserError
+
+_LARGEST = 2**31 - 1
 
 
 def add_config_file(parser: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:
@@ -59,12 +63,39 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(words), []
 
 
+def check_file(option: str, path: Path, *, makes_folders: bool = False) -> None:
+    """Stop before the work if a file cannot be written; nothing is left where it would be.
+
+    Args:
+        option: what the user calls it.
+        path: the file; an old one would be replaced.
+        makes_folders: the command makes those that are missing.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder: name a file in it")
+    if os.path.exists(path) and not path.is_file():
+        raise UserError(f"{option} {path} is a device or pipe: give the name of a file")
+    there = (folder for folder in path.absolute().parents if os.path.lexists(folder))
+    nearest = next(there) if makes_folders else path.absolute().parent
+    try:
+        with TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option} {path} cannot be written ({error.strerror}): give another name"
+        ) from error
+
+
 def check_numbers(args: argparse.Namespace) -> None:
     """Stop at values that options of these names cannot have."""
     for name in ("batch_size", "limit", "num_gpus", "num_machines", "topk"):
         value = getattr(args, name, None)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}: it must be 1 or more")
+        if value is not None and not 1 <= value <= _LARGEST:
+            most = "1 or more" if value < 1 else f"at most {_LARGEST}"
+            raise UserError(f"--{name.replace('_', '-')} is {value}: it must be {most}")
+    seed = getattr(args, "seed", None)
+    if seed is not None and not 0 <= seed <= _LARGEST:
+        raise UserError(f"--seed is {seed}: it must be from 0 to {_LARGEST}")
     score = getattr(args, "score", None)
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"--score is {score:g}: it must be from 0 to 1")

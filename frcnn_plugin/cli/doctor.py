@@ -27,7 +27,7 @@ from ..errors import UserError
 from ..preflight import PlannedRun, count, preflight, preflight_without_config
 from ..preflight.finding import Subject, plural
 from ..preflight.planned_run import muted
-from . import add_config_file, add_overrides, add_processes, check_numbers
+from . import add_config_file, add_overrides, add_processes, check_file, check_numbers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +78,8 @@ def find(args: argparse.Namespace) -> Iterator[Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Print one line per finding; return the exit status."""
+    if args.json:
+        check_file("--json", args.json)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     findings = []
     for finding in find(args):

@@ -39,8 +39,9 @@ from ..predict.inputs import (
 from ..predict.outputs import DetectionWriter
 from ..preflight import stop_on_bad_values
 from ..preflight.planned_run import muted
+from ..preflight.rules import device
 from ..process import tune_process
-from . import add_config_file, check_numbers, split_overrides
+from . import add_config_file, check_file, check_numbers, split_overrides
 
 # Detections between this score and --score are counted; the command says how many were left out.
 COUNTED_FROM = 0.05
@@ -65,6 +66,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 parse = argparse.ArgumentParser.parse_intermixed_args
 
 
+def check_places(args: argparse.Namespace, paths: Sequence[Path]) -> None:
+    """Stop if something cannot be written, or would take the place of an image that is read."""
+    read = {path.resolve() for path in paths}
+    for option, path in (("--json", args.json), ("--features", args.features)):
+        if path and path.resolve() in read:
+            raise UserError(f"{option} {path} is one of the images: give another name")
+        if path:
+            check_file(option, path)
+    if args.json and args.json == args.features:
+        raise UserError(f"--json {args.json} and --features are one file: give two names")
+    try:
+        if args.output:
+            args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {args.output} cannot be made: {error.strerror}") from error
+
+
 def check(args: argparse.Namespace, images: Sequence[str]) -> None:
     """Stop before the work on what would stop it or come to nothing."""
     if not images:
@@ -78,6 +96,8 @@ def check(args: argparse.Namespace, images: Sequence[str]) -> None:
     if args.features and args.features.suffix != ".npz":
         raise UserError(f"--features {args.features} must end in .npz")
     check_numbers(args)
+    if args.device is not None and (problem := device(args.device)):
+        raise UserError(f"--device is {args.device!r}: {problem}")
     for path in (args.json, args.features):
         if path and not path.resolve().parent.is_dir():
             raise UserError(f"there is no folder {path.resolve().parent}")
@@ -100,8 +120,6 @@ def read_images(
 
 
 def make_writer(args: argparse.Namespace, class_names: Sequence[str]) -> DetectionWriter:
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
     return DetectionWriter(
         class_names,
         score=args.score,
@@ -172,6 +190,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if not args.boxes:
         predictor.check_detects()
+    check_places(args, paths)  # last, as it makes the folder
     unreadable: list[Path] = []
     with make_writer(args, predictor.class_names) as writer:
         readable = read_images(paths, unreadable)

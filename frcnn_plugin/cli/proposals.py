@@ -30,7 +30,7 @@ from ..evaluation.proposals.evaluator import ProposalShards, ShardWriter
 from ..evaluation.proposals.recall import COUNTS, report_recall
 from ..preflight import PlannedRun, stop_on_errors
 from ..process import launch, tune_process
-from . import add_config_file, add_overrides, add_processes, check_numbers
+from . import add_config_file, add_overrides, add_processes, check_file, check_numbers
 
 SHARD_SIZE = 200  # images per process after which work is saved
 BEFORE_OVERRIDES = [
@@ -82,6 +82,9 @@ class Dump:
     def run(args: argparse.Namespace) -> dict[str, float]:
         """Compute what is missing, write the file; return recall in percent, if there is truth."""
         _setup_logging()
+        check_numbers(args)
+        if args.output:
+            check_file("--output", args.output, makes_folders=True)
         cfg = _dump_cfg(args)
         folder = Path(cfg.OUTPUT_DIR, "inference", safe_file_name(args.dataset))
         output = args.output or folder / "proposals.pkl"
@@ -146,6 +149,10 @@ class Convert:
             raise UserError("--output is missing: the .pkl file to write")
         if suffix == ".pkl" and args.output is not None:
             raise UserError("--input is a .pkl file, which is only checked: leave --output away")
+        if args.output is not None:
+            if args.output.suffix != ".pkl":
+                raise UserError(f"--output {args.output} must end in .pkl")
+            check_file("--output", args.output, makes_folders=True)
         check_datasets([args.dataset], None)
         dicts = DatasetCatalog.get(args.dataset)
         if suffix in CONVERTERS:
@@ -182,13 +189,12 @@ def _check_dump(
     cfg: CfgNode, args: argparse.Namespace, output: Path, shards: ProposalShards
 ) -> None:
     """Stop before the work on what would stop it."""
-    check_numbers(args)
     if not names_detector(cfg):
         raise UserError("whose proposals? Add MODEL.WEIGHTS path/to/model_final.pth")
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
         raise UserError(f"{args.config_file} has no region proposal network to make proposals")
     check_datasets([args.dataset], None, skip_bad_images=skips_bad_images(cfg))
-    stop_on_errors(PlannedRun(cfg, eval_only=True))
+    stop_on_errors(PlannedRun(cfg, eval_only=True, num_processes=args.num_gpus))
     # If shards are left, the run that wrote the file did not get to its end.
     if output.exists() and not args.overwrite and not shards.folder.exists():
         raise UserError(f"{output} exists already: add --overwrite, or --output with another name")

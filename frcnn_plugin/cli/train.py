@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from contextlib import ExitStack
 from typing import Any
 
@@ -73,6 +74,8 @@ def _check_options(args: argparse.Namespace) -> None:
         )
     if args.dist_url != "auto" and "://" not in args.dist_url:
         raise UserError(f"--dist-url {args.dist_url}: give auto, or tcp://ADDRESS:PORT")
+    if args.dist_url.startswith("tcp:") and not re.fullmatch(r"tcp://.+:\d{1,5}", args.dist_url):
+        raise UserError(f"--dist-url {args.dist_url} has no port: give tcp://ADDRESS:PORT")
     if args.dist_url == "auto" and args.num_machines > 1:
         raise UserError(
             "--dist-url auto is for one machine: give tcp://ADDRESS:PORT of the one with "

@@ -105,6 +105,8 @@ def check(args: argparse.Namespace) -> None:
     if args.input and (args.image or args.dataset):
         other = "--image" if args.image else "--dataset"
         raise UserError(f"--input and {other} exclude each other: files, or images of a data set")
+    if args.box and not np.isfinite(args.box).all():
+        raise UserError(f"--box {' '.join(map(str, args.box))}: give numbers of pixels")
 
 
 def dataset_name(cfg: CfgNode, args: argparse.Namespace) -> str:
@@ -143,6 +145,13 @@ def _has_objects(record: dict[str, Any]) -> bool:
     return any(not obj.get("iscrowd", 0) for obj in record.get("annotations", ()))
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be made: {error.strerror}") from error
+
+
 def run(args: argparse.Namespace) -> list[Path]:
     """Draw all that was asked for; return the files."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -164,16 +173,13 @@ def run(args: argparse.Namespace) -> list[Path]:
         names = MetadataCatalog.get(dataset).get("thing_classes", ())
     options = Options(args.topk, args.score, args.seed or 0, args.box, args.cell)
     pictures = Pictures(cfg, names, options)
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {args.output} cannot be made: {error.strerror}") from error
     written: list[Path] = []
     for record in tqdm(records, desc=args.mode, unit="image", disable=len(records) < 3):
         drawn = pictures.draw(args.mode, record)
         if not drawn:
             tqdm.write(f"{record['image_id']}: no objects, nothing to draw (--box gives a RoI)")
         for suffix, canvas in drawn:
+            _make_folder(args.output)  # if there is something to put into it
             name = safe_file_name(f"{args.mode}_{record['image_id']}{suffix}")
             written.append(canvas.save(args.output / f"{name}.png"))
     for path in written:

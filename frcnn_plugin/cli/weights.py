@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
@@ -17,8 +16,11 @@ from ..checkpoint.catalog import known_files as catalog
 from ..checkpoint.catalog.download import cached_path, check_cached, local_path, megabytes
 from ..checkpoint.catalog.known_files import KnownFile, find
 from ..checkpoint.conversion import LAYOUTS, PREDICTOR, fold_statistics
+from ..checkpoint.read import local_file
 from ..config_files import read_config_text
+from ..data.datasets.class_names import name_problem
 from ..errors import UserError
+from . import check_file
 
 
 class Convert:
@@ -72,6 +74,7 @@ class Convert:
             raise UserError(f"{output} exists: add --overwrite, or choose another name")
         if not output.resolve().parent.is_dir():
             raise UserError(f"there is no folder {output.resolve().parent}")
+        check_file("the output", output)
         path, weights = _read_finite(args.input, args.layout)
         if args.classes:
             _name_classes(weights, args.classes)
@@ -173,7 +176,7 @@ def _add_layout(parser: argparse.ArgumentParser) -> None:
 
 def _read_finite(name: str, layout: str) -> tuple[str, Conversion]:
     """Read a file, or ``frcnn://`` and a name; return its path and weights, which are finite."""
-    path = PathManager.get_local_path(name) if "://" in name else name
+    path = local_file(name)
     weights = read_weights(path, layout=layout)
     bad = weights.not_finite()
     if bad:
@@ -181,11 +184,16 @@ def _read_finite(name: str, layout: str) -> tuple[str, Conversion]:
     return path, weights
 
 
-def _name_classes(weights: Conversion, names: Sequence[str]) -> None:
+def _name_classes(weights: Conversion, names: list[str]) -> None:
     scores = weights.state_dict.get(f"{PREDICTOR}.cls_score.bias")
     wanted = 0 if scores is None else len(scores) - 1
     if len(names) != wanted:
         raise UserError(f"--classes has {len(names)} names, but the weights are for {wanted}")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--classes has {name!r} twice: give each class its own name")
+        if problem := name_problem(name):
+            raise UserError(f"--classes: the name {name!r} {problem}")
     weights.metadata = replace(weights.metadata, classes=tuple(names))
 
 

@@ -86,6 +86,10 @@ def write_synthetic_voc(
     root = Path(root).expanduser()
     if min(num_trainval, num_test) < 0 or num_trainval + num_test == 0:
         raise UserError(f"no images asked for: num_trainval {num_trainval}, num_test {num_test}")
+    if num_trainval + num_test > 999_999:  # names have six digits
+        raise UserError(
+            f"too many images asked for, {num_trainval} and {num_test}: together at most 999999"
+        )
     if seed < 0:
         raise UserError(f"the seed is {seed}: it must be 0 or more")
     if not 32 <= short_side[0] <= short_side[1]:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
 
 from ..checkpoint.checkpointer import class_names
 from ..checkpoint.metadata import Metadata
-from ..checkpoint.read import read_metadata
+from ..checkpoint.read import local_file, read_metadata
 from ..config import plugin_cfg
 from ..config_files import load_config_text
 from ..engine.setup import merge_overrides, setup_cfg
@@ -45,7 +44,7 @@ def predictor_cfg(
     Raises:
         UserError: the weights are missing, are not a detector's or carry no config; a value is bad.
     """
-    path = PathManager.get_local_path(weights) if "://" in weights else weights
+    path = local_file(weights)
     metadata = read_metadata(path)
     if metadata is not None and metadata.kind != "detector":
         raise UserError(

@@ -49,6 +49,16 @@ def _ranges(cfg: CfgNode, node: str) -> Problems:
         )
 
 
+def _positives(cfg: CfgNode, node: str) -> Problems:
+    size, share = cfg.MODEL[node].BATCH_SIZE_PER_IMAGE, cfg.MODEL[node].POSITIVE_FRACTION
+    if int(size * share) < 1:
+        keys = (f"MODEL.{node}.BATCH_SIZE_PER_IMAGE", f"MODEL.{node}.POSITIVE_FRACTION")
+        yield (
+            f"{keys[0]} {size} times {keys[1]} {share} is less than 1: no object would be learnt",
+            " ".join(["Type for example", *(typed(k, value_of(usual(), k)) for k in keys)]),
+        )
+
+
 def _anchor_lists(cfg: CfgNode, key: str) -> Problems:
     value, maps = list(value_of(cfg, key)), list(cfg.MODEL.RPN.IN_FEATURES)
     uses_rpn = cfg.MODEL.META_ARCHITECTURE in ("PaperRCNN", "GeneralizedRCNN", "ProposalNetwork")
@@ -126,10 +136,22 @@ def _training(cfg: CfgNode) -> Problems:
             "largest side",
             f'Type INPUT.CROP.SIZE "{sorted(crop)}"',
         )
+    whole = all(isinstance(side, int) for side in crop)
+    if cfg.INPUT.CROP.ENABLED and kind.startswith("absolute") and not whole:
+        yield (
+            f"INPUT.CROP.SIZE is {crop}: with INPUT.CROP.TYPE {kind} it is in whole pixels",
+            'Type for example INPUT.CROP.SIZE "[300, 300]", or INPUT.CROP.TYPE relative',
+        )
     if cfg.INPUT.CROP.ENABLED and kind.startswith("relative") and max(crop) > 1:
         yield (
             f"INPUT.CROP.SIZE is {crop}: with INPUT.CROP.TYPE {kind} it is a share, at most 1",
             'Type for example INPUT.CROP.SIZE "[0.9, 0.9]"',
+        )
+    weights = list(cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS)
+    if weights and not any(weights):
+        yield (
+            f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS is {weights}: no class would be learnt",
+            'Type MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS "[]", which counts all the same',
         )
     solver = cfg.SOLVER
     if solver.NESTEROV and solver.MOMENTUM == 0:
@@ -187,5 +209,7 @@ def contradictions(cfg: CfgNode, *, trains: bool) -> Problems:
     yield from _parts(cfg)
     if trains:
         yield from _short_and_long(cfg, "TRAIN")
+        for node in ("RPN", "ROI_HEADS"):
+            yield from _positives(cfg, node)
         yield from _training(cfg)
         yield from _may_differ(cfg)

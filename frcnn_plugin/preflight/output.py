@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ..checkpoint.read import peek
@@ -80,12 +82,14 @@ def _resumed(run: PlannedRun, file: Path) -> Iterator[Finding]:
 def nearest_folder(path: Path) -> Path:
     """Return the path itself, or the nearest folder above it that exists."""
     path = path.absolute()
-    return next((p for p in (path, *path.parents) if p.exists()), path)
+    return next((p for p in (path, *path.parents) if os.path.exists(p)), path)
 
 
 def _why_not_writable(folder: Path) -> str:
     """Return what the system says when a file is written where the folder is or would be made."""
     try:
+        with suppress(FileNotFoundError):
+            folder.stat()  # names that are too long
         # Trying is the only test that knows about read-only disks and quotas.
         with tempfile.TemporaryFile(dir=nearest_folder(folder)):
             return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from .values import check_values
 
 # A data set in a JSON file is loaded if it is no larger than this: about a second.
 _MOST_JSON_BYTES = 30 * 2**20
+
+_MOST_PROCESSES = 16  # on a machine of fewer cores
 
 
 @dataclass
@@ -61,6 +64,12 @@ class PlannedRun:
     _loaded: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        cores = os.cpu_count() or 1
+        if self.processes_here > max(_MOST_PROCESSES, cores):
+            raise UserError(
+                f"--num-gpus is {self.processes_here}, and this machine has {cores} CPU cores: it "
+                f"must be at most {max(_MOST_PROCESSES, cores)}"
+            )
         if self.resume and self.overwrite:
             raise UserError(
                 "--resume continues the run in OUTPUT_DIR, --overwrite loses it: give one of them"
@@ -95,7 +104,7 @@ class PlannedRun:
         if self.resume:
             return last_checkpoint(self.cfg.OUTPUT_DIR)
         note = Path(self.cfg.OUTPUT_DIR, "last_checkpoint")
-        return note if note.is_file() else None
+        return note if os.path.isfile(note) else None
 
     @property
     def weights(self) -> str:

@@ -22,6 +22,7 @@ from ..config_files import load_config_file
 Rule = Callable[[Any], str]
 
 _MOST_NAMES = 6  # that a message lists
+_LARGEST = 2**31 - 1
 
 
 # ---- keys -----------------------------------------------------------------------------------
@@ -53,6 +54,7 @@ def usual() -> CfgNode:
 
 def number(low: float, high: float = math.inf, *, over: bool = False, under: bool = False) -> Rule:
     """Allow numbers from `low` to `high`; `over` and `under` leave the limit itself out."""
+    endless = high == math.inf and not under
     if high == math.inf:
         words = f"more than {low:g}" if over else "0 or more" if low == 0 else f"{low:g} or more"
     elif over or under:
@@ -65,7 +67,20 @@ def number(low: float, high: float = math.inf, *, over: bool = False, under: boo
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         good = is_number and (value > low if over else value >= low)
         good = good and (value < high if under else value <= high)
-        return "" if good else f"it must be {words}"
+        finite = "" if endless or value != math.inf else " and finite"
+        return "" if good else f"it must be {words}{finite}"
+
+    return rule
+
+
+def whole(low: int, high: int = _LARGEST) -> Rule:
+    """Allow whole numbers that fit into 32 bits."""
+    in_range = number(low, math.inf if high == _LARGEST else high)
+
+    def rule(value: Any) -> str:
+        if not isinstance(value, int) and not in_range(value):
+            return f"{in_range(low - 1)}, and whole"
+        return in_range(value) or ("" if value <= high else f"it must be at most {high}")
 
     return rule
 
@@ -120,14 +135,26 @@ def anything(value: Any) -> str:
     return ""
 
 
-def folder(value: Any) -> str:
-    """Allow names of folders, also of those that do not exist yet."""
-    return "" if str(value).strip() else "name a folder"
+def distinct(rule: Rule) -> Rule:
+    """Allow lists in which nothing is repeated."""
+
+    def both(value: Any) -> str:
+        repeated = not rule(value) and any(value.count(entry) > 1 for entry in value)
+        return "it must name nothing twice" if repeated else rule(value)
+
+    return both
 
 
 def text(value: Any) -> str:
     """Allow text that is not empty."""
     return "" if isinstance(value, str) and value else "it must be text"
+
+
+def expected_result(value: Any) -> str:
+    """Allow what Detectron2 compares results with at the end of a run."""
+    good = isinstance(value, (list, tuple)) and len(value) == 4
+    good = good and not any(map(text, value[:2])) and not any(map(number(-math.inf), value[2:]))
+    return "" if good else "it must be [task, metric, value, tolerance]"
 
 
 def rising_thresholds(value: Any) -> str:
@@ -158,6 +185,16 @@ def device(value: Any) -> str:
         return words
 
 
+def output_folder(value: Any) -> str:
+    """Allow paths of folders on this machine."""
+    name = str(value)
+    if not name.strip() or "\0" in name:
+        return "name a folder"
+    if "://" in name:
+        return "give a folder on this machine, not an address"
+    return "write the whole path: ~ would be a folder of that name" if name[0] == "~" else ""
+
+
 def image_format(value: Any) -> str:
     """Allow formats in which images can be read for a model."""
     return "" if channels_of(value) else "use one of BGR, RGB, L (grey)"
@@ -165,6 +202,8 @@ def image_format(value: Any) -> str:
 
 def channels_of(image_format: Any) -> int:
     """Return the number of channels of images read in a format; 0 if models cannot take it."""
+    if not image_format:  # Pillow would leave the image as it is
+        return 0
     try:
         pixels = convert_PIL_to_numpy(Image.new("RGB", (1, 1)), image_format)
     except Exception:  # of many kinds

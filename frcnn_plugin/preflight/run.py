@@ -93,5 +93,7 @@ def _guarded(subject: str, check: Check, run: PlannedRun) -> Iterator[Finding]:
     except UserError as e:
         yield Subject(subject).error(str(e))
     except Exception as e:
+        if run.bad_values:  # from which anything may follow
+            return
         # A run must not fail because a check of it does.
         yield Subject(subject).warning(f"this could not be checked ({type(e).__name__}: {e})")

@@ -33,18 +33,21 @@ from .rules import (
     any_of,
     anything,
     device,
+    distinct,
     each,
     exactly,
-    folder,
+    expected_result,
     image_format,
     labels,
     number,
     one_of,
+    output_folder,
     rising_thresholds,
     text,
     typed,
     usual,
     value_of,
+    whole,
 )
 
 _CONFIG = Subject("config")
@@ -60,30 +63,39 @@ _TRAINING = (
     "INPUT.RANDOM_FLIP",
 )
 
-_COUNT, _COUNT_OR_0 = number(1), number(0)
-_COUNT_OR_ALL = any_of(exactly(-1), number(1))
+_COUNT, _COUNT_OR_0 = whole(1), whole(0)
+_COUNT_OR_ALL = any_of(exactly(-1), whole(1))
+# Of one image that large, the features of conv1 alone are 64 GiB.
+_SIDE = whole(0, 2**14)
 _POSITIVE = number(0, over=True)
 _SHARE = number(0, 1)
 _FINITE = number(-math.inf, math.inf, over=True, under=True)
 _WEIGHT = number(0, math.inf, under=True)
-_WEIGHTS_OF_BOX = each(_POSITIVE, "four numbers more than 0", count=4)
-_WIDTHS = each(_COUNT, "five numbers of channels, 1 or more", count=5)
-_FEATURES = each(anything, "one or more names of features")
-_BLOCK_NAMES = each(one_of(*_BLOCKS), f"one or more of {', '.join(_BLOCKS)}")
+_FINITE_POSITIVE = number(0, math.inf, over=True, under=True)
+_WEIGHTS_OF_BOX = each(_FINITE_POSITIVE, "four numbers more than 0", count=4)
+_CHANNELS = whole(1, 2**14)
+_WIDTHS = each(_CHANNELS, f"five whole numbers of channels, 1 or more, at most {2**14}", count=5)
+_BLOCK_NAMES = distinct(each(one_of(*_BLOCKS), f"one or more of {', '.join(_BLOCKS)}"))
+_FEATURES = distinct(each(anything, "one or more names of features"))
 _BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
-_SIZES = each(
-    any_of(_POSITIVE, each(_POSITIVE, "")), "numbers more than 0, in one list or one per map"
+_SIZES = any_of(
+    each(_POSITIVE, ""),
+    each(each(_POSITIVE, ""), "numbers more than 0, in one list or one per map"),
 )
 
 ALLOWED: dict[str, Rule] = {
-    "OUTPUT_DIR": folder,
+    "VERSION": exactly(2),
+    "OUTPUT_DIR": output_folder,
+    "RESUME_MAY_DIFFER": each(text, "names of keys, as a message has them", or_none=True),
     "SEED": number(-math.inf, 4_000_000_000),
     "INPUT.FORMAT": image_format,
     "INPUT.RESIZE": one_of(*RESIZERS),
     "INPUT.BOX_SCALING": one_of(*BOX_SCALINGS),
-    "INPUT.MIN_SIZE_TRAIN": each(_COUNT_OR_0, "one or more sizes in pixels, such as (600,)"),
+    "INPUT.MIN_SIZE_TRAIN": each(
+        _SIDE, f"one or more whole numbers of pixels, at most {2**14}, such as (600,)"
+    ),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
-    "INPUT.MIN_SIZE_TEST": _COUNT_OR_0,  # 0: not resized
+    "INPUT.MIN_SIZE_TEST": _SIDE,  # 0: not resized
     "INPUT.MAX_SIZE_TRAIN": _COUNT,
     "INPUT.MAX_SIZE_TEST": _COUNT,
     "INPUT.RANDOM_FLIP": one_of("none", "horizontal", "vertical"),
@@ -91,6 +103,8 @@ ALLOWED: dict[str, Rule] = {
     "INPUT.CROP.SIZE": each(_POSITIVE, "two numbers more than 0", count=2),
     "DATASETS.TRAIN": each(text, "names of data sets", or_none=True),
     "DATASETS.TEST": each(text, "names of data sets", or_none=True),
+    "DATASETS.PROPOSAL_FILES_TRAIN": each(text, "names of files", or_none=True),
+    "DATASETS.PROPOSAL_FILES_TEST": each(text, "names of files", or_none=True),
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": _COUNT,
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": _COUNT,
     "DATALOADER.ON_BAD_IMAGE": one_of(*ON_BAD_IMAGE),
@@ -103,7 +117,7 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.DEVICE": device,
     "MODEL.META_ARCHITECTURE": one_of(registry=META_ARCH_REGISTRY),
     "MODEL.PIXEL_MEAN": each(_FINITE, "one number per channel"),
-    "MODEL.PIXEL_STD": each(_POSITIVE, "one number more than 0 per channel"),
+    "MODEL.PIXEL_STD": each(_FINITE_POSITIVE, "one number more than 0 per channel"),
     "MODEL.BACKBONE.NAME": one_of(registry=BACKBONE_REGISTRY),
     "MODEL.PAPER_VGG.CHANNELS": _WIDTHS,
     "MODEL.PAPER_VGG.OUT_FEATURES": _BLOCK_NAMES,
@@ -121,7 +135,9 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.ANCHOR_GENERATOR.OFFSET": number(0, 1, under=True),
     "MODEL.RPN.HEAD_NAME": one_of(registry=RPN_HEAD_REGISTRY),
     "MODEL.RPN.IN_FEATURES": _FEATURES,
-    "MODEL.RPN.CONV_DIMS": each(_COUNT_OR_ALL, "one or more numbers of channels, or -1"),
+    "MODEL.RPN.CONV_DIMS": each(
+        any_of(exactly(-1), _CHANNELS), "one or more whole numbers of channels, or -1"
+    ),
     "MODEL.RPN.IOU_THRESHOLDS": rising_thresholds,
     "MODEL.RPN.IOU_LABELS": labels,
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": _COUNT,
@@ -156,7 +172,7 @@ ALLOWED: dict[str, Rule] = {
         "ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"
     ),
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": number(1, 64),
-    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": _COUNT_OR_0,
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": whole(0, 64),
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": _WEIGHT,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": _WEIGHTS_OF_BOX,
@@ -169,7 +185,7 @@ ALLOWED: dict[str, Rule] = {
     "SOLVER.MAX_ITER": _COUNT,
     "SOLVER.IMS_PER_BATCH": _COUNT,
     "SOLVER.REFERENCE_WORLD_SIZE": _COUNT_OR_0,
-    "SOLVER.STEPS": each(_COUNT, "iterations, 1 or more", or_none=True),
+    "SOLVER.STEPS": each(_COUNT, "whole numbers of iterations, 1 or more", or_none=True),
     "SOLVER.BASE_LR": number(0, math.inf, over=True, under=True),
     "SOLVER.MOMENTUM": number(0, 1, under=True),
     "SOLVER.GAMMA": number(0, 1, over=True),
@@ -191,7 +207,7 @@ ALLOWED: dict[str, Rule] = {
     "FOUR_STEP.POST_NMS_TOPK": _COUNT,
     "TEST.DETECTIONS_PER_IMAGE": _COUNT_OR_ALL,
     "TEST.EXPECTED_RESULTS": each(
-        each(anything, "", count=4), "lists [task, metric, value, tolerance]", or_none=True
+        expected_result, "lists [task, metric, value, tolerance]", or_none=True
     ),
     "TEST.LOSS_PERIOD": _COUNT_OR_0,
     "TEST.VOC_MATCH": one_of(*MATCHES),
@@ -228,7 +244,8 @@ def _fix(key: str, value: Any, rule: Rule) -> str:
     if is_percent and not rule(value / 100):
         return f"Type for example {typed(key, value / 100)}"
     example = value_of(usual(), key)
-    if rule(value).startswith(("use one of", "give")) or rule(example) or example == "":
+    words = ("use one of", "give", "write")
+    if rule(value).startswith(words) or rule(example) or example in ("", (), []):
         return ""
     return f"Type for example {typed(key, example)}"
 

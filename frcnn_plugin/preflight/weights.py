@@ -54,6 +54,13 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
     check_may_lack(run.cfg.MODEL.WEIGHTS_MAY_LACK, [*names, *model.state_dict()])
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if not (trained or run.eval_only):
+        yield _WEIGHTS.error(
+            f"MODEL.PAPER_RCNN.FREEZE {list(run.cfg.MODEL.PAPER_RCNN.FREEZE)} and "
+            f"MODEL.BACKBONE.FREEZE_AT {run.cfg.MODEL.BACKBONE.FREEZE_AT} leave nothing to train",
+            "Freeze less, or evaluate with --eval-only",
+        )
+        return
     network = f"{run.cfg.MODEL.META_ARCHITECTURE}, {run.cfg.MODEL.BACKBONE.NAME}"
     numbers = f"{total / 1e6:.1f} M parameters ({trained / 1e6:.1f} M trained)"
     yield _WEIGHTS.ok(f"model: {network}, {numbers}")

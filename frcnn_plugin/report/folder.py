@@ -210,5 +210,5 @@ def _parse(line: bytes) -> dict[str, float] | None:
         return {k: v for k, v in row.items() if isinstance(v, (int, float))} | {
             "iteration": int(row["iteration"])
         }
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, OverflowError, TypeError, KeyError, AttributeError):
         return None

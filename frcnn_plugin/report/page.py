@@ -48,7 +48,7 @@ def write_report(
         write_text(target, page)
     except OSError as error:
         raise UserError(
-            f"cannot write {target} ({error.strerror}); name another file with --output"
+            f"cannot write {target} ({error.strerror or error}); name another file with --output"
         ) from error
     return target
 

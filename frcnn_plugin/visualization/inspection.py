@@ -19,11 +19,10 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator import build_proposal_generator
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
-from ..checkpoint.read import read_weights
+from ..checkpoint.read import local_file, read_weights
 from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
 from ..modeling import PaperRCNN
@@ -190,7 +189,7 @@ def has_rpn_weights(cfg: CfgNode) -> bool:
     if not names_detector(cfg):
         return False
     try:
-        names = read_weights(PathManager.get_local_path(cfg.MODEL.WEIGHTS)).state_dict
+        names = read_weights(local_file(cfg.MODEL.WEIGHTS)).state_dict
     except (OSError, UserError):
         return True
     return any(name.startswith("proposal_generator.") for name in names)

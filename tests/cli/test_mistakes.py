@@ -90,7 +90,20 @@ MISTAKES = [
     (f"{RUN} --num-machines 2 --machine-rank -1", "--machine-rank is -1: .*it must be from 0 to 1"),
     (f"{RUN} --num-gpus 2 --dist-url here", "--dist-url here: give auto, or tcp://ADDRESS:PORT"),
     (f"{RUN} --num-machines 2 --dist-url auto", "--dist-url auto is for one machine: give tcp://"),
+    (f"{RUN} --num-gpus 2 --dist-url tcp://host", "--dist-url tcp://host has no port: give tcp"),
+    (f"{RUN} --num-gpus 2 --dist-url tcp://host:x", "--dist-url tcp://host:x has no port: give"),
+    (f"{RUN} --num-gpus 5000", "--num-gpus is 5000, and this machine has "),
+    (f"{RUN} --num-gpus 99999999999999999999", "--num-gpus is 9"),
+    (f"doctor --config-file {DEMO} --json .", "--json . is a folder: name a file in it"),
+    ("visualize --mode data --config-file x --seed -1", "--seed is -1: it must be from 0 to"),
+    ("visualize --mode data --config-file x --topk 9999999999", "--topk is 9999999999: .*at most"),
+    ("visualize --mode roi-cells --config-file x --box nan 1 2 3", "--box nan 1.0 2.0 3.0: give "),
+    ("proposals dump --dataset x --config-file x --output ''", "--output . is a folder: name"),
+    ("proposals dump --dataset x --config-file x --output file/p.pkl", "file/p.pkl cannot be wri"),
+    ("proposals convert --dataset x --input y.npz --output file", "--output file must end in .pkl"),
+    ("predict --weights w x.jpg --json x.json --device meta", "--device is 'meta': give cpu, cud"),
     # generated images
+    ("make-data new --num-trainval 999999", "too many images asked for, 999999 and 50: together"),
     ("make-data file", "file exists and is not this synthetic set"),
     ("make-data file/data", "file/data cannot be written: "),
     ("make-data new --num-test -1", "no images asked for: num_trainval 200, num_test -1"),
@@ -195,3 +208,11 @@ def test_the_config_of_a_command_by_name(tmp_path: Path, monkeypatch: pytest.Mon
     output = ("MODEL.DEVICE", "cpu", "OUTPUT_DIR", tmp_path / "run")
     frcnn("train", "--config-file", DEMO, *output)
     assert Path(started[0]).name == "vgg16_shapes_joint.yaml" and Path(started[0]).is_file()
+
+
+@pytest.mark.parametrize(
+    "words", ["predict --weights {} file --json x", "weights convert {} x.pth", "weights check {}"]
+)
+def test_weights_that_cannot_be_downloaded(words: str, folder: Path, fails) -> None:
+    address = "http://127.0.0.1:9/w.pth"
+    assert fails(*words.format(address).split()).startswith(f"{address} cannot be downloaded (")

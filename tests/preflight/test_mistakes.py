@@ -78,7 +78,7 @@ MODEL.BACKBONE.NAME VGG17 | MODEL.BACKBONE.NAME is 'VGG17' | use one of VGG16
 MODEL.BACKBONE.NAME vgg16 | MODEL.BACKBONE.NAME is 'vgg16' | use one of
 MODEL.BACKBONE.FREEZE_AT 7 | MODEL.BACKBONE.FREEZE_AT is 7, but VGG16 has 5 blocks | use 0
 MODEL.BACKBONE.FREEZE_AT -1 | MODEL.BACKBONE.FREEZE_AT is -1 | use 0 (nothing frozen) to 5
-MODEL.PAPER_VGG.CHANNELS [4,4] | MODEL.PAPER_VGG.CHANNELS is [4, 4] | five numbers
+MODEL.PAPER_VGG.CHANNELS [4,4] | MODEL.PAPER_VGG.CHANNELS is [4, 4] | five whole numbers
 MODEL.PAPER_VGG.CHANNELS [4,4,0,4,4] | MODEL.PAPER_VGG.CHANNELS is [4, 4, 0, 4, 4] | 1 or more
 MODEL.PAPER_VGG.OUT_FEATURES ['conv6'] | MODEL.PAPER_VGG.OUT_FEATURES is ['conv6'] | one or more of conv1
 MODEL.PAPER_VGG.OUT_FEATURES [] | MODEL.PAPER_VGG.OUT_FEATURES is [] | one or more of conv1
@@ -192,10 +192,40 @@ MODEL.WEIGHTS frcnn://vgg61_caffe_imagenet | vgg61_caffe_imagenet | Did you mean
 MODEL.WEIGHTS s3://bucket/model.pth | MODEL.WEIGHTS s3://bucket/model.pth | nothing here opens s3:// | give a file
 MODEL.WEIGHTS http://127.0.0.1:9/model.pth | MODEL.WEIGHTS http://127.0.0.1:9/model.pth cannot be downloaded | Check the address
 MODEL.BACKBONE.FREEZE_AT 2 | MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is 2 | Add MODEL.WEIGHTS | from scratch with MODEL.BACKBONE.FREEZE_AT 0
+SOLVER.STEPS (300.5,) | SOLVER.STEPS is (300.5,) | whole numbers
+SOLVER.MAX_ITER 10000000000 | SOLVER.MAX_ITER is 10000000000 | at most 2147483647
+MODEL.PAPER_VGG.CHANNELS [4.5,4,8,8,8] | MODEL.PAPER_VGG.CHANNELS is [4.5, 4, 8, 8, 8] | five whole numbers
+MODEL.PAPER_VGG.CHANNELS [4,4,8,8,1000000000] | MODEL.PAPER_VGG.CHANNELS is [4, 4, 8, 8, 1000000000] | at most 16384
+MODEL.PAPER_VGG.OUT_FEATURES ['conv5','conv5'] | MODEL.PAPER_VGG.OUT_FEATURES is ['conv5', 'conv5'] | nothing twice
+MODEL.RPN.IN_FEATURES ['conv5','conv5'] | MODEL.RPN.IN_FEATURES is ['conv5', 'conv5'] | nothing twice
+MODEL.RPN.CONV_DIMS [4.5] | MODEL.RPN.CONV_DIMS is [4.5] | whole numbers
+MODEL.RPN.BATCH_SIZE_PER_IMAGE 1 | MODEL.RPN.BATCH_SIZE_PER_IMAGE 1 times MODEL.RPN.POSITIVE_FRACTION 0.5 | Type for example
+MODEL.ROI_HEADS.POSITIVE_FRACTION 1e-9 | MODEL.ROI_HEADS.POSITIVE_FRACTION 1e-09 | no object would be learnt
+MODEL.RPN.POST_NMS_TOPK_TRAIN 100000000000000000000 | MODEL.RPN.POST_NMS_TOPK_TRAIN is 1 | at most 2147483647
+MODEL.RPN.BBOX_REG_WEIGHTS (1.0,1.0,1.0,1e999) | MODEL.RPN.BBOX_REG_WEIGHTS is (1.0, 1.0, 1.0, inf) | four numbers
+MODEL.ANCHOR_GENERATOR.SIZES [[64],96] | MODEL.ANCHOR_GENERATOR.SIZES is [[64], 96] | in one list or one per map
+MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS [0.0,0.0,0.0,0.0] | MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS is [0.0, 0.0, 0.0, 0.0] | "[]"
+MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO 1000000000 | MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO is 1000000000 | from 0 to 64
+MODEL.PIXEL_STD [1e999,1.0,1.0] | MODEL.PIXEL_STD is [inf, 1.0, 1.0] | more than 0
+MODEL.PAPER_RCNN.FREEZE ['backbone','proposal_generator','roi_heads'] MODEL.WEIGHTS trained/model.pth | MODEL.PAPER_RCNN.FREEZE ['backbone', 'proposal_generator', 'roi_heads'] | nothing to train
+INPUT.MIN_SIZE_TRAIN (224.5,) | INPUT.MIN_SIZE_TRAIN is (224.5,) | whole numbers
+INPUT.MIN_SIZE_TRAIN (1000000,) INPUT.MAX_SIZE_TRAIN 2000000 | INPUT.MIN_SIZE_TRAIN is (1000000,) | at most 16384
+INPUT.MIN_SIZE_TEST 1000000 INPUT.MAX_SIZE_TEST 2000000 | INPUT.MIN_SIZE_TEST is 1000000 | from 0 to 16384
+INPUT.CROP.ENABLED True INPUT.CROP.TYPE absolute INPUT.CROP.SIZE [0.5,0.5] | INPUT.CROP.SIZE is [0.5, 0.5] | INPUT.CROP.TYPE relative
+INPUT.FORMAT '' | INPUT.FORMAT is '' | use one of BGR, RGB
+DATASETS.PROPOSAL_FILES_TRAIN (1,) | DATASETS.PROPOSAL_FILES_TRAIN is (1,) | names of files
+DATASETS.TRAIN ('shapes_trainval',['x']) | DATASETS.TRAIN is ('shapes_trainval', ['x']) | names of data sets
+TEST.EXPECTED_RESULTS [['bbox','AP',30,'x']] | TEST.EXPECTED_RESULTS is [['bbox', 'AP', 30, 'x']] | [task, metric, value, tolerance]
+TEST.DETECTIONS_PER_IMAGE 10000000000 | TEST.DETECTIONS_PER_IMAGE is 10000000000 | at most 2147483647
+RESUME_MAY_DIFFER [1] | RESUME_MAY_DIFFER is [1] | names of keys
+VERSION 3 | VERSION is 3 | Type for example VERSION 2
+OUTPUT_DIR s3://bucket/run | OUTPUT_DIR is 's3://bucket/run' | a folder on this machine
+OUTPUT_DIR ~/run | OUTPUT_DIR is '~/run' | write the whole path
+OUTPUT_DIR LONG | cannot be written to (File name too long) | Give another one
 OUTPUT_DIR text.pth | OUTPUT_DIR text.pth cannot be written to | Give another one
 OUTPUT_DIR text.pth/run | OUTPUT_DIR text.pth/run cannot be written to | Give another one
 OUTPUT_DIR finished | OUTPUT_DIR finished holds a run | --overwrite
-OUTPUT_DIR=empty | OUTPUT_DIR is '' | name a folder
+OUTPUT_DIR '' | OUTPUT_DIR is '' | name a folder
 MODEL.LOAD_PROPOSALS True MODEL.PAPER_RCNN.PHASE fast_rcnn | DATASETS.PROPOSAL_FILES_TRAIN 0 files | give one file per data set
 """  # noqa: E501
 IN_FOUR_STEPS = """
@@ -228,7 +258,8 @@ MODEL.META_ARCHITECTURE GeneralizedRCNN | MODEL.META_ARCHITECTURE PaperRCNN | Ge
 def rows(table: str) -> Iterator[tuple[list[str], list[str]]]:
     for line in table.strip().splitlines():
         typed, *parts = (part.strip() for part in line.split("|"))
-        yield ["OUTPUT_DIR", ""] if typed == "OUTPUT_DIR=empty" else typed.split(), parts
+        words = {"''": "", "LONG": 300 * "x"}
+        yield [words.get(word, word) for word in typed.split()], parts
 
 
 class Accepted(Exception):
@@ -370,6 +401,19 @@ TEST.EVAL_PERIOD -1
 TEST.DETECTIONS_PER_IMAGE -1
 TEST.VOC_METRIC area
 TEST.VOC_MATCH >
+MODEL.RPN.BATCH_SIZE_PER_IMAGE 2
+MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 4
+MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS [0,0,1,1]
+INPUT.CROP.ENABLED True INPUT.CROP.TYPE absolute INPUT.CROP.SIZE [200,200]
+INPUT.CROP.ENABLED True INPUT.CROP.SIZE [1,0.5]
+INPUT.MAX_SIZE_TEST 99999999 INPUT.MAX_SIZE_TRAIN 99999999
+MODEL.RPN.PRE_NMS_TOPK_TEST 1000000000
+MODEL.ANCHOR_GENERATOR.SIZES [[64.5,96.0]]
+MODEL.RPN.CONV_DIMS [16]
+TEST.EXPECTED_RESULTS [['bbox','AP50',90.0,1]]
+RESUME_MAY_DIFFER ['SOLVER.BASE_LR']
+VERSION 2
+OUTPUT_DIR ./a~b
 OUTPUT_DIR a_folder
 """  # noqa: E501
 ALLOWED_IN_FOUR_STEPS = """

@@ -203,8 +203,12 @@ def convert_to_caffe(
     Raises:
         UserError: no backbone of this plugin, or a class-agnostic head, which Caffe's nets lack.
     """
-    sources = _targets((*VGG16_LAYERS, *ZF_LAYERS), [rpn_conv])
-    sources |= {layer: f"{PREDICTOR}.{layer}" for layer in ("cls_score", "bbox_pred")}
+    of_predictor = {layer: f"{PREDICTOR}.{layer}" for layer in ("cls_score", "bbox_pred")}
+    if not rpn_conv or rpn_conv in _targets((*VGG16_LAYERS, *ZF_LAYERS), []) | of_predictor:
+        raise UserError(
+            f"--rpn-conv is {rpn_conv!r}: give its layer a name of its own, such as {RPN_CONVS[0]}"
+        )
+    sources = _targets((*VGG16_LAYERS, *ZF_LAYERS), [rpn_conv]) | of_predictor
     layers: dict[str, list[np.ndarray]] = {}
     rows = []
     for layer, source in sources.items():
