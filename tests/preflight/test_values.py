@@ -84,10 +84,10 @@ def test_all_errors_at_once() -> None:
         ("training data", "the training data"),
         ("the number of proceses", "the number of processes"),
         ("initial weights", "the file of initial weights"),
-        (3, "a key in full"),
+        ("qqqq", "a key in full"),
     ],
 )
-def test_what_may_differ_exists(name: object, meant: str) -> None:
+def test_what_may_differ_exists(name: str, meant: str) -> None:
     cfg = plugin_cfg()
     cfg.RESUME_MAY_DIFFER = [name]
     (problem,) = check_values(cfg)
