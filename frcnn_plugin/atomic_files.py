@@ -71,7 +71,9 @@ def replacing(
         cause = disk_error(error, path, temporary)
         wrote_nothing = isinstance(cause, FileNotFoundError) and path.parent.is_dir()
         if cause is not None and not wrote_nothing:
-            raise CannotWriteError(f"{path} cannot be written: {cause.strerror}") from None
+            problem = CannotWriteError(f"{path} cannot be written: {cause.strerror}")
+            problem.strerror = cause.strerror
+            raise problem from None
         raise
 
 

@@ -187,7 +187,7 @@ def test_unreadable_files_are_left_out(predict: Callable, photos: Path, tmp_path
     out = tmp_path / "out"
     printed = predict(photos / "a", "--output", out, "--batch-size", 3, status=1)
     assert f"left out: {photos}/a/3.png: 5000 x 2 pixels cannot be resized as INPUT" in printed
-    assert f"left out: {photos}/a/0.jpg cannot be read as an image (cannot identify" in printed
+    assert f"left out: {photos}/a/0.jpg cannot be read as an image (of no format" in printed
     assert printed.rstrip().endswith(
         f"error: 3 of 5 files could not be used: {photos}/a/0.jpg, {photos}/a/3.png, "
         f"{photos}/a/9.jpg"

@@ -51,7 +51,10 @@ class Spied:
         cfg.merge_from_list(
             [
                 *("MODEL.DEVICE", "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM", FC),
-                *(f"MODEL.{net.backbone[:3].rstrip('1')}.CHANNELS", list(NARROW[net.backbone])),
+                *(
+                    f"MODEL.PAPER_{net.backbone[:3].rstrip('1')}.CHANNELS",
+                    list(NARROW[net.backbone]),
+                ),
                 *("MODEL.PAPER_RCNN.CHANNELS_LAST", False),
                 *opts,
             ]

@@ -137,8 +137,11 @@ class CheckedLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[Record]]:
-        """Yield the loader's batches; each has one entry at least."""
-        batches = iter(self._loader)
+        """Start the loader, and return its batches; each has one entry at least."""
+        # At once, not with the first batch: starting a loader draws a random number.
+        return self._checked(iter(self._loader))
+
+    def _checked(self, batches: Iterator[list[Record]]) -> Iterator[list[Record]]:
         in_a_row = 0
         while True:
             try:

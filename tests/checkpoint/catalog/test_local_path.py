@@ -317,5 +317,6 @@ def test_archive_that_cannot_be_unpacked(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(module.shutil, "copyfileobj", fail)
-    assert f"{cache} cannot hold zf.pth ([Errno 28] No space left on device)" in refused("zf")
+    said = refused("zf")
+    assert said.startswith(f"{cache} cannot hold zf.pth (") and "No space left on device" in said
     assert names(cache) == {"m.tgz", "m.tgz.lock"}

@@ -177,7 +177,7 @@ def test_curves_that_cannot_be_written_or_drawn_do_not_end_a_run(
     evaluator = ProposalEvaluator(name, output_dir=tmp_path)
     process(evaluator)
     assert evaluator.evaluate()["proposals"]["R@0.5@300"] == pytest.approx(100)
-    assert "recall.json is not written: [Errno" in caplog.text
+    assert "recall.json cannot be written: Is a directory" in caplog.text
     assert "recall.png is not written: RuntimeError: out of ink" in caplog.text
 
 
