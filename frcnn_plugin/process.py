@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import multiprocessing
 import os
 import platform
 import re
@@ -32,6 +33,7 @@ from .host import forget_process_groups
 
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_PATIENCE = 10  # seconds that a process has to end when it is asked to
 
 
 def launch(
@@ -66,6 +68,7 @@ def launch(
     refuse_other_launcher(num_machines)
     if num_machines * num_processes == 1:
         return main(*args)  # Detectron2 drops the result
+    others = set(multiprocessing.active_children())
     try:
         return detectron2_launch(
             _run_and_shut_down,
@@ -81,6 +84,13 @@ def launch(
         if not mark:
             raise
         raise UserError(message.strip()) from None
+    finally:
+        # After Ctrl-C some may still run, and write into a folder that is free for another run.
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+            process.join(_PATIENCE)
+            process.kill()
+            process.join()
 
 
 def refuse_other_launcher(num_machines: int = 1) -> None:

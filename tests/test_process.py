@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -52,6 +54,23 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(process, "detectron2_launch", fail)
     with pytest.raises(ProcessRaisedException, match="ZeroDivisionError: not the user's"):
         launch(add, 2)
+
+
+def test_no_process_outlives_an_interrupted_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would write into a folder whose lock is free again."""
+    context = multiprocessing.get_context("spawn")
+    other, rank = (context.Process(target=time.sleep, args=(60,), daemon=True) for _ in range(2))
+    other.start()
+
+    def interrupted(*_: object, **__: object) -> None:
+        rank.start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "detectron2_launch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch(print, 2)
+    assert not rank.is_alive() and other.is_alive()
+    other.kill()
 
 
 def test_importing_changed_nothing() -> None:
