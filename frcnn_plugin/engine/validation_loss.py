@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
-    DatasetMapper,
     build_detection_test_loader,
     detection_utils,
     get_detection_dataset_dicts,
@@ -24,7 +23,9 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..data.loading.mappers import with_resize
+from ..data.loading.bad_images import CatchingMapper, CheckedLoader
+from ..data.loading.mappers import ImageMapper, with_resize
+from ..data.proposals.files import load_proposals
 from ..process import unwrap_model
 
 logger = logging.getLogger(__name__)
@@ -102,17 +103,21 @@ class ValidationLoss(HookBase):
         if cfg.FOUR_STEP.ENABLED:
             cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN = cfg.FOUR_STEP.POST_NMS_TOPK
         # With annotations, as in training, but images as in evaluation.
-        options = DatasetMapper.from_config(cfg, True)
+        options = ImageMapper.from_config(cfg, True)
         images = detection_utils.build_augmentation(cfg, False)
-        mapper = DatasetMapper(**{**options, "augmentations": with_resize(cfg, images)})
+        mapper = ImageMapper(**{**options, "augmentations": with_resize(cfg, images)})
+        for file in files:  # before Detectron2 reads it, with which it could run code
+            load_proposals(file)
         dicts = get_detection_dataset_dicts(
             [name],
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             proposal_files=list(files) or None,
         )
-        return build_detection_test_loader(
-            dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        loader = build_detection_test_loader(
+            dicts, mapper=CatchingMapper(mapper), num_workers=cfg.DATALOADER.NUM_WORKERS
         )
+        # An image that cannot be used has no losses, so it is left out as in training.
+        return CheckedLoader(cfg, loader, is_train=True)
 
 
 @contextmanager

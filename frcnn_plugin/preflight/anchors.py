@@ -16,10 +16,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
+from ..modeling.backbone.caffe_backbone import backbone_feature_sizes
 from ..modeling.box_ops import inside_image
 from .data_sets import evenly
 from .finding import Finding, Subject
@@ -200,14 +200,15 @@ def trained_size(cfg: CfgNode, height: int, width: int) -> tuple[int, int]:
 def _anchors(run: PlannedRun, cfg: CfgNode) -> Any:
     """Return a function that gives the anchors of a network input of some size."""
     backbone: Any = run.model.backbone
+    names = cfg.MODEL.RPN.IN_FEATURES
     shapes = backbone.output_shape()
-    features = [shapes[name] for name in cfg.MODEL.RPN.IN_FEATURES]
+    sizes_of = backbone_feature_sizes(backbone, names, len(cfg.MODEL.PIXEL_MEAN))
     with muted("detectron2"):
-        generator = build_anchor_generator(cfg, [ShapeSpec(stride=f.stride) for f in features])
+        generator = build_anchor_generator(cfg, [shapes[name] for name in names])
 
     @lru_cache(maxsize=64)
     def anchors(size: tuple[int, int]) -> torch.Tensor:
-        maps = [torch.empty(1, 1, *(-(-side // f.stride) for side in size)) for f in features]
+        maps = [torch.empty(1, 1, *cells) for cells in sizes_of(*size)]
         return Boxes.cat(generator(maps)).tensor
 
     return anchors

@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
+from PIL import Image
 
+from frcnn_plugin.data.loading.image_reader import read_bgr
 from frcnn_plugin.engine.validation_loss import ValidationLoss
+from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling import PaperRCNN
 from tests.engine.joint_runs import make_joint_trainer
 from tests.four_step.four_step_runs import digest_of, make_trainer
@@ -99,6 +103,32 @@ def test_the_mean_over_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
     assert len(sizes) == 4 and all(min(size) == 80 for size in sizes)
     assert torch.equal(trainer.model.pixel_mean, mean)
+
+
+@pytest.mark.usefixtures("restore_catalogs")
+def test_images_are_read_as_in_training(tmp_path: Path) -> None:
+    """Deep grey is scaled, and an image that cannot be used is left out if the config says so."""
+    deep = np.full((80, 96), 30000, dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    box = {"bbox": [1, 2, 60, 70], "bbox_mode": 0, "category_id": 0}
+    records = [
+        {"file_name": str(tmp_path / name), "image_id": name, "height": 80, "width": 96,
+         "annotations": [dict(box)]}
+        for name in ("bad.png", "deep.png")
+    ]  # fmt: skip
+    DatasetCatalog.register("odd_images", lambda: records)
+    for choice in ("skip", "stop"):
+        opts = [*QUIET, "TEST.LOSS_PERIOD", "1", "DATALOADER.ON_BAD_IMAGE", choice]
+        hook = ValidationLoss(make_joint_trainer(tmp_path / choice, opts).cfg)
+        if choice == "stop":
+            with pytest.raises(UserError, match=r"bad\.png cannot be read as an image"):
+                list(hook._loader("odd_images", []))
+            return
+        ((item,),) = list(hook._loader("odd_images", []))
+        assert item["image_id"] == "deep.png" and len(item["instances"]) == 1
+        (value,) = item["image"].unique().tolist()
+        assert value == read_bgr(tmp_path / "deep.png")[0, 0, 0]
 
 
 def test_in_four_stages(tmp_path: Path) -> None:

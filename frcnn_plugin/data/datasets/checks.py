@@ -103,7 +103,7 @@ def class_names(name: str) -> list[str]:
 def _check_known(name: str) -> None:
     if name in DatasetCatalog:
         return
-    near = difflib.get_close_matches(name, DatasetCatalog.list(), n=5, cutoff=0.5)
+    near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.7)
     hint = f"did you mean {', '.join(near)}?" if near else "voc07_trainval is, for example."
     raise UserError(
         f"data set '{name}' is not registered; {hint} Your own VOC-format set: DATASETS.REGISTER "

@@ -434,7 +434,9 @@ class XMLFolderSource(Source):
             return folders.read_list(resolve_root(self.image_list)), folders
         ids = folders.ids
         if not ids:
-            raise UserError(f"{self.name}: there are no .xml files in {annotations}")
+            raise UserError(
+                f"{self.name}: there are no .xml files in {annotations}: name their folder"
+            )
         lacking = folders.images_without_xml()
         if lacking:
             warn_once(

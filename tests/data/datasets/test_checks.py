@@ -29,7 +29,12 @@ def test_all_well(root):
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("voc07_trianval", "did you mean voc07_trainval"), ("qqqq", ".*DATASETS.REGISTER")],
+    [
+        ("voc07_trianval", "did you mean voc07_trainval"),
+        ("qqqq", ".*DATASETS.REGISTER"),
+        # Not "cityscapes_fine_sem_seg_test", which shares some letters.
+        ("scapes_test", "voc07_trainval is, for example. .*DATASETS.REGISTER"),
+    ],
 )
 def test_unknown_name(name, hint):
     with pytest.raises(UserError, match=f"'{name}' is not registered; {hint}"):

@@ -344,7 +344,9 @@ def test_missing_folders(monkeypatch, tmp_path):
     )
     (tmp_path / "empty").mkdir()
     register_xml_folder("empty", "empty", ["cat"])
-    assert problem("empty") == f"empty: there are no .xml files in {tmp_path}/empty"
+    assert (
+        problem("empty") == f"empty: there are no .xml files in {tmp_path}/empty: name their folder"
+    )
     register_xml_folder("no_images", "empty", ["cat"], images="pictures")
     assert "`images` names" in problem("no_images")
 
