@@ -33,7 +33,7 @@ def test_all_well(root):
         ("voc07_trianval", "did you mean voc07_trainval"),
         ("qqqq", ".*DATASETS.REGISTER"),
         # Not "cityscapes_fine_sem_seg_test", which shares some letters.
-        ("scapes_test", "voc07_trainval is, for example. .*DATASETS.REGISTER"),
+        ("fine_seg_test", "voc07_trainval is, for example. .*DATASETS.REGISTER"),
     ],
 )
 def test_unknown_name(name, hint):
