@@ -15,7 +15,7 @@ from .proposal_generator.selection import Selection, select_proposals
 from .roi_heads.box_head import FC6FC7Head, UnscaledDropout
 from .roi_heads.detections import detection_candidates, select_detections
 from .roi_heads.fast_rcnn import PaperFastRCNNOutputLayers
-from .roi_heads.poolers import InclusiveROIPooler
+from .roi_heads.poolers import InclusiveROIPooler, build_pooler
 from .roi_heads.roi_features import box_features, classify, detect_with_features
 from .roi_heads.roi_heads import CaffeROIHeads
 from .target_statistics import (
@@ -47,6 +47,7 @@ __all__ = [
     "backbone_feature_sizes",
     "box_features",
     "box_loss",
+    "build_pooler",
     "classify",
     "clip_boxes",
     "clip_inclusive",

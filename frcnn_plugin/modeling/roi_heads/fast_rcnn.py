@@ -204,46 +204,91 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         Returns:
             ``loss_cls`` and ``loss_box_reg``, scalars.
         """
-        is_weighted = any(p.has("loss_weights") for p in proposals)
-        if self.use_sigmoid_ce and is_weighted:
-            raise UserError(
-                "loss_weights of RoIs are for the softmax loss: set "
-                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False"
-            )
-        if self.use_sigmoid_ce or not proposals:
+        if not proposals or (self.use_sigmoid_ce and not _have_weights(proposals)):
             return super().losses(predictions, proposals)
         scores, deltas = predictions
-        gt_classes = torch.cat([p.gt_classes for p in proposals])
+        boxes, gt_boxes, gt_classes, weights = self._labelled(scores, proposals)
         _log_classification(scores.detach(), gt_classes)
-        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        # Without any ground truth all RoIs are background, whose boxes do not count.
-        gt_boxes = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes) for p in proposals]
-        targets = torch.cat([b.tensor for b in gt_boxes])
+        # Not in the call without need: a subclass may override the method as Detectron2 has it.
+        extra = {} if weights is None else {"weights": weights}
+        if weights is None and self.class_weights is None:
+            loss_cls = cross_entropy(scores, gt_classes, reduction="mean")
+        else:
+            loss_cls = self._class_losses(scores, gt_classes, weights).sum()
+            loss_cls = loss_cls / max(gt_classes.numel(), 1)
+        losses = {
+            "loss_cls": loss_cls,
+            "loss_box_reg": self.box_reg_loss(boxes, gt_boxes, deltas, gt_classes, **extra),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def losses_per_roi(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """Compute the losses of every RoI, for those who choose among them.
+
+        Their sums, divided by the number of RoIs, are what :meth:`losses` returns; nothing is
+        logged.
+
+        Args:
+            predictions: see the module.
+            proposals: see :meth:`losses`; at least one image.
+
+        Returns:
+            ``loss_cls`` and ``loss_box_reg``, (R,) each, with the weights of classes, RoIs and
+            losses.
+
+        Raises:
+            UserError: the class loss is not the softmax loss.
+        """
+        if self.use_sigmoid_ce:
+            raise UserError(
+                "losses of single RoIs are for the softmax loss: set "
+                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False"
+            )
+        scores, deltas = predictions
+        boxes, gt_boxes, gt_classes, weights = self._labelled(scores, proposals)
+        fg_inds, box_losses = self._box_losses(boxes, gt_boxes, deltas, gt_classes, weights)
+        losses = {
+            "loss_cls": self._class_losses(scores, gt_classes, weights),
+            "loss_box_reg": deltas.new_zeros(len(deltas), dtype=box_losses.dtype).index_add(
+                0, fg_inds, box_losses.sum(dim=1)
+            ),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def _labelled(
+        self, scores: torch.Tensor, proposals: list[Instances]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Join the images: boxes (R, 4), their objects' (R, 4), classes (R,), weights (R,) or None.
+
+        Raises:
+            UserError: RoIs have weights, and the class loss is not the softmax loss.
+        """
         weights = None
-        if is_weighted:
+        if _have_weights(proposals):
+            if self.use_sigmoid_ce:
+                raise UserError(
+                    "loss_weights of RoIs are for the softmax loss: set "
+                    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False"
+                )
             weights = torch.cat(
                 [
                     p.loss_weights if p.has("loss_weights") else scores.new_ones(len(p))
                     for p in proposals
                 ]
             )
-        # Not in the call without need: a subclass may override the method as Detectron2 has it.
-        extra = {} if weights is None else {"weights": weights}
-        losses = {
-            "loss_cls": self._class_loss(scores, gt_classes, weights),
-            "loss_box_reg": self.box_reg_loss(boxes, targets, deltas, gt_classes, **extra),
-        }
-        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        # Without any ground truth all RoIs are background, whose boxes do not count.
+        gt_boxes = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes) for p in proposals]
+        gt_classes = torch.cat([p.gt_classes for p in proposals])
+        return boxes, torch.cat([b.tensor for b in gt_boxes]), gt_classes, weights
 
-    def _class_loss(
+    def _class_losses(
         self, scores: torch.Tensor, gt_classes: torch.Tensor, weights: torch.Tensor | None
     ) -> torch.Tensor:
-        if weights is None and self.class_weights is None:
-            return cross_entropy(scores, gt_classes, reduction="mean")
         loss = F.cross_entropy(scores, gt_classes, weight=self.class_weights, reduction="none")
-        if weights is not None:
-            loss = loss * weights
-        return loss.sum() / max(gt_classes.numel(), 1)
+        return loss if weights is None else loss * weights
 
     def _with_stock_deltas(
         self, predictions: tuple[torch.Tensor, torch.Tensor]
@@ -271,24 +316,41 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         Returns:
             sum over foreground RoIs and coordinates, divided by R.
         """
-        statistics, is_smooth_l1 = self.target_statistics, self.box_reg_loss_type == "smooth_l1"
+        if self.box_reg_loss_type != "smooth_l1" and weights is None:
+            pred_deltas = self.target_statistics.denormalise(pred_deltas)
+            return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
+        _, loss = self._box_losses(proposal_boxes, gt_boxes, pred_deltas, gt_classes, weights)
+        return loss.sum() / max(gt_classes.numel(), 1.0)
+
+    def _box_losses(
+        self,
+        boxes: torch.Tensor,
+        gt_boxes: torch.Tensor,
+        deltas: torch.Tensor,
+        gt_classes: torch.Tensor,
+        weights: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the box losses of the foreground: its indices (F,), losses (F, 4) or (F, 1)."""
+        statistics, kind = self.target_statistics, self.box_reg_loss_type
+        is_smooth_l1 = kind == "smooth_l1"
         if not is_smooth_l1:  # the others compare decoded boxes
-            pred_deltas = statistics.denormalise(pred_deltas)
-            if weights is None:
-                return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
+            deltas = statistics.denormalise(deltas)
         fg_inds = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
         rows = gt_classes[fg_inds].clamp(max=statistics.num_classes - 1)  # all 0 if agnostic
-        boxes, gt_boxes = proposal_boxes[fg_inds], gt_boxes[fg_inds]
-        deltas = pred_deltas.view(-1, statistics.num_classes, 4)[fg_inds, rows]
+        boxes, gt_boxes = boxes[fg_inds], gt_boxes[fg_inds]
+        deltas = deltas.view(-1, statistics.num_classes, 4)[fg_inds, rows]
+        transform = self.box2box_transform
         if is_smooth_l1:
-            targets = statistics.normalise(self.box2box_transform.get_deltas(boxes, gt_boxes), rows)
-            loss = smooth_l1_loss(deltas, targets, beta=self.smooth_l1_beta)  # (F, 4)
+            targets = statistics.normalise(transform.get_deltas(boxes, gt_boxes), rows)
+            loss = smooth_l1_loss(deltas, targets, beta=self.smooth_l1_beta)
         else:
-            kind, transform = self.box_reg_loss_type, self.box2box_transform
             loss = box_loss(kind, transform, boxes, deltas, gt_boxes, self.smooth_l1_beta)[:, None]
-        if weights is not None:
-            loss = loss * weights[fg_inds, None]
-        return loss.sum() / max(gt_classes.numel(), 1.0)
+        return fg_inds, loss if weights is None else loss * weights[fg_inds, None]
+
+
+def _have_weights(proposals: list[Instances]) -> bool:
+    """Tell whether any RoI has a weight of its own."""
+    return any(p.has("loss_weights") for p in proposals)
 
 
 def _log_classification(scores: torch.Tensor, gt_classes: torch.Tensor) -> None:

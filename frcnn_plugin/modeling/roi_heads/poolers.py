@@ -1,8 +1,12 @@
-"""RoI max pooling on Caffe's cells."""
+"""RoI pooling: a table of operators, and the way from continuous boxes to each operator's own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import nn
@@ -11,24 +15,76 @@ from torch.nn import functional as F
 from ...layers.roi_max_pool import CaffeRoIPool, roi_max_pool
 
 
-class InclusiveROIPooler(nn.Module):
-    """Caffe's RoI max pooling for continuous boxes.
+class Operator(NamedTuple):
+    """How RoIs of one feature map are pooled.
 
-    Only here does the plugin leave continuous coordinates: Caffe rounds *inclusive* corners to
-    cells, so (0, 0, 1, 1) is subtracted first. Given inclusive corners, torchvision's operator
-    equals Caffe's bit for bit: corners round half away from zero, empty bins are 0. Continuous
-    corners would move about a quarter of all RoIs to another cell (example E15f). The gradient is
-    Caffe's too, see :class:`~frcnn_plugin.layers.CaffeRoIPool`.
-
-    Source: Caffe roi_pooling_layer.cu.
+    Attributes:
+        build: takes the output size P and the cells per pixel; returns a module that pools maps
+            (N, C, H, W) at RoIs, (R, 5) float32 of image index and XYXY in pixels, to (R, C, P, P).
+        inclusive: whether its corners are inclusive, as Caffe's are, or continuous.
     """
 
-    def __init__(self, pooler: ROIPooler) -> None:
-        """Wrap a pooler of Detectron2 that has the type "ROIPool"; its operators are replaced."""
+    build: Callable[[int, float], nn.Module]
+    inclusive: bool
+
+
+# MODEL.ROI_*_HEAD.POOLER_TYPE -> operator; all other types are Detectron2's.
+OPERATORS: dict[str, Operator] = {"ROIPool": Operator(CaffeRoIPool, inclusive=True)}
+
+
+def build_pooler(
+    pooler_type: str, resolution: int, scales: Sequence[float], sampling_ratio: int = 0
+) -> nn.Module:
+    """Build the pooler of a head.
+
+    Args:
+        pooler_type: a name in :data:`OPERATORS`, or one of Detectron2's.
+        resolution: output size P, bins per side.
+        scales: cells per pixel of each feature map, falling powers of two.
+        sampling_ratio: of Detectron2's RoIAlign.
+
+    Returns:
+        a module that takes a list of feature maps and a list of Boxes, continuous XYXY in
+        network-input pixels, and returns (R, C, P, P) for the R boxes of all images.
+    """
+    kind = "ROIPool" if pooler_type in OPERATORS else pooler_type
+    return own_pooler(ROIPooler(resolution, tuple(scales), sampling_ratio, kind), pooler_type)
+
+
+def own_pooler(pooler: nn.Module, pooler_type: str) -> nn.Module:
+    """Give a pooler of Detectron2 the operators of a type; others' stay as they are."""
+    if not isinstance(pooler, ROIPooler) or pooler_type not in OPERATORS:
+        return pooler
+    return (
+        InclusiveROIPooler(pooler)
+        if pooler_type == "ROIPool"
+        else OperatorPooler(pooler, OPERATORS[pooler_type])
+    )
+
+
+def with_stock_poolers(cfg: CfgNode) -> CfgNode:
+    """Return a config with pooler types that Detectron2 knows, for heads whose poolers it builds.
+
+    :func:`own_pooler` gives these the operators of the type that ``cfg`` names.
+    """
+    stock = cfg.clone()
+    stock.defrost()
+    for name in ("ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+        if stock.MODEL[name].POOLER_TYPE in OPERATORS:
+            stock.MODEL[name].POOLER_TYPE = "ROIPool"
+    return stock
+
+
+class OperatorPooler(nn.Module):
+    """Detectron2's pooler, which finds the map for each box, with an operator of the table."""
+
+    def __init__(self, pooler: ROIPooler, operator: Operator) -> None:
+        """Wrap a pooler of Detectron2; its operators are replaced."""
         super().__init__()
         self.pooler = pooler
+        self.inclusive = operator.inclusive
         operators = [
-            CaffeRoIPool(pooler.output_size[0], p.spatial_scale) for p in pooler.level_poolers
+            operator.build(pooler.output_size[0], p.spatial_scale) for p in pooler.level_poolers
         ]
         pooler.level_poolers = nn.ModuleList(operators)
 
@@ -43,20 +99,43 @@ class InclusiveROIPooler(nn.Module):
             (R, C, output size, output size), in the features' dtype.
         """
         dtype = features[0].dtype
-        inclusive = [torch.cat([b.tensor[:, :2], b.tensor[:, 2:] - 1], dim=1) for b in boxes]
-        # The operator has no reduced-precision kernel on the CPU, and coordinates need float32.
+        rois = [b.tensor for b in boxes]
+        if self.inclusive:
+            rois = [torch.cat([b[:, :2], b[:, 2:] - 1], dim=1) for b in rois]
+        # The operators have no reduced-precision kernel on CPUs, and coordinates need float32.
         with torch.autocast(features[0].device.type, enabled=False):
             features = [f.float() for f in features]
             if len(features) > 1:
-                return self.pooler(features, [Boxes(b) for b in inclusive]).to(dtype)
-            return self._pool(features[0], inclusive).to(dtype)
+                return self.pooler(features, [Boxes(b) for b in rois]).to(dtype)
+            return self._pool(features[0], rois).to(dtype)
 
     def _pool(self, features: torch.Tensor, rois: list[torch.Tensor]) -> torch.Tensor:
         """Pool from one feature map, as Detectron2's pooler does from several."""
         (operator,) = self.pooler.level_poolers
-        needs_grad = torch.is_grad_enabled() and features.requires_grad
-        if not (features.is_cuda or needs_grad or torch.jit.is_tracing()):
-            return roi_max_pool(features, rois, self.pooler.output_size[0], operator.spatial_scale)
         # Not by Detectron2's convert_boxes_to_pooler_format, which waits for a GPU to count boxes.
         numbered = [F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(rois)]
         return operator(features, torch.cat(numbered))
+
+
+class InclusiveROIPooler(OperatorPooler):
+    """Caffe's RoI max pooling for continuous boxes.
+
+    Only here does the plugin leave continuous coordinates: Caffe rounds *inclusive* corners to
+    cells, so (0, 0, 1, 1) is subtracted first. Given inclusive corners, torchvision's operator
+    equals Caffe's bit for bit: corners round half away from zero, empty bins are 0. Continuous
+    corners would move about a quarter of all RoIs to another cell (example E15f). The gradient is
+    Caffe's too, see :class:`~frcnn_plugin.layers.CaffeRoIPool`.
+
+    Source: Caffe roi_pooling_layer.cu.
+    """
+
+    def __init__(self, pooler: ROIPooler) -> None:
+        """Wrap a pooler of Detectron2 that has the type "ROIPool"; its operators are replaced."""
+        super().__init__(pooler, OPERATORS["ROIPool"])
+
+    def _pool(self, features: torch.Tensor, rois: list[torch.Tensor]) -> torch.Tensor:
+        needs_grad = torch.is_grad_enabled() and features.requires_grad
+        if features.is_cuda or needs_grad or torch.jit.is_tracing():
+            return super()._pool(features, rois)
+        (operator,) = self.pooler.level_poolers
+        return roi_max_pool(features, rois, self.pooler.output_size[0], operator.spatial_scale)

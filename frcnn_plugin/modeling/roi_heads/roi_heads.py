@@ -16,7 +16,7 @@ from torchvision.ops import RoIPool
 from ...host import register
 from ..matcher import AsyncMatcher
 from .fast_rcnn import PaperFastRCNNOutputLayers
-from .poolers import InclusiveROIPooler
+from .poolers import InclusiveROIPooler, own_pooler, with_stock_poolers
 
 
 @register(ROI_HEADS_REGISTRY)
@@ -27,30 +27,36 @@ class CaffeROIHeads(StandardROIHeads):
     paper's background window [0.1, 0.5), ``[0.5]`` with ``[0, 1]`` py-faster-rcnn's [0, 0.5);
     when too few boxes qualify, fewer are used, none twice.
 
-    ``POOLER_TYPE`` "ROIPool" is the original; Detectron2's other types work as they do there. A
-    predictor that another class of the same heads has built stays (docs/other_projects.md).
+    ``POOLER_TYPE`` "ROIPool", of the box head and of a mask head, is the original; for others see
+    :data:`~frcnn_plugin.modeling.roi_heads.poolers.OPERATORS`, and Detectron2's work as they do
+    there. A predictor that another class of the same heads has built stays
+    (docs/other_projects.md).
     """
 
     proposal_append_gt: bool
 
     @configurable
-    def __init__(self, *, box_pooler: nn.Module, **kwargs: Any) -> None:
+    def __init__(
+        self, *, box_pooler: nn.Module, mask_pooler: nn.Module | None = None, **kwargs: Any
+    ) -> None:
         """Take the parts.
 
         Args:
             box_pooler: Detectron2's pooler; one of the type "ROIPool" pools as Caffe does.
+            mask_pooler: the same of the mask head, if there is one.
             kwargs: arguments of Detectron2's StandardROIHeads.
         """
-        # RoIAlign and others interpolate between cells, for which continuous corners are right.
-        operators = getattr(box_pooler, "level_poolers", None)  # also other projects' poolers
-        if operators and isinstance(operators[0], RoIPool):
-            box_pooler = InclusiveROIPooler(box_pooler)
-        super().__init__(box_pooler=box_pooler, **kwargs)
+        super().__init__(
+            box_pooler=_on_cells(box_pooler), mask_pooler=_on_cells(mask_pooler), **kwargs
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         """Read Detectron2's arguments, with our matcher, and our predictor in place of its own."""
-        ret = super().from_config(cfg, input_shape)
+        ret = super().from_config(with_stock_poolers(cfg), input_shape)
+        for name, node in (("box", cfg.MODEL.ROI_BOX_HEAD), ("mask", cfg.MODEL.ROI_MASK_HEAD)):
+            if f"{name}_pooler" in ret:
+                ret[f"{name}_pooler"] = own_pooler(ret[f"{name}_pooler"], node.POOLER_TYPE)
         if type(ret["box_predictor"]) is FastRCNNOutputLayers:  # else it is another project's
             ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         heads = cfg.MODEL.ROI_HEADS
@@ -98,3 +104,10 @@ class CaffeROIHeads(StandardROIHeads):
         if compute_val_loss:
             return proposals, self.box_predictor.losses(predictions, proposals)
         return self.box_predictor.inference(predictions, proposals)[0], predictions
+
+
+def _on_cells(pooler: Any) -> Any:
+    """Let a pooler of Detectron2's type "ROIPool" pool as Caffe does; others are returned."""
+    # RoIAlign and others interpolate between cells, for which continuous corners are right.
+    operators = getattr(pooler, "level_poolers", None)  # also other projects' poolers
+    return InclusiveROIPooler(pooler) if operators and isinstance(operators[0], RoIPool) else pooler

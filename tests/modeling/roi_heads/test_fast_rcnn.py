@@ -176,9 +176,12 @@ def weighted_losses(
         if weight is not None:
             rois.loss_weights = torch.tensor(weight)
         images.append(rois)
-    scores = torch.tensor([[1.0, 2.0, 5.0]] * 4).log()
+    predictions = torch.tensor([[1.0, 2.0, 5.0]] * 4).log(), torch.tensor([[1.0, 0, 0, 0] * 2] * 4)
     with EventStorage():
-        losses = predictor.losses((scores, torch.tensor([[1.0, 0, 0, 0] * 2] * 4)), images)
+        losses = predictor.losses(predictions, images)
+    for name, per_roi in predictor.losses_per_roi(predictions, images).items():
+        assert per_roi.shape == (4,)
+        assert per_roi.mean().item() == pytest.approx(losses[name].item())
     return {name: loss.item() for name, loss in losses.items()}
 
 
@@ -242,6 +245,8 @@ def test_weights_without_rois() -> None:
     with EventStorage():
         losses = predictor.losses((torch.zeros(0, 3), torch.zeros(0, 8)), [empty])
     assert [x.item() for x in losses.values()] == [0, 0]
+    per_roi = predictor.losses_per_roi((torch.zeros(0, 3), torch.zeros(0, 8)), [empty])
+    assert [x.shape for x in per_roi.values()] == [(0,), (0,)]
 
 
 def test_class_weights_by_key_are_not_in_checkpoints(tiny_cfg) -> None:

@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
-from frcnn_plugin.modeling import InclusiveROIPooler
+from frcnn_plugin.modeling import InclusiveROIPooler, build_pooler
 
 
 def stock_pooler(output: int) -> ROIPooler:
@@ -116,3 +116,10 @@ def test_pooling_of_two_images_as_detectron2s_pooler() -> None:
     with torch.no_grad():
         assert torch.equal(pooler([features], [Boxes(b) for b in boxes]), expected)
         assert pooler([features[:1]], [Boxes(torch.zeros(0, 4))]).shape == (0, 8, 7, 7)
+
+
+@pytest.mark.parametrize("kind", ["ROIPool", "ROIAlignV2"])
+def test_build_pooler_takes_our_types_and_detectron2s(kind: str) -> None:
+    pooler = build_pooler(kind, 2, (1 / 16,))
+    assert isinstance(pooler, InclusiveROIPooler) is (kind == "ROIPool")
+    assert pooler([ramp(6, 6)], [Boxes(torch.tensor([[0.0, 0, 48, 48]]))]).shape == (1, 1, 2, 2)
