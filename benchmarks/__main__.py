@@ -9,6 +9,7 @@
     python -m benchmarks hooks --iterations 30
     python -m benchmarks caffemodel
     python -m benchmarks targets
+    python -m benchmarks family
 
 Weights are random unless MODEL.WEIGHTS names a file, but such that proposals and detections have
 their full number; images are random too. ``infer`` and ``train`` run the models in turn, in one
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from detectron2.utils.logger import setup_logger
 
-from benchmarks import caffemodel, compare, data, stages, targets
+from benchmarks import caffemodel, compare, data, family, stages, targets
 from benchmarks.output import prepare_folder
 from benchmarks.work import PEERS
 from frcnn_plugin import get_config_file
@@ -46,6 +47,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], str, i
     "hooks": (stages.run_hooks, "what the plugin's hooks add to four-step training", 1),
     "caffemodel": (caffemodel.run, "conversion of VGG16's caffemodel: time and memory", 1),
     "targets": (targets.run, "everything that a target is set for, with the targets", 5),
+    "family": (family.run, "the systems around Faster R-CNN beside the plain one", 5),
 }
 
 
@@ -87,6 +89,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if name == "data":
             command.add_argument(
                 "--workers", type=numbers, default=(0, 1, 2), help="such as 0,2; default: 0,1,2"
+            )
+        if name == "family":
+            command.add_argument(
+                "--only", action="append", choices=list(family.MEMBERS), help="may be repeated"
+            )
+            command.add_argument(
+                "--together", action="store_true", help="all in one process, without memory"
             )
         if name == "hooks":
             command.set_defaults(config_file=get_config_file(HOOKS_CONFIG))

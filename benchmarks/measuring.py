@@ -184,13 +184,15 @@ def measure(
     """
     for spec in specs:
         spec.cfg(work.training)  # a mistake shows before minutes of work
-    weights = calibrated_weights(specs[0], work)
+    # Peers have the layers of ours. A config may have others, which need deviations of their own.
+    own = {s.name: calibrated_weights(s, work) for s in specs if s.kind == "config"}
+    weights = {s.name: own.get(s.name, own[specs[0].name]) for s in specs}
     sessions: list[LocalSession | ChildSession] = []
     models: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
         for spec in specs:
             logger.info("building %s", spec.name)
-            session = (ChildSession if separate else LocalSession)(spec, work, weights)
+            session = (ChildSession if separate else LocalSession)(spec, work, weights[spec.name])
             sessions.append(stack.enter_context(closing(session)))
         for session in sessions:
             models[session.name] = {"outcome": session.call("outcome")}
@@ -207,7 +209,7 @@ def measure(
                 models[session.name]["syncs"] = sync_rows(session.call("syncs"))
     for spec in specs if memory and not separate else ():
         logger.info("measuring the memory of %s", spec.name)
-        with closing(ChildSession(spec, work, weights)) as child:
+        with closing(ChildSession(spec, work, weights[spec.name])) as child:
             for _ in range(2):
                 child.call("sample")
             models[spec.name]["peak"] = child.call("peak")

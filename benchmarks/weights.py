@@ -112,7 +112,7 @@ def calibrate(
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             if role in deviations or output.numel() < 2:  # a second feature map; no proposals
                 return output
-            factor = _DEVIATIONS.get(role, 1.0) / max(float(output.std()), 1e-12)
+            factor = _DEVIATIONS.get(role.rpartition(".")[2], 1.0) / max(float(output.std()), 1e-12)
             layer.weight.mul_(factor)
             deviations[role] = (2 / layer.weight[0].numel()) ** 0.5 * factor
             return output * factor

@@ -1,0 +1,130 @@
+"""``family``: what the systems around Faster R-CNN cost beside it, in time and memory.
+
+Each is its own config, with 20 classes, one image and full numbers of proposals and detections; the
+plain detector is that of approximate joint training, in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tabulate import tabulate
+
+from benchmarks.compare import table
+from benchmarks.measuring import measure, ratio
+from benchmarks.output import headline, write_results
+from benchmarks.work import Spec, specs_from, work_from
+from frcnn_plugin import get_config_file
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A system that is measured.
+
+    Attributes:
+        config: its file in ``configs/``.
+        infer: target of the ratio of inference times; None: none is set.
+        train: target of the ratio of training iterations; None: none is set.
+        memory: target of the ratio of peak memory in inference; None: none is set.
+        opts: ``KEY VALUE`` overrides.
+    """
+
+    config: str
+    infer: float | None = None
+    train: float | None = None
+    memory: float | None = None
+    opts: tuple[str, ...] = ()
+
+
+# What a system's config has for its training sets, and the four stages, is not measured here.
+_ONE_STEP = ("FOUR_STEP.ENABLED", "False", "MODEL.LOAD_PROPOSALS", "False")
+_PLAIN = "faster_rcnn_vgg16_voc_joint.yaml"
+
+MEMBERS = {
+    "Soft-NMS": Member(
+        _PLAIN,
+        infer=1.05,
+        opts=("MODEL.ROI_HEADS.NMS_METHOD_TEST", "linear", "TEST.DETECTIONS_PER_IMAGE", "100"),
+    ),
+    "OHEM": Member(
+        _PLAIN,
+        train=1.25,
+        opts=("MODEL.ROI_HEADS.SAMPLING", "hard"),
+    ),
+    "non-approximate": Member("faster_rcnn_vgg16_voc_nonapproximate.yaml", train=1.20),
+    "Cascade": Member("extensions/cascade_rcnn_vgg16_voc0712.yaml", infer=1.35),
+    "R-FCN": Member("extensions/rfcn_vgg16_voc0712.yaml", infer=0.95),
+    "HyperNet-SP": Member("extensions/hypernet_vgg16_voc.yaml", infer=1.6, memory=1.5),
+}
+
+
+def _specs(args: argparse.Namespace) -> list[Spec]:
+    (plain,) = specs_from(args)
+    members = [
+        Spec(
+            name,
+            "config",
+            get_config_file(member.config),
+            (*_ONE_STEP, *member.opts, *plain.opts),
+        )
+        for name, member in MEMBERS.items()
+        if not args.only or name in args.only
+    ]
+    return [replace(plain, name="plain"), *members]
+
+
+def rows(results: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """Return system, what, target, ratio to the plain detector, whether the target is reached."""
+    found = []
+    for what in ("infer", "train"):
+        models = results[what]["models"]
+        plain = models["plain"]
+        for name, model in models.items():
+            if name == "plain":
+                continue
+            member = MEMBERS[name]
+            time = ratio(model["seconds"], plain["seconds"])
+            limit = member.infer if what == "infer" else member.train
+            found.append((name, f"{what}, time", limit, time.value, str(time)))
+            if "peak" in model:
+                key = "cuda_mib" if "cuda_mib" in plain["peak"] else "process_mib"
+                memory = model["peak"][key] / plain["peak"][key]
+                limit = member.memory if what == "infer" else None
+                text = f"{memory:.3f} ({model['peak'][key]:.0f} MiB)"
+                found.append((name, f"{what}, peak memory", limit, memory, text))
+    return [
+        (
+            name,
+            what,
+            "" if limit is None else f"<= {limit:g}",
+            text,
+            "" if limit is None else ("yes" if value <= limit else "no"),
+        )
+        for name, what, limit, value, text in found
+    ]
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the sub-command ``family``: about 10 minutes on two cores."""
+    specs, work = _specs(args), work_from(args)
+    results: dict[str, Any] = {}
+    for what in ("infer", "train"):
+        logger.info("%s", what)
+        results[what] = measure(
+            specs,
+            replace(work, training=what == "train"),
+            repeats=args.repeats,
+            separate=not args.together,
+            memory=not args.together,
+        )
+        print(f"\n{what}: {headline()}\n\n{table(results[what])}", flush=True)
+    found = rows(results)
+    print(f"\nthe family beside the plain detector: {headline()}\n")
+    headers = ("system", "", "target", "ratio [95%]", "reached")
+    print(tabulate(found, headers=headers, disable_numparse=True))
+    return write_results(args.output, {"what": "family", **results, "rows": found})
