@@ -1,4 +1,4 @@
-"""A small VOC-format data set that is written, not downloaded.
+"""A small data set in VOC's format, and with masks in COCO's, that is written, not downloaded.
 
 For ``make demo`` and for the tests: circles, squares and triangles that a narrow network learns in
 minutes, with what real sets have as well: images of several sizes in both orientations, images
@@ -19,13 +19,17 @@ import os
 import shutil
 import tempfile
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pycocotools.mask
 from PIL import Image, ImageDraw
 
+from ..atomic_files import write_text
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -71,7 +75,9 @@ def write_synthetic_voc(
 
     Args:
         root: folder to create; holds ``Annotations``, ``ImageSets/Main/{trainval,test}.txt``,
-            ``JPEGImages`` and a marker file afterwards.
+            ``JPEGImages``, ``COCO/{trainval,test}.json`` and a marker file afterwards. The last
+            two are the same sets in COCO's format, with masks; ``difficult`` objects have
+            ``ignore`` 1 there, so they count as crowds.
         num_trainval: number of images of the split ``trainval``.
         num_test: number of images of the split ``test``.
         seed: seed of everything.
@@ -103,7 +109,10 @@ def write_synthetic_voc(
         "short_side": list(short_side),
     }
     marker = json.dumps(arguments, indent=2) + "\n"
+    splits = {"trainval": num_trainval, "test": num_test}
     if _is_complete(root, marker, num_trainval + num_test):
+        if not all(_coco_file(root, split).is_file() for split in splits):  # an earlier version's
+            _write(root, splits, seed, short_side, voc=False)
         logger.info("%s: already there, nothing to do", root)
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -114,7 +123,7 @@ def write_synthetic_voc(
     root.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.partial-", dir=root.parent))
     try:
-        _write(partial, {"trainval": num_trainval, "test": num_test}, seed, short_side)
+        _write(partial, splits, seed, short_side)
         (partial / MARKER).write_text(marker)
         partial.chmod(0o755)  # mkdtemp makes it private
         os.rename(partial, root)  # replaces an empty folder, refuses a full one
@@ -135,23 +144,79 @@ def _is_complete(root: Path, marker: str, total: int) -> bool:
     )
 
 
-def _write(root: Path, splits: dict[str, int], seed: int, short_side: tuple[int, int]) -> None:
-    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        (root / folder).mkdir(parents=True)
+def _write(
+    root: Path,
+    splits: dict[str, int],
+    seed: int,
+    short_side: tuple[int, int],
+    *,
+    voc: bool = True,
+) -> None:
+    """Write all files, or, without ``voc``, only those in COCO's format."""
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages", "COCO"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
     first_number = 1
     for split_number, (split, count) in enumerate(splits.items()):
         ids = [f"{first_number + index:06d}" for index in range(count)]
-        for index, image_id in enumerate(ids):
-            rng = np.random.default_rng([seed, split_number, index])
-            width, height = _image_size(rng, short_side)
-            empty = rng.random() < _EMPTY_SHARE
-            num_objects = 0 if empty else int(rng.integers(1, _MAX_OBJECTS + 1))
-            picture, shapes = draw_scene(rng, width, height, num_objects)
-            Image.fromarray(picture).save(root / "JPEGImages" / f"{image_id}.jpg", quality=95)
-            _write_annotation(root / "Annotations" / f"{image_id}.xml", width, height, shapes)
-        listing = "".join(f"{image_id}\n" for image_id in ids)
-        (root / "ImageSets" / "Main" / f"{split}.txt").write_text(listing)
+        scenes = []
+        for image_id, (picture, shapes) in zip(
+            ids, _scenes([seed, split_number], count, short_side), strict=True
+        ):
+            height, width = picture.shape[:2]
+            scenes.append((int(image_id), width, height, [_coco_object(s) for s in shapes]))
+            if voc:
+                Image.fromarray(picture).save(root / "JPEGImages" / f"{image_id}.jpg", quality=95)
+                _write_annotation(root / "Annotations" / f"{image_id}.xml", width, height, shapes)
+        if voc:
+            listing = "".join(f"{image_id}\n" for image_id in ids)
+            (root / "ImageSets" / "Main" / f"{split}.txt").write_text(listing)
+        _write_coco(_coco_file(root, split), scenes)
         first_number += count
+
+
+def _scenes(
+    seeds: list[int], count: int, short_side: tuple[int, int]
+) -> Iterator[tuple[npt.NDArray[np.uint8], list[Shape]]]:
+    """Draw the images of a split, each from its own number alone."""
+    for index in range(count):
+        rng = np.random.default_rng([*seeds, index])
+        width, height = _image_size(rng, short_side)
+        empty = rng.random() < _EMPTY_SHARE
+        num_objects = 0 if empty else int(rng.integers(1, _MAX_OBJECTS + 1))
+        yield draw_scene(rng, width, height, num_objects)
+
+
+def _coco_file(root: Path, split: str) -> Path:
+    return root / "COCO" / f"{split}.json"
+
+
+def _coco_object(shape: Shape) -> dict[str, Any]:
+    """Describe a shape in COCO's format, without numbers; its mask by run lengths."""
+    x1, y1, x2, y2 = shape.box()
+    mask = pycocotools.mask.encode(np.asfortranarray(shape.mask, dtype=np.uint8))
+    return {
+        "category_id": SHAPE_CLASSES.index(shape.name) + 1,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": int(shape.mask.sum()),
+        "iscrowd": 0,
+        "ignore": int(shape.is_difficult()),
+        "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
+    }
+
+
+def _write_coco(path: Path, scenes: list[tuple[int, int, int, list[dict[str, Any]]]]) -> None:
+    """Write number, width, height and objects of each image as a file in COCO's format."""
+    images = [
+        {"id": number, "file_name": f"{number:06d}.jpg", "width": width, "height": height}
+        for number, width, height, _ in scenes
+    ]
+    objects = [{"image_id": number, **entry} for number, _, _, own in scenes for entry in own]
+    content = {
+        "images": images,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(SHAPE_CLASSES, 1)],
+        "annotations": [{"id": i, **entry} for i, entry in enumerate(objects, 1)],
+    }
+    write_text(path, json.dumps(content) + "\n")
 
 
 def _image_size(rng: np.random.Generator, short_side: tuple[int, int]) -> tuple[int, int]:

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pycocotools.mask
 from detectron2.structures import Boxes, Instances
 
 from ..atomic_files import replacing, write_text
 from ..visualization.drawings.bare_canvas import BareCanvas
 from ..visualization.drawings.canvas import save_picture
-from ..visualization.drawings.palette import ImageArray, class_style
+from ..visualization.drawings.palette import ImageArray, class_style, paint_masks
 
 # Name in the file of features of a field of Instances, and its type there.
 _FIELDS = {
@@ -108,15 +109,15 @@ class DetectionWriter(AbstractContextManager["DetectionWriter"]):
 def annotate_image(
     image_bgr: ImageArray, instances: Instances, class_names: Sequence[str]
 ) -> BareCanvas:
-    """Draw boxes with class names and scores, coloured by class.
+    """Draw boxes, with class names and scores, and masks, coloured by class.
 
     Letters and lines grow with the picture. Labels keep off each other where there is room; the
     best detection is drawn last, on top.
 
     Args:
         image_bgr: (H, W, 3) uint8 BGR.
-        instances: ``pred_boxes`` in pixels of the image, ``scores``, ``pred_classes``; on the CPU,
-            best first.
+        instances: ``pred_boxes`` in pixels of the image, ``scores``, ``pred_classes``, perhaps
+            ``pred_masks`` (n, H, W); on the CPU, best first.
         class_names: by class index; also shown if there is only one.
 
     Returns:
@@ -125,8 +126,10 @@ def annotate_image(
     height, width = image_bgr.shape[:2]
     scale = max(1.0, 480 / max(height, width))
     letter = max(13.0, 0.026 * scale * math.sqrt(height * width))
-    canvas = BareCanvas(image_bgr, letter=letter)
     classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    if instances.has("pred_masks"):
+        image_bgr = paint_masks(image_bgr, instances.pred_masks.numpy(), classes)
+    canvas = BareCanvas(image_bgr, letter=letter)
     styles = [class_style(index, 0.18 * letter) for index in classes]
     texts = [f"{class_names[i]} {score:.2f}" for i, score in zip(classes, scores, strict=True)]
     canvas.boxes(instances.pred_boxes.tensor.numpy(), styles, texts)
@@ -155,7 +158,10 @@ class CocoResults:
         )
         boxes = instances.pred_boxes.tensor.tolist()
         classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
-        for (x1, y1, x2, y2), index, score in zip(boxes, classes, scores, strict=True):
+        masks = [{}] * len(boxes)
+        if instances.has("pred_masks"):
+            masks = [{"segmentation": _run_lengths(m)} for m in instances.pred_masks.numpy()]
+        for (x1, y1, x2, y2), index, score, mask in zip(boxes, classes, scores, masks, strict=True):
             self._annotations.append(
                 {
                     "id": len(self._annotations) + 1,
@@ -167,6 +173,7 @@ class CocoResults:
                     "area": round((x2 - x1) * (y2 - y1), 3),
                     "iscrowd": 0,
                     "score": round(score, 6),
+                    **mask,
                 }
             )
 
@@ -179,6 +186,12 @@ class CocoResults:
             "annotations": self._annotations,
         }
         write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def _run_lengths(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Encode a mask, (H, W), as COCO does."""
+    encoded = pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
 
 
 class FeatureFile(AbstractContextManager["FeatureFile"]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -58,10 +58,12 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
             if dicts and not any(field in o for d in dicts for o in d.get("annotations", ())):
                 yield _DATA.error(
                     f"MODEL.{key} is True, but no object of {name} has a {field}",
-                    f"Type MODEL.{key} False",
+                    f"Type MODEL.{key} False, or name a set in COCO's format that has them",
                 )
-    if run.cfg.MODEL.MASK_ON or run.cfg.MODEL.KEYPOINT_ON:
-        return  # their data are for Detectron2 to check
+            elif key == "MASK_ON":
+                yield from _check_masks(run, name, dicts)
+    if run.cfg.MODEL.KEYPOINT_ON:
+        return  # its data are for Detectron2 to check
     for which, listed in (("TRAIN", run.train), ("TEST", run.test)):
         for name, times in Counter(listed).items():
             if times > 1:
@@ -86,6 +88,25 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
     classes_of = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
     check_same_classes({name: list(classes) for name, classes in classes_of.items() if classes})
     yield from _check_overlap(run)
+
+
+def _check_masks(
+    run: PlannedRun, name: str, dicts: Sequence[Mapping[str, Any]]
+) -> Iterator[Finding]:
+    """Find objects whose masks the config cannot read, and objects without any."""
+    objects = [o for d in dicts for o in d.get("annotations", ())]
+    if missing := sum("segmentation" not in o for o in objects):
+        yield _DATA.warning(
+            f"{missing:,} of {len(objects):,} objects of {name} have no segmentation: "
+            "MODEL.MASK_ON leaves them out of training"
+        )
+    if run.cfg.INPUT.MASK_FORMAT == "polygon" and any(
+        not o.get("iscrowd") and isinstance(o.get("segmentation"), Mapping) for o in objects
+    ):
+        yield _DATA.error(
+            f"INPUT.MASK_FORMAT is polygon, but {name} has masks in run lengths",
+            "Type INPUT.MASK_FORMAT bitmask",
+        )
 
 
 def _check_one(run: PlannedRun, name: str) -> Iterator[Finding]:

@@ -22,7 +22,14 @@ from ..evaluation.record import MIN_SCORE, EvaluationRecord
 from ..four_step.stages import ScheduledStage
 from .folder import RunFolder, name_of, read_run
 
-_RESULTS = ("bbox/AP50", "bbox/AP", "proposals/R@0.5@300", "proposals/AR@300")
+_RESULTS = (
+    "bbox/AP50",
+    "bbox/AP",
+    "segm/AP50",
+    "segm/AP",
+    "proposals/R@0.5@300",
+    "proposals/AR@300",
+)
 _WEIGHTS = ("model_best.pth", "model_final.pth")
 _HEADLINES = {"bbox/AP50": "AP50", "proposals/R@0.5@300": "recall of 300 proposals at IoU .5"}
 
@@ -147,7 +154,7 @@ def _curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
     return {
         name.replace("bbox/", "").replace("/", " "): points
         for name, points in run.metrics.measured.items()
-        if name.endswith(("bbox/AP50", "bbox/AP")) and len(points) > 1
+        if name.endswith(("bbox/AP50", "bbox/AP", "segm/AP50", "segm/AP")) and len(points) > 1
     }
 
 
@@ -192,7 +199,7 @@ def _outcome(run: RunFolder, stage: ScheduledStage) -> Iterator[str]:
     if seconds:
         yield f"{duration(seconds)} in total"
     for key, value in _results(run, stage, next(iter(run.tested), "")).items():
-        yield f"{key.partition('/')[2]} {value:.1f}"
+        yield f"{key.removeprefix('bbox/').removeprefix('proposals/').replace('/', ' ')} {value:.1f}"
 
 
 def _differences(cfg: CfgNode) -> list[list[str]]:

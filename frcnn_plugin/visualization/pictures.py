@@ -31,6 +31,7 @@ from .drawings.anchors import Sample, draw_anchors, draw_matches, draw_samples, 
 from .drawings.canvas import Canvas
 from .drawings.detections import draw_detections
 from .drawings.objects import NO_OBJECTS, Objects, count_of, draw_data
+from .drawings.palette import paint_masks
 from .drawings.proposals import draw_proposals
 from .drawings.roi_cells import draw_roi_cells, pooled_cells
 from .inspection import (
@@ -332,8 +333,11 @@ class Pictures:
             verdicts = judge_detections(found, truth, self.cfg.TEST.VOC_MATCH)
             rule = f"; right: IoU {self.cfg.TEST.VOC_MATCH} 0.5, same class"
         names = [self.class_names[index] for index in found.classes]
+        pixels = image.bgr
+        if instances.has("pred_masks"):
+            pixels = paint_masks(pixels, instances.pred_masks.numpy(), found.classes.tolist())
         return draw_detections(
-            image.bgr, found.boxes, names, found.scores, objects, verdicts,
+            pixels, found.boxes, names, found.scores, objects, verdicts,
             f"detections: {image.name}", [f"scores of at least {lowest:g}{rule}"],
         )  # fmt: skip
 

@@ -217,6 +217,9 @@ class ImageMapper(DatasetMapper):
             record.pop("annotations", None)
             record.pop("sem_seg_file_name", None)
         elif "annotations" in record:
+            if self.use_instance_mask:  # as Detectron2's loader does with COCO's sets
+                objects = record["annotations"]
+                record["annotations"] = [o for o in objects if "segmentation" in o]
             self._transform_annotations(record, transforms, shape)
         return record
 

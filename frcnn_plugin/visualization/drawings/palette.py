@@ -7,6 +7,7 @@ tell apart; where two kinds of line may meet, dashes tell them apart as well.
 Where nothing is judged, boxes are coloured by class instead.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,3 +61,23 @@ MISSED = Style(YELLOW, 4.0, ":")
 def class_style(index: int, width: float = 2.5) -> Style:
     """Return the look of boxes of a class."""
     return Style(CLASS_COLOURS[index % len(CLASS_COLOURS)], width)
+
+
+def paint_masks(
+    image_bgr: ImageArray, masks: npt.NDArray[np.bool_], classes: Sequence[int]
+) -> ImageArray:
+    """Tint the pixels of masks in the colours of their classes; the first one on top.
+
+    Args:
+        image_bgr: (H, W, 3) uint8 BGR; stays as it is.
+        masks: (n, H, W).
+        classes: (n,) class indices.
+
+    Returns:
+        A picture of the same size.
+    """
+    painted = image_bgr.copy()
+    for mask, index in reversed(list(zip(masks, classes, strict=True))):
+        rgb = np.frombuffer(bytes.fromhex(class_style(index).colour[1:]), np.uint8)
+        painted[mask] = image_bgr[mask] * 0.5 + rgb[::-1] * 0.5
+    return painted
