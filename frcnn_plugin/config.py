@@ -46,6 +46,7 @@ def add_frcnn_config(cfg: CN) -> None:
     _add_backbones(ours)
     _add_rpn(ours)
     _add_roi_box_head(ours)
+    _add_rfcn(ours)
     _add_meta_arch(ours)
     _add_data(ours)
     _add_solver(ours)
@@ -158,6 +159,24 @@ def _add_roi_box_head(cfg: CN) -> None:
     # Factors of the class loss, one per class and the last for background, so NUM_CLASSES + 1
     # numbers; []: all 1 (all originals). The loss is still divided by the number of RoIs.
     cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS = []
+
+
+def _add_rfcn(cfg: CN) -> None:
+    # Used by RFCNHeads. Of MODEL.ROI_BOX_HEAD these read the keys of boxes, not those of layers and
+    # poolers; the original is class-agnostic: MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True.
+    cfg.MODEL.RFCN = CN()
+    # Channels of the 1x1 convolution before the score maps, and of fc6 and fc7 (py-R-FCN: 1024).
+    cfg.MODEL.RFCN.CONV_DIM = 1024
+    # k: a RoI has k x k bins, and each score and delta k x k maps (py-R-FCN: 7).
+    cfg.MODEL.RFCN.GROUP_SIZE = 7
+    # VGG16's fully connected layers:
+    #   "none"     left out (R-FCN's own backbones, ResNets, have none)
+    #   "reduced"  as convolutions, fc6 3x3 of dilation 6 and fc7 1x1, as in DeepLab and SSD; the
+    #              weights of ImageNet are sub-sampled when they are loaded
+    cfg.MODEL.RFCN.BACKBONE_FC = "none"
+    # Pooling: "caffe", corners rounded to pixels (py-R-FCN), or "align", torchvision's
+    # ps_roi_align, with MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO.
+    cfg.MODEL.RFCN.POOLER = "caffe"
 
 
 def _add_meta_arch(cfg: CN) -> None:

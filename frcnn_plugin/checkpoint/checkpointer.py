@@ -19,11 +19,13 @@ from ..atomic_files import replacing
 from ..errors import UserError
 from ..modeling.backbone.caffe_backbone import CaffeBackbone
 from ..modeling.roi_heads.box_head import FC6FC7Head
+from ..modeling.roi_heads.rfcn import RFCNConvs
 from .catalog.download import PREFIX
 from .catalog.known_files import find
 from .conversion import (
     Conversion,
     looks_like_torchvision,
+    reduce_fc,
     used_statistics,
     without_statistics,
 )
@@ -170,6 +172,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
         metadata = Metadata.from_dict(checkpoint.get(KEY))
         if self._cfg is not None:
             check_preprocessing(self._file, metadata, preprocessing(self._cfg))
+        if reduced := reduce_fc(checkpoint["model"], self.model.state_dict()):
+            logger.info("fc6 and fc7 of %s are sub-sampled to convolutions", self._file)
+            checkpoint["model"] = {**checkpoint["model"], **reduced}
         incompatible = super()._load_model(checkpoint)
         if self._cfg is not None:
             shapes = {name: (tuple(f), tuple(m)) for name, f, m in incompatible.incorrect_shapes}
@@ -207,9 +212,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 convs = [name for name, m in module.named_modules() if isinstance(m, nn.Conv2d)]
                 layers = [f"{prefix}.{name}" for name in convs]
                 check_layers(loaded, type(module).__name__, "conv layers", layers, _OTHER_FILE)
-            elif isinstance(module, FC6FC7Head) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
-                layers = [f"{prefix}.fc6", f"{prefix}.fc7"]
-                check_layers(loaded, "FC6FC7Head", "fully connected layers", layers, _FROM_RANDOM)
+            elif _has_fc(module) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
+                layers, name = [f"{prefix}.fc6", f"{prefix}.fc7"], type(module).__name__
+                check_layers(loaded, name, "fully connected layers", layers, _FROM_RANDOM)
         frozen = [n for n in loaded.missing if is_in(n, cfg.MODEL.PAPER_RCNN.FREEZE)]
         if lacking := [n for n in frozen if not is_in(n, may_lack)]:
             raise UserError(
@@ -225,6 +230,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not (self.save_dir and self.has_checkpoint()):
             return ""
         return f". {name_another(self.save_dir)}"
+
+
+def _has_fc(module: nn.Module) -> bool:
+    """Tell whether a module is a box head that begins with fc6 and fc7 of ImageNet."""
+    return isinstance(module, FC6FC7Head) or (isinstance(module, RFCNConvs) and module.has_fc)
 
 
 def _converted(result: Conversion) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from .conv3x3 import Conv3x3
 from .large_linear import LargeLinear
 from .nms import float32_threshold, prefix_nms
+from .ps_roi_pool import PSRoIPool, ps_roi_pool
 from .roi_max_pool import CaffeRoIPool, roi_max_pool
 from .winograd import Winograd
 
@@ -10,8 +11,10 @@ __all__ = [
     "CaffeRoIPool",
     "Conv3x3",
     "LargeLinear",
+    "PSRoIPool",
     "Winograd",
     "float32_threshold",
     "prefix_nms",
+    "ps_roi_pool",
     "roi_max_pool",
 ]

@@ -16,6 +16,7 @@ from .roi_heads.box_head import FC6FC7Head, UnscaledDropout
 from .roi_heads.detections import detection_candidates, select_detections
 from .roi_heads.fast_rcnn import PaperFastRCNNOutputLayers
 from .roi_heads.poolers import InclusiveROIPooler, build_pooler
+from .roi_heads.rfcn import RFCNConvs, RFCNHeads, RFCNOutputLayers, build_ps_pooler
 from .roi_heads.roi_features import box_features, classify, detect_with_features
 from .roi_heads.roi_heads import CaffeROIHeads
 from .target_statistics import (
@@ -38,6 +39,9 @@ __all__ = [
     "PaperFastRCNNOutputLayers",
     "PaperRCNN",
     "PaperRPN",
+    "RFCNConvs",
+    "RFCNHeads",
+    "RFCNOutputLayers",
     "ScaledImageSize",
     "Selection",
     "SoftmaxRPNHead",
@@ -48,6 +52,7 @@ __all__ = [
     "box_features",
     "box_loss",
     "build_pooler",
+    "build_ps_pooler",
     "classify",
     "clip_boxes",
     "clip_inclusive",

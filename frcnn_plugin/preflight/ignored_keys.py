@@ -92,6 +92,26 @@ _IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] =
         {"MODEL.LOAD_PROPOSALS": "MODEL.PAPER_RCNN.PHASE fast_rcnn"},
     ),
     (
+        lambda run: run.cfg.MODEL.ROI_HEADS.NAME == "RFCNHeads",
+        "by RFCNHeads",
+        {
+            "MODEL.ROI_BOX_HEAD.NAME": "",
+            "MODEL.ROI_BOX_HEAD.FC_DIM": "MODEL.RFCN.CONV_DIM",
+            "MODEL.ROI_BOX_HEAD.DROPOUT": "",
+            "MODEL.ROI_BOX_HEAD.DROPOUT_SCALE_TRAIN": "",
+            "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "MODEL.RFCN.POOLER",
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": "MODEL.RFCN.GROUP_SIZE",
+        },
+    ),
+    (
+        lambda run: run.cfg.MODEL.ROI_HEADS.NAME != "RFCNHeads",
+        "because MODEL.ROI_HEADS.NAME is not RFCNHeads",
+        dict.fromkeys(
+            (f"MODEL.RFCN.{key}" for key in ("CONV_DIM", "GROUP_SIZE", "BACKBONE_FC", "POOLER")),
+            "MODEL.ROI_HEADS.NAME RFCNHeads",
+        ),
+    ),
+    (
         lambda run: True,
         "by this package's commands",
         {"TEST.AUG.ENABLED": "", "TEST.PRECISE_BN.ENABLED": ""},
