@@ -52,7 +52,7 @@ def ps_roi_pool(
     def sums(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return the sums of all cells above and left of (R, k) rows and columns: (R, k, k, D)."""
         rows = (plane * (height + 1) + y[:, :, None]) * (width + 1) + x[:, None, :]
-        return table.index_select(0, rows.flatten()).view(*rows.shape, -1)
+        return table.index_select(0, rows.flatten()).view(*rows.shape, channels // bins)
 
     total = sums(y2, x2) - sums(y2, x1) - sums(y1, x2) + sums(y1, x1)
     area = (y2 - y1)[:, :, None] * (x2 - x1)[:, None, :]  # 0: all four look-ups are the same

@@ -108,7 +108,14 @@ class RFCNOutputLayers(PaperFastRCNNOutputLayers):
         redraw(self.bbox_pred, 0.01, generator)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn (N, C, H, W) into maps of scores, (N, (K+1)*k*k, H, W), and deltas, (N, B*4*k*k, H, W)."""
+        """Predict maps.
+
+        Args:
+            x: (N, C, H, W).
+
+        Returns:
+            maps of scores, (N, (K+1)*k*k, H, W), and of deltas, (N, B*4*k*k, H, W).
+        """
         return self.cls_score(x), self.bbox_pred(x)
 
 
