@@ -23,6 +23,7 @@ from .catalog.download import PREFIX
 from .catalog.known_files import find
 from .conversion import (
     Conversion,
+    copied_to_heads,
     looks_like_torchvision,
     used_statistics,
     without_statistics,
@@ -166,6 +167,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Any) -> Any:
         """Load, and stop at what Detectron2 only logs: weights that do not fit stay random."""
         keys = list(checkpoint["model"])
+        checkpoint["model"] = copied_to_heads(checkpoint["model"], self.model.state_dict())
         owners = used_statistics(without_statistics(checkpoint["model"]))
         metadata = Metadata.from_dict(checkpoint.get(KEY))
         if self._cfg is not None:

@@ -22,6 +22,8 @@ BOX_HEAD = "roi_heads.box_head"
 RPN = "proposal_generator"
 RPN_HEAD = f"{RPN}.rpn_head"
 PREDICTOR = "roi_heads.box_predictor"
+# The last layers, of the only head or of each head of a cascade: "roi_heads.box_predictor.0.".
+OF_PREDICTOR = re.compile(rf"{re.escape(PREDICTOR)}\.(\d+\.)?")
 
 VGG16_LAYERS = tuple(
     f"conv{block}_{i}" for block, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)
@@ -135,6 +137,28 @@ def _check_is_vgg16(state: Mapping[str, torch.Tensor]) -> None:
             f"has convolutions at features.{', '.join(map(str, sorted(places)))}, not at "
             f"{', '.join(map(str, _CONV.values()))}"
         )
+
+
+def copied_to_heads(
+    state: dict[str, torch.Tensor], wanted: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """Give fc6 and fc7 of a file with one box head to every head of a cascade.
+
+    Args:
+        state: weights of the file.
+        wanted: names of the model's weights; a cascade's are "roi_heads.box_head.0.fc6.weight", ...
+
+    Returns:
+        the weights; without a cascade in the model, or with one in the file, those of the file.
+    """
+    found = (re.fullmatch(rf"({re.escape(BOX_HEAD)}\.)\d+\.(.+)", name) for name in wanted)
+    sources = {match[0]: match[1] + match[2] for match in found if match}
+    copies = {name: source for name, source in sources.items() if source in state}
+    result = copy.copy(state)
+    result.update({name: state[source] for name, source in copies.items()})
+    for source in set(copies.values()):
+        del result[source]
+    return result
 
 
 # What predicts the deltas that statistics belong to, beside "target_statistics" in the model.
