@@ -46,6 +46,7 @@ def add_frcnn_config(cfg: CN) -> None:
     _add_backbones(ours)
     _add_rpn(ours)
     _add_roi_box_head(ours)
+    _add_cascade(ours)
     _add_meta_arch(ours)
     _add_data(ours)
     _add_solver(ours)
@@ -158,6 +159,30 @@ def _add_roi_box_head(cfg: CN) -> None:
     # Factors of the class loss, one per class and the last for background, so NUM_CLASSES + 1
     # numbers; []: all 1 (all originals). The loss is still divided by the number of RoIs.
     cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS = []
+    # True: where training starts from an fc6 and fc7 wider than FC_DIM, such as ImageNet's 4096,
+    # each keeps its units with the largest L1 norm of weights. (cascade-rcnn starts from 2048
+    # pruned units, by an unpublished rule; this one is ours.) False: such a file is refused.
+    cfg.MODEL.ROI_BOX_HEAD.PRUNE_WEIGHTS = False
+
+
+def _add_cascade(cfg: CN) -> None:
+    # Used by CaffeCascadeROIHeads, beside Detectron2's IOUS and BBOX_REG_WEIGHTS, an entry per head
+    # (cascade-rcnn: deviations .1 .2, then .05 .1, then .033 .067); MODEL.ROI_BOX_HEAD's
+    # CLS_AGNOSTIC_BBOX_REG must be True, and MODEL.ROI_HEADS.IOU_THRESHOLDS end with IOUS[0].
+    cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
+    # Factors of the gradients that features receive from the losses of the heads, which themselves
+    # learn at the full rate (cascade-rcnn: loss weights, with learning rates times 1, 2, 4).
+    cascade.LOSS_WEIGHTS = [1.0, 0.5, 0.25]
+    # The classifiers, whose mean the score is, look at the RoIs of
+    #   "last"  the last head (cascade-rcnn)
+    #   "own"   their own head (Detectron2)
+    cascade.SCORES_FROM = "last"
+    # True: the objects are among the RoIs of heads 2 and 3, too (cascade-rcnn); of head 1 they are
+    # by MODEL.ROI_HEADS.PROPOSAL_APPEND_GT.
+    cascade.APPEND_GT = True
+    # In training, what a head makes of a RoI whose IoU with an object is above this does not pass
+    # to the next head (cascade-rcnn: copies of the objects); 1: all do.
+    cascade.DROP_IOU = 0.95
 
 
 def _add_meta_arch(cfg: CN) -> None:

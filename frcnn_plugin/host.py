@@ -196,6 +196,12 @@ def eval_period_and_function(hook: Any) -> tuple[int, Callable[[], Any]]:
     return _member(hook, "_period"), _member(hook, "_func")
 
 
+def mask_and_keypoint_losses(roi_heads: Any, features: Any, rois: Any) -> dict[str, Any]:
+    """Return the losses of the heads beside the box head, if the ROI heads have any."""
+    losses: dict[str, Any] = dict(_member(roi_heads, "_forward_mask")(features, rois))
+    return losses | _member(roi_heads, "_forward_keypoint")(features, rois)
+
+
 def forget_scalars(storage: Any, word: str) -> None:
     """Drop all values whose name contains a word from an EventStorage.
 

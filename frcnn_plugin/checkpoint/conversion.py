@@ -139,6 +139,29 @@ def _check_is_vgg16(state: Mapping[str, torch.Tensor]) -> None:
         )
 
 
+def pruned(state: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tensor]:
+    """Cut fc6 and fc7 of a file with one box head down to a number of units.
+
+    fc6 keeps its rows with the largest L1 norms, in their order, fc7 the columns that belong to
+    them, and of the rows that this leaves those with the largest L1 norms. Weights that are no
+    wider are returned as they are.
+    """
+    names = [f"{BOX_HEAD}.{fc}.{kind}" for fc in ("fc6", "fc7") for kind in ("weight", "bias")]
+    if any(name not in state or len(state[name]) <= width for name in names):
+        return state
+    weight6, bias6, weight7, bias7 = (torch.as_tensor(state[name]) for name in names)
+    kept = _strongest(weight6, width)
+    weight6, bias6, weight7 = weight6[kept], bias6[kept], weight7[:, kept]
+    kept = _strongest(weight7, width)
+    result = copy.copy(state)
+    result.update(zip(names, (weight6, bias6, weight7[kept], bias7[kept]), strict=True))
+    return result
+
+
+def _strongest(weight: torch.Tensor, number: int) -> torch.Tensor:
+    return weight.abs().sum(dim=1).topk(number).indices.sort().values
+
+
 def copied_to_heads(
     state: dict[str, torch.Tensor], wanted: Collection[str]
 ) -> dict[str, torch.Tensor]:

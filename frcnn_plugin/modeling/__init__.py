@@ -13,6 +13,7 @@ from .proposal_generator.rpn import PaperRPN, rpn_losses
 from .proposal_generator.rpn_head import SoftmaxRPNHead
 from .proposal_generator.selection import Selection, select_proposals
 from .roi_heads.box_head import FC6FC7Head, UnscaledDropout
+from .roi_heads.cascade import CaffeCascadeROIHeads
 from .roi_heads.detections import detection_candidates, select_detections
 from .roi_heads.fast_rcnn import PaperFastRCNNOutputLayers
 from .roi_heads.poolers import InclusiveROIPooler, build_pooler
@@ -31,6 +32,7 @@ __all__ = [
     "CaffeAnchorGenerator",
     "CaffeBackbone",
     "CaffeBox2BoxTransform",
+    "CaffeCascadeROIHeads",
     "CaffeROIHeads",
     "FC6FC7Head",
     "InclusiveROIPooler",

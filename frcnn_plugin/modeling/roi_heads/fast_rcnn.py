@@ -116,26 +116,33 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     def inference(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[torch.Tensor]]:
-        """Turn predictions into detections, with the originals' suppression and limit.
+        """Turn predictions into detections: decode them, then :meth:`select`."""
+        boxes = self.predict_boxes(predictions, proposals)
+        return self.select(boxes, self.predict_probs(predictions, proposals), proposals)
+
+    def select(
+        self, boxes: list[torch.Tensor], scores: list[torch.Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[torch.Tensor]]:
+        """Select detections by the threshold, the suppression and the limit of the predictor.
+
+        Args:
+            boxes: per image, decoded, (R_i, K*4) or (R_i, 4).
+            scores: per image, probabilities (R_i, K+1).
+            proposals: per image, of which only the image size matters.
 
         Returns:
             per image, ``pred_boxes``, ``scores`` and ``pred_classes``, by descending score; and the
             indices (n,) of their proposals.
         """
         results, rows = [], []
-        for boxes, scores, proposed in zip(
-            self.predict_boxes(predictions, proposals),
-            self.predict_probs(predictions, proposals),
-            proposals,
-            strict=True,
-        ):
+        for decoded, probabilities, proposed in zip(boxes, scores, proposals, strict=True):
             size = proposed.image_size
-            boxes, scores, classes, row = detection_candidates(
-                boxes, scores, size, self.test_score_thresh
+            found, found_scores, classes, row = detection_candidates(
+                decoded, probabilities, size, self.test_score_thresh
             )
             keep = select_detections(
-                boxes,
-                scores,
+                found,
+                found_scores,
                 classes,
                 nms_thresh=self.test_nms_thresh,
                 topk=self.test_topk_per_image,
@@ -144,8 +151,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             results.append(
                 Instances(
                     size,
-                    pred_boxes=Boxes(boxes[keep]),
-                    scores=scores[keep],
+                    pred_boxes=Boxes(found[keep]),
+                    scores=found_scores[keep],
                     pred_classes=classes[keep],
                 )
             )

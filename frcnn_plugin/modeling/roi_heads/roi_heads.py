@@ -11,12 +11,11 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import ImageList, Instances
 from torch import nn
-from torchvision.ops import RoIPool
 
 from ...host import register
 from ..matcher import AsyncMatcher
 from .fast_rcnn import PaperFastRCNNOutputLayers
-from .poolers import InclusiveROIPooler, own_pooler, with_stock_poolers
+from .poolers import on_cells, own_poolers, with_stock_poolers
 
 
 @register(ROI_HEADS_REGISTRY)
@@ -47,16 +46,14 @@ class CaffeROIHeads(StandardROIHeads):
             kwargs: arguments of Detectron2's StandardROIHeads.
         """
         super().__init__(
-            box_pooler=_on_cells(box_pooler), mask_pooler=_on_cells(mask_pooler), **kwargs
+            box_pooler=on_cells(box_pooler), mask_pooler=on_cells(mask_pooler), **kwargs
         )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         """Read Detectron2's arguments, with our matcher, and our predictor in place of its own."""
         ret = super().from_config(with_stock_poolers(cfg), input_shape)
-        for name, node in (("box", cfg.MODEL.ROI_BOX_HEAD), ("mask", cfg.MODEL.ROI_MASK_HEAD)):
-            if f"{name}_pooler" in ret:
-                ret[f"{name}_pooler"] = own_pooler(ret[f"{name}_pooler"], node.POOLER_TYPE)
+        own_poolers(ret, cfg)
         if type(ret["box_predictor"]) is FastRCNNOutputLayers:  # else it is another project's
             ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         heads = cfg.MODEL.ROI_HEADS
@@ -104,10 +101,3 @@ class CaffeROIHeads(StandardROIHeads):
         if compute_val_loss:
             return proposals, self.box_predictor.losses(predictions, proposals)
         return self.box_predictor.inference(predictions, proposals)[0], predictions
-
-
-def _on_cells(pooler: Any) -> Any:
-    """Let a pooler of Detectron2's type "ROIPool" pool as Caffe does; others are returned."""
-    # RoIAlign and others interpolate between cells, for which continuous corners are right.
-    operators = getattr(pooler, "level_poolers", None)  # also other projects' poolers
-    return InclusiveROIPooler(pooler) if operators and isinstance(operators[0], RoIPool) else pooler
