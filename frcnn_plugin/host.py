@@ -196,12 +196,6 @@ def eval_period_and_function(hook: Any) -> tuple[int, Callable[[], Any]]:
     return _member(hook, "_period"), _member(hook, "_func")
 
 
-def mask_and_keypoint_losses(roi_heads: Any, features: Any, rois: Any) -> dict[str, Any]:
-    """Return the losses of the heads beside the box head, if the ROI heads have any."""
-    losses: dict[str, Any] = dict(_member(roi_heads, "_forward_mask")(features, rois))
-    return losses | _member(roi_heads, "_forward_keypoint")(features, rois)
-
-
 def forget_scalars(storage: Any, word: str) -> None:
     """Drop all values whose name contains a word from an EventStorage.
 
@@ -216,6 +210,19 @@ def forget_scalars(storage: Any, word: str) -> None:
 def transform_rois(roi_heads: Any, features: Any, boxes: Any) -> Any:
     """Pool boxes and pass them through the last block of a Res5ROIHeads: (R, C, H, W)."""
     return _member(roi_heads, "_shared_roi_transform")(features, boxes)
+
+
+def head_losses(
+    roi_heads: Any,
+    features: Any,
+    rois: Any,
+    heads: tuple[str, ...] = ("box", "mask", "keypoint"),
+) -> dict[str, Any]:
+    """Compute the losses of a StandardROIHeads, which samples on its own, on given RoIs."""
+    losses: dict[str, Any] = {}
+    for name in heads:
+        losses.update(_member(roi_heads, f"_forward_{name}")(features, rois))
+    return losses
 
 
 def replace_metadata(name: str, **values: object) -> None:

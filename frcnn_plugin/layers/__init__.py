@@ -2,7 +2,7 @@
 
 from .conv3x3 import Conv3x3
 from .large_linear import LargeLinear
-from .nms import float32_threshold, prefix_nms
+from .nms import float32_threshold, prefix_nms, soft_nms
 from .roi_max_pool import CaffeRoIPool, roi_max_pool
 from .winograd import Winograd
 
@@ -14,4 +14,5 @@ __all__ = [
     "float32_threshold",
     "prefix_nms",
     "roi_max_pool",
+    "soft_nms",
 ]

@@ -14,7 +14,7 @@ from .proposal_generator.rpn_head import SoftmaxRPNHead
 from .proposal_generator.selection import Selection, select_proposals
 from .roi_heads.box_head import FC6FC7Head, UnscaledDropout
 from .roi_heads.cascade import CaffeCascadeROIHeads
-from .roi_heads.detections import detection_candidates, select_detections
+from .roi_heads.detections import detection_candidates, select_detections, suppress
 from .roi_heads.fast_rcnn import PaperFastRCNNOutputLayers
 from .roi_heads.poolers import InclusiveROIPooler, build_pooler
 from .roi_heads.roi_features import box_features, classify, detect_with_features
@@ -64,4 +64,5 @@ __all__ = [
     "scale_inclusive",
     "select_detections",
     "select_proposals",
+    "suppress",
 ]

@@ -23,7 +23,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ...errors import UserError
-from ...host import mask_and_keypoint_losses, register
+from ...host import head_losses, register
 from ..box_ops import clip_boxes
 from ..box_regression import CaffeBox2BoxTransform
 from ..matcher import AsyncMatcher
@@ -157,7 +157,7 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
         rois = self.label_and_sample_proposals(proposals, targets)
         losses = self._box_losses(features, rois, targets)
         # The head of masks has one set of RoIs in training, as in Detectron2: those of head 1.
-        losses.update(mask_and_keypoint_losses(self, features, rois))
+        losses.update(head_losses(self, features, rois, ("mask", "keypoint")))
         return rois, losses
 
     def _box_losses(
@@ -274,6 +274,11 @@ def cascade_problems(cfg: CfgNode) -> list[tuple[str, str]]:
             problem = f"{len(node[key])} entries, but MODEL.ROI_BOX_CASCADE_HEAD.IOUS {len(ious)}"
             problem = f"MODEL.ROI_BOX_CASCADE_HEAD.{key} has {problem}"
             problems.append((problem, "Give both one entry per head"))
+    if heads.SAMPLING != "random":
+        problem = (
+            f"MODEL.ROI_HEADS.SAMPLING is {heads.SAMPLING!r}, which {heads.NAME} does not know"
+        )
+        problems.append((problem, "Type MODEL.ROI_HEADS.SAMPLING random"))
     if thresholds[-1] != ious[0]:
         problem = (
             f"MODEL.ROI_HEADS.IOU_THRESHOLDS {thresholds} and MODEL.ROI_BOX_CASCADE_HEAD.IOUS "
