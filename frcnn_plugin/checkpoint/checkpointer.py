@@ -24,7 +24,9 @@ from .catalog.download import PREFIX
 from .catalog.known_files import find
 from .conversion import (
     Conversion,
+    copied_to_heads,
     looks_like_torchvision,
+    pruned,
     reduce_fc,
     used_statistics,
     without_statistics,
@@ -59,7 +61,8 @@ _OTHER_FILE = (
 )
 _FROM_RANDOM = (
     "To start them at random, add MODEL.WEIGHTS_MAY_LACK \"['roi_heads.box_head']\"; "
-    "docs/weights.md lists files that have them"
+    "docs/weights.md lists files that have them, and MODEL.ROI_BOX_HEAD.PRUNE_WEIGHTS True cuts "
+    "wider ones down"
 )
 
 
@@ -168,6 +171,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Any) -> Any:
         """Load, and stop at what Detectron2 only logs: weights that do not fit stay random."""
         keys = list(checkpoint["model"])
+        weights = checkpoint["model"]
+        head = self._cfg.MODEL.ROI_BOX_HEAD if self._cfg is not None else None
+        if head is not None and head.PRUNE_WEIGHTS and not self._evaluating:
+            weights = pruned(weights, head.FC_DIM)
+            if weights is not checkpoint["model"]:
+                logger.info("fc6 and fc7 are cut down to their %d strongest units", head.FC_DIM)
+        checkpoint["model"] = copied_to_heads(weights, self.model.state_dict())
         owners = used_statistics(without_statistics(checkpoint["model"]))
         metadata = Metadata.from_dict(checkpoint.get(KEY))
         if self._cfg is not None:

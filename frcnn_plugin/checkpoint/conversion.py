@@ -22,6 +22,8 @@ BOX_HEAD = "roi_heads.box_head"
 RPN = "proposal_generator"
 RPN_HEAD = f"{RPN}.rpn_head"
 PREDICTOR = "roi_heads.box_predictor"
+# The last layers, of the only head or of each head of a cascade: "roi_heads.box_predictor.0.".
+OF_PREDICTOR = re.compile(rf"{re.escape(PREDICTOR)}\.(\d+\.)?")
 
 VGG16_LAYERS = tuple(
     f"conv{block}_{i}" for block, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)
@@ -170,6 +172,51 @@ def reduce_fc(
         taps[::step, :, ::3, ::3], bias6[::step], weight7[::step, ::step, None, None], bias7[::step]
     )  # fmt: skip
     return {name: tensor.contiguous() for name, tensor in zip(names, reduced, strict=True)}
+
+
+def pruned(state: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tensor]:
+    """Cut fc6 and fc7 of a file with one box head down to a number of units.
+
+    fc6 keeps its rows with the largest L1 norms, in their order, fc7 the columns that belong to
+    them, and of the rows that this leaves those with the largest L1 norms. Weights that are no
+    wider are returned as they are.
+    """
+    names = [f"{BOX_HEAD}.{fc}.{kind}" for fc in ("fc6", "fc7") for kind in ("weight", "bias")]
+    if any(name not in state or len(state[name]) <= width for name in names):
+        return state
+    weight6, bias6, weight7, bias7 = (torch.as_tensor(state[name]) for name in names)
+    kept = _strongest(weight6, width)
+    weight6, bias6, weight7 = weight6[kept], bias6[kept], weight7[:, kept]
+    kept = _strongest(weight7, width)
+    result = copy.copy(state)
+    result.update(zip(names, (weight6, bias6, weight7[kept], bias7[kept]), strict=True))
+    return result
+
+
+def _strongest(weight: torch.Tensor, number: int) -> torch.Tensor:
+    return weight.abs().sum(dim=1).topk(number).indices.sort().values
+
+
+def copied_to_heads(
+    state: dict[str, torch.Tensor], wanted: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """Give fc6 and fc7 of a file with one box head to every head of a cascade.
+
+    Args:
+        state: weights of the file.
+        wanted: names of the model's weights; a cascade's are "roi_heads.box_head.0.fc6.weight", ...
+
+    Returns:
+        the weights; without a cascade in the model, or with one in the file, those of the file.
+    """
+    found = (re.fullmatch(rf"({re.escape(BOX_HEAD)}\.)\d+\.(.+)", name) for name in wanted)
+    sources = {match[0]: match[1] + match[2] for match in found if match}
+    copies = {name: source for name, source in sources.items() if source in state}
+    result = copy.copy(state)
+    result.update({name: state[source] for name, source in copies.items()})
+    for source in set(copies.values()):
+        del result[source]
+    return result
 
 
 # What predicts the deltas that statistics belong to, beside "target_statistics" in the model.

@@ -26,6 +26,7 @@ from ..data.loading.mappers import BOX_SCALINGS, RESIZERS
 from ..errors import UserError
 from ..evaluation.voc import MATCHES, METRICS
 from ..modeling.meta_arch import DTYPES, PHASES
+from ..modeling.roi_heads.cascade import SCORES_FROM
 from .combinations import contradictions
 from .finding import Finding, Subject
 from .rules import (
@@ -183,6 +184,13 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": _WEIGHT,
     "MODEL.ROI_BOX_HEAD.SCALE_CLAMP": _POSITIVE,
     "MODEL.ROI_BOX_HEAD.DECODE_GROWTH": _WEIGHT,
+    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": each(_SHARE, "one or more numbers from 0 to 1"),
+    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": each(
+        _WEIGHTS_OF_BOX, "lists of four numbers more than 0"
+    ),
+    "MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS": each(_WEIGHT, "numbers of 0 or more"),
+    "MODEL.ROI_BOX_CASCADE_HEAD.SCORES_FROM": one_of(*SCORES_FROM),
+    "MODEL.ROI_BOX_CASCADE_HEAD.DROP_IOU": _SHARE,
     "SOLVER.LR_SCHEDULER_NAME": one_of(
         "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
     ),
