@@ -14,6 +14,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, ROIHeads
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
 from fvcore.nn import weight_init
 from torch import nn
 from torch.nn import functional as F
@@ -27,6 +28,7 @@ from ..proposal_generator.rpn_head import redraw
 from ..target_statistics import TargetStatistics
 from .fast_rcnn import PaperFastRCNNOutputLayers
 from .poolers import Operator, OperatorPooler
+from .sampling import ALL, SAMPLINGS, HardExamples, log_samples
 
 
 class RFCNConvs(nn.Module):
@@ -124,8 +126,9 @@ class RFCNHeads(ROIHeads):
     """Heads whose layers all run once per image; a RoI averages, and its k * k bins vote.
 
     Every learned layer is part of the heads, so that four-step training freezes what the paper
-    shares, the backbone. RoIs are sampled as in :class:`CaffeROIHeads`; with hard examples, those
-    with the highest losses count.
+    shares, the backbone. RoIs are sampled as in
+    :class:`~frcnn_plugin.modeling.CaffeROIHeads`. Hard ones need no second pass, as nothing here is
+    random: all RoIs vote, and the losses of those with the highest are summed.
 
     Source: R-FCN (py-R-FCN's prototxts, psroi_pooling_layer.cu).
     """
@@ -138,6 +141,9 @@ class RFCNHeads(ROIHeads):
         box_head: nn.Module,
         box_pooler: nn.Module,
         box_predictor: PaperFastRCNNOutputLayers,
+        sampling: str = "random",
+        hard_nms_thresh: float = 1.0,
+        hard_nms_per_label: bool = True,
         **kwargs: Any,
     ) -> None:
         """Take the parts.
@@ -147,13 +153,30 @@ class RFCNHeads(ROIHeads):
             box_head: layers between it and the predictor, (N, C, H, W) -> (N, C', H, W).
             box_pooler: position-sensitive pooling, (N, D*k*k, H, W) -> (R, D, k, k).
             box_predictor: predicts maps, such as :class:`RFCNOutputLayers`.
+            sampling: see ``MODEL.ROI_HEADS.SAMPLING``.
+            hard_nms_thresh: see ``MODEL.ROI_HEADS.HARD_NMS_THRESH``.
+            hard_nms_per_label: see ``MODEL.ROI_HEADS.HARD_NMS_PER_LABEL``.
             kwargs: arguments of Detectron2's ROIHeads.
+
+        Raises:
+            UserError: unknown sampling.
         """
         super().__init__(**kwargs)
         self.in_feature = in_feature
         self.box_head = box_head
         self.box_pooler = box_pooler
         self.box_predictor = box_predictor
+        if sampling not in SAMPLINGS:
+            raise UserError(
+                f"MODEL.ROI_HEADS.SAMPLING is '{sampling}': use one of {', '.join(SAMPLINGS)}"
+            )
+        self.hard_examples: HardExamples | None = None
+        if sampling == "hard":
+            self.hard_examples = HardExamples(
+                self.batch_size_per_image, hard_nms_thresh, hard_nms_per_label
+            )
+        if sampling != "random":
+            self.batch_size_per_image, self.positive_fraction = ALL, 1.0
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
@@ -189,6 +212,9 @@ class RFCNHeads(ROIHeads):
             ),
             "box_predictor": RFCNOutputLayers(cfg, ShapeSpec(channels=rfcn.CONV_DIM)),
             "proposal_matcher": AsyncMatcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS),
+            "sampling": heads.SAMPLING,
+            "hard_nms_thresh": heads.HARD_NMS_THRESH,
+            "hard_nms_per_label": heads.HARD_NMS_PER_LABEL,
         }
 
     def predict(
@@ -226,12 +252,34 @@ class RFCNHeads(ROIHeads):
         Returns:
             sampled proposals and losses in training, detections and {} in evaluation.
         """
+        if self.training and self.hard_examples is not None:
+            return self._train_on_hard(self.hard_examples, features, proposals, targets)
         if self.training:
             proposals = self.label_and_sample_proposals(proposals, targets)
         predictions = self.predict(features, [p.proposal_boxes for p in proposals])
         if self.training:
             return proposals, self.box_predictor.losses(predictions, proposals)
         return self.box_predictor.inference(predictions, proposals)[0], {}
+
+    def _train_on_hard(
+        self,
+        hard: HardExamples,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        with EventStorage():  # it logs how many there are, but those that train are fewer
+            rois = self.label_and_sample_proposals(proposals, targets)
+        scores, deltas = self.predict(features, [r.proposal_boxes for r in rois])
+        with torch.no_grad():
+            losses = self.box_predictor.losses_per_roi((scores, deltas), rois)
+        chosen, index = hard.choose_rois(losses, rois)
+        log_samples(chosen, self.num_classes)
+        losses = self.box_predictor.losses((scores[index], deltas[index]), chosen)
+        # py-R-FCN averages the class loss over the RoIs that there are, but divides the box loss by
+        # the number wanted.
+        losses["loss_box_reg"] = losses["loss_box_reg"] * (len(index) / (hard.count * len(rois)))
+        return chosen, losses
 
 
 def build_ps_pooler(

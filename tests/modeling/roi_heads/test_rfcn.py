@@ -224,3 +224,47 @@ def test_there_is_no_feature_vector_per_box(make_heads) -> None:
 def test_wrong_combinations(make_heads, opts: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_heads(*opts)
+
+
+def test_hard_examples(make_heads) -> None:
+    """Of each image the highest losses: class loss by their mean, box loss by the number wanted."""
+    hard = ["MODEL.ROI_HEADS.SAMPLING", "hard", "MODEL.ROI_HEADS.HARD_NMS_THRESH", 1.0]
+    every = make_heads("MODEL.ROI_HEADS.SAMPLING", "all")
+    every.box_predictor.cls_score.bias.data.normal_()
+    every.box_predictor.bbox_pred.bias.data.normal_()
+    inputs = [make_input(100, 160, [[10.0, 12.0, 90.0, 70.0]], seed=i) for i in range(2)]
+    targets, given = [x["instances"] for x in inputs], proposals(30, 7)
+    for p in given:
+        p.objectness_logits = torch.zeros(len(p))
+    maps = features(2)
+    with EventStorage():
+        rois, _ = every.train()(None, maps, given, targets)
+        assert [len(r) for r in rois] == [31, 8]  # all, and the objects
+        predictions = every.predict(maps, [r.proposal_boxes for r in rois])
+        per_roi = every.box_predictor.losses_per_roi(predictions, rois)
+    per_image = [x.split([31, 8]) for x in (per_roi["loss_cls"], per_roi["loss_box_reg"])]
+    kept = [(a + b).topk(min(10, len(a))).indices for a, b in zip(*per_image, strict=True)]
+    wanted = [torch.cat([x[k] for x, k in zip(xs, kept, strict=True)]) for xs in per_image]
+    expected = {"loss_cls": wanted[0].mean(), "loss_box_reg": wanted[1].sum() / 20}
+    assert len(wanted[0]) == 18
+
+    heads = make_heads(*hard, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 10)
+    heads.load_state_dict(every.state_dict())
+    with EventStorage() as storage:
+        chosen, losses = heads.train()(None, maps, given, targets)
+    assert [len(r) for r in chosen] == [10, 8]
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss)
+    assert storage.latest()["roi_head/num_bg_samples"][0] < 10
+    assert losses["loss_box_reg"] > 0
+    gradients = [
+        torch.autograd.grad(sum(x.values()), list(h.parameters()))
+        for x, h in ((losses, heads), (expected, every))
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_unknown_sampling(make_heads) -> None:
+    with pytest.raises(UserError, match="MODEL.ROI_HEADS.SAMPLING is 'most'"):
+        make_heads("MODEL.ROI_HEADS.SAMPLING", "most")
