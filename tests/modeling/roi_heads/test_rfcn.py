@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from frcnn_plugin.modeling import (
     fold_target_statistics,
 )
 from tests.conftest import make_input
+from tests.four_step.four_step_runs import make_trainer
 from tests.modeling.parts import K, random_statistics
 
 SHAPE = {"conv5": ShapeSpec(channels=8, stride=16)}
@@ -210,6 +212,28 @@ def test_whole_model_is_saved_and_loaded(tiny_cfg, tmp_path, opts: list[Any]) ->
 def test_there_is_no_feature_vector_per_box(make_heads) -> None:
     with pytest.raises(UserError, match="RFCNHeads has not one feature vector per box"):
         box_features(make_heads(), features(1), [proposals(2)[0].proposal_boxes])
+
+
+def test_four_stages(four_step_root: Path) -> None:
+    """Convolutions of the backbone stay shared, those of the heads train; statistics are folded."""
+    folder = four_step_root / "rfcn"
+    opts = [
+        *map(str, RFCN),
+        "MODEL.RFCN.BACKBONE_FC",
+        "reduced",
+        "MODEL.ROI_HEADS.SAMPLING",
+        "hard",
+    ]
+    trainer = make_trainer(folder, [*opts, "FOUR_STEP.PREDICTOR_START", "continue"])
+    trainer.train()
+    stage3, stage4 = (
+        torch.load(folder / f"stage{i}_final.pth", weights_only=True)["model"] for i in (3, 4)
+    )
+    changed = {name.split(".")[0] for name in stage4 if not stage4[name].equal(stage3[name])}
+    assert changed == {"roi_heads"}
+    assert not any("statistics" in name for name in stage4)
+    new = [n for n in stage4 if n.startswith("roi_heads") and not stage4[n].equal(stage3[n])]
+    assert len(new) == 10  # weights and biases of fc6, fc7, conv_new, cls_score, bbox_pred
 
 
 @pytest.mark.parametrize(
