@@ -90,7 +90,7 @@ class RFCNOutputLayers(PaperFastRCNNOutputLayers):
         """
         super().__init__(input_shape, **kwargs)
         bins, channels = group_size * group_size, input_shape.channels
-        boxes = self.bbox_pred.out_features // 4
+        boxes = self.target_statistics.num_classes
         self.cls_score = nn.Conv2d(channels, (self.num_classes + 1) * bins, 1)
         self.bbox_pred = nn.Conv2d(channels, boxes * 4 * bins, 1)
         self.target_statistics = TargetStatistics(boxes, channels_per_delta=bins)
@@ -173,7 +173,7 @@ class RFCNHeads(ROIHeads):
         self.hard_examples: HardExamples | None = None
         if sampling == "hard":
             self.hard_examples = HardExamples(
-                self.batch_size_per_image, hard_nms_thresh, hard_nms_per_label
+                kwargs["batch_size_per_image"], hard_nms_thresh, hard_nms_per_label
             )
         if sampling != "random":
             self.batch_size_per_image, self.positive_fraction = ALL, 1.0

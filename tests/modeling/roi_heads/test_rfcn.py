@@ -214,6 +214,7 @@ def test_there_is_no_feature_vector_per_box(make_heads) -> None:
         box_features(make_heads(), features(1), [proposals(2)[0].proposal_boxes])
 
 
+@pytest.mark.usefixtures("with_data")
 def test_four_stages(four_step_root: Path) -> None:
     """Convolutions of the backbone stay shared, those of the heads train; statistics are folded."""
     folder = four_step_root / "rfcn"
@@ -290,5 +291,5 @@ def test_hard_examples(make_heads) -> None:
 
 
 def test_unknown_sampling(make_heads) -> None:
-    with pytest.raises(UserError, match="MODEL.ROI_HEADS.SAMPLING is 'most'"):
+    with pytest.raises(UserError, match=r"MODEL.ROI_HEADS.SAMPLING is 'most'"):
         make_heads("MODEL.ROI_HEADS.SAMPLING", "most")
