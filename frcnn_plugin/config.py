@@ -46,6 +46,10 @@ def add_frcnn_config(cfg: CN) -> None:
     _add_backbones(ours)
     _add_rpn(ours)
     _add_roi_box_head(ours)
+    _add_rfcn(ours)
+    _add_suppression(ours)
+    _add_sampling(ours)
+    _add_cascade(ours)
     _add_meta_arch(ours)
     _add_data(ours)
     _add_solver(ours)
@@ -158,6 +162,79 @@ def _add_roi_box_head(cfg: CN) -> None:
     # Factors of the class loss, one per class and the last for background, so NUM_CLASSES + 1
     # numbers; []: all 1 (all originals). The loss is still divided by the number of RoIs.
     cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS = []
+    # True: where training starts from an fc6 and fc7 wider than FC_DIM, such as ImageNet's 4096,
+    # each keeps its units with the largest L1 norm of weights. (cascade-rcnn starts from 2048
+    # pruned units, by an unpublished rule; this one is ours.) False: such a file is refused.
+    cfg.MODEL.ROI_BOX_HEAD.PRUNE_WEIGHTS = False
+
+
+def _add_cascade(cfg: CN) -> None:
+    # Used by CaffeCascadeROIHeads, beside Detectron2's IOUS and BBOX_REG_WEIGHTS, an entry per head
+    # (cascade-rcnn: deviations .1 .2, then .05 .1, then .033 .067); MODEL.ROI_BOX_HEAD's
+    # CLS_AGNOSTIC_BBOX_REG must be True, and MODEL.ROI_HEADS.IOU_THRESHOLDS end with IOUS[0].
+    cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
+    # Factors of the gradients that features receive from the losses of the heads, which themselves
+    # learn at the full rate (cascade-rcnn: loss weights, with learning rates times 1, 2, 4).
+    cascade.LOSS_WEIGHTS = [1.0, 0.5, 0.25]
+    # The classifiers, whose mean the score is, look at the RoIs of
+    #   "last"  the last head (cascade-rcnn)
+    #   "own"   their own head (Detectron2)
+    cascade.SCORES_FROM = "last"
+    # True: the objects are among the RoIs of heads 2 and 3, too (cascade-rcnn); of head 1 they are
+    # by MODEL.ROI_HEADS.PROPOSAL_APPEND_GT.
+    cascade.APPEND_GT = True
+    # In training, what a head makes of a RoI whose IoU with an object is above this does not pass
+    # to the next head (cascade-rcnn: copies of the objects); 1: all do.
+    cascade.DROP_IOU = 0.95
+
+
+def _add_suppression(cfg: CN) -> None:
+    # Used by CaffeROIHeads and its relatives, for detections; the RPN's suppression is always hard.
+    # What happens to boxes that overlap a better one of their class:
+    #   "hard"      those of IoU > MODEL.ROI_HEADS.NMS_THRESH_TEST are dropped (all originals)
+    #   "linear"    Soft-NMS: their scores are multiplied by 1 - IoU
+    #   "gaussian"  Soft-NMS: the scores of all are multiplied by exp(-IoU^2 / SOFT_NMS_SIGMA)
+    # The soft ones drop little, so that MODEL.ROI_HEADS.SCORE_THRESH_TEST and
+    # TEST.DETECTIONS_PER_IMAGE decide what is kept (soft-nms: 1e-4 and 400).
+    cfg.MODEL.ROI_HEADS.NMS_METHOD_TEST = "hard"
+    cfg.MODEL.ROI_HEADS.SOFT_NMS_SIGMA = 0.5
+    # With a soft method, all boxes whose decayed score is below this are dropped, but for the best
+    # of each class.
+    cfg.MODEL.ROI_HEADS.SOFT_NMS_MIN_SCORE = 0.001
+
+
+def _add_sampling(cfg: CN) -> None:
+    # Used by CaffeROIHeads. Which RoIs of an image train the detector, of the proposals and objects
+    # that MODEL.ROI_HEADS.IOU_THRESHOLDS and IOU_LABELS do not leave out:
+    #   "random"  BATCH_SIZE_PER_IMAGE at random, at most POSITIVE_FRACTION of them objects (all
+    #             originals)
+    #   "hard"    OHEM: the BATCH_SIZE_PER_IMAGE with the highest losses, which a first pass of all
+    #             measures, whatever their classes (ohem: 64 of each of two images)
+    #   "all"     all
+    cfg.MODEL.ROI_HEADS.SAMPLING = "random"
+    # Of "hard" RoIs with an IoU above this, only the one with the highest loss counts; 1: all do.
+    cfg.MODEL.ROI_HEADS.HARD_NMS_THRESH = 0.7
+    # True: only RoIs of the same class exclude each other (ohem's code); False: all RoIs of an
+    # image do (its paper).
+    cfg.MODEL.ROI_HEADS.HARD_NMS_PER_LABEL = True
+
+
+def _add_rfcn(cfg: CN) -> None:
+    # Used by RFCNHeads. Of MODEL.ROI_BOX_HEAD these read the keys of boxes, not those of layers and
+    # poolers; the original is class-agnostic: MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True.
+    cfg.MODEL.RFCN = CN()
+    # Channels of the 1x1 convolution before the score maps, and of fc6 and fc7 (py-R-FCN: 1024).
+    cfg.MODEL.RFCN.CONV_DIM = 1024
+    # k: a RoI has k x k bins, and each score and delta k x k maps (py-R-FCN: 7).
+    cfg.MODEL.RFCN.GROUP_SIZE = 7
+    # VGG16's fully connected layers:
+    #   "none"     left out (R-FCN's own backbones, ResNets, have none)
+    #   "reduced"  as convolutions, fc6 3x3 of dilation 6 and fc7 1x1, as in DeepLab and SSD; the
+    #              weights of ImageNet are sub-sampled when they are loaded
+    cfg.MODEL.RFCN.BACKBONE_FC = "none"
+    # Pooling: "caffe", corners rounded to pixels (py-R-FCN), or "align", torchvision's
+    # ps_roi_align, with MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO.
+    cfg.MODEL.RFCN.POOLER = "caffe"
 
 
 def _add_meta_arch(cfg: CN) -> None:

@@ -212,6 +212,19 @@ def transform_rois(roi_heads: Any, features: Any, boxes: Any) -> Any:
     return _member(roi_heads, "_shared_roi_transform")(features, boxes)
 
 
+def head_losses(
+    roi_heads: Any,
+    features: Any,
+    rois: Any,
+    heads: tuple[str, ...] = ("box", "mask", "keypoint"),
+) -> dict[str, Any]:
+    """Compute the losses of a StandardROIHeads, which samples on its own, on given RoIs."""
+    losses: dict[str, Any] = {}
+    for name in heads:
+        losses.update(_member(roi_heads, f"_forward_{name}")(features, rois))
+    return losses
+
+
 def replace_metadata(name: str, **values: object) -> None:
     """Change what Detectron2's catalog says about a data set.
 

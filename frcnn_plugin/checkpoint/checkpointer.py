@@ -19,11 +19,15 @@ from ..atomic_files import replacing
 from ..errors import UserError
 from ..modeling.backbone.caffe_backbone import CaffeBackbone
 from ..modeling.roi_heads.box_head import FC6FC7Head
+from ..modeling.roi_heads.rfcn import RFCNConvs
 from .catalog.download import PREFIX
 from .catalog.known_files import find
 from .conversion import (
     Conversion,
+    copied_to_heads,
     looks_like_torchvision,
+    pruned,
+    reduce_fc,
     used_statistics,
     without_statistics,
 )
@@ -57,7 +61,8 @@ _OTHER_FILE = (
 )
 _FROM_RANDOM = (
     "To start them at random, add MODEL.WEIGHTS_MAY_LACK \"['roi_heads.box_head']\"; "
-    "docs/weights.md lists files that have them"
+    "docs/weights.md lists files that have them, and MODEL.ROI_BOX_HEAD.PRUNE_WEIGHTS True cuts "
+    "wider ones down"
 )
 
 
@@ -166,10 +171,20 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Any) -> Any:
         """Load, and stop at what Detectron2 only logs: weights that do not fit stay random."""
         keys = list(checkpoint["model"])
+        weights = checkpoint["model"]
+        head = self._cfg.MODEL.ROI_BOX_HEAD if self._cfg is not None else None
+        if head is not None and head.PRUNE_WEIGHTS and not self._evaluating:
+            weights = pruned(weights, head.FC_DIM)
+            if weights is not checkpoint["model"]:
+                logger.info("fc6 and fc7 are cut down to their %d strongest units", head.FC_DIM)
+        checkpoint["model"] = copied_to_heads(weights, self.model.state_dict())
         owners = used_statistics(without_statistics(checkpoint["model"]))
         metadata = Metadata.from_dict(checkpoint.get(KEY))
         if self._cfg is not None:
             check_preprocessing(self._file, metadata, preprocessing(self._cfg))
+        if reduced := reduce_fc(checkpoint["model"], self.model.state_dict()):
+            logger.info("fc6 and fc7 of %s are sub-sampled to convolutions", self._file)
+            checkpoint["model"] = {**checkpoint["model"], **reduced}
         incompatible = super()._load_model(checkpoint)
         if self._cfg is not None:
             shapes = {name: (tuple(f), tuple(m)) for name, f, m in incompatible.incorrect_shapes}
@@ -207,9 +222,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 convs = [name for name, m in module.named_modules() if isinstance(m, nn.Conv2d)]
                 layers = [f"{prefix}.{name}" for name in convs]
                 check_layers(loaded, type(module).__name__, "conv layers", layers, _OTHER_FILE)
-            elif isinstance(module, FC6FC7Head) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
-                layers = [f"{prefix}.fc6", f"{prefix}.fc7"]
-                check_layers(loaded, "FC6FC7Head", "fully connected layers", layers, _FROM_RANDOM)
+            elif _has_fc(module) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
+                layers, name = [f"{prefix}.fc6", f"{prefix}.fc7"], type(module).__name__
+                check_layers(loaded, name, "fully connected layers", layers, _FROM_RANDOM)
         frozen = [n for n in loaded.missing if is_in(n, cfg.MODEL.PAPER_RCNN.FREEZE)]
         if lacking := [n for n in frozen if not is_in(n, may_lack)]:
             raise UserError(
@@ -225,6 +240,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not (self.save_dir and self.has_checkpoint()):
             return ""
         return f". {name_another(self.save_dir)}"
+
+
+def _has_fc(module: nn.Module) -> bool:
+    """Tell whether a module is a box head that begins with fc6 and fc7 of ImageNet."""
+    return isinstance(module, FC6FC7Head) or (isinstance(module, RFCNConvs) and module.has_fc)
 
 
 def _converted(result: Conversion) -> dict[str, Any]:

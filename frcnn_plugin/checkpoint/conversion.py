@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 import torch
 
 from ..errors import UserError
-from ..modeling.target_statistics import is_neutral
+from ..modeling.target_statistics import is_neutral, over_channels
 from .metadata import CAFFE, TORCHVISION, TORCHVISION_FEATURES, Metadata, Preprocessing
 
 BOX_HEAD = "roi_heads.box_head"
 RPN = "proposal_generator"
 RPN_HEAD = f"{RPN}.rpn_head"
 PREDICTOR = "roi_heads.box_predictor"
+# The last layers, of the only head or of each head of a cascade: "roi_heads.box_predictor.0.".
+OF_PREDICTOR = re.compile(rf"{re.escape(PREDICTOR)}\.(\d+\.)?")
 
 VGG16_LAYERS = tuple(
     f"conv{block}_{i}" for block, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)
@@ -137,6 +139,86 @@ def _check_is_vgg16(state: Mapping[str, torch.Tensor]) -> None:
         )
 
 
+def reduce_fc(
+    state: Mapping[str, torch.Tensor], model: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Sub-sample fc6 and fc7 for a head that has them as convolutions, as R-FCN's may.
+
+    Of fc6's outputs every (wanted / given)th is kept, 1 in 4 for 1024 of 4096, and of its 7 x 7
+    taps every third; of fc7's inputs and outputs the same ones. They are not rescaled.
+
+    Args:
+        state: weights of a file.
+        model: state dict of the model.
+
+    Returns:
+        the converted weights by name; none unless the file has linear layers that fit, where the
+        model has convolutions.
+    """
+    names = [
+        f"{BOX_HEAD}.{layer}.{kind}" for layer in ("fc6", "fc7") for kind in ("weight", "bias")
+    ]
+    if not all(name in state and name in model for name in names):
+        return {}
+    weight6, bias6, weight7, bias7 = (state[name] for name in names)
+    wanted, side = model[names[0]].shape, 7
+    if weight6.dim() != 2 or len(wanted) != 4 or weight7.shape != (len(weight6), len(weight6)):
+        return {}
+    step = len(weight6) // wanted[0]
+    if len(weight6) != step * wanted[0] or weight6.shape[1] != wanted[1] * side * side:
+        return {}
+    taps = weight6.view(len(weight6), wanted[1], side, side)
+    reduced = (
+        taps[::step, :, ::3, ::3], bias6[::step], weight7[::step, ::step, None, None], bias7[::step]
+    )  # fmt: skip
+    return {name: tensor.contiguous() for name, tensor in zip(names, reduced, strict=True)}
+
+
+def pruned(state: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tensor]:
+    """Cut fc6 and fc7 of a file with one box head down to a number of units.
+
+    fc6 keeps its rows with the largest L1 norms, in their order, fc7 the columns that belong to
+    them, and of the rows that this leaves those with the largest L1 norms. Weights that are no
+    wider are returned as they are.
+    """
+    names = [f"{BOX_HEAD}.{fc}.{kind}" for fc in ("fc6", "fc7") for kind in ("weight", "bias")]
+    if any(name not in state or len(state[name]) <= width for name in names):
+        return state
+    weight6, bias6, weight7, bias7 = (torch.as_tensor(state[name]) for name in names)
+    kept = _strongest(weight6, width)
+    weight6, bias6, weight7 = weight6[kept], bias6[kept], weight7[:, kept]
+    kept = _strongest(weight7, width)
+    result = copy.copy(state)
+    result.update(zip(names, (weight6, bias6, weight7[kept], bias7[kept]), strict=True))
+    return result
+
+
+def _strongest(weight: torch.Tensor, number: int) -> torch.Tensor:
+    return weight.abs().sum(dim=1).topk(number).indices.sort().values
+
+
+def copied_to_heads(
+    state: dict[str, torch.Tensor], wanted: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """Give fc6 and fc7 of a file with one box head to every head of a cascade.
+
+    Args:
+        state: weights of the file.
+        wanted: names of the model's weights; a cascade's are "roi_heads.box_head.0.fc6.weight", ...
+
+    Returns:
+        the weights; without a cascade in the model, or with one in the file, those of the file.
+    """
+    found = (re.fullmatch(rf"({re.escape(BOX_HEAD)}\.)\d+\.(.+)", name) for name in wanted)
+    sources = {match[0]: match[1] + match[2] for match in found if match}
+    copies = {name: source for name, source in sources.items() if source in state}
+    result = copy.copy(state)
+    result.update({name: state[source] for name, source in copies.items()})
+    for source in set(copies.values()):
+        del result[source]
+    return result
+
+
 # What predicts the deltas that statistics belong to, beside "target_statistics" in the model.
 _NORMALISED = ("bbox_pred", "rpn_head.rpn_bbox_pred")
 
@@ -159,8 +241,10 @@ def raw_deltas(
     if (factor == 1).all() and (offset == 0).all():
         return layer
     weight, bias = layer
-    repeats = len(bias) // factor.numel()
-    factor, offset = factor.flatten().repeat(repeats), offset.flatten().repeat(repeats)
+    # Convolutions predict the deltas of anchors, 4a + j, or R-FCN's maps, delta by delta.
+    maps = weight.dim() == 4 and not owner.startswith(RPN)
+    repeats = len(bias) // factor.numel() if maps else 1
+    factor, offset = (over_channels(values, len(bias), repeats) for values in (factor, offset))
     shape = (-1,) + (1,) * (weight.dim() - 1)
     return [
         (weight.double() * factor.view(shape)).float(),

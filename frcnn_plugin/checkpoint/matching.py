@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from ..config_files import read_config_text
 from ..errors import UserError
-from .conversion import PREDICTOR, RPN, RPN_HEAD
+from .conversion import OF_PREDICTOR, RPN, RPN_HEAD
 from .metadata import IMAGENET_MEAN_TOLERANCE, Metadata, Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -19,12 +20,8 @@ logger = logging.getLogger(__name__)
 Shape = tuple[int, ...]
 
 # What depends on the number of classes, and of anchors: weights of another number start at random.
-_BY_CLASSES = (
-    f"{PREDICTOR}.cls_score.",
-    f"{PREDICTOR}.bbox_pred.",
-    f"{PREDICTOR}.target_statistics.",
-)
-_BY_ANCHORS = (f"{RPN_HEAD}.rpn_cls_score.", f"{RPN_HEAD}.rpn_bbox_pred.")
+_BY_CLASSES = re.compile(rf"{OF_PREDICTOR.pattern}(cls_score|bbox_pred|target_statistics)\.")
+_BY_ANCHORS = re.compile(rf"{re.escape(RPN_HEAD)}\.(rpn_cls_score|rpn_bbox_pred)\.")
 _BOX_DELTAS = (f"{RPN_HEAD}.rpn_bbox_pred.weight", f"{RPN_HEAD}.rpn_bbox_pred.bias")
 _USUAL_RATIOS = [0.5, 1.0, 2.0]
 _USUAL_SIZES = {9: [128, 256, 512], 12: [64, 128, 256, 512], 15: [32, 64, 128, 256, 512]}
@@ -153,8 +150,8 @@ def check_shapes(
         name: shapes for name, shapes in loaded.wrong_shapes.items() if not is_in(name, may_lack)
     }
     sentences = []
-    for prefixes, reason in ((_BY_CLASSES, "classes"), (_BY_ANCHORS, "anchors")):
-        names = [name for name in wrong if name.startswith(prefixes)]
+    for layers, reason in ((_BY_CLASSES, "classes"), (_BY_ANCHORS, "anchors")):
+        names = [name for name in wrong if layers.match(name)]
         if names:
             listed = ", ".join(
                 f"{n} ({_text(wrong[n][0])} in the file, {_text(wrong[n][1])} here)" for n in names
@@ -185,7 +182,7 @@ def _refuse(file: str, wrong: Mapping[str, tuple[Shape, Shape]], advice: str = "
         raise UserError(
             f"{name} is {_text(found)} in {file} and {_text(wanted)} in the model of the config: "
             "use the config, and the number of classes, that the weights were trained with"
-            + (advice if name.startswith(_BY_ANCHORS) else "")
+            + (advice if _BY_ANCHORS.match(name) else "")
         )
 
 

@@ -15,7 +15,7 @@ from ..checkpoint.caffe.conversion import BBOX_REG_WEIGHTS, RPN_CONVS
 from ..checkpoint.catalog import known_files as catalog
 from ..checkpoint.catalog.download import cached_path, check_cached, local_path, megabytes
 from ..checkpoint.catalog.known_files import KnownFile, find
-from ..checkpoint.conversion import LAYOUTS, PREDICTOR, fold_statistics
+from ..checkpoint.conversion import LAYOUTS, OF_PREDICTOR, fold_statistics
 from ..checkpoint.read import local_file
 from ..config_files import read_config_text
 from ..data.datasets.class_names import name_problem
@@ -185,8 +185,12 @@ def _read_finite(name: str, layout: str) -> tuple[str, Conversion]:
 
 
 def _name_classes(weights: Conversion, names: list[str]) -> None:
-    scores = weights.state_dict.get(f"{PREDICTOR}.cls_score.bias")
-    wanted = 0 if scores is None else len(scores) - 1
+    scores = [
+        tensor
+        for name, tensor in weights.state_dict.items()
+        if OF_PREDICTOR.sub("", name) == "cls_score.bias"
+    ]
+    wanted = len(scores[0]) - 1 if scores else 0
     if len(names) != wanted:
         raise UserError(f"--classes has {len(names)} names, but the weights are for {wanted}")
     for name in names:

@@ -30,6 +30,7 @@ from ..errors import UserError
 from ..modeling import box_ops
 from ..modeling.backbone.caffe_backbone import backbone_feature_sizes
 from ..modeling.proposal_generator.rpn import PaperRPN
+from ..modeling.roi_heads.box_head import each_head
 from .proposals import StageProposals
 from .stages import ScheduledStage
 
@@ -40,6 +41,12 @@ T = TypeVar("T")
 # Below this a deviation is rounding error only. Real ones are at least 100 times as large, with any
 # BBOX_REG_WEIGHTS in use.
 _MIN_STD = 1e-4
+
+# They are those of the proposals, which of a cascade's heads only the first is trained on.
+NOT_PER_CLASS = (
+    "FOUR_STEP.TARGET_STATISTICS 'per_class' needs ROI heads with one box_predictor, which "
+    "{name} has not: type FOUR_STEP.TARGET_STATISTICS fixed"
+)
 
 _PROGRESS_BAR_FROM = 2000  # images; fewer take a few seconds
 
@@ -83,7 +90,10 @@ def _set_head_statistics(
 ) -> None:
     # Measured again in stage 4, whose proposals are those of another RPN. With the numbers of stage
     # 2, its targets would not have mean 0 and deviation 1.
-    predictor = model.roi_heads.box_predictor
+    predictors = each_head(getattr(model.roi_heads, "box_predictor", None))
+    if len(predictors) != 1:
+        raise UserError(NOT_PER_CLASS.format(name=type(model.roi_heads).__name__))
+    (predictor,) = predictors
     mean, std, _ = on_main_process(
         lambda: head_target_statistics(
             proposals.training_dicts(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from ..atomic_files import replacing
 from ..checkpoint.conversion import without_statistics
 from ..checkpoint.read import read_checkpoint
 from ..errors import UserError
+from ..modeling.roi_heads.box_head import each_head
 from .stages import Stage
 
 
@@ -37,8 +37,9 @@ def begin_stage(
         # As the layers were first drawn: N(0, 0.01) for an RPN head (point 44 of
         # docs/faithfulness.md) and cls_score, N(0, 0.001) for bbox_pred; on the CPU, so that a GPU
         # starts from the same weights.
-        module: Any = model.get_submodule(stage.redraws)
-        module.reset_parameters(torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        for layers in each_head(model.get_submodule(stage.redraws)):
+            layers.reset_parameters(generator)
 
 
 def save_initial(model: nn.Module, path: str | os.PathLike[str]) -> None:

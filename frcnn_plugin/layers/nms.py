@@ -1,10 +1,14 @@
-"""Non-maximum suppression that stops when enough boxes are kept."""
+"""Non-maximum suppression, hard and soft, that stops when enough boxes are kept."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torchvision.ops import nms
+
+# How soft suppression decays scores.
+DECAYS = ("linear", "gaussian")
+_TINY = np.finfo(np.float32).tiny  # in place of a union of 0
 
 _PIECE = 1024  # boxes that enter a suppression at a time
 _MANY = 128  # kept boxes from which on a piece is compared with them before its own suppression
@@ -53,6 +57,80 @@ def prefix_nms(
         if len(keep) >= limit:
             break
     return keep[:limit]
+
+
+def soft_nms(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    classes: torch.Tensor,
+    *,
+    method: str,
+    thresh: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 0.001,
+    limit: int = -1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decay the scores of boxes by their overlap with better ones of their class.
+
+    The best box of a class is taken; the scores of its others decay by their IoU with it, and those
+    below ``min_score`` are dropped; and so on (examples S1 to S3). A class's best always stays.
+
+    Args:
+        boxes: (D, 4), continuous XYXY.
+        scores: (D,), finite.
+        classes: (D,) int64.
+        method: "linear": score * (1 - IoU) where IoU > ``thresh``; "gaussian":
+            score * exp(-IoU^2 / ``sigma``).
+        thresh: N_t.
+        sigma: of the Gaussian.
+        min_score: see above.
+        limit: how many of the best of all classes are wanted, beside those that score as the last
+            of them; -1: all.
+
+    Returns:
+        (n,) int64 indices, by descending decayed score; and these scores, (n,).
+
+    Raises:
+        ValueError: another method.
+
+    Source: soft-nms cpu_nms.pyx.
+    """
+    if method not in DECAYS:
+        raise ValueError(f"method is {method!r}, not one of {', '.join(DECAYS)}")
+    # Each choice depends on the one before, for which a GPU would have to be asked: so numpy, on
+    # the boxes of one class at a time. Scores only fall, so the first choices are the best of all.
+    order = classes.argsort(stable=True)
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes[order].detach().float().cpu().numpy().T)
+    decayed = scores[order].detach().float().cpu().numpy()
+    areas = (x2 - x1) * (y2 - y1)
+    ends = classes.bincount().cumsum(0).tolist()
+    spans = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if a < b]
+    best = np.array([decayed[span].max() for span in spans])
+    kept: list[int] = []
+    kept_scores: list[float] = []
+    while len(best):
+        k = int(best.argmax())
+        score, span = best[k], spans[k]
+        enough = 0 <= limit <= len(kept) and (limit == 0 or score < kept_scores[limit - 1])
+        if enough or score == -np.inf:
+            break
+        i = span.start + int(decayed[span].argmax())
+        kept.append(i)
+        kept_scores.append(score)
+        width = np.minimum(x2[span], x2[i]) - np.maximum(x1[span], x1[i])
+        height = np.minimum(y2[span], y2[i]) - np.maximum(y1[span], y1[i])
+        intersection = np.maximum(width, 0) * np.maximum(height, 0)
+        iou = intersection / np.maximum(areas[span] + areas[i] - intersection, _TINY)
+        if method == "linear":
+            decay = np.where(iou > thresh, 1 - iou, np.float32(1))
+        else:
+            decay = np.exp(iou * iou / -sigma)
+        rest = decayed[span] * decay
+        rest[rest < min_score] = -np.inf
+        rest[i - span.start] = -np.inf
+        decayed[span], best[k] = rest, rest.max()
+    indices = order[torch.tensor(kept, dtype=torch.int64, device=order.device)]
+    return indices, torch.from_numpy(np.array(kept_scores, np.float32)).to(scores)
 
 
 def _in_pieces(boxes: torch.Tensor) -> bool:

@@ -13,9 +13,11 @@ from .proposal_generator.rpn import PaperRPN, rpn_losses
 from .proposal_generator.rpn_head import SoftmaxRPNHead
 from .proposal_generator.selection import Selection, select_proposals
 from .roi_heads.box_head import FC6FC7Head, UnscaledDropout
-from .roi_heads.detections import detection_candidates, select_detections
+from .roi_heads.cascade import CaffeCascadeROIHeads
+from .roi_heads.detections import detection_candidates, select_detections, suppress
 from .roi_heads.fast_rcnn import PaperFastRCNNOutputLayers
 from .roi_heads.poolers import InclusiveROIPooler, build_pooler
+from .roi_heads.rfcn import RFCNConvs, RFCNHeads, RFCNOutputLayers, build_ps_pooler
 from .roi_heads.roi_features import box_features, classify, detect_with_features
 from .roi_heads.roi_heads import CaffeROIHeads
 from .target_statistics import (
@@ -31,6 +33,7 @@ __all__ = [
     "CaffeAnchorGenerator",
     "CaffeBackbone",
     "CaffeBox2BoxTransform",
+    "CaffeCascadeROIHeads",
     "CaffeROIHeads",
     "FC6FC7Head",
     "InclusiveROIPooler",
@@ -38,6 +41,9 @@ __all__ = [
     "PaperFastRCNNOutputLayers",
     "PaperRCNN",
     "PaperRPN",
+    "RFCNConvs",
+    "RFCNHeads",
+    "RFCNOutputLayers",
     "ScaledImageSize",
     "Selection",
     "SoftmaxRPNHead",
@@ -48,6 +54,7 @@ __all__ = [
     "box_features",
     "box_loss",
     "build_pooler",
+    "build_ps_pooler",
     "classify",
     "clip_boxes",
     "clip_inclusive",
@@ -62,4 +69,5 @@ __all__ = [
     "scale_inclusive",
     "select_detections",
     "select_proposals",
+    "suppress",
 ]

@@ -38,10 +38,17 @@ class TargetStatistics(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, num_classes: int) -> None:
-        """Start without statistics; ``num_classes`` is C."""
+    def __init__(self, num_classes: int, channels_per_delta: int = 1) -> None:
+        """Start without statistics.
+
+        Args:
+            num_classes: C.
+            channels_per_delta: neighbouring channels of the layer in front that predict the same
+                delta, as R-FCN's maps do, whose votes are averaged.
+        """
         super().__init__()
         self.num_classes = num_classes
+        self.channels_per_delta = channels_per_delta
         self.register_buffer("mean", torch.zeros(num_classes, 4))
         self.register_buffer("std", torch.ones(num_classes, 4))
 
@@ -113,8 +120,8 @@ class TargetStatistics(nn.Module):
         The originals do this when they save. Without statistics nothing happens.
 
         Args:
-            layer: predicts C*4 channels; if C is 1 any multiple of 4, channel 4a + j being delta
-                j of anchor a.
+            layer: predicts C*4 channels, each ``channels_per_delta`` times in a row; if C is 1 any
+                multiple of 4 of them, channel 4a + j being delta j of anchor a.
 
         Raises:
             UserError: ``layer`` has another number of channels, or no bias.
@@ -122,7 +129,7 @@ class TargetStatistics(nn.Module):
         self._check_layer(layer)
         if not self.active:
             return
-        _scale_output(layer, self.std.double(), self.mean.double())
+        self._scale_output(layer, self.std.double(), self.mean.double())
         self.clear()
 
     def unfold(self, layer: nn.Linear | nn.Conv2d, mean: torch.Tensor, std: torch.Tensor) -> None:
@@ -140,8 +147,22 @@ class TargetStatistics(nn.Module):
         self._check(mean, std)
         self.fold(layer)
         mean64, std64 = mean.double().to(layer.weight.device), std.double().to(layer.weight.device)
-        _scale_output(layer, 1 / std64, -mean64 / std64)
+        self._scale_output(layer, 1 / std64, -mean64 / std64)
         self.set(mean, std)
+
+    @torch.no_grad()
+    def _scale_output(
+        self, layer: nn.Linear | nn.Conv2d, factor: torch.Tensor, offset: torch.Tensor
+    ) -> None:
+        """Make ``layer`` give ``factor * output + offset``, (C, 4) float64."""
+        assert layer.bias is not None
+        factor, offset = (
+            over_channels(values, len(layer.weight), self.channels_per_delta)
+            for values in (factor, offset)
+        )
+        shape = (-1,) + (1,) * (layer.weight.dim() - 1)
+        layer.weight.copy_(layer.weight.double() * factor.view(shape))
+        layer.bias.copy_(layer.bias.double() * factor + offset)
 
     def extra_repr(self) -> str:
         """Return one line for ``print(model)``."""
@@ -168,8 +189,8 @@ class TargetStatistics(nn.Module):
         return ""
 
     def _check_layer(self, layer: nn.Linear | nn.Conv2d) -> None:
-        channels, wanted = layer.weight.shape[0], 4 * self.num_classes
-        fits = channels == wanted or (self.num_classes == 1 and channels % 4 == 0)
+        channels, wanted = layer.weight.shape[0], 4 * self.num_classes * self.channels_per_delta
+        fits = channels == wanted or (self.num_classes == 1 and channels % wanted == 0)
         if not fits or layer.bias is None:
             raise UserError(
                 f"box target statistics of {self.num_classes} classes do not fit a layer of "
@@ -209,6 +230,12 @@ def is_neutral(mean: torch.Tensor, std: torch.Tensor) -> bool:
     return not bool((mean != 0).any() or (std != 1).any())
 
 
+def over_channels(values: torch.Tensor, channels: int, channels_per_delta: int = 1) -> torch.Tensor:
+    """Repeat values of deltas, (C, 4), over the channels of the layer that predicts them."""
+    each = values.flatten().repeat_interleave(channels_per_delta)
+    return each.repeat(channels // len(each))
+
+
 def fold_target_statistics(model: nn.Module) -> None:
     """Fold all target statistics of a model into its layers, in place.
 
@@ -241,14 +268,3 @@ class NormalisedBox2BoxTransform:
     def apply_deltas(self, deltas: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         """Decode (R, 4) normalised deltas on (R, 4) boxes to (R, 4) boxes."""
         return self.stock.apply_deltas(self.statistics.denormalise(deltas), boxes)
-
-
-@torch.no_grad()
-def _scale_output(layer: nn.Linear | nn.Conv2d, factor: torch.Tensor, offset: torch.Tensor) -> None:
-    """Make ``layer`` give ``factor * output + offset``, (C, 4) float64, repeated over channels."""
-    assert layer.bias is not None
-    repeats = len(layer.weight) // factor.numel()
-    factor, offset = factor.flatten().repeat(repeats), offset.flatten().repeat(repeats)
-    shape = (-1,) + (1,) * (layer.weight.dim() - 1)
-    layer.weight.copy_(layer.weight.double() * factor.view(shape))
-    layer.bias.copy_(layer.bias.double() * factor + offset)

@@ -11,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from ..config_files import key_names
 from ..engine.same_run import NOT_KEYS
 from ..modeling.meta_arch import PaperRCNN
+from ..modeling.roi_heads.cascade import cascade_problems, is_cascade
 from .rules import channels_of, typed, usual, value_of
 
 Problems = Iterator[tuple[str, str]]  # each with its fix
@@ -105,6 +106,8 @@ def _parts(cfg: CfgNode) -> Problems:
             f"MODEL.BACKBONE.NAME is {model.BACKBONE.NAME}",
             "Type MODEL.ROI_HEADS.NAME CaffeROIHeads",
         )
+    if is_cascade(cfg):
+        yield from cascade_problems(cfg)
     if model.PROPOSAL_GENERATOR.MIN_SIZE > cfg.INPUT.MIN_SIZE_TEST > 0:
         yield (
             f"MODEL.PROPOSAL_GENERATOR.MIN_SIZE {model.PROPOSAL_GENERATOR.MIN_SIZE} is larger than "

@@ -8,6 +8,7 @@ from typing import Any
 from ..config import plugin_cfg
 from ..data.loading.train_loader import ignored_keys
 from ..four_step.stages import IGNORED_KEYS
+from ..modeling.roi_heads.cascade import is_cascade
 from .finding import Finding, Subject
 from .planned_run import PlannedRun
 from .rules import usual, value_of
@@ -29,6 +30,11 @@ def _own_proposals(run: PlannedRun) -> bool:
     given = named == "PrecomputedProposals" or run.cfg.MODEL.PAPER_RCNN.PHASE == "fast_rcnn"
     return not (given or run.eval_only or run.cfg.FOUR_STEP.ENABLED)
 
+
+_OF_CASCADES = [
+    f"MODEL.ROI_BOX_CASCADE_HEAD.{key}"
+    for key in ("IOUS", "BBOX_REG_WEIGHTS", "LOSS_WEIGHTS", "SCORES_FROM", "APPEND_GT", "DROP_IOU")
+]
 
 # When keys are ignored, why, and which, with what to use instead.
 _IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] = (
@@ -90,6 +96,36 @@ _IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] =
         _own_proposals,
         "because MODEL.PROPOSAL_GENERATOR.NAME makes proposals",
         {"MODEL.LOAD_PROPOSALS": "MODEL.PAPER_RCNN.PHASE fast_rcnn"},
+    ),
+    (
+        lambda run: run.cfg.MODEL.ROI_HEADS.NAME == "RFCNHeads",
+        "by RFCNHeads",
+        {
+            "MODEL.ROI_BOX_HEAD.NAME": "",
+            "MODEL.ROI_BOX_HEAD.FC_DIM": "MODEL.RFCN.CONV_DIM",
+            "MODEL.ROI_BOX_HEAD.DROPOUT": "",
+            "MODEL.ROI_BOX_HEAD.DROPOUT_SCALE_TRAIN": "",
+            "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "MODEL.RFCN.POOLER",
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": "MODEL.RFCN.GROUP_SIZE",
+        },
+    ),
+    (
+        lambda run: run.cfg.MODEL.ROI_HEADS.NAME != "RFCNHeads",
+        "because MODEL.ROI_HEADS.NAME is not RFCNHeads",
+        dict.fromkeys(
+            (f"MODEL.RFCN.{key}" for key in ("CONV_DIM", "GROUP_SIZE", "BACKBONE_FC", "POOLER")),
+            "MODEL.ROI_HEADS.NAME RFCNHeads",
+        ),
+    ),
+    (
+        lambda run: not is_cascade(run.cfg),
+        "because MODEL.ROI_HEADS.NAME is no cascade",
+        dict.fromkeys(_OF_CASCADES, "MODEL.ROI_HEADS.NAME CaffeCascadeROIHeads"),
+    ),
+    (
+        lambda run: is_cascade(run.cfg),
+        "by a cascade",
+        {"MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS"},
     ),
     (
         lambda run: True,

@@ -26,6 +26,7 @@ from ..data.loading.mappers import BOX_SCALINGS, RESIZERS
 from ..errors import UserError
 from ..evaluation.voc import MATCHES, METRICS
 from ..modeling.meta_arch import DTYPES, PHASES
+from ..modeling.roi_heads.cascade import SCORES_FROM
 from .combinations import contradictions
 from .finding import Finding, Subject
 from .rules import (
@@ -165,6 +166,10 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": number(0, 1, over=True),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": number(-math.inf, 1, under=True),
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _SHARE,
+    "MODEL.RFCN.CONV_DIM": _CHANNELS,
+    "MODEL.RFCN.GROUP_SIZE": whole(1, 64),
+    "MODEL.RFCN.BACKBONE_FC": one_of("none", "reduced"),
+    "MODEL.RFCN.POOLER": one_of("caffe", "align"),
     "MODEL.ROI_BOX_HEAD.NAME": one_of("", registry=ROI_BOX_HEAD_REGISTRY),
     "MODEL.ROI_BOX_HEAD.FC_DIM": number(1, 2**16),
     "MODEL.ROI_BOX_HEAD.DROPOUT": number(0, 1, under=True),
@@ -179,6 +184,13 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": _WEIGHT,
     "MODEL.ROI_BOX_HEAD.SCALE_CLAMP": _POSITIVE,
     "MODEL.ROI_BOX_HEAD.DECODE_GROWTH": _WEIGHT,
+    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": each(_SHARE, "one or more numbers from 0 to 1"),
+    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": each(
+        _WEIGHTS_OF_BOX, "lists of four numbers more than 0"
+    ),
+    "MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS": each(_WEIGHT, "numbers of 0 or more"),
+    "MODEL.ROI_BOX_CASCADE_HEAD.SCORES_FROM": one_of(*SCORES_FROM),
+    "MODEL.ROI_BOX_CASCADE_HEAD.DROP_IOU": _SHARE,
     "SOLVER.LR_SCHEDULER_NAME": one_of(
         "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
     ),

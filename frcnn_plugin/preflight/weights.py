@@ -19,7 +19,9 @@ from ..checkpoint.metadata import KEY, Metadata
 from ..checkpoint.read import existing, peek
 from ..errors import UserError
 from ..four_step.stages import build_stages
+from ..four_step.statistics import NOT_PER_CLASS
 from ..four_step.weights import initial_state
+from ..modeling.roi_heads.box_head import each_head
 from .finding import Finding, Subject
 from .planned_run import PlannedRun, muted
 from .rules import typed, value_of
@@ -97,7 +99,11 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
 _FOUR_STEP_PARTS = (
     ("proposal_generator", "target_statistics", "MODEL.PROPOSAL_GENERATOR.NAME", "PaperRPN"),
     ("proposal_generator.rpn_head", "reset_parameters", "MODEL.RPN.HEAD_NAME", "SoftmaxRPNHead"),
-    ("roi_heads.box_predictor", "target_statistics", "MODEL.ROI_HEADS.NAME", "CaffeROIHeads"),
+)
+# The same of the predictor, each with the value of a key below FOUR_STEP that lets it be called.
+_OF_PREDICTOR = (
+    ("target_statistics", "TARGET_STATISTICS", "per_class"),
+    ("reset_parameters", "PREDICTOR_START", "restart"),
 )
 
 
@@ -105,11 +111,20 @@ def _check_parts(run: PlannedRun) -> Iterator[Finding]:
     """Check that the parts of the model can be trained in four stages."""
     if run.eval_only or not run.cfg.FOUR_STEP.ENABLED:
         return
-    for part, attribute, key, good in _FOUR_STEP_PARTS:
+    called = [
+        ("roi_heads.box_predictor", attribute, "MODEL.ROI_HEADS.NAME", "CaffeROIHeads")
+        for attribute, key, value in _OF_PREDICTOR
+        if run.cfg.FOUR_STEP[key] == value
+    ]
+    for part, attribute, key, good in (*_FOUR_STEP_PARTS, *called):
         module: Any = run.model
         for name in part.split("."):
             module = getattr(module, name, None)
-        if not hasattr(module, attribute):
+        modules = each_head(module)
+        if attribute == "target_statistics" and len(modules) > 1:
+            yield _WEIGHTS.error(NOT_PER_CLASS.format(name=value_of(run.cfg, key)))
+            return
+        if not (modules and all(hasattr(m, attribute) for m in modules)):
             yield _WEIGHTS.error(
                 f"{key} {value_of(run.cfg, key)} cannot be trained in four stages: it has no "
                 f"{attribute}",

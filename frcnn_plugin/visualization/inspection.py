@@ -29,6 +29,7 @@ from ..modeling import PaperRCNN
 from ..modeling.backbone.caffe_backbone import backbone_feature_sizes
 from ..modeling.box_ops import inside_image
 from ..modeling.proposal_generator.rpn import PaperRPN
+from ..modeling.roi_heads.poolers import InclusiveROIPooler
 from .drawings.palette import ImageArray
 
 Size = tuple[int, int]  # height and width
@@ -143,9 +144,11 @@ class BoxRules:
         with torch.device("meta"):  # fc6 alone would take 400 MB
             heads = build_roi_heads(self.cfg, self._shapes)
         kind, names = self.cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE, self.cfg.MODEL.ROI_HEADS.IN_FEATURES
-        if kind != "ROIPool" or len(names) != 1:
+        pooler = getattr(heads, "box_pooler", None)
+        if not isinstance(pooler, InclusiveROIPooler) or len(names) != 1:
             raise UserError(
                 f"cells are drawn for RoI max pooling on one feature map; this config has "
+                f"MODEL.ROI_HEADS.NAME {self.cfg.MODEL.ROI_HEADS.NAME}, "
                 f"MODEL.ROI_BOX_HEAD.POOLER_TYPE {kind} and MODEL.ROI_HEADS.IN_FEATURES "
                 f"{list(names)}"
             )

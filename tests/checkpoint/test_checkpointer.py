@@ -73,6 +73,34 @@ def test_without_fc6_and_fc7(tiny_cfg, tmp_path: Path) -> None:
     load(tiny_cfg(*NARROW, "MODEL.PAPER_RCNN.PHASE", "rpn"), path)
 
 
+def test_fc6_and_fc7_as_convolutions(tiny_cfg, caffemodel: Path, tmp_path: Path, caplog) -> None:
+    """R-FCN's reduced layers: every third of 6 outputs, every third of 7 x 7 taps."""
+    rfcn = [
+        *("MODEL.ROI_HEADS.NAME", "RFCNHeads"),
+        *("MODEL.RFCN.BACKBONE_FC", "reduced"),
+        *("MODEL.RFCN.CONV_DIM", 2),
+    ]
+    with caplog.at_level(logging.INFO, "frcnn_plugin"):
+        model = load(tiny_cfg(*NARROW, *rfcn), caffemodel)
+    assert "fc6 and fc7 of" in caplog.text
+    layers, head = networks.vgg16(), model.roi_heads.box_head
+    fc6 = layers["fc6"][0].reshape(6, 4, 7, 7)
+    for i, output in enumerate((0, 3)):
+        for row, column in ((0, 0), (1, 2), (2, 1)):
+            taps = fc6[output, :, 3 * row, 3 * column]
+            assert head.fc6.weight[i, :, row, column].tolist() == taps.tolist()
+    assert head.fc6.bias.tolist() == layers["fc6"][1][[0, 3]].tolist()
+    assert head.fc7.weight[:, :, 0, 0].tolist() == layers["fc7"][0][[0, 3]][:, [0, 3]].tolist()
+    assert head.fc7.bias.tolist() == layers["fc7"][1][[0, 3]].tolist()
+
+    # What the model then saves is not sub-sampled again; a width that does not divide is refused.
+    AtomicCheckpointer(model, str(tmp_path), cfg=tiny_cfg(*NARROW, *rfcn)).save("saved")
+    again = load(tiny_cfg(*NARROW, *rfcn), tmp_path / "saved.pth")
+    assert again.roi_heads.box_head.fc6.weight.equal(head.fc6.weight)
+    with pytest.raises(UserError, match="RFCNConvs: 0 of 2 fully connected layers found"):
+        load(tiny_cfg(*NARROW, *rfcn, "MODEL.RFCN.CONV_DIM", 4), caffemodel)
+
+
 def test_frozen_parts_must_not_stay_random(tiny_cfg, caffemodel: Path) -> None:
     key, rpn = "MODEL.PAPER_RCNN.FREEZE", "proposal_generator"
     load(tiny_cfg(*NARROW, key, ["roi_heads.box_head"]), caffemodel)

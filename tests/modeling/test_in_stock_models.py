@@ -64,6 +64,11 @@ CASES: dict[str, list[Any]] = {
     "PaperRPN on ResNet-C4": [*RESNET_C4, *OUR_RPN, *STOCK_HEAD],
     "CaffeROIHeads on ResNet-C4": [*RESNET_C4, *OUR_HEADS],
     "CaffeROIHeads on VGG16": [*VGG, *OUR_HEADS],
+    "RFCNHeads on ResNet-C4": [
+        *RESNET_C4,
+        *("MODEL.ROI_HEADS.NAME", "RFCNHeads"),
+        *("MODEL.RFCN.CONV_DIM", 16),
+    ],
     "PaperRPN and CaffeROIHeads on ResNet-C4": [*RESNET_C4, *OUR_RPN, *OUR_HEADS],
     "PaperRPN over two VGG16 features": [
         *VGG,

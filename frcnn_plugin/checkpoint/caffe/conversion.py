@@ -201,8 +201,14 @@ def convert_to_caffe(
         layers by name, weight and bias, float32; and the mapping: source, target, shape.
 
     Raises:
-        UserError: no backbone of this plugin, or a class-agnostic head, which Caffe's nets lack.
+        UserError: no backbone of this plugin, or heads that Caffe's nets lack: class-agnostic, a
+            cascade's, for masks.
     """
+    if others := [name for name in state if name.startswith("roi_heads.") and not _is_caffes(name)]:
+        raise UserError(
+            f"py-faster-rcnn's networks have no place for {len(others)} of the weights, such as "
+            f"{others[0]}, so the detector cannot be converted to Caffe"
+        )
     of_predictor = {layer: f"{PREDICTOR}.{layer}" for layer in ("cls_score", "bbox_pred")}
     if not rpn_conv or rpn_conv in _targets((*VGG16_LAYERS, *ZF_LAYERS), []) | of_predictor:
         raise UserError(
@@ -240,3 +246,9 @@ def convert_to_caffe(
             f"{', '.join(list(state)[:4])} ..."
         )
     return layers, rows
+
+
+def _is_caffes(name: str) -> bool:
+    """Return whether the name is that of a weight of the one head of Fast R-CNN."""
+    layers = (f"{BOX_HEAD}.fc6.", f"{BOX_HEAD}.fc7.", f"{PREDICTOR}.cls_score.")
+    return name.startswith((*layers, f"{PREDICTOR}.bbox_pred.", f"{PREDICTOR}.target_statistics."))

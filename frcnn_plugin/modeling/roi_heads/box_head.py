@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -12,6 +14,16 @@ from torch.nn import functional as F
 
 from ...host import register
 from ...layers.large_linear import LargeLinear
+
+
+def each_head(part: nn.Module | None) -> list[Any]:
+    """Return ``box_head`` or ``box_predictor`` of ROI heads once per head.
+
+    A cascade keeps them in a ModuleList; other heads have one, or None if they work without.
+    """
+    if isinstance(part, nn.ModuleList):
+        return list(part)
+    return [] if part is None else [part]
 
 
 class UnscaledDropout(nn.Module):

@@ -12,8 +12,13 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torchvision.ops import batched_nms
 
+from ...errors import UserError
+from ...layers.nms import DECAYS, soft_nms
 from ..box_ops import clip_boxes, scale_inclusive
 from ..image_size import image_scale
+
+# How boxes that overlap better ones are suppressed.
+NMS_METHODS = ("hard", *DECAYS)
 
 
 def detection_candidates(
@@ -64,12 +69,69 @@ def select_detections(
 
     Source: py-faster-rcnn test.py.
     """
-    # batched_nms keeps the classes apart by moving their boxes far away from each other. There,
-    # float32 coordinates would lose up to 0.01 px, which can change a decision; float64 loses none.
-    keep = batched_nms(boxes.double(), scores.double(), classes, nms_thresh)
-    if keep_ties and 0 < topk < len(keep):
-        return keep[scores[keep] >= scores[keep[topk - 1 : topk]]]
-    return keep[:topk] if topk >= 0 else keep
+    keep, kept_scores = suppress(boxes, scores, classes, method="hard", thresh=nms_thresh)
+    return keep[within_limit(kept_scores, topk, keep_ties)]
+
+
+def suppress(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    classes: torch.Tensor,
+    *,
+    method: str,
+    thresh: float,
+    sigma: float = 0.5,
+    min_score: float = 0.001,
+    limit: int = -1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Suppress within each class, by one of :data:`NMS_METHODS`.
+
+    Args:
+        boxes: (D, 4), XYXY.
+        scores: (D,).
+        classes: (D,) int64.
+        method: "hard": boxes that overlap a better one are dropped; "linear", "gaussian": their
+            scores decay, see :func:`~frcnn_plugin.layers.soft_nms`.
+        thresh: IoU above which a box is dropped, or decays linearly.
+        sigma: of the Gaussian decay.
+        min_score: decayed scores below it drop a box.
+        limit: how many of the best are wanted, beside those that tie with the last; -1: all. The
+            result may have more.
+
+    Returns:
+        (n,) int64 indices, by descending score; and their scores after suppression, (n,).
+
+    Raises:
+        UserError: soft suppression is to be traced, which would freeze an example's choices.
+    """
+    if method == "hard":
+        # batched_nms keeps the classes apart by moving their boxes far away from each other. There,
+        # float32 coordinates would lose up to 0.01 px, which can change a decision; float64 loses
+        # none.
+        keep = batched_nms(boxes.double(), scores.double(), classes, thresh)
+        return keep, scores[keep]
+    if torch.jit.is_tracing():
+        raise UserError(
+            f"MODEL.ROI_HEADS.NMS_METHOD_TEST is '{method}', which cannot be exported: set it to "
+            "hard"
+        )
+    return soft_nms(
+        boxes,
+        scores,
+        classes,
+        method=method,
+        thresh=thresh,
+        sigma=sigma,
+        min_score=min_score,
+        limit=limit,
+    )
+
+
+def within_limit(scores: torch.Tensor, topk: int, keep_ties: bool = False) -> torch.Tensor | slice:
+    """Return an index for the best of descending scores, (n,); see :func:`select_detections`."""
+    if keep_ties and 0 < topk < len(scores):
+        return scores >= scores[topk - 1 : topk]
+    return slice(topk if topk >= 0 else None)
 
 
 def to_original_size(

@@ -26,7 +26,7 @@ from ..box_regression import CaffeBox2BoxTransform, box_loss, grow
 from ..image_size import ScaledImageSize, image_scale
 from ..proposal_generator.rpn_head import redraw
 from ..target_statistics import TargetStatistics
-from .detections import detection_candidates, select_detections
+from .detections import NMS_METHODS, detection_candidates, suppress, within_limit
 
 
 class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -49,6 +49,9 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         decode_in_image: bool = False,
         keep_ties: bool = False,
         class_weights: Sequence[float] = (),
+        nms_method: str = "hard",
+        soft_nms_sigma: float = 0.5,
+        soft_nms_min_score: float = 0.001,
         **kwargs: Any,
     ) -> None:
         """Build the layers.
@@ -59,10 +62,14 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             decode_in_image: see ``MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE``.
             keep_ties: see ``TEST.KEEP_TIES``.
             class_weights: see ``MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS``.
+            nms_method: see ``MODEL.ROI_HEADS.NMS_METHOD_TEST``.
+            soft_nms_sigma: see ``MODEL.ROI_HEADS.SOFT_NMS_SIGMA``.
+            soft_nms_min_score: see ``MODEL.ROI_HEADS.SOFT_NMS_MIN_SCORE``.
             kwargs: arguments of Detectron2's class.
 
         Raises:
-            UserError: ``class_weights`` of another number, negative, or with ``use_sigmoid_ce``.
+            UserError: ``class_weights`` of another number, negative, or with ``use_sigmoid_ce``;
+                unknown ``nms_method``.
         """
         super().__init__(input_shape, **kwargs)
         weights = list(class_weights)
@@ -84,6 +91,14 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.decode_growth = decode_growth
         self.decode_in_image = decode_in_image
         self.keep_ties = keep_ties
+        if nms_method not in NMS_METHODS:
+            raise UserError(
+                f"MODEL.ROI_HEADS.NMS_METHOD_TEST is '{nms_method}': use one of "
+                f"{', '.join(NMS_METHODS)}"
+            )
+        self.nms_method = nms_method
+        self.soft_nms_sigma = soft_nms_sigma
+        self.soft_nms_min_score = soft_nms_min_score
         # One row of statistics for each box that is predicted.
         self.target_statistics = TargetStatistics(self.bbox_pred.out_features // 4)
         # The originals' kernels compare with a float32 threshold, so a box of IoU 0.3 stays.
@@ -111,41 +126,55 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         ret["decode_in_image"] = head.DECODE_IN_IMAGE
         ret["keep_ties"] = cfg.TEST.KEEP_TIES
         ret["class_weights"] = head.CLASS_WEIGHTS
+        ret["nms_method"] = cfg.MODEL.ROI_HEADS.NMS_METHOD_TEST
+        for name in ("soft_nms_sigma", "soft_nms_min_score"):
+            ret[name] = cfg.MODEL.ROI_HEADS[name.upper()]
         return ret
 
     def inference(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[torch.Tensor]]:
-        """Turn predictions into detections, with the originals' suppression and limit.
+        """Turn predictions into detections: decode them, then :meth:`select`."""
+        boxes = self.predict_boxes(predictions, proposals)
+        return self.select(boxes, self.predict_probs(predictions, proposals), proposals)
+
+    def select(
+        self, boxes: list[torch.Tensor], scores: list[torch.Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[torch.Tensor]]:
+        """Select detections by the threshold, the suppression and the limit of the predictor.
+
+        Args:
+            boxes: per image, decoded, (R_i, K*4) or (R_i, 4).
+            scores: per image, probabilities (R_i, K+1).
+            proposals: per image, of which only the image size matters.
 
         Returns:
             per image, ``pred_boxes``, ``scores`` and ``pred_classes``, by descending score; and the
             indices (n,) of their proposals.
         """
         results, rows = [], []
-        for boxes, scores, proposed in zip(
-            self.predict_boxes(predictions, proposals),
-            self.predict_probs(predictions, proposals),
-            proposals,
-            strict=True,
-        ):
+        for decoded, probabilities, proposed in zip(boxes, scores, proposals, strict=True):
             size = proposed.image_size
-            boxes, scores, classes, row = detection_candidates(
-                boxes, scores, size, self.test_score_thresh
+            found, found_scores, classes, row = detection_candidates(
+                decoded, probabilities, size, self.test_score_thresh
             )
-            keep = select_detections(
-                boxes,
-                scores,
+            keep, kept_scores = suppress(
+                found,
+                found_scores,
                 classes,
-                nms_thresh=self.test_nms_thresh,
-                topk=self.test_topk_per_image,
-                keep_ties=self.keep_ties,
+                method=self.nms_method,
+                thresh=self.test_nms_thresh,
+                sigma=self.soft_nms_sigma,
+                min_score=self.soft_nms_min_score,
+                limit=self.test_topk_per_image,
             )
+            best = within_limit(kept_scores, self.test_topk_per_image, self.keep_ties)
+            keep = keep[best]
             results.append(
                 Instances(
                     size,
-                    pred_boxes=Boxes(boxes[keep]),
-                    scores=scores[keep],
+                    pred_boxes=Boxes(found[keep]),
+                    scores=kept_scores[best],
                     pred_classes=classes[keep],
                 )
             )

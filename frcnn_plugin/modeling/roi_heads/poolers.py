@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -11,6 +11,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import RoIPool
 
 from ...layers.roi_max_pool import CaffeRoIPool, roi_max_pool
 
@@ -65,7 +66,7 @@ def own_pooler(pooler: nn.Module, pooler_type: str) -> nn.Module:
 def with_stock_poolers(cfg: CfgNode) -> CfgNode:
     """Return a config with pooler types that Detectron2 knows, for heads whose poolers it builds.
 
-    :func:`own_pooler` gives these the operators of the type that ``cfg`` names.
+    :func:`own_poolers` gives these the operators of the types that ``cfg`` names.
     """
     stock = cfg.clone()
     stock.defrost()
@@ -73,6 +74,21 @@ def with_stock_poolers(cfg: CfgNode) -> CfgNode:
         if stock.MODEL[name].POOLER_TYPE in OPERATORS:
             stock.MODEL[name].POOLER_TYPE = "ROIPool"
     return stock
+
+
+def own_poolers(arguments: dict[str, Any], cfg: CfgNode) -> None:
+    """Give the poolers among the arguments of ROI heads, in place, their operators."""
+    for name, node in (("box", cfg.MODEL.ROI_BOX_HEAD), ("mask", cfg.MODEL.ROI_MASK_HEAD)):
+        if f"{name}_pooler" in arguments:
+            pooler = own_pooler(arguments[f"{name}_pooler"], node.POOLER_TYPE)
+            arguments[f"{name}_pooler"] = pooler
+
+
+def on_cells(pooler: Any) -> Any:
+    """Let a pooler of Detectron2's type "ROIPool" pool as Caffe does; others are returned."""
+    # RoIAlign and others interpolate between cells, for which continuous corners are right.
+    operators = getattr(pooler, "level_poolers", None)  # also other projects' poolers
+    return InclusiveROIPooler(pooler) if operators and isinstance(operators[0], RoIPool) else pooler
 
 
 class OperatorPooler(nn.Module):

@@ -12,11 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances
 
 from ...errors import UserError
 from ...host import transform_rois
+from .box_head import each_head
 
 
 def box_features(
@@ -39,7 +40,8 @@ def box_features(
     if isinstance(roi_heads, Res5ROIHeads):
         maps = [features[name] for name in roi_heads.in_features]
         return transform_rois(roi_heads, maps, boxes).mean(dim=[2, 3])
-    if not isinstance(roi_heads, StandardROIHeads) or isinstance(roi_heads, CascadeROIHeads):
+    heads = each_head(getattr(roi_heads, "box_head", None))
+    if not isinstance(roi_heads, StandardROIHeads) or len(heads) != 1:
         raise UserError(
             f"{type(roi_heads).__name__} has not one feature vector per box: features need ROI "
             "heads with one box head, such as CaffeROIHeads, StandardROIHeads or Res5ROIHeads"

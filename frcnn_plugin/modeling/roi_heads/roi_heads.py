@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -10,22 +10,25 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import EventStorage
 from torch import nn
-from torchvision.ops import RoIPool
 
-from ...host import register
+from ...errors import UserError
+from ...host import head_losses, register
 from ..matcher import AsyncMatcher
 from .fast_rcnn import PaperFastRCNNOutputLayers
-from .poolers import InclusiveROIPooler, own_pooler, with_stock_poolers
+from .poolers import on_cells, own_poolers, with_stock_poolers
+from .sampling import ALL, SAMPLINGS, HardExamples, log_samples
 
 
 @register(ROI_HEADS_REGISTRY)
 class CaffeROIHeads(StandardROIHeads):
     """Detectron2's box head with Caffe's RoI pooling and the originals' decoding.
 
-    Sampling is Detectron2's: ``IOU_THRESHOLDS [0.1, 0.5]`` with ``IOU_LABELS [-1, 0, 1]`` is the
-    paper's background window [0.1, 0.5), ``[0.5]`` with ``[0, 1]`` py-faster-rcnn's [0, 0.5);
-    when too few boxes qualify, fewer are used, none twice.
+    Random sampling is Detectron2's: ``IOU_THRESHOLDS [0.1, 0.5]`` with ``IOU_LABELS [-1, 0, 1]`` is
+    the paper's background window [0.1, 0.5), ``[0.5]`` with ``[0, 1]`` py-faster-rcnn's [0, 0.5);
+    when too few boxes qualify, fewer are used, none twice. With ``SAMPLING`` "hard" or "all", what
+    is sampled is all that qualify; :meth:`training_rois` then chooses the hard ones.
 
     ``POOLER_TYPE`` "ROIPool", of the box head and of a mask head, is the original; for others see
     :data:`~frcnn_plugin.modeling.roi_heads.poolers.OPERATORS`, and Detectron2's work as they do
@@ -33,36 +36,68 @@ class CaffeROIHeads(StandardROIHeads):
     (docs/other_projects.md).
     """
 
+    # What MODEL.ROI_HEADS.SAMPLING may be; a subclass may offer less.
+    samplings: ClassVar[tuple[str, ...]] = SAMPLINGS
     proposal_append_gt: bool
 
     @configurable
     def __init__(
-        self, *, box_pooler: nn.Module, mask_pooler: nn.Module | None = None, **kwargs: Any
+        self,
+        *,
+        box_pooler: nn.Module,
+        mask_pooler: nn.Module | None = None,
+        sampling: str = "random",
+        hard_nms_thresh: float = 0.7,
+        hard_nms_per_label: bool = True,
+        **kwargs: Any,
     ) -> None:
         """Take the parts.
 
         Args:
             box_pooler: Detectron2's pooler; one of the type "ROIPool" pools as Caffe does.
             mask_pooler: the same of the mask head, if there is one.
+            sampling: see ``MODEL.ROI_HEADS.SAMPLING``.
+            hard_nms_thresh: see ``MODEL.ROI_HEADS.HARD_NMS_THRESH``.
+            hard_nms_per_label: see ``MODEL.ROI_HEADS.HARD_NMS_PER_LABEL``.
             kwargs: arguments of Detectron2's StandardROIHeads.
+
+        Raises:
+            UserError: unknown sampling; hard sampling, and the predictor tells no losses of RoIs.
         """
         super().__init__(
-            box_pooler=_on_cells(box_pooler), mask_pooler=_on_cells(mask_pooler), **kwargs
+            box_pooler=on_cells(box_pooler), mask_pooler=on_cells(mask_pooler), **kwargs
         )
+        if sampling not in self.samplings:
+            raise UserError(
+                f"MODEL.ROI_HEADS.SAMPLING is '{sampling}': with {type(self).__name__} use one of "
+                f"{', '.join(self.samplings)}"
+            )
+        self.hard_examples: HardExamples | None = None
+        if sampling == "hard":
+            if not hasattr(self.box_predictor, "losses_per_roi"):
+                raise UserError(
+                    "MODEL.ROI_HEADS.SAMPLING hard needs PaperFastRCNNOutputLayers, but the "
+                    f"predictor is {type(self.box_predictor).__name__}: set it to random"
+                )
+            self.hard_examples = HardExamples(
+                self.batch_size_per_image, hard_nms_thresh, hard_nms_per_label
+            )
+        if sampling != "random":
+            self.batch_size_per_image, self.positive_fraction = ALL, 1.0
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         """Read Detectron2's arguments, with our matcher, and our predictor in place of its own."""
         ret = super().from_config(with_stock_poolers(cfg), input_shape)
-        for name, node in (("box", cfg.MODEL.ROI_BOX_HEAD), ("mask", cfg.MODEL.ROI_MASK_HEAD)):
-            if f"{name}_pooler" in ret:
-                ret[f"{name}_pooler"] = own_pooler(ret[f"{name}_pooler"], node.POOLER_TYPE)
+        own_poolers(ret, cfg)
         if type(ret["box_predictor"]) is FastRCNNOutputLayers:  # else it is another project's
             ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         heads = cfg.MODEL.ROI_HEADS
         # Without low-quality matches: only the RPN gives each object its best box (example E9);
         # proposal_target_layer.py labels a RoI by its IoU alone.
         ret["proposal_matcher"] = AsyncMatcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS)
+        for name in ("sampling", "hard_nms_thresh", "hard_nms_per_label"):
+            ret[name] = heads[name.upper()]
         return ret
 
     def forward(
@@ -94,20 +129,51 @@ class CaffeROIHeads(StandardROIHeads):
         """
         if compute_val_loss:
             append_gt, self.proposal_append_gt = self.proposal_append_gt, False
-            proposals = self.label_and_sample_proposals(proposals, targets)
+            proposals = self.training_rois(features, proposals, targets)
             self.proposal_append_gt = append_gt
+        elif self.training and compute_loss and self.hard_examples:
+            rois = self.training_rois(features, proposals, targets)
+            return rois, head_losses(self, features, rois)
         elif compute_loss or not self.training:
             return super().forward(images, features, proposals, targets)
-        maps = [features[f] for f in self.box_in_features]
-        pooled = self.box_pooler(maps, [p.proposal_boxes for p in proposals])
-        predictions = self.box_predictor(self.box_head(pooled))
+        predictions = self._predict(features, proposals)
         if compute_val_loss:
             return proposals, self.box_predictor.losses(predictions, proposals)
         return self.box_predictor.inference(predictions, proposals)[0], predictions
 
+    def training_rois(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None,
+    ) -> list[Instances]:
+        """Label the RoIs, and choose those that train the heads, as ``SAMPLING`` says.
 
-def _on_cells(pooler: Any) -> Any:
-    """Let a pooler of Detectron2's type "ROIPool" pool as Caffe does; others are returned."""
-    # RoIAlign and others interpolate between cells, for which continuous corners are right.
-    operators = getattr(pooler, "level_poolers", None)  # also other projects' poolers
-    return InclusiveROIPooler(pooler) if operators and isinstance(operators[0], RoIPool) else pooler
+        Hard RoIs are chosen by their losses in a pass without gradients. In training that has other
+        dropout than the one that learns from them, as in ohem.
+
+        Args:
+            features: feature maps, each (N, C, H, W).
+            proposals: see :meth:`forward`.
+            targets: see :meth:`forward`.
+
+        Returns:
+            per image, ``proposal_boxes``, ``gt_classes`` (background: the number of classes) and,
+            if there are objects, ``gt_boxes``.
+        """
+        if self.hard_examples is None:
+            return self.label_and_sample_proposals(proposals, targets)
+        with EventStorage():  # it logs how many there are, but those that train are fewer
+            rois = self.label_and_sample_proposals(proposals, targets)
+        with torch.no_grad():
+            losses = self.box_predictor.losses_per_roi(self._predict(features, rois), rois)
+        # Or autocast would give the pass that learns the weights it cast here, without gradients.
+        torch.clear_autocast_cache()
+        rois, _ = self.hard_examples.choose_rois(losses, rois)
+        log_samples(rois, self.num_classes)
+        return rois
+
+    def _predict(self, features: dict[str, torch.Tensor], rois: list[Instances]) -> Any:
+        maps = [features[f] for f in self.box_in_features]
+        pooled = self.box_pooler(maps, [r.proposal_boxes for r in rois])
+        return self.box_predictor(self.box_head(pooled))
