@@ -199,7 +199,8 @@ def _outcome(run: RunFolder, stage: ScheduledStage) -> Iterator[str]:
     if seconds:
         yield f"{duration(seconds)} in total"
     for key, value in _results(run, stage, next(iter(run.tested), "")).items():
-        yield f"{key.removeprefix('bbox/').removeprefix('proposals/').replace('/', ' ')} {value:.1f}"
+        short = key.removeprefix("bbox/").removeprefix("proposals/").replace("/", " ")
+        yield f"{short} {value:.1f}"
 
 
 def _differences(cfg: CfgNode) -> list[list[str]]:
