@@ -64,6 +64,12 @@ CASES: dict[str, list[Any]] = {
     "PaperRPN on ResNet-C4": [*RESNET_C4, *OUR_RPN, *STOCK_HEAD],
     "CaffeROIHeads on ResNet-C4": [*RESNET_C4, *OUR_HEADS],
     "CaffeROIHeads on VGG16": [*VGG, *OUR_HEADS],
+    "hard RoIs and soft suppression on ResNet-C4": [
+        *RESNET_C4,
+        *OUR_HEADS,
+        *("MODEL.ROI_HEADS.SAMPLING", "hard"),
+        *("MODEL.ROI_HEADS.NMS_METHOD_TEST", "gaussian"),
+    ],
     "PaperRPN and CaffeROIHeads on ResNet-C4": [*RESNET_C4, *OUR_RPN, *OUR_HEADS],
     "PaperRPN over two VGG16 features": [
         *VGG,
