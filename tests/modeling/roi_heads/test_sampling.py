@@ -103,6 +103,7 @@ def test_loss_is_the_mean_over_the_hardest(tiny_cfg, weighted: bool) -> None:
     objects = sum(int((c.gt_classes < 3).sum()) for c in chosen)
     assert logged["roi_head/num_fg_samples"] == objects / 2 and objects > 0
     assert logged["roi_head/num_bg_samples"] == 8 - objects / 2
+    assert len(storage.history("roi_head/num_bg_samples").values()) == 1
     assert (16 * logged["fast_rcnn/cls_accuracy"]).is_integer()
 
 
