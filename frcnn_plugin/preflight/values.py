@@ -27,6 +27,8 @@ from ..errors import UserError
 from ..evaluation.voc import MATCHES, METRICS
 from ..modeling.meta_arch import DTYPES, PHASES
 from ..modeling.roi_heads.cascade import SCORES_FROM
+from ..modeling.roi_heads.detections import NMS_METHODS
+from ..modeling.roi_heads.sampling import SAMPLINGS
 from .combinations import contradictions
 from .finding import Finding, Subject
 from .rules import (
@@ -170,6 +172,11 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.RFCN.GROUP_SIZE": whole(1, 64),
     "MODEL.RFCN.BACKBONE_FC": one_of("none", "reduced"),
     "MODEL.RFCN.POOLER": one_of("caffe", "align"),
+    "MODEL.ROI_HEADS.NMS_METHOD_TEST": one_of(*NMS_METHODS),
+    "MODEL.ROI_HEADS.SOFT_NMS_SIGMA": _FINITE_POSITIVE,
+    "MODEL.ROI_HEADS.SOFT_NMS_MIN_SCORE": number(0, 1, under=True),
+    "MODEL.ROI_HEADS.SAMPLING": one_of(*SAMPLINGS),
+    "MODEL.ROI_HEADS.HARD_NMS_THRESH": number(0, 1, over=True),
     "MODEL.ROI_BOX_HEAD.NAME": one_of("", registry=ROI_BOX_HEAD_REGISTRY),
     "MODEL.ROI_BOX_HEAD.FC_DIM": number(1, 2**16),
     "MODEL.ROI_BOX_HEAD.DROPOUT": number(0, 1, under=True),
