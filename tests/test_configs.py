@@ -12,6 +12,7 @@ from frcnn_plugin import add_frcnn_config, get_config_file
 from frcnn_plugin.config import plugin_cfg
 from frcnn_plugin.config_files import base_chain
 from frcnn_plugin.errors import UserError
+from frcnn_plugin.modeling.roi_heads.box_head import each_head
 from tests.conftest import CONFIGS
 
 ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
@@ -33,9 +34,9 @@ def test_config_loads_and_builds(name: str) -> None:
     assert set(cfg.SOLVER.STEPS) == {s for s in cfg.SOLVER.STEPS if s < cfg.SOLVER.MAX_ITER}
     anchors = len(cfg.MODEL.ANCHOR_GENERATOR.SIZES[0]) * 3
     assert model.proposal_generator.rpn_head.rpn_cls_score.out_channels == 2 * anchors
-    assert (
-        model.roi_heads.box_predictor.bbox_pred.out_features == 4 * cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    )
+    boxes = 1 if cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    for predictor in each_head(model.roi_heads.box_predictor):
+        assert predictor.bbox_pred.out_features == 4 * boxes
 
 
 def test_there_are_configs() -> None:
