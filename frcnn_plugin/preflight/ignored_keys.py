@@ -191,4 +191,4 @@ def check_ignored_keys(run: PlannedRun) -> Iterator[Finding]:
 
 
 def _as_list(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return [_as_list(entry) for entry in value] if isinstance(value, (tuple, list)) else value

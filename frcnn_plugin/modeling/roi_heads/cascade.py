@@ -269,16 +269,14 @@ def cascade_problems(cfg: CfgNode) -> list[tuple[str, str]]:
     if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
         problem = f"{heads.NAME} predicts one box for all classes, but {agnostic} is False"
         problems.append((f"MODEL.ROI_HEADS.NAME {problem}", f"Type {agnostic} True"))
+    if heads.SAMPLING != "random":
+        problem = f"MODEL.ROI_HEADS.NAME {heads.NAME} does not know MODEL.ROI_HEADS.SAMPLING"
+        problems.append((f"{problem} {heads.SAMPLING}", "Type MODEL.ROI_HEADS.SAMPLING random"))
     for key in ("BBOX_REG_WEIGHTS", "LOSS_WEIGHTS"):
         if len(node[key]) != len(ious):
             problem = f"{len(node[key])} entries, but MODEL.ROI_BOX_CASCADE_HEAD.IOUS {len(ious)}"
             problem = f"MODEL.ROI_BOX_CASCADE_HEAD.{key} has {problem}"
             problems.append((problem, "Give both one entry per head"))
-    if heads.SAMPLING != "random":
-        problem = (
-            f"MODEL.ROI_HEADS.SAMPLING is {heads.SAMPLING!r}, which {heads.NAME} does not know"
-        )
-        problems.append((problem, "Type MODEL.ROI_HEADS.SAMPLING random"))
     if thresholds[-1] != ious[0]:
         problem = (
             f"MODEL.ROI_HEADS.IOU_THRESHOLDS {thresholds} and MODEL.ROI_BOX_CASCADE_HEAD.IOUS "
