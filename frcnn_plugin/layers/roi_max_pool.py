@@ -109,9 +109,7 @@ def _bins(
     return low, (high - low).clamp(min=0)
 
 
-def _channels_at_a_time(
-    image: torch.Tensor, x_size: torch.Tensor, y_size: torch.Tensor
-) -> int:
+def _channels_at_a_time(image: torch.Tensor, x_size: torch.Tensor, y_size: torch.Tensor) -> int:
     levels, heights = int(x_size.max()).bit_length(), len(_heights(int(y_size.max())))
     one = max(1, levels) * heights * image[0].numel() * image.element_size()
     return int(min(_CHANNELS, max(1, _TABLE_BYTES // one)))

@@ -30,6 +30,10 @@ def _own_proposals(run: PlannedRun) -> bool:
     return not (given or run.eval_only or run.cfg.FOUR_STEP.ENABLED)
 
 
+def _keys_of(node: str, instead: str) -> dict[str, str]:
+    return {f"MODEL.{node}.{key}": instead for key in plugin_cfg().MODEL[node]}
+
+
 # When keys are ignored, why, and which, with what to use instead.
 _IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] = (
     (
@@ -90,6 +94,21 @@ _IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] =
         _own_proposals,
         "because MODEL.PROPOSAL_GENERATOR.NAME makes proposals",
         {"MODEL.LOAD_PROPOSALS": "MODEL.PAPER_RCNN.PHASE fast_rcnn"},
+    ),
+    (
+        lambda run: run.cfg.MODEL.BACKBONE.NAME != "HyperVGG16",
+        "because MODEL.BACKBONE.NAME is not HyperVGG16",
+        _keys_of("HYPER", "MODEL.BACKBONE.NAME HyperVGG16"),
+    ),
+    (
+        lambda run: run.cfg.MODEL.PROPOSAL_GENERATOR.NAME != "HyperRPN",
+        "because MODEL.PROPOSAL_GENERATOR.NAME is not HyperRPN",
+        _keys_of("HYPER_RPN", "MODEL.PROPOSAL_GENERATOR.NAME HyperRPN"),
+    ),
+    (
+        lambda run: run.cfg.MODEL.PROPOSAL_GENERATOR.NAME == "HyperRPN",
+        "because HyperRPN has its own head",
+        {"MODEL.RPN.HEAD_NAME": "", "MODEL.RPN.CONV_DIMS": "MODEL.HYPER_RPN.CONV_DIM"},
     ),
     (
         lambda run: True,

@@ -5,6 +5,7 @@ Shape shorthand in this module: N images in the batch, R anchors of an image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -135,11 +136,7 @@ class HyperRPN(PaperRPN):
         """
         super().__init__(**kwargs)
         self.pool_feature = pool_feature
-        if len(self.in_features) != 1:
-            raise UserError(
-                f"MODEL.RPN.IN_FEATURES is {list(self.in_features)}, but the anchors of HyperRPN "
-                'lie on one map: set for example MODEL.RPN.IN_FEATURES ["conv5"]'
-            )
+        _check_one(self.in_features)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
@@ -159,6 +156,7 @@ class HyperRPN(PaperRPN):
                     f"returns {', '.join(input_shape)}: set MODEL.BACKBONE.NAME HyperVGG16, or "
                     f"name one of these"
                 )
+        _check_one(names)  # before Detectron2 builds a head for them, which this one replaces
         ret = super().from_config(cfg, input_shape)
         shape = input_shape[node.POOL_FEATURE]
         assert shape.channels and shape.stride, shape
@@ -202,3 +200,11 @@ class HyperRPN(PaperRPN):
         elif self.training and not (logits.isfinite().all() and deltas.isfinite().all()):
             raise FloatingPointError(NOT_FINITE)
         return self.predict_proposals(anchors, [logits], [deltas], images.image_sizes), losses
+
+
+def _check_one(in_features: Sequence[str]) -> None:
+    if len(in_features) != 1:
+        raise UserError(
+            f"MODEL.RPN.IN_FEATURES is {list(in_features)}, but the anchors of HyperRPN lie on one "
+            'map: set for example MODEL.RPN.IN_FEATURES ["conv5"]'
+        )
