@@ -50,6 +50,7 @@ def add_frcnn_config(cfg: CN) -> None:
     _add_suppression(ours)
     _add_sampling(ours)
     _add_cascade(ours)
+    _add_hyper(ours)
     _add_meta_arch(ours)
     _add_data(ours)
     _add_solver(ours)
@@ -235,6 +236,39 @@ def _add_rfcn(cfg: CN) -> None:
     # Pooling: "caffe", corners rounded to pixels (py-R-FCN), or "align", torchvision's
     # ps_roi_align, with MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO.
     cfg.MODEL.RFCN.POOLER = "caffe"
+
+
+def _add_hyper(cfg: CN) -> None:
+    # HyperNet (arXiv 1604.00600), of which no code was published: what the paper does not say is
+    # marked as a choice. Used by HyperVGG16, whose blocks have MODEL.PAPER_VGG's keys.
+    cfg.MODEL.HYPER = CN()
+    # Blocks that are joined at stride 4, any of conv1..conv5, and the channels and the odd kernel
+    # of the convolution that compresses each.
+    cfg.MODEL.HYPER.IN_FEATURES = ["conv1", "conv3", "conv5"]
+    cfg.MODEL.HYPER.CHANNELS = 42
+    cfg.MODEL.HYPER.KERNEL = 5
+    # True: a ReLU follows that convolution (choice).
+    cfg.MODEL.HYPER.RELU = True
+    # "LRN": local response normalisation across channels comes last; "": none. LRN is its size in
+    # channels, alpha and beta, those of ImageNet networks in Caffe (choice).
+    cfg.MODEL.HYPER.NORM = "LRN"
+    cfg.MODEL.HYPER.LRN = [5, 1e-4, 0.75]
+    # Kernel of the transposed convolutions that enlarge conv4 and conv5 (2 and 4 times), an even
+    # number; and whether each channel has its own filter, or all feed all (both choices).
+    cfg.MODEL.HYPER.DECONV_KERNEL = 8
+    cfg.MODEL.HYPER.DECONV_PER_CHANNEL = True
+
+    # Used by HyperRPN, whose anchors lie on the one map of MODEL.RPN.IN_FEATURES ("conv5").
+    cfg.MODEL.HYPER_RPN = CN()
+    # The map at which each anchor is pooled, and bins per side.
+    cfg.MODEL.HYPER_RPN.POOL_FEATURE = "hyper"
+    cfg.MODEL.HYPER_RPN.POOLER_RESOLUTION = 13
+    # Channels of the 3x3 convolution, and width of the fully connected layer.
+    cfg.MODEL.HYPER_RPN.CONV_DIM = 4
+    cfg.MODEL.HYPER_RPN.FC_DIM = 256
+    # True: convolve the map, then pool (the paper's HyperNet-SP, many times faster). False: pool
+    # all its channels, then convolve each box.
+    cfg.MODEL.HYPER_RPN.CONV_FIRST = True
 
 
 def _add_meta_arch(cfg: CN) -> None:

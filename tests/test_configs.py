@@ -33,12 +33,15 @@ def test_config_loads_and_builds(name: str) -> None:
     assert type(model).__name__ == "PaperRCNN"
     assert set(cfg.SOLVER.STEPS) == {s for s in cfg.SOLVER.STEPS if s < cfg.SOLVER.MAX_ITER}
     anchors = len(cfg.MODEL.ANCHOR_GENERATOR.SIZES[0]) * 3
-    assert model.proposal_generator.rpn_head.rpn_cls_score.out_channels == 2 * anchors
     agnostic = cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG
     boxes = 1 if agnostic else cfg.MODEL.ROI_HEADS.NUM_CLASSES
     maps = cfg.MODEL.RFCN.GROUP_SIZE**2 if cfg.MODEL.ROI_HEADS.NAME == "RFCNHeads" else 1
     for predictor in each_head(model.roi_heads.box_predictor):
         assert len(predictor.bbox_pred.bias) == 4 * boxes * maps
+    rpn = model.proposal_generator
+    assert rpn.anchor_generator.num_anchors == [anchors]
+    per_box = type(rpn).__name__ == "HyperRPN"  # its head knows nothing of other anchors
+    assert len(rpn.rpn_head.rpn_cls_score.weight) == 2 * (1 if per_box else anchors)
 
 
 def test_there_are_configs() -> None:

@@ -219,8 +219,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
             if is_in(prefix, may_lack):
                 continue
             if isinstance(module, CaffeBackbone):
-                convs = [name for name, m in module.named_modules() if isinstance(m, nn.Conv2d)]
-                layers = [f"{prefix}.{name}" for name in convs]
+                # Of the blocks: what a network has beside them, files of ImageNet weights lack.
+                layers = [
+                    f"{prefix}.{name}"
+                    for name, m in module.named_modules()
+                    if isinstance(m, nn.Conv2d) and name.split(".")[0] in module.block_names
+                ]
                 check_layers(loaded, type(module).__name__, "conv layers", layers, _OTHER_FILE)
             elif _has_fc(module) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
                 layers, name = [f"{prefix}.fc6", f"{prefix}.fc7"], type(module).__name__

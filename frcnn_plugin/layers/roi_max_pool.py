@@ -14,6 +14,8 @@ import torch
 from torchvision.ops import RoIPool
 
 _CHANNELS = 128  # worked on at a time; their tables then stay in the cache
+_TABLE_BYTES = 2**26  # that tables take at most, of large maps with fewer channels at a time
+_TALL = 8  # rows of a bin up to which all heights are tabulated
 
 
 def roi_max_pool(
@@ -40,8 +42,9 @@ def roi_max_pool(
         x = _bins(cells[:, 0], cells[:, 2], image.shape[2], output_size)
         y = _bins(cells[:, 1], cells[:, 3], image.shape[1], output_size)
         target = out[first : first + len(boxes)]
-        for start in range(0, channels, _CHANNELS):
-            part = slice(start, start + _CHANNELS)
+        step = _channels_at_a_time(image, x[1], y[1])
+        for start in range(0, channels, step):
+            part = slice(start, start + step)
             target[:, part] = _pool(image[part].permute(1, 2, 0), x, y)
         first += len(boxes)
     return out
@@ -106,6 +109,19 @@ def _bins(
     return low, (high - low).clamp(min=0)
 
 
+def _channels_at_a_time(image: torch.Tensor, x_size: torch.Tensor, y_size: torch.Tensor) -> int:
+    levels, heights = int(x_size.max()).bit_length(), len(_heights(int(y_size.max())))
+    one = max(1, levels) * heights * image[0].numel() * image.element_size()
+    return int(min(_CHANNELS, max(1, _TABLE_BYTES // one)))
+
+
+def _heights(tall: int) -> list[int]:
+    """Return the heights of windows that are tabulated for bins of up to so many rows."""
+    if tall <= _TALL:
+        return list(range(1, max(1, tall) + 1))
+    return [2**k for k in range(tall.bit_length())]
+
+
 def _pool(
     cells: torch.Tensor, x: tuple[torch.Tensor, torch.Tensor], y: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
@@ -115,16 +131,19 @@ def _pool(
     """
     height, width, channels = cells.shape
     (x_low, x_size), (y_low, y_size) = x, y
-    tall = max(1, int(y_size.max()))
+    tall = int(y_size.max())
+    heights = _heights(tall)
     levels = max(1, int(x_size.max())).bit_length()
-    # table[k, h - 1, i, j]: maximum of rows i .. i + h - 1 and columns j .. j + 2^k - 1. Windows
-    # that would reach over the border are never asked for.
-    table = cells.new_empty((levels, tall, height, width, channels))
+    # table[k, n, i, j]: maximum of the rows from i, as many as the n-th of heights, and columns
+    # j .. j + 2^k - 1. Windows that would reach over the border are never asked for.
+    table = cells.new_empty((levels, len(heights), height, width, channels))
     table[0, 0] = cells
-    for h in range(1, tall):
-        shorter, this = table[0, h - 1], table[0, h]
-        torch.maximum(shorter[: height - h], cells[h:], out=this[: height - h])
-        this[height - h :] = shorter[height - h :]
+    for n, h in enumerate(heights[1:], start=1):
+        shorter, this = table[0, n - 1], table[0, n]
+        more = h - heights[n - 1]  # rows; where that is over the border, the maximum stays
+        lower = shorter[more:] if tall > _TALL else cells[heights[n - 1] :]
+        torch.maximum(shorter[: len(lower)], lower, out=this[: len(lower)])
+        this[len(lower) :] = shorter[len(lower) :]
     for k in range(1, levels):
         half = 2 ** (k - 1)
         narrow, wide = table[k - 1], table[k]
@@ -133,11 +152,21 @@ def _pool(
     # Two windows of 2^k columns, one at each end, cover a bin of 2^k to 2^(k+1) columns.
     level = torch.log2(x_size.clamp(min=1).float()).floor().long()
     second = (x_low + x_size - (1 << level)).clamp(0, width - 1)
-    row = (y_size.clamp(min=1) - 1) * height + y_low.clamp(max=height - 1)
-    rows = (level[:, None, :] * tall * height + row[:, :, None]) * width
+    columns = (x_low.clamp(max=width - 1), second)
+    if tall <= _TALL:
+        starts = [(y_size.clamp(min=1) - 1) * height + y_low.clamp(max=height - 1)]
+    else:  # as for the columns
+        power = torch.log2(y_size.clamp(min=1).float()).floor().long()
+        last = y_low + y_size - (1 << power)
+        starts = [power * height + y.clamp(0, height - 1) for y in (y_low, last)]
     flat = table.view(-1, channels)
-    out = flat.index_select(0, (rows + x_low.clamp(max=width - 1)[:, None, :]).flatten())
-    torch.maximum(out, flat.index_select(0, (rows + second[:, None, :]).flatten()), out=out)
+    out: torch.Tensor | None = None
+    for start in starts:
+        rows = (level[:, None, :] * len(heights) * height + start[:, :, None]) * width
+        for column in columns:
+            found = flat.index_select(0, (rows + column[:, None, :]).flatten())
+            out = found if out is None else torch.maximum(out, found, out=out)
+    assert out is not None
     out = out.view(len(x_low), y_low.shape[1], x_low.shape[1], channels)
     empty = (y_size == 0)[:, :, None] | (x_size == 0)[:, None, :]
     out.masked_fill_(empty[..., None], 0)

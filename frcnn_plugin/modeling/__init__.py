@@ -2,6 +2,7 @@
 
 from .anchor_generator import CaffeAnchorGenerator
 from .backbone.caffe_backbone import CaffeBackbone, backbone_feature_sizes
+from .backbone.hyper_features import HyperVGG16
 from .backbone.vgg import VGG16
 from .backbone.zf import ZF, WithinChannelLRN
 from .box_ops import clip_boxes, clip_inclusive, inside_image, mirror, scale_inclusive
@@ -9,10 +10,11 @@ from .box_regression import CaffeBox2BoxTransform, box_loss
 from .image_size import ScaledImageSize, image_scale, resize_scale
 from .matcher import AsyncMatcher
 from .meta_arch import PaperRCNN
+from .proposal_generator.hyper_rpn import HyperRPN, HyperRPNHead
 from .proposal_generator.rpn import PaperRPN, rpn_losses
 from .proposal_generator.rpn_head import SoftmaxRPNHead
 from .proposal_generator.selection import Selection, select_proposals
-from .roi_heads.box_head import FC6FC7Head, UnscaledDropout
+from .roi_heads.box_head import FC6FC7Head, HyperBoxHead, UnscaledDropout
 from .roi_heads.cascade import CaffeCascadeROIHeads
 from .roi_heads.detections import detection_candidates, select_detections, suppress
 from .roi_heads.fast_rcnn import PaperFastRCNNOutputLayers
@@ -38,6 +40,10 @@ __all__ = [
     "CaffeROIHeads",
     "FC6FC7Head",
     "HardExamples",
+    "HyperBoxHead",
+    "HyperRPN",
+    "HyperRPNHead",
+    "HyperVGG16",
     "InclusiveROIPooler",
     "NormalisedBox2BoxTransform",
     "PaperFastRCNNOutputLayers",

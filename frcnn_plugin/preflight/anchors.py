@@ -68,7 +68,7 @@ def check_anchors(run: PlannedRun) -> Iterator[Finding]:
     model = run.cfg.MODEL
     has_rpn = (
         model.META_ARCHITECTURE in ("PaperRCNN", "GeneralizedRCNN", "ProposalNetwork")
-        and model.PROPOSAL_GENERATOR.NAME in ("PaperRPN", "RPN")
+        and model.PROPOSAL_GENERATOR.NAME in ("PaperRPN", "HyperRPN", "RPN")
         and model.ANCHOR_GENERATOR.NAME != "RotatedAnchorGenerator"
         and (run.cfg.FOUR_STEP.ENABLED or model.PAPER_RCNN.PHASE != "fast_rcnn")
     )

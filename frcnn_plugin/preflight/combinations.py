@@ -92,6 +92,9 @@ def _rotated(cfg: CfgNode) -> Problems:
         )
 
 
+_OURS = ("VGG16", "HyperVGG16", "ZF")
+
+
 def _parts(cfg: CfgNode) -> Problems:
     """Compare the parts of the model."""
     model = cfg.MODEL
@@ -102,7 +105,7 @@ def _parts(cfg: CfgNode) -> Problems:
             f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} does not know",
             "Type MODEL.META_ARCHITECTURE PaperRCNN, or MODEL.PAPER_RCNN.PHASE joint",
         )
-    if model.ROI_HEADS.NAME == "Res5ROIHeads" and model.BACKBONE.NAME in ("VGG16", "ZF"):
+    if model.ROI_HEADS.NAME == "Res5ROIHeads" and model.BACKBONE.NAME in _OURS:
         yield (
             f"MODEL.ROI_HEADS.NAME is 'Res5ROIHeads', the last block of a ResNet, but "
             f"MODEL.BACKBONE.NAME is {model.BACKBONE.NAME}",

@@ -36,6 +36,11 @@ _OF_CASCADES = [
     for key in ("IOUS", "BBOX_REG_WEIGHTS", "LOSS_WEIGHTS", "SCORES_FROM", "APPEND_GT", "DROP_IOU")
 ]
 
+
+def _keys_of(node: str, instead: str) -> dict[str, str]:
+    return {f"MODEL.{node}.{key}": instead for key in plugin_cfg().MODEL[node]}
+
+
 # When keys are ignored, why, and which, with what to use instead.
 _IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] = (
     (
@@ -152,6 +157,21 @@ _IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] =
         lambda run: is_cascade(run.cfg),
         "by a cascade",
         {"MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS"},
+    ),
+    (
+        lambda run: run.cfg.MODEL.BACKBONE.NAME != "HyperVGG16",
+        "because MODEL.BACKBONE.NAME is not HyperVGG16",
+        _keys_of("HYPER", "MODEL.BACKBONE.NAME HyperVGG16"),
+    ),
+    (
+        lambda run: run.cfg.MODEL.PROPOSAL_GENERATOR.NAME != "HyperRPN",
+        "because MODEL.PROPOSAL_GENERATOR.NAME is not HyperRPN",
+        _keys_of("HYPER_RPN", "MODEL.PROPOSAL_GENERATOR.NAME HyperRPN"),
+    ),
+    (
+        lambda run: run.cfg.MODEL.PROPOSAL_GENERATOR.NAME == "HyperRPN",
+        "because HyperRPN has its own head",
+        {"MODEL.RPN.HEAD_NAME": "", "MODEL.RPN.CONV_DIMS": "MODEL.HYPER_RPN.CONV_DIM"},
     ),
     (
         lambda run: True,

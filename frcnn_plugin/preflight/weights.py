@@ -183,7 +183,7 @@ def _no_weights(run: PlannedRun) -> str:
         return ""
     if parts:
         key, value, none = "MODEL.PAPER_RCNN.FREEZE", str(parts), '"[]"'
-    elif frozen > 0 and cfg.MODEL.BACKBONE.NAME in ("VGG16", "ZF"):
+    elif frozen > 0 and cfg.MODEL.BACKBONE.NAME in ("VGG16", "HyperVGG16", "ZF"):
         key, value, none = "MODEL.BACKBONE.FREEZE_AT", str(frozen), "0"
     else:
         return ""

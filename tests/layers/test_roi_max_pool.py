@@ -46,6 +46,16 @@ def test_every_size_of_roi() -> None:
     assert torch.equal(roi_max_pool(features, rois, 7, 1 / 16), expected(features, rois, 7))
 
 
+@pytest.mark.parametrize("size", [7, 13])
+def test_fine_map(size: int) -> None:
+    """Stride 4: bins of up to 22 rows, of which only some heights are tabulated, in parts."""
+    generator = torch.Generator().manual_seed(size)
+    features = torch.randn(1, 40, 150, 250, generator=generator)
+    rois = random_boxes(80, 3) * 2.5
+    found = roi_max_pool(features, [rois], size, 1 / 4)
+    assert torch.equal(found, roi_pool(features, [rois], size, 1 / 4))
+
+
 def test_one_cell_and_no_roi() -> None:
     features = torch.randn(2, 3, 1, 1)
     rois = [torch.zeros(0, 4), torch.tensor([[0.0, 0.0, 15.0, 15.0], [90.0, 90.0, 99.0, 99.0]])]

@@ -62,6 +62,8 @@ class CaffeBackbone(Backbone):
         self._out_feature_channels = {names[i]: channels[i] for i in indices}
         self._out_feature_strides = {names[i]: strides[i] for i in indices}
 
+        self._kept = set(out_features)  # subclasses may make other features of them
+
         self.block_names = names[: max(indices) + 1]
         for name in self.block_names:
             self.add_module(name, nn.Sequential(OrderedDict(blocks[name])))
@@ -105,7 +107,7 @@ class CaffeBackbone(Backbone):
                     skip -= 1
                 else:
                     x = layer(x)
-            if name in self._out_features:
+            if name in self._kept:
                 outputs[name] = x
         return outputs
 

@@ -73,7 +73,7 @@ class VGG16(CaffeBackbone):
         trains = torch.is_grad_enabled() and (
             x.requires_grad or any(p.requires_grad for p in self.conv1.parameters())
         )
-        kept = "conv1" in self._out_features or "conv2" not in self.block_names
+        kept = "conv1" in self._kept or "conv2" not in self.block_names
         layers = [*self.conv1, *(self.conv2[:1] if not kept else ())]
         watched = any(m._forward_hooks or m._forward_pre_hooks for m in layers)
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()

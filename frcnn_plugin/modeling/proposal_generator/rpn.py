@@ -31,7 +31,7 @@ from .selection import Selection, select_proposals
 
 logger = logging.getLogger(__name__)
 
-_NOT_FINITE = "the RPN predicts NaN or infinite numbers"
+NOT_FINITE = "the RPN predicts NaN or infinite numbers"
 
 
 @register(PROPOSAL_GENERATOR_REGISTRY)
@@ -154,7 +154,7 @@ class PaperRPN(RPN):
             labels, boxes = self.label_and_sample_anchors(anchors, gt_instances)
             losses = self.losses(anchors, logits, labels, deltas, boxes)
         elif self.training and not all(x.isfinite().all() for x in (*logits, *deltas)):
-            raise FloatingPointError(_NOT_FINITE)
+            raise FloatingPointError(NOT_FINITE)
         return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
 
     def match_anchors(self, anchors: Boxes, gt_boxes: Boxes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -342,7 +342,7 @@ def _log_sampled(labels: torch.Tensor, bad: torch.Tensor) -> None:
     counts = torch.stack([(labels == 1).sum(), (labels == 0).sum(), bad.long()])
     positive, negative, is_bad = counts.tolist()
     if is_bad:
-        raise FloatingPointError(_NOT_FINITE)
+        raise FloatingPointError(NOT_FINITE)
     storage = get_event_storage()
     for name, count in (("pos", positive), ("neg", negative)):
         storage.put_scalar(f"rpn/num_{name}_anchors", count / len(labels))

@@ -112,3 +112,60 @@ class FC6FC7Head(nn.Module):
     def output_shape(self) -> ShapeSpec:
         """Width of fc7."""
         return ShapeSpec(channels=self._output_size)
+
+
+@register(ROI_BOX_HEAD_REGISTRY)
+class HyperBoxHead(nn.Module):
+    """HyperNet's head: a 3x3 conv to few channels, then two fully connected layers with dropout.
+
+    ImageNet's fc6 and fc7 fit none of its layers, so these have other names and start at random.
+
+    Source: HyperNet, arXiv 1604.00600.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        conv_dim: int = 63,
+        fc_dim: int = 4096,
+        dropout: float = 0.25,
+    ) -> None:
+        """Build the layers; weights are initialised for training from scratch.
+
+        Args:
+            input_shape: channels, height and width of the pooled features.
+            conv_dim: channels of the 3x3 conv, which a ReLU follows.
+            fc_dim: width of both fully connected layers.
+            dropout: probability of dropping a unit after each; 0: no dropout.
+        """
+        super().__init__()
+        channels, height, width = input_shape.channels, input_shape.height, input_shape.width
+        assert channels and height and width, input_shape
+        self.conv = nn.Conv2d(channels, conv_dim, kernel_size=3, padding=1)
+        self.fc1 = LargeLinear(conv_dim * height * width, fc_dim)
+        self.fc2 = LargeLinear(fc_dim, fc_dim)
+        self.drop = nn.Dropout(dropout)
+        weight_init.c2_msra_fill(self.conv)
+        for layer in (self.fc1, self.fc2):
+            weight_init.c2_xavier_fill(layer)
+        self.output_shape = ShapeSpec(channels=fc_dim)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
+        """Read the arguments of :meth:`__init__` from ``MODEL.ROI_BOX_HEAD``."""
+        node = cfg.MODEL.ROI_BOX_HEAD
+        return {
+            "input_shape": input_shape,
+            "conv_dim": node.CONV_DIM,
+            "fc_dim": node.FC_DIM,
+            "dropout": node.DROPOUT,
+        }
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map pooled features, (R, C, H, W), to (R, fc_dim); R may be 0."""
+        x = F.relu(self.conv(x)).flatten(1)
+        for layer in (self.fc1, self.fc2):
+            x = self.drop(F.relu(layer(x)))
+        return x
