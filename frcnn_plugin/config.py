@@ -110,6 +110,14 @@ def _add_backbones(cfg: CN) -> None:
     cfg.MODEL.PAPER_VGG.CHANNELS = [64, 128, 256, 512, 512]
     # Features returned, any of conv1..conv5, each after its last ReLU and before its pooling.
     cfg.MODEL.PAPER_VGG.OUT_FEATURES = ["conv5"]
+    # 1: conv5 has stride 16 (original). 2: stride 8, the size of conv4: pool4 moves by one cell and
+    # the convolutions of conv5 are dilated, as in weakly supervised projects, for small objects.
+    cfg.MODEL.PAPER_VGG.CONV5_DILATION = 1
+    # Normalisation after each convolution: "" none (original), or a name of Detectron2's, such as
+    # "FrozenBN" and "BN". Weights: torchvision's vgg16_bn. MODEL.FPN.NORM is that of a pyramid.
+    cfg.MODEL.PAPER_VGG.NORM = ""
+    # BACKBONE.NAME "build_vgg16_fpn_backbone" is Detectron2's pyramid on MODEL.FPN.IN_FEATURES
+    # ["conv3", "conv4", "conv5"] of VGG16: features "p2" to "p6", strides 4 to 64.
 
     cfg.MODEL.PAPER_ZF = CN()
     # Output channels of conv1..conv5.

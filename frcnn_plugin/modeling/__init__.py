@@ -2,7 +2,7 @@
 
 from .anchor_generator import CaffeAnchorGenerator
 from .backbone.caffe_backbone import CaffeBackbone, backbone_feature_sizes
-from .backbone.vgg import VGG16
+from .backbone.vgg import VGG16, LastLevelsMaxPool, build_vgg16_fpn_backbone
 from .backbone.zf import ZF, WithinChannelLRN
 from .box_ops import clip_boxes, clip_inclusive, inside_image, mirror, scale_inclusive
 from .box_regression import CaffeBox2BoxTransform, box_loss
@@ -34,6 +34,7 @@ __all__ = [
     "CaffeROIHeads",
     "FC6FC7Head",
     "InclusiveROIPooler",
+    "LastLevelsMaxPool",
     "NormalisedBox2BoxTransform",
     "PaperFastRCNNOutputLayers",
     "PaperRCNN",
@@ -47,6 +48,7 @@ __all__ = [
     "backbone_feature_sizes",
     "box_features",
     "box_loss",
+    "build_vgg16_fpn_backbone",
     "build_pooler",
     "classify",
     "clip_boxes",

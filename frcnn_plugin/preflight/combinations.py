@@ -11,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from ..config_files import key_names
 from ..engine.same_run import NOT_KEYS
 from ..modeling.meta_arch import PaperRCNN
-from .rules import channels_of, typed, usual, value_of
+from .rules import BACKBONES, channels_of, typed, usual, value_of
 
 Problems = Iterator[tuple[str, str]]  # each with its fix
 
@@ -99,7 +99,7 @@ def _parts(cfg: CfgNode) -> Problems:
             f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} does not know",
             "Type MODEL.META_ARCHITECTURE PaperRCNN, or MODEL.PAPER_RCNN.PHASE joint",
         )
-    if model.ROI_HEADS.NAME == "Res5ROIHeads" and model.BACKBONE.NAME in ("VGG16", "ZF"):
+    if model.ROI_HEADS.NAME == "Res5ROIHeads" and model.BACKBONE.NAME in BACKBONES:
         yield (
             f"MODEL.ROI_HEADS.NAME is 'Res5ROIHeads', the last block of a ResNet, but "
             f"MODEL.BACKBONE.NAME is {model.BACKBONE.NAME}",
@@ -152,6 +152,14 @@ def _training(cfg: CfgNode) -> Problems:
         yield (
             f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS is {weights}: no class would be learnt",
             'Type MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS "[]", which counts all the same',
+        )
+    norm, frozen = cfg.MODEL.PAPER_VGG.NORM, list(cfg.MODEL.PAPER_RCNN.FREEZE)
+    fixed = cfg.FOUR_STEP.ENABLED or any(part.startswith("backbone") for part in frozen)
+    if norm not in ("", "FrozenBN") and fixed:
+        yield (
+            f"MODEL.PAPER_VGG.NORM is {norm!r}, whose running statistics change in each iteration, "
+            "but FOUR_STEP.ENABLED or MODEL.PAPER_RCNN.FREEZE keeps the backbone as it is",
+            "Type MODEL.PAPER_VGG.NORM FrozenBN",
         )
     solver = cfg.SOLVER
     if solver.NESTEROV and solver.MOMENTUM == 0:

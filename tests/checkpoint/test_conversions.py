@@ -260,7 +260,7 @@ def test_other_networks(layers: networks.Layers, message: str) -> None:
 def test_other_networks_of_torchvision() -> None:
     state = networks.torchvision_vgg16()
     del state["features.28.weight"]
-    with pytest.raises(UserError, match="no VGG16 without batch normalisation"):
+    with pytest.raises(UserError, match="no VGG16, nor one with batch normalisation"):
         convert_torchvision(state, TORCHVISION)
     state = networks.torchvision_vgg16()
     del state["features.28.bias"]
