@@ -178,7 +178,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             check_preprocessing(self._file, metadata, preprocessing(self._cfg))
         incompatible = super()._load_model(checkpoint)
         own = self.model.state_dict()
-        norms = [n for n in checkpoint["model"] if n.endswith(".bn1_1.running_mean")]
+        norms = [name for name in keys if name.endswith(".bn1_1.running_mean")]
         if norms and norms[0] not in own:
             raise UserError(
                 f"{self._file} is of a VGG16 with batch normalisation, which the model has not: "
