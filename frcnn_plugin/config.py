@@ -46,6 +46,7 @@ def add_frcnn_config(cfg: CN) -> None:
     _add_backbones(ours)
     _add_rpn(ours)
     _add_roi_box_head(ours)
+    _add_roi_heads(ours)
     _add_meta_arch(ours)
     _add_data(ours)
     _add_solver(ours)
@@ -168,6 +169,15 @@ def _add_roi_box_head(cfg: CN) -> None:
     cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS = []
 
 
+def _add_roi_heads(cfg: CN) -> None:
+    # Used by CaffeROIHeads. Boxes of a class and image that enter NMS, the best ones (MATLAB: 100);
+    # 0: all (py). TEST.DETECTIONS_PER_CLASS is the limit over a whole set.
+    cfg.MODEL.ROI_HEADS.TOPK_PER_CLASS_TEST = 0
+    # True: RoIs are rounded to whole network pixels before they are pooled, and before targets are
+    # encoded (MATLAB). False: not rounded (py). At test deltas are applied to unrounded RoIs in both.
+    cfg.MODEL.ROI_HEADS.INTEGER_ROIS = False
+
+
 def _add_meta_arch(cfg: CN) -> None:
     cfg.MODEL.PAPER_RCNN = CN()
     # True: the images of a training batch pass the network one by one, unpadded, and their losses
@@ -184,6 +194,10 @@ def _add_meta_arch(cfg: CN) -> None:
     # Arithmetic of inference: "float32", or "bfloat16" or "float16" (CUDA) by autocast: faster,
     # detections change a little. Training has Detectron2's SOLVER.AMP.ENABLED, on CPUs bfloat16.
     cfg.MODEL.PAPER_RCNN.INFERENCE_DTYPE = "float32"
+    # A file with a mean image, subtracted in place of MODEL.PIXEL_MEAN: .npy, or MATLAB's .mat with
+    # one array or one named "mean_image"; (H, W, 3) in INPUT.FORMAT order, 0..255. It is resized to
+    # each network input, bilinearly (MATLAB: to each image, before both are resized). "": none (py).
+    cfg.MODEL.PAPER_RCNN.MEAN_IMAGE = ""
     # What the model does:
     #   "joint"      trains and runs everything
     #   "rpn"        trains the RPN alone; run, it returns proposals
@@ -282,6 +296,9 @@ def _add_test(cfg: CN) -> None:
     # True: of an image, all detections that score as the last of TEST.DETECTIONS_PER_IMAGE are
     # kept, which can be more (py). False: exactly that many.
     cfg.TEST.KEEP_TIES = False
+    # Detections of a class over a whole test set, the best ones, as a multiple of the number of its
+    # images (MATLAB: 40, counted before NMS; here after it); 0: all. For the VOC metric.
+    cfg.TEST.DETECTIONS_PER_CLASS = 0
     # Every so many iterations, the losses on DATASETS.TEST, as training computes them but without
     # changing anything: "validation/loss_rpn_cls", ... in metrics.json; 0: never.
     cfg.TEST.LOSS_PERIOD = 0

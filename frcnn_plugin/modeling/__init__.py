@@ -4,7 +4,7 @@ from .anchor_generator import CaffeAnchorGenerator
 from .backbone.caffe_backbone import CaffeBackbone, backbone_feature_sizes
 from .backbone.vgg import VGG16, LastLevelsMaxPool, build_vgg16_fpn_backbone
 from .backbone.zf import ZF, WithinChannelLRN
-from .box_ops import clip_boxes, clip_inclusive, inside_image, mirror, scale_inclusive
+from .box_ops import clip_boxes, clip_inclusive, inside_image, mirror, scale_inclusive, whole_pixels
 from .box_regression import CaffeBox2BoxTransform, box_loss
 from .image_size import ScaledImageSize, image_scale, resize_scale
 from .matcher import AsyncMatcher
@@ -64,4 +64,5 @@ __all__ = [
     "scale_inclusive",
     "select_detections",
     "select_proposals",
+    "whole_pixels",
 ]

@@ -32,6 +32,21 @@ def scale_inclusive(boxes: Array, factor: float) -> Array:
     return scaled
 
 
+def whole_pixels(boxes: torch.Tensor) -> torch.Tensor:
+    """Round inclusive corners to whole pixels, halves upwards, as MATLAB's Fast R-CNN does.
+
+    Args:
+        boxes: (R, 4), continuous XYXY.
+
+    Returns:
+        (R, 4), continuous XYXY, new.
+
+    Source: MATLAB fast_rcnn_map_im_rois_to_feat_rois.m.
+    """
+    # x2 - 1 is the inclusive corner, and adding the 1 again changes no rounding.
+    return (boxes + 0.5).floor()
+
+
 def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
     """Cut boxes off at the image's border.
 

@@ -167,6 +167,7 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": number(0, 1, over=True),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": number(-math.inf, 1, under=True),
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _SHARE,
+    "MODEL.ROI_HEADS.TOPK_PER_CLASS_TEST": _COUNT_OR_0,
     "MODEL.ROI_BOX_HEAD.NAME": one_of("", registry=ROI_BOX_HEAD_REGISTRY),
     "MODEL.ROI_BOX_HEAD.FC_DIM": number(1, 2**16),
     "MODEL.ROI_BOX_HEAD.DROPOUT": number(0, 1, under=True),
@@ -211,6 +212,7 @@ ALLOWED: dict[str, Rule] = {
     "TEST.EXPECTED_RESULTS": each(
         expected_result, "lists [task, metric, value, tolerance]", or_none=True
     ),
+    "TEST.DETECTIONS_PER_CLASS": _COUNT_OR_0,
     "TEST.LOSS_PERIOD": _COUNT_OR_0,
     "TEST.VOC_MATCH": one_of(*MATCHES),
     "TEST.VOC_METRIC": one_of(*METRICS),

@@ -17,7 +17,11 @@ from ..image_size import image_scale
 
 
 def detection_candidates(
-    boxes: torch.Tensor, scores: torch.Tensor, image_size: tuple[int, int], score_thresh: float
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    image_size: tuple[int, int],
+    score_thresh: float,
+    topk_per_class: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gather the boxes of all classes that score high enough, clipped to the image.
 
@@ -26,6 +30,7 @@ def detection_candidates(
         scores: (R, K+1), background last. Rows with numbers that are not finite are left out.
         image_size: (height, width) of the network input.
         score_thresh: only higher scores count.
+        topk_per_class: the best of each class that are gathered; 0: all.
 
     Returns:
         boxes (D, 4), scores (D,), classes (D,) int64; and the row of each, counted as Detectron2
@@ -33,11 +38,15 @@ def detection_candidates(
     """
     finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     scores = scores[:, :-1]
-    rows, classes = ((scores > score_thresh) & finite[:, None]).nonzero().unbind(1)
+    chosen = (scores > score_thresh) & finite[:, None]
+    if 0 < topk_per_class < len(scores):
+        best = scores.masked_fill(~chosen, -1.0).topk(topk_per_class, dim=0).indices
+        chosen &= torch.zeros_like(chosen).scatter_(0, best, True)
+    rows, classes = chosen.nonzero().unbind(1)
     of_class = boxes.view(len(boxes), boxes.shape[1] // 4, 4)
-    chosen = of_class[rows, classes if of_class.shape[1] > 1 else torch.zeros_like(classes)]
+    gathered = of_class[rows, classes if of_class.shape[1] > 1 else torch.zeros_like(classes)]
     counted = finite.cumsum(0) - 1
-    return clip_boxes(chosen, image_size), scores[rows, classes], classes, counted[rows]
+    return clip_boxes(gathered, image_size), scores[rows, classes], classes, counted[rows]
 
 
 def select_detections(

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ...errors import UserError
 from ...layers.nms import float32_threshold
-from ..box_ops import clip_inclusive
+from ..box_ops import clip_inclusive, whole_pixels
 from ..box_regression import CaffeBox2BoxTransform, box_loss, grow
 from ..image_size import ScaledImageSize, image_scale
 from ..proposal_generator.rpn_head import redraw
@@ -48,6 +48,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         decode_growth: float = 0.0,
         decode_in_image: bool = False,
         keep_ties: bool = False,
+        topk_per_class: int = 0,
+        integer_rois: bool = False,
         class_weights: Sequence[float] = (),
         **kwargs: Any,
     ) -> None:
@@ -58,6 +60,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             decode_growth: original-image pixels added to x2, y2 (py-faster-rcnn: 1).
             decode_in_image: see ``MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE``.
             keep_ties: see ``TEST.KEEP_TIES``.
+            topk_per_class: see ``MODEL.ROI_HEADS.TOPK_PER_CLASS_TEST``.
+            integer_rois: see ``MODEL.ROI_HEADS.INTEGER_ROIS``.
             class_weights: see ``MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS``.
             kwargs: arguments of Detectron2's class.
 
@@ -84,6 +88,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.decode_growth = decode_growth
         self.decode_in_image = decode_in_image
         self.keep_ties = keep_ties
+        self.topk_per_class = topk_per_class
+        self.integer_rois = integer_rois
         # One row of statistics for each box that is predicted.
         self.target_statistics = TargetStatistics(self.bbox_pred.out_features // 4)
         # The originals' kernels compare with a float32 threshold, so a box of IoU 0.3 stays.
@@ -110,6 +116,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         ret["decode_growth"] = head.DECODE_GROWTH
         ret["decode_in_image"] = head.DECODE_IN_IMAGE
         ret["keep_ties"] = cfg.TEST.KEEP_TIES
+        ret["topk_per_class"] = cfg.MODEL.ROI_HEADS.TOPK_PER_CLASS_TEST
+        ret["integer_rois"] = cfg.MODEL.ROI_HEADS.INTEGER_ROIS
         ret["class_weights"] = head.CLASS_WEIGHTS
         return ret
 
@@ -131,7 +139,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         ):
             size = proposed.image_size
             boxes, scores, classes, row = detection_candidates(
-                boxes, scores, size, self.test_score_thresh
+                boxes, scores, size, self.test_score_thresh, self.topk_per_class
             )
             keep = select_detections(
                 boxes,
@@ -338,6 +346,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         fg_inds = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
         rows = gt_classes[fg_inds].clamp(max=statistics.num_classes - 1)  # all 0 if agnostic
         boxes, gt_boxes = boxes[fg_inds], gt_boxes[fg_inds]
+        if self.integer_rois:
+            boxes = whole_pixels(boxes)
         deltas = deltas.view(-1, statistics.num_classes, 4)[fg_inds, rows]
         transform = self.box2box_transform
         if is_smooth_l1:

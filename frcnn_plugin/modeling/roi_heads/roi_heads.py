@@ -13,6 +13,7 @@ from detectron2.structures import ImageList, Instances
 from torch import nn
 from torchvision.ops import RoIPool
 
+from ...errors import UserError
 from ...host import register
 from ..matcher import AsyncMatcher
 from .fast_rcnn import PaperFastRCNNOutputLayers
@@ -60,6 +61,13 @@ class CaffeROIHeads(StandardROIHeads):
         if type(ret["box_predictor"]) is FastRCNNOutputLayers:  # else it is another project's
             ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         heads = cfg.MODEL.ROI_HEADS
+        if heads.INTEGER_ROIS:
+            if not isinstance(ret.get("box_pooler"), InclusiveROIPooler):
+                raise UserError(
+                    "MODEL.ROI_HEADS.INTEGER_ROIS is for MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIPool: "
+                    "set the former to False or the latter to ROIPool"
+                )
+            ret["box_pooler"].integer_rois = True
         # Without low-quality matches: only the RPN gives each object its best box (example E9);
         # proposal_target_layer.py labels a RoI by its IoU alone.
         ret["proposal_matcher"] = AsyncMatcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS)
