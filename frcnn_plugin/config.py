@@ -174,7 +174,7 @@ def _add_roi_heads(cfg: CN) -> None:
     # 0: all (py). TEST.DETECTIONS_PER_CLASS is the limit over a whole set.
     cfg.MODEL.ROI_HEADS.TOPK_PER_CLASS_TEST = 0
     # True: RoIs are rounded to whole network pixels before they are pooled, and before targets are
-    # encoded (MATLAB). False: not rounded (py). At test deltas are applied to unrounded RoIs in both.
+    # encoded (MATLAB). False: not rounded (py). At test, deltas are applied to RoIs as they are.
     cfg.MODEL.ROI_HEADS.INTEGER_ROIS = False
 
 
@@ -196,7 +196,7 @@ def _add_meta_arch(cfg: CN) -> None:
     cfg.MODEL.PAPER_RCNN.INFERENCE_DTYPE = "float32"
     # A file with a mean image, subtracted in place of MODEL.PIXEL_MEAN: .npy, or MATLAB's .mat with
     # one array or one named "mean_image"; (H, W, 3) in INPUT.FORMAT order, 0..255. It is resized to
-    # each network input, bilinearly (MATLAB: to each image, before both are resized). "": none (py).
+    # each network input, bilinearly (MATLAB: to each image, then both are resized). "": none (py).
     cfg.MODEL.PAPER_RCNN.MEAN_IMAGE = ""
     # What the model does:
     #   "joint"      trains and runs everything
@@ -221,6 +221,9 @@ def _add_data(cfg: CN) -> None:
     #   "inclusive"   py: inclusive corners by one factor, so that x2 and y2 are smaller by
     #                 factor - 1 pixels. Needs META_ARCHITECTURE "PaperRCNN", which scales
     #                 proposals back so, and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE for detections.
+    #   "corners"     MATLAB's RPN: inclusive corners, the last pixel to the last one, so by
+    #                 (size' - 1) / (size - 1) of x and of y. Needs "PaperRCNN", which scales all
+    #                 boxes back so, and DECODE_IN_IMAGE False.
     cfg.INPUT.BOX_SCALING = "continuous"
     # Data sets to register before anything else, a list of entries of these forms:
     #   {name: my_train, root: /data/my, split: train, classes: [cat, dog]}      VOC's folders

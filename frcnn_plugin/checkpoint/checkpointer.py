@@ -234,7 +234,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 convs = [name for name, m in module.named_modules() if isinstance(m, nn.Conv2d)]
                 layers = [f"{prefix}.{name}" for name in convs]
                 check_layers(loaded, type(module).__name__, "conv layers", layers, _OTHER_FILE)
-                norms = [f"{prefix}.{n}" for n, m in module.named_modules() if isinstance(m, _NORMS)]
+                norms = [
+                    f"{prefix}.{n}" for n, m in module.named_modules() if isinstance(m, _NORMS)
+                ]
                 check_layers(loaded, type(module).__name__, "normalisations", norms, _PLAIN)
             elif isinstance(module, FC6FC7Head) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
                 layers = [f"{prefix}.fc6", f"{prefix}.fc7"]

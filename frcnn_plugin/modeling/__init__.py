@@ -4,7 +4,15 @@ from .anchor_generator import CaffeAnchorGenerator
 from .backbone.caffe_backbone import CaffeBackbone, backbone_feature_sizes
 from .backbone.vgg import VGG16, LastLevelsMaxPool, build_vgg16_fpn_backbone
 from .backbone.zf import ZF, WithinChannelLRN
-from .box_ops import clip_boxes, clip_inclusive, inside_image, mirror, scale_inclusive, whole_pixels
+from .box_ops import (
+    clip_boxes,
+    clip_inclusive,
+    corner_factors,
+    inside_image,
+    mirror,
+    scale_inclusive,
+    whole_pixels,
+)
 from .box_regression import CaffeBox2BoxTransform, box_loss
 from .image_size import ScaledImageSize, image_scale, resize_scale
 from .matcher import AsyncMatcher
@@ -48,11 +56,12 @@ __all__ = [
     "backbone_feature_sizes",
     "box_features",
     "box_loss",
-    "build_vgg16_fpn_backbone",
     "build_pooler",
+    "build_vgg16_fpn_backbone",
     "classify",
     "clip_boxes",
     "clip_inclusive",
+    "corner_factors",
     "detect_with_features",
     "detection_candidates",
     "fold_target_statistics",

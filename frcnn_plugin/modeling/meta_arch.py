@@ -63,6 +63,7 @@ class PaperRCNN(GeneralizedRCNN):
         freeze: Sequence[str] = (),
         short_sides: Collection[int] = (),
         inclusive_boxes: bool = False,
+        corner_boxes: bool = False,
         mean_image: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> None:
@@ -80,6 +81,8 @@ class PaperRCNN(GeneralizedRCNN):
             short_sides: see :func:`~frcnn_plugin.modeling.image_size.resize_scale`.
             inclusive_boxes: whether boxes in the input were scaled by
                 :func:`~frcnn_plugin.modeling.scale_inclusive`, as proposals in the output then are.
+            corner_boxes: whether they were scaled by MATLAB's factors (``BOX_SCALING`` "corners"),
+                as all boxes in the output then are.
             mean_image: (3, H, W), see ``MEAN_IMAGE``.
             kwargs: arguments of Detectron2's GeneralizedRCNN.
 
@@ -104,6 +107,7 @@ class PaperRCNN(GeneralizedRCNN):
         self.channels_last = channels_last
         self.short_sides = frozenset(short_sides)
         self.inclusive_boxes = inclusive_boxes
+        self.corner_boxes = corner_boxes
         # Not in checkpoints, as PIXEL_MEAN is not.
         self.register_buffer("mean_image", mean_image, persistent=False)
         self.set_phase(phase)
@@ -141,6 +145,12 @@ class PaperRCNN(GeneralizedRCNN):
             raise UserError(
                 "INPUT.BOX_SCALING inclusive goes with MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True, "
                 "which scales detections back in the same way"
+            )
+        ret["corner_boxes"] = cfg.INPUT.BOX_SCALING == "corners"
+        if ret["corner_boxes"] and (cfg.MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE or cfg.MODEL.MASK_ON):
+            raise UserError(
+                "INPUT.BOX_SCALING corners goes with MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False and "
+                "MODEL.MASK_ON False, as detections are scaled back in the same way"
             )
         for key in (
             "ONE_BY_ONE",
@@ -274,7 +284,9 @@ class PaperRCNN(GeneralizedRCNN):
         outputs = []
         for result, size, x in zip(results, images.image_sizes, batched_inputs, strict=True):
             height, width = x.get("height", size[0]), x.get("width", size[1])
-            result = to_original_size(result, height, width, inclusive=inclusive)
+            result = to_original_size(
+                result, height, width, inclusive=inclusive, corners=self.corner_boxes
+            )
             outputs.append({name: result})
         return outputs
 

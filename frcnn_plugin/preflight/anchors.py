@@ -125,12 +125,12 @@ def _check_set(run: PlannedRun, name: str, records: Sequence[dict[str, Any]]) ->
 
 
 def _fitting(run: PlannedRun, records: Sequence[dict[str, Any]]) -> str:
-    """Name the sizes of which an anchor lies inside most of the images, as half a sentence."""
+    """Name the sizes of which an anchor lies inside most of the images, in a sentence."""
     fitting = []
     for side in _TYPICAL:
         found = overlaps(run, records, _with_sizes(run, [side]))
         fitting += [side] if 2 * found.empty < found.images else []
-    return f", for example by {typed(_KEY, [fitting])}" if fitting else ""
+    return f". Type for example {typed(_KEY, [fitting])}" if fitting else ""
 
 
 def _with_sizes(run: PlannedRun, sizes: Sequence[float]) -> CfgNode:

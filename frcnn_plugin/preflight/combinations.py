@@ -111,8 +111,14 @@ def _parts(cfg: CfgNode) -> Problems:
             f"INPUT.MIN_SIZE_TEST {cfg.INPUT.MIN_SIZE_TEST}: there would be no proposals",
             "Type MODEL.PROPOSAL_GENERATOR.MIN_SIZE 0",
         )
-    fits = model.META_ARCHITECTURE == "PaperRCNN" and model.ROI_BOX_HEAD.DECODE_IN_IMAGE
-    if cfg.INPUT.BOX_SCALING == "inclusive" and not fits:
+    scaling, ours = cfg.INPUT.BOX_SCALING, model.META_ARCHITECTURE == "PaperRCNN"
+    if scaling == "corners" and (model.ROI_BOX_HEAD.DECODE_IN_IMAGE or model.MASK_ON or not ours):
+        yield (
+            "INPUT.BOX_SCALING is 'corners', which goes with MODEL.META_ARCHITECTURE PaperRCNN, "
+            "MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False and MODEL.MASK_ON False only",
+            "Type INPUT.BOX_SCALING continuous, or MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False",
+        )
+    if scaling == "inclusive" and not (ours and model.ROI_BOX_HEAD.DECODE_IN_IMAGE):
         yield (
             "INPUT.BOX_SCALING is 'inclusive', which goes with MODEL.META_ARCHITECTURE PaperRCNN "
             "and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True only",

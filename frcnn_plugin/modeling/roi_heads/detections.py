@@ -12,7 +12,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torchvision.ops import batched_nms
 
-from ..box_ops import clip_boxes, scale_inclusive
+from ..box_ops import clip_boxes, corner_factors, scale_inclusive
 from ..image_size import image_scale
 
 
@@ -82,13 +82,19 @@ def select_detections(
 
 
 def to_original_size(
-    result: Instances, height: int, width: int, *, inclusive: bool = False
+    result: Instances,
+    height: int,
+    width: int,
+    *,
+    inclusive: bool = False,
+    corners: bool = False,
 ) -> Instances:
     """Scale a result to the original image of this size, clip it, and drop boxes without area.
 
     ``result`` has ``pred_boxes`` or ``proposal_boxes`` in network-input pixels; their boxes are
     changed in place. With ``inclusive`` corners are divided by the image scale as in
-    py-faster-rcnn, which clips no more then: x2 may be up to a pixel beyond the width.
+    py-faster-rcnn, which clips no more then: x2 may be up to a pixel beyond the width. With
+    ``corners`` the last pixel goes to the last one, as in MATLAB.
     """
     if result.has("pred_masks") or result.has("pred_keypoints"):
         return detector_postprocess(result, height, width)
@@ -96,6 +102,9 @@ def to_original_size(
     boxes = scaled.get("pred_boxes" if result.has("pred_boxes") else "proposal_boxes")
     if inclusive:
         boxes.tensor = scale_inclusive(boxes.tensor, 1 / image_scale(result.image_size))
+    elif corners:
+        factors = corner_factors(result.image_size, scaled.image_size)
+        boxes.tensor = clip_boxes(scale_inclusive(boxes.tensor, factors), scaled.image_size)
     else:
         boxes.scale(width / result.image_size[1], height / result.image_size[0])
         boxes.tensor = clip_boxes(boxes.tensor, scaled.image_size)

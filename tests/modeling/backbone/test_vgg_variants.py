@@ -37,7 +37,7 @@ def test_dilated_conv5_contains_the_plain_one(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_a_cell_sees_196_pixels(dilation: int) -> None:
-    """All weights positive: the gradient is not zero where a cell looks. The cell is one of both."""
+    """All weights positive: the gradient is not zero where a cell looks. Both have the cell."""
     net = VGG16(channels=[2] * 5, conv5_dilation=dilation)
     for p in net.parameters():
         nn.init.constant_(p, 0.1)
@@ -169,8 +169,8 @@ def test_normalisation_of_weights_and_model_must_agree(tiny_cfg, tmp_path) -> No
     for name, opts in (("plain", ()), ("norm", norm)):
         AtomicCheckpointer(build_model(tiny_cfg(*opts)), str(tmp_path)).save(name)
     cfg = tiny_cfg(*norm)
-    with pytest.raises(UserError, match=r"0 of 13 normalisations .* set MODEL.PAPER_VGG.NORM \"''"):
+    with pytest.raises(UserError, match=r"0 of 13 normalisations .* set MODEL\.PAPER_VGG\.NORM"):
         AtomicCheckpointer(build_model(cfg), cfg=cfg).load(str(tmp_path / "plain.pth"))
-    with pytest.raises(UserError, match="set MODEL.PAPER_VGG.NORM FrozenBN"):
+    with pytest.raises(UserError, match=r"set MODEL\.PAPER_VGG\.NORM FrozenBN"):
         AtomicCheckpointer(build_model(tiny_cfg())).load(str(tmp_path / "norm.pth"))
     AtomicCheckpointer(build_model(cfg), cfg=cfg).load(str(tmp_path / "norm.pth"))
