@@ -103,8 +103,12 @@ class InclusiveBoxesTransform(Transform):
 
     def inverse(self) -> Transform:
         """Return the way back to the original image."""
-        back = (1 / self.factor[0], 1 / self.factor[1]) if isinstance(self.factor, tuple) else None
-        return InclusiveBoxesTransform(self.resize.inverse(), back or 1 / self.factor)
+        back: float | tuple[float, float]
+        if isinstance(self.factor, tuple):
+            back = (1 / self.factor[0], 1 / self.factor[1])
+        else:
+            back = 1 / self.factor
+        return InclusiveBoxesTransform(self.resize.inverse(), back)
 
 
 class InclusiveBoxes(T.Augmentation):
