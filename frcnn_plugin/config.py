@@ -51,6 +51,7 @@ def add_frcnn_config(cfg: CN) -> None:
     _add_sampling(ours)
     _add_cascade(ours)
     _add_hyper(ours)
+    _add_roi_heads(ours)
     _add_meta_arch(ours)
     _add_data(ours)
     _add_solver(ours)
@@ -115,6 +116,14 @@ def _add_backbones(cfg: CN) -> None:
     cfg.MODEL.PAPER_VGG.CHANNELS = [64, 128, 256, 512, 512]
     # Features returned, any of conv1..conv5, each after its last ReLU and before its pooling.
     cfg.MODEL.PAPER_VGG.OUT_FEATURES = ["conv5"]
+    # 1: conv5 has stride 16 (original). 2: stride 8, the size of conv4: pool4 moves by one cell and
+    # the convolutions of conv5 are dilated, as in weakly supervised projects, for small objects.
+    cfg.MODEL.PAPER_VGG.CONV5_DILATION = 1
+    # Normalisation after each convolution: "" none (original), or a name of Detectron2's, such as
+    # "FrozenBN" and "BN". Weights: torchvision's vgg16_bn. MODEL.FPN.NORM is that of a pyramid.
+    cfg.MODEL.PAPER_VGG.NORM = ""
+    # BACKBONE.NAME "build_vgg16_fpn_backbone" is Detectron2's pyramid on MODEL.FPN.IN_FEATURES
+    # ["conv3", "conv4", "conv5"] of VGG16: features "p2" to "p6", strides 4 to 64.
 
     cfg.MODEL.PAPER_ZF = CN()
     # Output channels of conv1..conv5.
@@ -271,6 +280,15 @@ def _add_hyper(cfg: CN) -> None:
     cfg.MODEL.HYPER_RPN.CONV_FIRST = True
 
 
+def _add_roi_heads(cfg: CN) -> None:
+    # Used by CaffeROIHeads. Boxes of a class and image that enter NMS, the best ones (MATLAB: 100);
+    # 0: all (py). TEST.DETECTIONS_PER_CLASS is the limit over a whole set.
+    cfg.MODEL.ROI_HEADS.TOPK_PER_CLASS_TEST = 0
+    # True: RoIs are rounded to whole network pixels before they are pooled, and before targets are
+    # encoded (MATLAB). False: not rounded (py). At test, deltas are applied to RoIs as they are.
+    cfg.MODEL.ROI_HEADS.INTEGER_ROIS = False
+
+
 def _add_meta_arch(cfg: CN) -> None:
     cfg.MODEL.PAPER_RCNN = CN()
     # True: the images of a training batch pass the network one by one, unpadded, and their losses
@@ -287,6 +305,10 @@ def _add_meta_arch(cfg: CN) -> None:
     # Arithmetic of inference: "float32", or "bfloat16" or "float16" (CUDA) by autocast: faster,
     # detections change a little. Training has Detectron2's SOLVER.AMP.ENABLED, on CPUs bfloat16.
     cfg.MODEL.PAPER_RCNN.INFERENCE_DTYPE = "float32"
+    # A file with a mean image, subtracted in place of MODEL.PIXEL_MEAN: .npy, or MATLAB's .mat with
+    # one array or one named "mean_image"; (H, W, 3) in INPUT.FORMAT order, 0..255. It is resized to
+    # each network input, bilinearly (MATLAB: to each image, then both are resized). "": none (py).
+    cfg.MODEL.PAPER_RCNN.MEAN_IMAGE = ""
     # What the model does:
     #   "joint"      trains and runs everything
     #   "rpn"        trains the RPN alone; run, it returns proposals
@@ -310,6 +332,9 @@ def _add_data(cfg: CN) -> None:
     #   "inclusive"   py: inclusive corners by one factor, so that x2 and y2 are smaller by
     #                 factor - 1 pixels. Needs META_ARCHITECTURE "PaperRCNN", which scales
     #                 proposals back so, and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE for detections.
+    #   "corners"     MATLAB's RPN: inclusive corners, the last pixel to the last one, so by
+    #                 (size' - 1) / (size - 1) of x and of y. Needs "PaperRCNN", which scales all
+    #                 boxes back so, and DECODE_IN_IMAGE False.
     cfg.INPUT.BOX_SCALING = "continuous"
     # Data sets to register before anything else, a list of entries of these forms:
     #   {name: my_train, root: /data/my, split: train, classes: [cat, dog]}      VOC's folders
@@ -385,6 +410,9 @@ def _add_test(cfg: CN) -> None:
     # True: of an image, all detections that score as the last of TEST.DETECTIONS_PER_IMAGE are
     # kept, which can be more (py). False: exactly that many.
     cfg.TEST.KEEP_TIES = False
+    # Detections of a class over a whole test set, the best ones, as a multiple of the number of its
+    # images (MATLAB: 40, counted before NMS; here after it); 0: all. For the VOC metric.
+    cfg.TEST.DETECTIONS_PER_CLASS = 0
     # Every so many iterations, the losses on DATASETS.TEST, as training computes them but without
     # changing anything: "validation/loss_rpn_cls", ... in metrics.json; 0: never.
     cfg.TEST.LOSS_PERIOD = 0

@@ -1,4 +1,4 @@
-"""Read pickles of numbers, texts and arrays; nothing in them is executed.
+"""Read pickles of numbers, texts and arrays, and MATLAB's files; nothing in them is executed.
 
 Detectron2 opens weights (``.pkl``) and proposals with ``pickle.load``, which runs whatever code the
 file names. A leaf: weights and proposals are read with it.
@@ -7,15 +7,21 @@ file names. A leaf: weights and proposals are read with it.
 from __future__ import annotations
 
 import collections
+import importlib
 import mmap
 import os
 import pickle
 import pickletools
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .errors import UserError
 
 _PLAIN_TYPE = re.compile(r"[|<>=]?([biufSU]\d+|\?)")  # numbers, bytes and text of a fixed size
 
@@ -175,3 +181,38 @@ def _in_plain(value: Any, made: dict[int, Any]) -> Any:
             result = [_in_plain(item, made) for item in value]
         made[id(value)] = result
     return made[id(value)]
+
+
+_LOADMAT = (
+    "import pickle, sys; from scipy.io import loadmat; "
+    "pickle.dump(loadmat(sys.argv[1]), sys.stdout.buffer)"
+)
+
+
+def load_mat(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Read the variables of a MATLAB file, of version 5 to 7.2, in a process of its own.
+
+    Raises:
+        UserError: without scipy; for a missing or damaged file, or one of version 7.3.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        # By name: the package does without scipy, and its types are not among the requirements.
+        importlib.import_module("scipy.io")
+    except ImportError as error:
+        raise UserError(
+            "reading .mat files needs scipy: pip install 'frcnn-plugin[proposals]', or "
+            "pip install scipy"
+        ) from error
+    # In a process of its own, which a damaged file ends: scipy reads beyond its memory.
+    done = subprocess.run([sys.executable, "-c", _LOADMAT, path], capture_output=True, check=False)
+    problem = (done.stderr.decode(errors="replace").strip() or "scipy fails").splitlines()[-1]
+    if problem.startswith("NotImplementedError"):
+        raise UserError(
+            f"{path} is in MATLAB's 7.3 format; save it again in MATLAB with save(..., '-v7')"
+        )
+    if done.returncode:
+        raise UserError(f"{path} is damaged, or not a MATLAB file: {problem}")
+    content: dict[str, Any] = pickle.loads(done.stdout)  # which our process has written
+    return content

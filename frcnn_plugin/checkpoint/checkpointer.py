@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.file_io import PathManager
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..atomic_files import replacing
 from ..errors import UserError
@@ -59,6 +62,8 @@ _OTHER_FILE = (
     "'frcnn weights check FILE' says what a file holds: choose another one; or, to train from "
     "scratch, leave MODEL.WEIGHTS empty and set MODEL.BACKBONE.FREEZE_AT 0"
 )
+_NORMS = (FrozenBatchNorm2d, _BatchNorm)
+_PLAIN = "For weights without normalisation, set MODEL.PAPER_VGG.NORM \"''\""
 _FROM_RANDOM = (
     "To start them at random, add MODEL.WEIGHTS_MAY_LACK \"['roi_heads.box_head']\"; "
     "docs/weights.md lists files that have them, and MODEL.ROI_BOX_HEAD.PRUNE_WEIGHTS True cuts "
@@ -170,6 +175,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         """Load, and stop at what Detectron2 only logs: weights that do not fit stay random."""
+        checkpoint["model"] = self._placed(checkpoint["model"])
         keys = list(checkpoint["model"])
         weights = checkpoint["model"]
         head = self._cfg.MODEL.ROI_BOX_HEAD if self._cfg is not None else None
@@ -186,11 +192,17 @@ class AtomicCheckpointer(DetectionCheckpointer):
             logger.info("fc6 and fc7 of %s are sub-sampled to convolutions", self._file)
             checkpoint["model"] = {**checkpoint["model"], **reduced}
         incompatible = super()._load_model(checkpoint)
+        own = self.model.state_dict()
+        norms = [name for name in keys if name.endswith(".bn1_1.running_mean")]
+        if norms and norms[0] not in own:
+            raise UserError(
+                f"{self._file} is of a VGG16 with batch normalisation, which the model has not: "
+                "set MODEL.PAPER_VGG.NORM FrozenBN"
+            )
         if self._cfg is not None:
             shapes = {name: (tuple(f), tuple(m)) for name, f, m in incompatible.incorrect_shapes}
             loaded = Loaded(self._file, keys, incompatible.missing_keys, shapes)
             self._check(loaded, metadata, self._cfg)
-        own = self.model.state_dict()
         lost = [
             owner
             for owner, layer in owners.items()
@@ -198,6 +210,21 @@ class AtomicCheckpointer(DetectionCheckpointer):
         ]
         check_statistics(self._file, lost)
         return incompatible
+
+    def _placed(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Name the layers of a plain backbone in a file as they are named inside a pyramid."""
+        modules = self.model.named_modules()
+        place = next((f"{n}." for n, m in modules if isinstance(m, CaffeBackbone)), "")
+        plain = f"{place.partition('.')[0]}."
+        if place == plain or any(name.startswith(place) for name in weights):
+            return weights
+        own = self.model.state_dict()
+        targets = {name: place + name.removeprefix(plain) for name in weights}
+        placed = copy.copy(weights)  # with the versions of modules, which are an attribute
+        for name, target in targets.items():
+            if name.startswith(plain) and target in own:
+                placed[target] = placed.pop(name)
+        return placed
 
     def _check(self, loaded: Loaded, metadata: Metadata | None, cfg: CfgNode) -> None:
         if self._evaluating:
@@ -226,6 +253,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
                     if isinstance(m, nn.Conv2d) and name.split(".")[0] in module.block_names
                 ]
                 check_layers(loaded, type(module).__name__, "conv layers", layers, _OTHER_FILE)
+                norms = [
+                    f"{prefix}.{n}" for n, m in module.named_modules() if isinstance(m, _NORMS)
+                ]
+                check_layers(loaded, type(module).__name__, "normalisations", norms, _PLAIN)
             elif _has_fc(module) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
                 layers, name = [f"{prefix}.fc6", f"{prefix}.fc7"], type(module).__name__
                 check_layers(loaded, name, "fully connected layers", layers, _FROM_RANDOM)

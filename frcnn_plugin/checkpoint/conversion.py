@@ -40,10 +40,14 @@ KNOWN = {
     "397923af": "torchvision",  # vgg16-397923af.pth
     "88682ab5": "torchvision-features",  # vgg16_features-amdegroot-88682ab5.pth
     "00b39a1b": "caffe-pth",  # vgg16-00b39a1b.pth
+    "6c64b313": "torchvision",  # vgg16_bn-6c64b313.pth
 }
 
 # Place of each convolution in torchvision's `features`, where ReLUs and poolings are counted.
 _CONV = dict(zip(VGG16_LAYERS, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True))
+# The same of vgg16_bn, where a normalisation follows each.
+_CONV_BN = dict(zip(VGG16_LAYERS, (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40), strict=True))
+_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 # Place of fc6 and fc7 in `classifier`: torchvision's, and that of nets that loadcaffe converted.
 _CLASSIFIERS = ({"fc6": 0, "fc7": 3}, {"fc6": 1, "fc7": 4})
 
@@ -94,7 +98,7 @@ def looks_like_torchvision(state: Mapping[str, object]) -> bool:
 def convert_torchvision(
     state: Mapping[str, torch.Tensor], preprocessing: Preprocessing
 ) -> Conversion:
-    """Convert a VGG16 in torchvision's names, with or without the classifier.
+    """Convert a VGG16 or vgg16_bn in torchvision's names, with or without the classifier.
 
     Args:
         state: ``features.N.*`` and, where there are any, ``classifier.N.*``.
@@ -103,19 +107,23 @@ def convert_torchvision(
     Raises:
         UserError: another network.
     """
-    _check_is_vgg16(state)
-    targets = {f"features.{place}": conv_target(layer) for layer, place in _CONV.items()}
-    for places in _CLASSIFIERS:
-        sources = {f"classifier.{place}": f"{BOX_HEAD}.{fc}" for fc, place in places.items()}
+    places = _conv_places(state)
+    targets = {f"features.{place}": conv_target(layer) for layer, place in places.items()}
+    norms: dict[str, str] = {}
+    if places is _CONV_BN:
+        norms = {f"features.{place + 1}": _norm_target(layer) for layer, place in places.items()}
+    for classifier in _CLASSIFIERS:
+        sources = {f"classifier.{at}": f"{BOX_HEAD}.{fc}" for fc, at in classifier.items()}
         if all(f"{source}.weight" in state for source in sources):
             # torchvision's features-only file has NaN in place of a classifier.
             if not any(state[f"{source}.weight"][0].isnan().any() for source in sources):
                 targets |= sources
             break
-    result = Conversion("VGG16, ImageNet", metadata=Metadata("imagenet", preprocessing))
+    name = f"VGG16{' with BatchNorm' if norms else ''}, ImageNet"
+    result = Conversion(name, metadata=Metadata("imagenet", preprocessing))
     left = dict(state)
-    for source, target in targets.items():
-        for kind in ("weight", "bias"):
+    for source, target in (targets | norms).items():
+        for kind in _NORM_TENSORS if source in norms else _NORM_TENSORS[:2]:
             if f"{source}.{kind}" not in left:
                 raise UserError(f"the network lacks {source}.{kind}")
             result.put(f"{source}.{kind}", f"{target}.{kind}", left.pop(f"{source}.{kind}"))
@@ -125,18 +133,24 @@ def convert_torchvision(
     return result
 
 
-def _check_is_vgg16(state: Mapping[str, torch.Tensor]) -> None:
-    places = {
-        int(found[1])
+def _norm_target(layer: str) -> str:
+    return conv_target(layer).replace(f".{layer}", f".{layer.replace('conv', 'bn')}")
+
+
+def _conv_places(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    found = {
+        int(match[1])
         for name, tensor in state.items()
-        if (found := re.fullmatch(r"features\.(\d{1,3})\.weight", name)) and tensor.dim() == 4
+        if (match := re.fullmatch(r"features\.(\d{1,3})\.weight", name)) and tensor.dim() == 4
     }
-    if places != set(_CONV.values()):
-        raise UserError(
-            "the network has torchvision's names, but is no VGG16 without batch normalisation: it "
-            f"has convolutions at features.{', '.join(map(str, sorted(places)))}, not at "
-            f"{', '.join(map(str, _CONV.values()))}"
-        )
+    for places in (_CONV, _CONV_BN):
+        if found == set(places.values()):
+            return places
+    raise UserError(
+        "the network has torchvision's names, but is no VGG16, nor one with batch normalisation: "
+        f"it has convolutions at features.{', '.join(map(str, sorted(found)))}, not at "
+        f"{', '.join(map(str, _CONV.values()))}"
+    )
 
 
 def reduce_fc(

@@ -325,7 +325,11 @@ class PaperTrainer(DefaultTrainer):
             # A cached conversion would outlive a change of the annotations.
             return RecordingCOCOEvaluator(dataset_name, output_dir=folder, allow_cached_coco=False)
         return VOCEvaluator(
-            dataset_name, output_dir=folder, match=cfg.TEST.VOC_MATCH, metric=cfg.TEST.VOC_METRIC
+            dataset_name,
+            output_dir=folder,
+            match=cfg.TEST.VOC_MATCH,
+            metric=cfg.TEST.VOC_METRIC,
+            per_class=cfg.TEST.DETECTIONS_PER_CLASS,
         )
 
 

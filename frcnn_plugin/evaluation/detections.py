@@ -42,6 +42,11 @@ class Detections:
         order = np.argsort(-self.scores, kind="stable")
         return self.select(order)
 
+    def best_of_classes(self, limit: int) -> Detections:
+        """Return the first `limit` of each class."""
+        kept = [np.flatnonzero(self.classes == c)[:limit] for c in np.unique(self.classes)]
+        return self.select(np.sort(np.concatenate([*kept, np.zeros(0, dtype=np.int64)])))
+
     def select(self, chosen: IntArray | BoolArray) -> Detections:
         """Return some of them, by index or mask."""
         return Detections(

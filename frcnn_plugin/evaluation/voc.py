@@ -57,6 +57,7 @@ class VOCEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         match: MatchRule = ">=",
         metric: Literal["auto", "11point", "area"] = "auto",
+        per_class: int = 0,
     ) -> None:
         """Create the evaluator; the ground truth is loaded when it is needed.
 
@@ -68,6 +69,7 @@ class VOCEvaluator(DatasetEvaluator):
             match: ">=" (devkit, MATLAB) or ">" (py-faster-rcnn).
             metric: the headline: "11point", "area", or "auto" = 11-point if the metadata's year is
                 one in which VOC used it (2007 to 2009), else area. Both are always printed.
+            per_class: see ``TEST.DETECTIONS_PER_CLASS``.
 
         Raises:
             UserError: for an unknown `match` or `metric`, or a set without class names.
@@ -85,6 +87,7 @@ class VOCEvaluator(DatasetEvaluator):
         self._dataset_name = dataset_name
         self._output_dir = output_dir
         self._match = match
+        self._per_class = per_class
         by_year: Metric = "11point" if (metadata.get("year") or 2010) < 2010 else "area"
         self._metric: Metric = by_year if metric == "auto" else metric
         self._class_names: list[str] = list(metadata.thing_classes)
@@ -202,7 +205,10 @@ class VOCEvaluator(DatasetEvaluator):
                 f"{len(self._class_names)} classes. Type: MODEL.ROI_HEADS.NUM_CLASSES "
                 f"{len(self._class_names)}"
             )
-        return Detections(boxes, scores, classes, images).select(finite).best_first()
+        found = Detections(boxes, scores, classes, images).select(finite).best_first()
+        if self._per_class:
+            found = found.best_of_classes(self._per_class * len(index_of))
+        return found
 
 
 def evaluate_class(

@@ -26,14 +26,17 @@ def _has_matrix_units() -> bool:
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of stride 1 and padding 1, by Winograd's algorithm where that is faster.
+    """A 3x3 convolution that keeps the size, by Winograd's algorithm where that is faster.
 
     That is on a CPU, in float32, with many channels, while :attr:`winograd` is True. In mixed
-    precision, it takes very many channels and a large map, and the result is float32.
+    precision, it takes very many channels and a large map, and the result is float32. A dilated one
+    is always computed directly.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+    def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size=3, padding=dilation, dilation=dilation
+        )
         self.winograd = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -49,6 +52,7 @@ class Conv3x3(nn.Conv2d):
         tiles = -(-x.shape[2] // TILE) * -(-x.shape[3] // TILE)
         return (
             x.device.type == "cpu"
+            and self.dilation == (1, 1)
             and self.weight.dtype == torch.float32
             and (not _has_matrix_units() if mixed else x.dtype == torch.float32)
             and self.in_channels * self.out_channels >= pairs

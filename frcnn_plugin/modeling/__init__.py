@@ -3,9 +3,17 @@
 from .anchor_generator import CaffeAnchorGenerator
 from .backbone.caffe_backbone import CaffeBackbone, backbone_feature_sizes
 from .backbone.hyper_features import HyperVGG16
-from .backbone.vgg import VGG16
+from .backbone.vgg import VGG16, LastLevelsMaxPool, build_vgg16_fpn_backbone
 from .backbone.zf import ZF, WithinChannelLRN
-from .box_ops import clip_boxes, clip_inclusive, inside_image, mirror, scale_inclusive
+from .box_ops import (
+    clip_boxes,
+    clip_inclusive,
+    corner_factors,
+    inside_image,
+    mirror,
+    scale_inclusive,
+    whole_pixels,
+)
 from .box_regression import CaffeBox2BoxTransform, box_loss
 from .image_size import ScaledImageSize, image_scale, resize_scale
 from .matcher import AsyncMatcher
@@ -45,6 +53,7 @@ __all__ = [
     "HyperRPNHead",
     "HyperVGG16",
     "InclusiveROIPooler",
+    "LastLevelsMaxPool",
     "NormalisedBox2BoxTransform",
     "PaperFastRCNNOutputLayers",
     "PaperRCNN",
@@ -63,9 +72,11 @@ __all__ = [
     "box_loss",
     "build_pooler",
     "build_ps_pooler",
+    "build_vgg16_fpn_backbone",
     "classify",
     "clip_boxes",
     "clip_inclusive",
+    "corner_factors",
     "detect_with_features",
     "detection_candidates",
     "fold_target_statistics",
@@ -78,4 +89,5 @@ __all__ = [
     "select_detections",
     "select_proposals",
     "suppress",
+    "whole_pixels",
 ]

@@ -13,23 +13,60 @@ import torch
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 
 
-def scale_inclusive(boxes: Array, factor: float) -> Array:
+def scale_inclusive(boxes: Array, factor: float | tuple[float, float]) -> Array:
     """Scale boxes as py-faster-rcnn does: their inclusive corners, all by one factor.
 
     The width of a box thus becomes (width - 1) * factor + 1.
 
     Args:
         boxes: (R, 4), continuous XYXY.
-        factor: new pixels per old one.
+        factor: new pixels per old one; a pair for y and x, as from :func:`corner_factors`.
 
     Returns:
         (R, 4), new.
 
     Source: py-faster-rcnn minibatch.py, test.py.
     """
+    if isinstance(factor, tuple):
+        scaled = boxes.clone() if isinstance(boxes, torch.Tensor) else boxes.copy()
+        for side, of_side in enumerate(factor):
+            scaled[:, 1 - side :: 2] *= of_side
+            scaled[:, 3 - side] += 1 - of_side
+        return scaled
     scaled = boxes * factor
     scaled[:, 2:] += 1 - factor
     return scaled
+
+
+def corner_factors(old: tuple[float, float], new: tuple[float, float]) -> tuple[float, float]:
+    """Return the factors of MATLAB's scaling, which maps first to first and last to last pixel.
+
+    Args:
+        old: (height, width) that inclusive corners are in.
+        new: those that they are scaled to.
+
+    Returns:
+        (size' - 1) / (size - 1) of y and x; the ratio of the sizes for an image of one pixel.
+
+    Source: MATLAB proposal_prepare_image_roidb.m (scale_rois).
+    """
+    y, x = ((b - 1) / (a - 1) if a > 1 and b > 1 else b / a for a, b in zip(old, new, strict=True))
+    return y, x
+
+
+def whole_pixels(boxes: torch.Tensor) -> torch.Tensor:
+    """Round inclusive corners to whole pixels, halves upwards, as MATLAB's Fast R-CNN does.
+
+    Args:
+        boxes: (R, 4), continuous XYXY.
+
+    Returns:
+        (R, 4), continuous XYXY, new.
+
+    Source: MATLAB fast_rcnn_map_im_rois_to_feat_rois.m.
+    """
+    # x2 - 1 is the inclusive corner, and adding the 1 again changes no rounding.
+    return (boxes + 0.5).floor()
 
 
 def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:

@@ -6,15 +6,18 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
+from torch.nn import functional as F
 
 from ..errors import UserError
 from ..host import register
 from ..layers.conv3x3 import Conv3x3
+from ..plain_pickle import load_mat
 from .image_size import ScaledImageSize, resize_scale
 from .roi_heads.detections import to_original_size
 from .roi_heads.roi_features import classify, detect_with_features
@@ -60,6 +63,8 @@ class PaperRCNN(GeneralizedRCNN):
         freeze: Sequence[str] = (),
         short_sides: Collection[int] = (),
         inclusive_boxes: bool = False,
+        corner_boxes: bool = False,
+        mean_image: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> None:
         """Assemble the parts; the keys of ``MODEL.PAPER_RCNN`` describe most arguments.
@@ -76,6 +81,9 @@ class PaperRCNN(GeneralizedRCNN):
             short_sides: see :func:`~frcnn_plugin.modeling.image_size.resize_scale`.
             inclusive_boxes: whether boxes in the input were scaled by
                 :func:`~frcnn_plugin.modeling.scale_inclusive`, as proposals in the output then are.
+            corner_boxes: whether they were scaled by MATLAB's factors (``BOX_SCALING`` "corners"),
+                as all boxes in the output then are.
+            mean_image: (3, H, W), see ``MEAN_IMAGE``.
             kwargs: arguments of Detectron2's GeneralizedRCNN.
 
         Raises:
@@ -99,6 +107,9 @@ class PaperRCNN(GeneralizedRCNN):
         self.channels_last = channels_last
         self.short_sides = frozenset(short_sides)
         self.inclusive_boxes = inclusive_boxes
+        self.corner_boxes = corner_boxes
+        # Not in checkpoints, as PIXEL_MEAN is not.
+        self.register_buffer("mean_image", mean_image, persistent=False)
         self.set_phase(phase)
 
     def _freeze(self, name: str) -> None:
@@ -135,6 +146,12 @@ class PaperRCNN(GeneralizedRCNN):
                 "INPUT.BOX_SCALING inclusive goes with MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True, "
                 "which scales detections back in the same way"
             )
+        ret["corner_boxes"] = cfg.INPUT.BOX_SCALING == "corners"
+        if ret["corner_boxes"] and (cfg.MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE or cfg.MODEL.MASK_ON):
+            raise UserError(
+                "INPUT.BOX_SCALING corners goes with MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False and "
+                "MODEL.MASK_ON False, as detections are scaled back in the same way"
+            )
         for key in (
             "ONE_BY_ONE",
             "CHANNELS_LAST",
@@ -144,6 +161,7 @@ class PaperRCNN(GeneralizedRCNN):
             "FREEZE",
         ):
             ret[key.lower()] = cfg.MODEL.PAPER_RCNN[key]
+        ret["mean_image"] = read_mean_image(cfg.MODEL.PAPER_RCNN.MEAN_IMAGE)
         ret["amp_on_cpu"] = cfg.SOLVER.AMP.ENABLED
         ret["short_sides"] = (*cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST)
         return ret
@@ -266,7 +284,9 @@ class PaperRCNN(GeneralizedRCNN):
         outputs = []
         for result, size, x in zip(results, images.image_sizes, batched_inputs, strict=True):
             height, width = x.get("height", size[0]), x.get("width", size[1])
-            result = to_original_size(result, height, width, inclusive=inclusive)
+            result = to_original_size(
+                result, height, width, inclusive=inclusive, corners=self.corner_boxes
+            )
             outputs.append({name: result})
         return outputs
 
@@ -334,6 +354,10 @@ class PaperRCNN(GeneralizedRCNN):
 
         An input without "height" and "width" is taken to have its original size, at scale 1.
         """
+        if self.mean_image is not None:
+            batched_inputs = [
+                {**x, "image": self._without_mean_image(x["image"])} for x in batched_inputs
+            ]
         images = super().preprocess_image(batched_inputs)
         if self.channels_last:
             images.tensor = images.tensor.contiguous(memory_format=torch.channels_last)
@@ -346,3 +370,40 @@ class PaperRCNN(GeneralizedRCNN):
             sizes.append(ScaledImageSize((height, width), scale, original))
         images.image_sizes = sizes
         return images
+
+    def _without_mean_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Subtract the mean image, resized to (3, H, W) of the input, instead of the mean colour.
+
+        The latter is added, as Detectron2 subtracts it next.
+        """
+        size = image.shape[-2:]
+        mean = F.interpolate(self.mean_image[None], size, mode="bilinear", align_corners=False)[0]
+        return self._move_to_current_device(image).float() - mean + self.pixel_mean
+
+
+def read_mean_image(path: str) -> torch.Tensor | None:
+    """Read the file that ``MODEL.PAPER_RCNN.MEAN_IMAGE`` names.
+
+    Returns:
+        (3, H, W) float32; None without a name.
+
+    Raises:
+        UserError: there is no such file, or no image of three channels in it.
+    """
+    if not path:
+        return None
+    key = f"MODEL.PAPER_RCNN.MEAN_IMAGE {path}"
+    try:
+        if path.endswith(".mat"):
+            arrays = {k: v for k, v in load_mat(path).items() if not k.startswith("__")}
+            image = arrays.get("mean_image", next(iter(arrays.values()), None))
+        else:
+            image = np.load(path, allow_pickle=False)
+        mean = torch.from_numpy(np.asarray(image, dtype=np.float32))
+    except (OSError, ValueError, TypeError, EOFError) as e:
+        raise UserError(f"{key} cannot be read ({e}): give an .npy or .mat file") from e
+    mean = mean.reshape(1, 1, -1) if mean.numel() == 3 else mean
+    if mean.dim() != 3 or mean.shape[2] != 3 or not mean.isfinite().all():
+        shape = " x ".join(map(str, mean.shape))
+        raise UserError(f"{key} holds an array of {shape}: give one of height x width x 3 numbers")
+    return mean.permute(2, 0, 1).contiguous()

@@ -29,6 +29,7 @@ from .rules import typed
 _DATA = Subject("data")
 _KEY = "MODEL.ANCHOR_GENERATOR.SIZES"
 _IMAGES = 200  # that are looked at, about 5 ms each
+_FEW_IMAGES = 20  # for a suggestion that is tried for each typical size
 _FEW_OBJECTS = 10  # of a class: too few to judge
 _LOW = 1 / 3  # share of a class with a good anchor, below which a warning is due
 _SAME_SIZE = 1.25  # the factor up to which images are about as large
@@ -97,7 +98,7 @@ def _check_set(run: PlannedRun, name: str, records: Sequence[dict[str, Any]]) ->
         yield (_DATA.error if found.empty == found.images else _DATA.warning)(
             f"{name}: no anchor lies inside {found.empty} of {found.images} images, from which the "
             f"region proposal network then learns nothing ({sizes}, {size})",
-            "Lower the former, or raise the latter",
+            "Lower the former, or raise the latter" + _fitting(run, evenly(records, _FEW_IMAGES)),
         )
     if not len(found.best) or found.empty == found.images:
         return
@@ -123,14 +124,27 @@ def _check_set(run: PlannedRun, name: str, records: Sequence[dict[str, Any]]) ->
     )
 
 
+def _fitting(run: PlannedRun, records: Sequence[dict[str, Any]]) -> str:
+    """Name the sizes of which an anchor lies inside most of the images, in a sentence."""
+    fitting = []
+    for side in _TYPICAL:
+        found = overlaps(run, records, _with_sizes(run, [side]))
+        fitting += [side] if 2 * found.empty < found.images else []
+    return f". Type for example {typed(_KEY, [fitting])}" if fitting else ""
+
+
+def _with_sizes(run: PlannedRun, sizes: Sequence[float]) -> CfgNode:
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [list(sizes)]
+    return cfg
+
+
 def _suggestion(run: PlannedRun, records: Sequence[dict[str, Any]], found: Overlaps) -> str:
     """Name sizes that fit the objects, if they are better."""
     nearest = np.abs(np.log2(found.sides[:, None] / np.array(_TYPICAL))).argmin(1)
     wanted = [float(side) for i, side in enumerate(_TYPICAL) if (nearest == i).mean() >= _RARE]
-    cfg = run.cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [wanted]
-    better = overlaps(run, records, cfg)
+    better = overlaps(run, records, _with_sizes(run, wanted))
     advice = []
     if better.share(0.5) > found.share(0.5):
         value = [[int(side) for side in wanted]]

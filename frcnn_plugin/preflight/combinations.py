@@ -12,7 +12,7 @@ from ..config_files import key_names
 from ..engine.same_run import NOT_KEYS
 from ..modeling.meta_arch import PaperRCNN
 from ..modeling.roi_heads.cascade import cascade_problems, is_cascade
-from .rules import channels_of, typed, usual, value_of
+from .rules import BACKBONES, channels_of, typed, usual, value_of
 
 Problems = Iterator[tuple[str, str]]  # each with its fix
 
@@ -92,9 +92,6 @@ def _rotated(cfg: CfgNode) -> Problems:
         )
 
 
-_OURS = ("VGG16", "HyperVGG16", "ZF")
-
-
 def _parts(cfg: CfgNode) -> Problems:
     """Compare the parts of the model."""
     model = cfg.MODEL
@@ -105,7 +102,7 @@ def _parts(cfg: CfgNode) -> Problems:
             f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} does not know",
             "Type MODEL.META_ARCHITECTURE PaperRCNN, or MODEL.PAPER_RCNN.PHASE joint",
         )
-    if model.ROI_HEADS.NAME == "Res5ROIHeads" and model.BACKBONE.NAME in _OURS:
+    if model.ROI_HEADS.NAME == "Res5ROIHeads" and model.BACKBONE.NAME in BACKBONES:
         yield (
             f"MODEL.ROI_HEADS.NAME is 'Res5ROIHeads', the last block of a ResNet, but "
             f"MODEL.BACKBONE.NAME is {model.BACKBONE.NAME}",
@@ -119,8 +116,14 @@ def _parts(cfg: CfgNode) -> Problems:
             f"INPUT.MIN_SIZE_TEST {cfg.INPUT.MIN_SIZE_TEST}: there would be no proposals",
             "Type MODEL.PROPOSAL_GENERATOR.MIN_SIZE 0",
         )
-    fits = model.META_ARCHITECTURE == "PaperRCNN" and model.ROI_BOX_HEAD.DECODE_IN_IMAGE
-    if cfg.INPUT.BOX_SCALING == "inclusive" and not fits:
+    scaling, ours = cfg.INPUT.BOX_SCALING, model.META_ARCHITECTURE == "PaperRCNN"
+    if scaling == "corners" and (model.ROI_BOX_HEAD.DECODE_IN_IMAGE or model.MASK_ON or not ours):
+        yield (
+            "INPUT.BOX_SCALING is 'corners', which goes with MODEL.META_ARCHITECTURE PaperRCNN, "
+            "MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False and MODEL.MASK_ON False only",
+            "Type INPUT.BOX_SCALING continuous, or MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False",
+        )
+    if scaling == "inclusive" and not (ours and model.ROI_BOX_HEAD.DECODE_IN_IMAGE):
         yield (
             "INPUT.BOX_SCALING is 'inclusive', which goes with MODEL.META_ARCHITECTURE PaperRCNN "
             "and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True only",
@@ -193,6 +196,14 @@ def _training(cfg: CfgNode) -> Problems:
         yield (
             f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS is {weights}: no class would be learnt",
             'Type MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS "[]", which counts all the same',
+        )
+    norm, frozen = cfg.MODEL.PAPER_VGG.NORM, list(cfg.MODEL.PAPER_RCNN.FREEZE)
+    fixed = cfg.FOUR_STEP.ENABLED or any(part.startswith("backbone") for part in frozen)
+    if norm not in ("", "FrozenBN") and fixed:
+        yield (
+            f"MODEL.PAPER_VGG.NORM is {norm!r}, whose running statistics change in each iteration, "
+            "but FOUR_STEP.ENABLED or MODEL.PAPER_RCNN.FREEZE keeps the backbone as it is",
+            "Type MODEL.PAPER_VGG.NORM FrozenBN",
         )
     solver = cfg.SOLVER
     if solver.NESTEROV and solver.MOMENTUM == 0:

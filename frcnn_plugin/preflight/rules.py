@@ -21,6 +21,8 @@ from ..config_files import load_config_file
 # or "KEY is VALUE: use ..."; "" if it is allowed.
 Rule = Callable[[Any], str]
 
+BACKBONES = ("VGG16", "HyperVGG16", "ZF", "build_vgg16_fpn_backbone")  # of this package
+
 _MOST_NAMES = 6  # that a message lists
 _LARGEST = 2**31 - 1
 

@@ -124,6 +124,8 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.BACKBONE.NAME": one_of(registry=BACKBONE_REGISTRY),
     "MODEL.PAPER_VGG.CHANNELS": _WIDTHS,
     "MODEL.PAPER_VGG.OUT_FEATURES": _BLOCK_NAMES,
+    "MODEL.PAPER_VGG.CONV5_DILATION": whole(1, 2),
+    "MODEL.PAPER_VGG.NORM": one_of("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "FrozenBN"),
     "MODEL.PAPER_ZF.CHANNELS": _WIDTHS,
     "MODEL.PAPER_ZF.OUT_FEATURES": _BLOCK_NAMES,
     "MODEL.HYPER.IN_FEATURES": _BLOCK_NAMES,
@@ -186,6 +188,7 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.ROI_HEADS.SOFT_NMS_MIN_SCORE": number(0, 1, under=True),
     "MODEL.ROI_HEADS.SAMPLING": one_of(*SAMPLINGS),
     "MODEL.ROI_HEADS.HARD_NMS_THRESH": number(0, 1, over=True),
+    "MODEL.ROI_HEADS.TOPK_PER_CLASS_TEST": _COUNT_OR_0,
     "MODEL.ROI_BOX_HEAD.NAME": one_of("", registry=ROI_BOX_HEAD_REGISTRY),
     "MODEL.ROI_BOX_HEAD.FC_DIM": number(1, 2**16),
     "MODEL.ROI_BOX_HEAD.DROPOUT": number(0, 1, under=True),
@@ -237,6 +240,7 @@ ALLOWED: dict[str, Rule] = {
     "TEST.EXPECTED_RESULTS": each(
         expected_result, "lists [task, metric, value, tolerance]", or_none=True
     ),
+    "TEST.DETECTIONS_PER_CLASS": _COUNT_OR_0,
     "TEST.LOSS_PERIOD": _COUNT_OR_0,
     "TEST.VOC_MATCH": one_of(*MATCHES),
     "TEST.VOC_METRIC": one_of(*METRICS),

@@ -24,7 +24,7 @@ from ..four_step.weights import initial_state
 from ..modeling.roi_heads.box_head import each_head
 from .finding import Finding, Subject
 from .planned_run import PlannedRun, muted
-from .rules import typed, value_of
+from .rules import BACKBONES, typed, value_of
 
 _WEIGHTS = Subject("weights")
 
@@ -183,7 +183,7 @@ def _no_weights(run: PlannedRun) -> str:
         return ""
     if parts:
         key, value, none = "MODEL.PAPER_RCNN.FREEZE", str(parts), '"[]"'
-    elif frozen > 0 and cfg.MODEL.BACKBONE.NAME in ("VGG16", "HyperVGG16", "ZF"):
+    elif frozen > 0 and cfg.MODEL.BACKBONE.NAME in BACKBONES:
         key, value, none = "MODEL.BACKBONE.FREEZE_AT", str(frozen), "0"
     else:
         return ""

@@ -8,6 +8,7 @@ import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.layers import ShapeSpec
 from torchvision.models import vgg16 as torchvision_model
+from torchvision.models import vgg16_bn
 
 from frcnn_plugin.checkpoint import convert_caffe, convert_to_caffe, convert_torchvision
 from frcnn_plugin.checkpoint.metadata import CAFFE, TORCHVISION, Metadata
@@ -222,6 +223,21 @@ def test_same_features_as_torchvision() -> None:
         torch.testing.assert_close(ours(image)["conv5"], theirs(image))
 
 
+def test_same_features_as_torchvision_with_batch_norm() -> None:
+    torch.manual_seed(0)
+    theirs = vgg16_bn(weights=None).features[:43]
+    theirs.train()(torch.randn(2, 3, 32, 32))  # statistics that are not 0 and 1
+    state = {f"features.{k}": v for k, v in theirs.eval().state_dict().items()}
+    result = convert_torchvision(state, TORCHVISION)
+    assert all(name.endswith("num_batches_tracked") for name in result.unused)
+    weights = {k.removeprefix("backbone."): v for k, v in result.state_dict.items()}
+    ours = VGG16(norm="FrozenBN")
+    ours.load_state_dict(weights)
+    image = torch.randn(1, 3, 64, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image)["conv5"], theirs(image))
+
+
 def without(layers: networks.Layers, *names: str) -> networks.Layers:
     return {k: v for k, v in layers.items() if k not in names}
 
@@ -260,7 +276,7 @@ def test_other_networks(layers: networks.Layers, message: str) -> None:
 def test_other_networks_of_torchvision() -> None:
     state = networks.torchvision_vgg16()
     del state["features.28.weight"]
-    with pytest.raises(UserError, match="no VGG16 without batch normalisation"):
+    with pytest.raises(UserError, match="no VGG16, nor one with batch normalisation"):
         convert_torchvision(state, TORCHVISION)
     state = networks.torchvision_vgg16()
     del state["features.28.bias"]

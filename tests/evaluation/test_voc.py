@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from frcnn_plugin.data import register_voc
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation import VOCEvaluator
+from frcnn_plugin.evaluation.detections import Detections
 from frcnn_plugin.evaluation.record import EvaluationRecord
 from frcnn_plugin.host import replace_metadata
 from frcnn_plugin.process import launch
@@ -377,3 +378,15 @@ def test_two_processes_give_what_one_gives(tmp_path):
     # By hand: FP, then 6 TP of 7 gt; precision 6/7 up to recall 6/7 = .857.
     assert abs(two[1]["AP50-11point"] - 100 * 9 / 11 * 6 / 7) < 1e-6
     assert abs(two[1]["AP50-area"] - 100 * 6 / 7 * 6 / 7) < 1e-6
+
+
+def test_best_of_each_class_over_the_set() -> None:
+    """One per image of two: of the three cats the worst goes, of the two dogs none."""
+    found = Detections(
+        np.zeros((5, 4)),
+        np.array([0.9, 0.8, 0.7, 0.6, 0.5]),
+        np.array([0, 1, 0, 0, 1]),
+        np.zeros(5),
+    )
+    assert found.best_of_classes(2).scores.tolist() == [0.9, 0.8, 0.7, 0.5]
+    assert len(found.select(np.zeros(5, dtype=bool)).best_of_classes(2).scores) == 0

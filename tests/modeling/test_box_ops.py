@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from frcnn_plugin.modeling import box_ops
@@ -45,3 +46,15 @@ def test_allowed_border() -> None:
     assert box_ops.inside_image(boxes, (10, 10), 0).tolist() == [False, False, True]
     assert box_ops.inside_image(boxes, (10, 10), 1).tolist() == [True, True, True]
     assert box_ops.inside_image(boxes * 9, (10, 10), -1).all()
+
+
+def test_corner_factors_e7b() -> None:
+    """500 px become 800: column 100 goes to 160.12024 and the last one, 499, to 799; and back."""
+    factors = box_ops.corner_factors((333, 500), (600, 800))
+    boxes = torch.tensor([[100.0, 0.0, 500.0, 333.0]], dtype=torch.float64)
+    scaled = box_ops.scale_inclusive(boxes, factors)
+    assert scaled[0].tolist() == pytest.approx([160.12024, 0, 800, 600], abs=1e-5)
+    assert torch.equal(boxes, torch.tensor([[100.0, 0.0, 500.0, 333.0]], dtype=torch.float64))
+    back = box_ops.scale_inclusive(scaled.numpy(), box_ops.corner_factors((600, 800), (333, 500)))
+    assert back == pytest.approx(boxes.numpy())
+    assert box_ops.corner_factors((1, 50), (2, 100)) == (2, 99 / 49)

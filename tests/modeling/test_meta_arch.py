@@ -339,3 +339,60 @@ def test_train_and_infer_on_gpu(tiny_cfg, amp: bool) -> None:
     assert all(torch.isfinite(v) for v in losses.values())
     with torch.no_grad(), torch.autocast("cuda", enabled=amp):
         assert len(model.eval()(batch)) == 2
+
+
+def test_integer_rois_are_pooled_and_encoded(tiny_cfg) -> None:
+    heads = build_model(tiny_cfg("MODEL.ROI_HEADS.INTEGER_ROIS", True)).roi_heads
+    assert heads.box_pooler.integer_rois
+    predictor = heads.box_predictor
+    rois, objects = (
+        torch.tensor([[10.4, 9.6, 40.5, 50.2]]),
+        torch.tensor([[12.0, 12.0, 44.0, 48.0]]),
+    )
+    whole = torch.tensor([[10.0, 10.0, 41.0, 50.0]])
+    deltas, classes = torch.zeros(1, 4 * K), torch.tensor([1])
+    loss = predictor.box_reg_loss(rois, objects, deltas, classes)
+    assert loss == predictor.box_reg_loss(whole, objects, deltas, classes)
+    predictor.integer_rois = False
+    assert loss != predictor.box_reg_loss(rois, objects, deltas, classes)
+    with pytest.raises(UserError, match=r"INTEGER_ROIS is for .*POOLER_TYPE ROIPool"):
+        build_model(
+            tiny_cfg(
+                "MODEL.ROI_HEADS.INTEGER_ROIS", True, "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"
+            )
+        )
+
+
+@pytest.mark.parametrize("kind", ["npy", "mat"])
+def test_mean_image(tiny_cfg, tmp_path, kind: str) -> None:
+    """Of the input's size it is subtracted pixel by pixel; a smaller one is resized."""
+    means = np.random.default_rng(0).uniform(90, 130, (32, 48, 3)).astype(np.float32)
+    path = str(tmp_path / f"mean.{kind}")
+    if kind == "npy":
+        np.save(path, means)
+    else:
+        pytest.importorskip("scipy.io").savemat(path, {"other": 1.0, "mean_image": means})
+    model = build_model(tiny_cfg("MODEL.PAPER_RCNN.MEAN_IMAGE", path))
+    x = make_input(32, 48, BOXES[:1])
+    found = model.preprocess_image([x]).tensor[0]
+    expected = x["image"] - torch.from_numpy(means).permute(2, 0, 1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert not any("mean_image" in name for name in model.state_dict())
+    assert model.preprocess_image([make_input(64, 80, [])]).tensor.shape == (1, 3, 64, 80)
+    colour = [102.9801, 115.9465, 122.7717]
+    np.save(tmp_path / "three.npy", colour)
+    model = build_model(tiny_cfg("MODEL.PAPER_RCNN.MEAN_IMAGE", str(tmp_path / "three.npy")))
+    plain = build_model(tiny_cfg()).preprocess_image([x]).tensor
+    torch.testing.assert_close(model.preprocess_image([x]).tensor, plain, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read"), (np.zeros((4, 5)), "4 x 5: give one of height x width x 3")],
+)
+def test_files_that_are_no_mean_image(tiny_cfg, tmp_path, content, message: str) -> None:
+    path = str(tmp_path / "mean.npy")
+    if content is not None:
+        np.save(path, content)
+    with pytest.raises(UserError, match=f"MEAN_IMAGE .*{message}"):
+        build_model(tiny_cfg("MODEL.PAPER_RCNN.MEAN_IMAGE", path))

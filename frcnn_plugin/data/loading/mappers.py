@@ -15,11 +15,11 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform, TransformList
 
 from ...errors import UserError
-from ...modeling import resize_scale, scale_inclusive
+from ...modeling import corner_factors, resize_scale, scale_inclusive
 from .image_reader import read_image, read_record
 
 RESIZERS = ("pillow", "opencv")
-BOX_SCALINGS = ("continuous", "inclusive")
+BOX_SCALINGS = ("continuous", "inclusive", "corners")
 
 
 class FloatResizeTransform(T.ResizeTransform):
@@ -78,10 +78,10 @@ class FloatResizeShortestEdge(T.ResizeShortestEdge):
 
 
 class InclusiveBoxesTransform(Transform):
-    """A resize that scales boxes as py-faster-rcnn does: inclusive corners, all by one factor."""
+    """A resize that scales inclusive corners: as py does by one factor, or as MATLAB by two."""
 
-    def __init__(self, resize: T.ResizeTransform, factor: float) -> None:
-        """Wrap ``resize``; ``factor`` is new pixels per old one."""
+    def __init__(self, resize: T.ResizeTransform, factor: float | tuple[float, float]) -> None:
+        """Wrap ``resize``; ``factor`` is that of :func:`~frcnn_plugin.modeling.scale_inclusive`."""
         super().__init__()
         self.resize, self.factor = resize, factor
 
@@ -103,15 +103,20 @@ class InclusiveBoxesTransform(Transform):
 
     def inverse(self) -> Transform:
         """Return the way back to the original image."""
-        return InclusiveBoxesTransform(self.resize.inverse(), 1 / self.factor)
+        back: float | tuple[float, float]
+        if isinstance(self.factor, tuple):
+            back = (1 / self.factor[0], 1 / self.factor[1])
+        else:
+            back = 1 / self.factor
+        return InclusiveBoxesTransform(self.resize.inverse(), back)
 
 
 class InclusiveBoxes(T.Augmentation):
     """A ``ResizeShortestEdge`` whose boxes follow by :class:`InclusiveBoxesTransform`."""
 
-    def __init__(self, resize: T.ResizeShortestEdge) -> None:
+    def __init__(self, resize: T.ResizeShortestEdge, kind: str = "inclusive") -> None:
         super().__init__()
-        self.resize = resize
+        self.resize, self.kind = resize, kind
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """Choose a size for an image (H, W) or (H, W, C)."""
@@ -120,6 +125,8 @@ class InclusiveBoxes(T.Augmentation):
             return resize
         # The factor that the model, too, concludes from the sizes.
         sizes = (resize.new_h, resize.new_w), (resize.h, resize.w)
+        if self.kind == "corners":
+            return InclusiveBoxesTransform(resize, corner_factors(sizes[1], sizes[0]))
         factor = resize_scale(*sizes, self.resize.short_edge_length)
         return InclusiveBoxesTransform(resize, factor)
 
@@ -142,8 +149,8 @@ def with_resize(cfg: CfgNode, augmentations: Sequence[Any]) -> list[Any]:
             if cfg.INPUT.RESIZE == "opencv":
                 kind = "range" if a.is_range else "choice"
                 a = FloatResizeShortestEdge(a.short_edge_length, a.max_size, kind)
-            if cfg.INPUT.BOX_SCALING == "inclusive":
-                a = InclusiveBoxes(a)
+            if cfg.INPUT.BOX_SCALING != "continuous":
+                a = InclusiveBoxes(a, cfg.INPUT.BOX_SCALING)
         replaced.append(a)
     return replaced
 

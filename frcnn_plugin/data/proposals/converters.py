@@ -4,12 +4,8 @@ Both formats list the best box first (or carry scores). The files written hold t
 the logit, because Detectron2 sorts by the logits when it loads them and would shuffle equal ones.
 """
 
-import importlib
 import logging
 import os
-import pickle
-import subprocess
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,16 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UserError
+from ...plain_pickle import load_mat
 from .files import Proposals, describe_missing, save_proposals, validate_proposals
 
 logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float64]
 
-_LOADMAT = (
-    "import pickle, sys; from scipy.io import loadmat; "
-    "pickle.dump(loadmat(sys.argv[1]), sys.stdout.buffer)"
-)
 _MOST_UNPACKED = 100  # times the size of an .npz file: boxes are not that regular
 
 _MIN_SIZE = 2  # pixels, see convert_selective_search_mat
@@ -64,7 +57,7 @@ def convert_selective_search_mat(
         UserError: without scipy; for a missing, damaged or foreign file, or one that does not fit
             the data set. Nothing is written then.
     """
-    content = _load_mat(mat_path)
+    content = load_mat(mat_path)
     if "boxes" not in content:
         found = ", ".join(key for key in content if not key.startswith("__")) or "nothing"
         raise UserError(
@@ -124,31 +117,6 @@ def convert_npz(
         for image_id, array in arrays.items()
     }
     return _write(entries, ids, dataset_dicts, out, dataset_name, npz_path)
-
-
-def _load_mat(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Read the variables of a MATLAB file."""
-    if not Path(path).is_file():
-        raise UserError(f"there is no file {path}")
-    try:
-        # By name: the package does without scipy, and its types are not among the requirements.
-        importlib.import_module("scipy.io")
-    except ImportError as error:
-        raise UserError(
-            "reading .mat files needs scipy: pip install 'frcnn-plugin[proposals]', or "
-            "pip install scipy"
-        ) from error
-    # In a process of its own, which a damaged file ends: scipy reads beyond its memory.
-    done = subprocess.run([sys.executable, "-c", _LOADMAT, path], capture_output=True, check=False)
-    problem = (done.stderr.decode(errors="replace").strip() or "scipy fails").splitlines()[-1]
-    if problem.startswith("NotImplementedError"):
-        raise UserError(
-            f"{path} is in MATLAB's 7.3 format; save it again in MATLAB with save(..., '-v7')"
-        )
-    if done.returncode:
-        raise UserError(f"{path} is damaged, or not a MATLAB file: {problem}")
-    content: dict[str, Any] = pickle.loads(done.stdout)  # which our process has written
-    return content
 
 
 def _cell_text(cell: Any) -> str:

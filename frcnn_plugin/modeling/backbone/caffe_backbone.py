@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling.backbone import Backbone
 from torch import nn
 
@@ -69,8 +69,10 @@ class CaffeBackbone(Backbone):
             self.add_module(name, nn.Sequential(OrderedDict(blocks[name])))
         self._init_weights()
         for name in self.block_names[:freeze_at]:
-            for parameter in getattr(self, name).parameters():
-                parameter.requires_grad_(False)
+            block = getattr(self, name)
+            block.requires_grad_(False)
+            # Also their running statistics; a block without normalisation stays as it is.
+            FrozenBatchNorm2d.convert_frozen_batchnorm(block)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:

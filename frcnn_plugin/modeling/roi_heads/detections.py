@@ -14,7 +14,7 @@ from torchvision.ops import batched_nms
 
 from ...errors import UserError
 from ...layers.nms import DECAYS, soft_nms
-from ..box_ops import clip_boxes, scale_inclusive
+from ..box_ops import clip_boxes, corner_factors, scale_inclusive
 from ..image_size import image_scale
 
 # How boxes that overlap better ones are suppressed.
@@ -22,7 +22,11 @@ NMS_METHODS = ("hard", *DECAYS)
 
 
 def detection_candidates(
-    boxes: torch.Tensor, scores: torch.Tensor, image_size: tuple[int, int], score_thresh: float
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    image_size: tuple[int, int],
+    score_thresh: float,
+    topk_per_class: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gather the boxes of all classes that score high enough, clipped to the image.
 
@@ -31,6 +35,7 @@ def detection_candidates(
         scores: (R, K+1), background last. Rows with numbers that are not finite are left out.
         image_size: (height, width) of the network input.
         score_thresh: only higher scores count.
+        topk_per_class: the best of each class that are gathered; 0: all.
 
     Returns:
         boxes (D, 4), scores (D,), classes (D,) int64; and the row of each, counted as Detectron2
@@ -38,11 +43,15 @@ def detection_candidates(
     """
     finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     scores = scores[:, :-1]
-    rows, classes = ((scores > score_thresh) & finite[:, None]).nonzero().unbind(1)
+    chosen = (scores > score_thresh) & finite[:, None]
+    if 0 < topk_per_class < len(scores):
+        best = scores.masked_fill(~chosen, -1.0).topk(topk_per_class, dim=0).indices
+        chosen &= torch.zeros_like(chosen).scatter_(0, best, True)
+    rows, classes = chosen.nonzero().unbind(1)
     of_class = boxes.view(len(boxes), boxes.shape[1] // 4, 4)
-    chosen = of_class[rows, classes if of_class.shape[1] > 1 else torch.zeros_like(classes)]
+    gathered = of_class[rows, classes if of_class.shape[1] > 1 else torch.zeros_like(classes)]
     counted = finite.cumsum(0) - 1
-    return clip_boxes(chosen, image_size), scores[rows, classes], classes, counted[rows]
+    return clip_boxes(gathered, image_size), scores[rows, classes], classes, counted[rows]
 
 
 def select_detections(
@@ -135,13 +144,19 @@ def within_limit(scores: torch.Tensor, topk: int, keep_ties: bool = False) -> to
 
 
 def to_original_size(
-    result: Instances, height: int, width: int, *, inclusive: bool = False
+    result: Instances,
+    height: int,
+    width: int,
+    *,
+    inclusive: bool = False,
+    corners: bool = False,
 ) -> Instances:
     """Scale a result to the original image of this size, clip it, and drop boxes without area.
 
     ``result`` has ``pred_boxes`` or ``proposal_boxes`` in network-input pixels; their boxes are
     changed in place. With ``inclusive`` corners are divided by the image scale as in
-    py-faster-rcnn, which clips no more then: x2 may be up to a pixel beyond the width.
+    py-faster-rcnn, which clips no more then: x2 may be up to a pixel beyond the width. With
+    ``corners`` the last pixel goes to the last one, as in MATLAB.
     """
     if result.has("pred_masks") or result.has("pred_keypoints"):
         return detector_postprocess(result, height, width)
@@ -149,6 +164,9 @@ def to_original_size(
     boxes = scaled.get("pred_boxes" if result.has("pred_boxes") else "proposal_boxes")
     if inclusive:
         boxes.tensor = scale_inclusive(boxes.tensor, 1 / image_scale(result.image_size))
+    elif corners:
+        factors = corner_factors(result.image_size, scaled.image_size)
+        boxes.tensor = clip_boxes(scale_inclusive(boxes.tensor, factors), scaled.image_size)
     else:
         boxes.scale(width / result.image_size[1], height / result.image_size[0])
         boxes.tensor = clip_boxes(boxes.tensor, scaled.image_size)

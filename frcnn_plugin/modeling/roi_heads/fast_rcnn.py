@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ...errors import UserError
 from ...layers.nms import float32_threshold
-from ..box_ops import clip_inclusive
+from ..box_ops import clip_inclusive, whole_pixels
 from ..box_regression import CaffeBox2BoxTransform, box_loss, grow
 from ..image_size import ScaledImageSize, image_scale
 from ..proposal_generator.rpn_head import redraw
@@ -48,6 +48,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         decode_growth: float = 0.0,
         decode_in_image: bool = False,
         keep_ties: bool = False,
+        topk_per_class: int = 0,
+        integer_rois: bool = False,
         class_weights: Sequence[float] = (),
         nms_method: str = "hard",
         soft_nms_sigma: float = 0.5,
@@ -61,6 +63,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             decode_growth: original-image pixels added to x2, y2 (py-faster-rcnn: 1).
             decode_in_image: see ``MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE``.
             keep_ties: see ``TEST.KEEP_TIES``.
+            topk_per_class: see ``MODEL.ROI_HEADS.TOPK_PER_CLASS_TEST``.
+            integer_rois: see ``MODEL.ROI_HEADS.INTEGER_ROIS``.
             class_weights: see ``MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS``.
             nms_method: see ``MODEL.ROI_HEADS.NMS_METHOD_TEST``.
             soft_nms_sigma: see ``MODEL.ROI_HEADS.SOFT_NMS_SIGMA``.
@@ -99,6 +103,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.nms_method = nms_method
         self.soft_nms_sigma = soft_nms_sigma
         self.soft_nms_min_score = soft_nms_min_score
+        self.topk_per_class = topk_per_class
+        self.integer_rois = integer_rois
         # One row of statistics for each box that is predicted.
         self.target_statistics = TargetStatistics(self.bbox_pred.out_features // 4)
         # The originals' kernels compare with a float32 threshold, so a box of IoU 0.3 stays.
@@ -125,6 +131,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         ret["decode_growth"] = head.DECODE_GROWTH
         ret["decode_in_image"] = head.DECODE_IN_IMAGE
         ret["keep_ties"] = cfg.TEST.KEEP_TIES
+        ret["topk_per_class"] = cfg.MODEL.ROI_HEADS.TOPK_PER_CLASS_TEST
+        ret["integer_rois"] = cfg.MODEL.ROI_HEADS.INTEGER_ROIS
         ret["class_weights"] = head.CLASS_WEIGHTS
         ret["nms_method"] = cfg.MODEL.ROI_HEADS.NMS_METHOD_TEST
         for name in ("soft_nms_sigma", "soft_nms_min_score"):
@@ -156,7 +164,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         for decoded, probabilities, proposed in zip(boxes, scores, proposals, strict=True):
             size = proposed.image_size
             found, found_scores, classes, row = detection_candidates(
-                decoded, probabilities, size, self.test_score_thresh
+                decoded, probabilities, size, self.test_score_thresh, self.topk_per_class
             )
             keep, kept_scores = suppress(
                 found,
@@ -367,6 +375,8 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         fg_inds = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero().squeeze(1)
         rows = gt_classes[fg_inds].clamp(max=statistics.num_classes - 1)  # all 0 if agnostic
         boxes, gt_boxes = boxes[fg_inds], gt_boxes[fg_inds]
+        if self.integer_rois:
+            boxes = whole_pixels(boxes)
         deltas = deltas.view(-1, statistics.num_classes, 4)[fg_inds, rows]
         transform = self.box2box_transform
         if is_smooth_l1:

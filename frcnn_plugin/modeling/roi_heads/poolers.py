@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.ops import RoIPool
 
 from ...layers.roi_max_pool import CaffeRoIPool, roi_max_pool
+from ..box_ops import whole_pixels
 
 
 class Operator(NamedTuple):
@@ -92,7 +93,13 @@ def on_cells(pooler: Any) -> Any:
 
 
 class OperatorPooler(nn.Module):
-    """Detectron2's pooler, which finds the map for each box, with an operator of the table."""
+    """Detectron2's pooler, which finds the map for each box, with an operator of the table.
+
+    Attributes:
+        integer_rois: pool at whole pixels, see ``MODEL.ROI_HEADS.INTEGER_ROIS``.
+    """
+
+    integer_rois = False
 
     def __init__(self, pooler: ROIPooler, operator: Operator) -> None:
         """Wrap a pooler of Detectron2; its operators are replaced."""
@@ -115,7 +122,7 @@ class OperatorPooler(nn.Module):
             (R, C, output size, output size), in the features' dtype.
         """
         dtype = features[0].dtype
-        rois = [b.tensor for b in boxes]
+        rois = [whole_pixels(b.tensor) if self.integer_rois else b.tensor for b in boxes]
         if self.inclusive:
             rois = [torch.cat([b[:, :2], b[:, 2:] - 1], dim=1) for b in rois]
         # The operators have no reduced-precision kernel on CPUs, and coordinates need float32.

@@ -17,7 +17,7 @@ from ...errors import UserError
 from ...host import head_losses, register
 from ..matcher import AsyncMatcher
 from .fast_rcnn import PaperFastRCNNOutputLayers
-from .poolers import on_cells, own_poolers, with_stock_poolers
+from .poolers import InclusiveROIPooler, on_cells, own_poolers, with_stock_poolers
 from .sampling import ALL, SAMPLINGS, HardExamples, log_samples
 
 
@@ -93,6 +93,13 @@ class CaffeROIHeads(StandardROIHeads):
         if type(ret["box_predictor"]) is FastRCNNOutputLayers:  # else it is another project's
             ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         heads = cfg.MODEL.ROI_HEADS
+        if heads.INTEGER_ROIS:
+            if not isinstance(ret.get("box_pooler"), InclusiveROIPooler):
+                raise UserError(
+                    "MODEL.ROI_HEADS.INTEGER_ROIS is for MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIPool: "
+                    "set the former to False or the latter to ROIPool"
+                )
+            ret["box_pooler"].integer_rois = True
         # Without low-quality matches: only the RPN gives each object its best box (example E9);
         # proposal_target_layer.py labels a RoI by its IoU alone.
         ret["proposal_matcher"] = AsyncMatcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS)

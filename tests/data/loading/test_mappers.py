@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from frcnn_plugin import get_config_file
@@ -26,6 +26,7 @@ from frcnn_plugin.data.loading.mappers import (
 )
 from frcnn_plugin.engine import PaperTrainer
 from frcnn_plugin.errors import UserError
+from frcnn_plugin.modeling.roi_heads.detections import to_original_size
 
 E7 = [
     ((375, 500), (600, 800), 1.6),
@@ -353,3 +354,18 @@ def test_resize_reaches_every_loader(
     for image in images:
         assert image.dtype == dtype and image.shape == (3, 60, width)
         assert (image == 7).all()
+
+
+def test_corners_as_in_matlab_and_back() -> None:
+    """E7b: 500 px become 800, so column 100 goes to 160.12024 and the last column to the last."""
+    cfg = plugin_cfg()
+    cfg.INPUT.BOX_SCALING = "corners"
+    (resize,) = with_resize(cfg, [T.ResizeShortestEdge((600,), 1000, "choice")])
+    transform = resize.get_transform(np.zeros((375, 500, 3), np.uint8))
+    boxes = np.array([[100.0, 0, 500, 375]])
+    scaled = transform.apply_box(boxes)
+    assert scaled[0].tolist() == pytest.approx([160.12024, 0, 800, 600], abs=1e-5)
+    np.testing.assert_allclose(transform.inverse().apply_box(scaled), boxes)
+    found = Instances((600, 800), pred_boxes=Boxes(torch.from_numpy(scaled)))
+    back = to_original_size(found, 375, 500, corners=True).pred_boxes.tensor
+    np.testing.assert_allclose(back, boxes)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from detectron2.data.build import load_proposals_into_dataset
 
-from frcnn_plugin.data.proposals import converters
+from frcnn_plugin import plain_pickle
 from frcnn_plugin.data.proposals.converters import convert_npz, convert_selective_search_mat
 from frcnn_plugin.data.proposals.files import load_proposals
 from frcnn_plugin.errors import UserError
@@ -123,7 +123,7 @@ def test_mat_file_itself(tmp_path):
 
 def test_mat_file_that_ends_scipy(tmp_path, monkeypatch):
     """Flipped bits can make scipy read beyond its memory: the process ends, but not ours."""
-    monkeypatch.setattr(converters, "_LOADMAT", "import os; os.abort()")
+    monkeypatch.setattr(plain_pickle, "_LOADMAT", "import os; os.abort()")
     with pytest.raises(UserError, match=r"a\.mat is damaged, or not a MATLAB file: scipy fails"):
         convert_selective_search_mat(save_mat(tmp_path / "a.mat"), DICTS, tmp_path / "out.pkl")
 

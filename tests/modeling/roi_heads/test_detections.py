@@ -106,3 +106,17 @@ def test_scaling_equals_detectron2s(name: str) -> None:
     assert actual.scores.tolist() == expected.scores.tolist() == [0, 2]
     assert actual.get(name).tensor.tolist() == expected.get(name).tensor.tolist()
     assert actual.image_size == (450, 500)
+
+
+def test_the_best_of_each_class_enter_nms() -> None:
+    """Two of each class; of the second class one is above the threshold."""
+    boxes = torch.arange(16.0).view(4, 4).sort(dim=1).values
+    scores = torch.tensor([[0.1, 0.6, 0.3], [0.4, 0.05, 0.5], [0.3, 0.0, 0.7], [0.2, 0.0, 0.8]])
+    found = detection_candidates(boxes, scores, (100, 100), 0.05, topk_per_class=2)
+    pairs = sorted(zip(found[3].tolist(), found[2].tolist(), strict=True))
+    assert pairs == [(0, 1), (1, 0), (2, 0)]
+    every = detection_candidates(boxes, scores, (100, 100), 0.05)
+    more = detection_candidates(boxes, scores, (100, 100), 0.05, topk_per_class=9)
+    assert len(every[1]) == len(more[1]) == 5
+    nothing = detection_candidates(boxes[:0], scores[:0], (100, 100), 0.05, topk_per_class=2)
+    assert len(nothing[1]) == 0

@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
-from frcnn_plugin.modeling import InclusiveROIPooler, build_pooler
+from frcnn_plugin.modeling import InclusiveROIPooler, build_pooler, whole_pixels
 
 
 def stock_pooler(output: int) -> ROIPooler:
@@ -123,3 +123,18 @@ def test_build_pooler_takes_our_types_and_detectron2s(kind: str) -> None:
     pooler = build_pooler(kind, 2, (1 / 16,))
     assert isinstance(pooler, InclusiveROIPooler) is (kind == "ROIPool")
     assert pooler([ramp(6, 6)], [Boxes(torch.tensor([[0.0, 0, 48, 48]]))]).shape == (1, 1, 2, 2)
+
+
+def test_rois_in_whole_pixels() -> None:
+    """7.5 rounds to pixel 8, which is in cell 1 (E15); 23.4 to 23, in cell 1 as well."""
+    box = torch.tensor([[7.5, 7.4, 24.4, 24.5]])
+    assert whole_pixels(box).tolist() == [[8.0, 7.0, 24.0, 25.0]]
+    pooler = InclusiveROIPooler(stock_pooler(1))
+    features = ramp(6, 6).requires_grad_()
+    plain = pooler([features], [Boxes(box)])
+    pooler.integer_rois = True
+    assert pooler([features], [Boxes(box)]).flatten() != plain.flatten()
+    expected = pooler([features], [Boxes(torch.tensor([[8.0, 7.0, 24.0, 25.0]]))])
+    assert torch.equal(pooler([features], [Boxes(box)]), expected)
+    with torch.no_grad():
+        assert torch.equal(pooler([features], [Boxes(box)]), expected)
