@@ -4,12 +4,16 @@ from .conv3x3 import Conv3x3
 from .large_linear import LargeLinear
 from .nms import float32_threshold, prefix_nms
 from .roi_max_pool import CaffeRoIPool, roi_max_pool
+from .roi_warp import PrROIPool, ROIAlignGrad, ROIWarp
 from .winograd import Winograd
 
 __all__ = [
     "CaffeRoIPool",
     "Conv3x3",
     "LargeLinear",
+    "PrROIPool",
+    "ROIAlignGrad",
+    "ROIWarp",
     "Winograd",
     "float32_threshold",
     "prefix_nms",

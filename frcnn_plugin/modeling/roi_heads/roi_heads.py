@@ -13,10 +13,12 @@ from detectron2.structures import ImageList, Instances
 from torch import nn
 from torchvision.ops import RoIPool
 
+from ...errors import UserError
 from ...host import register
 from ..matcher import AsyncMatcher
+from ..proposal_gradient import have_gradient, take_gradient, with_rows, without_gradient
 from .fast_rcnn import PaperFastRCNNOutputLayers
-from .poolers import InclusiveROIPooler, own_pooler, with_stock_poolers
+from .poolers import InclusiveROIPooler, own_pooler, with_box_gradient, with_stock_poolers
 
 
 @register(ROI_HEADS_REGISTRY)
@@ -37,18 +39,34 @@ class CaffeROIHeads(StandardROIHeads):
 
     @configurable
     def __init__(
-        self, *, box_pooler: nn.Module, mask_pooler: nn.Module | None = None, **kwargs: Any
+        self,
+        *,
+        box_pooler: nn.Module,
+        mask_pooler: nn.Module | None = None,
+        proposal_gradient: str = "none",
+        **kwargs: Any,
     ) -> None:
         """Take the parts.
 
         Args:
             box_pooler: Detectron2's pooler; one of the type "ROIPool" pools as Caffe does.
             mask_pooler: the same of the mask head, if there is one.
+            proposal_gradient: see ``MODEL.PAPER_RCNN.PROPOSAL_GRADIENT``.
             kwargs: arguments of Detectron2's StandardROIHeads.
+
+        Raises:
+            UserError: boxes are to have a gradient, and the pooler gives none.
         """
         super().__init__(
             box_pooler=_on_cells(box_pooler), mask_pooler=_on_cells(mask_pooler), **kwargs
         )
+        self.proposal_gradient = proposal_gradient
+        if proposal_gradient != "none" and not getattr(box_pooler, "box_gradient", False):
+            raise UserError(
+                f"MODEL.PAPER_RCNN.PROPOSAL_GRADIENT is {proposal_gradient}, but RoI pooling of "
+                "this MODEL.ROI_BOX_HEAD.POOLER_TYPE has no gradient for boxes: set it to one of "
+                f"{', '.join(with_box_gradient())}, or PROPOSAL_GRADIENT to none"
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
@@ -56,7 +74,9 @@ class CaffeROIHeads(StandardROIHeads):
         ret = super().from_config(with_stock_poolers(cfg), input_shape)
         for name, node in (("box", cfg.MODEL.ROI_BOX_HEAD), ("mask", cfg.MODEL.ROI_MASK_HEAD)):
             if f"{name}_pooler" in ret:
-                ret[f"{name}_pooler"] = own_pooler(ret[f"{name}_pooler"], node.POOLER_TYPE)
+                finer = node.POOLER_SUPERSAMPLING if name == "box" else 1
+                ret[f"{name}_pooler"] = own_pooler(ret[f"{name}_pooler"], node.POOLER_TYPE, finer)
+        ret["proposal_gradient"] = cfg.MODEL.PAPER_RCNN.PROPOSAL_GRADIENT
         if type(ret["box_predictor"]) is FastRCNNOutputLayers:  # else it is another project's
             ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         heads = cfg.MODEL.ROI_HEADS
@@ -104,6 +124,32 @@ class CaffeROIHeads(StandardROIHeads):
         if compute_val_loss:
             return proposals, self.box_predictor.losses(predictions, proposals)
         return self.box_predictor.inference(predictions, proposals)[0], predictions
+
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """Label and sample RoIs as Detectron2 does.
+
+        Boxes of proposals that have a gradient keep it, as ``proposal_gradient`` says.
+        """
+        if self.proposal_gradient == "none" or not have_gradient(proposals):
+            return super().label_and_sample_proposals(proposals, targets)
+        sampled = super().label_and_sample_proposals(
+            with_rows(proposals, are_proposals=True), with_rows(targets, are_proposals=False)
+        )
+        is_foreground = self.proposal_gradient == "foreground"
+        take_gradient(sampled, proposals, self.num_classes, foreground=is_foreground)
+        return sampled
+
+    def _forward_mask(self, features: Any, instances: list[Instances]) -> Any:
+        # Masks are cut out of the ground truth at the boxes, by numpy.
+        return super()._forward_mask(features, self._constant(instances))
+
+    def _forward_keypoint(self, features: Any, instances: list[Instances]) -> Any:
+        return super()._forward_keypoint(features, self._constant(instances))
+
+    def _constant(self, instances: list[Instances]) -> list[Instances]:
+        return without_gradient(instances) if self.training else instances
 
 
 def _on_cells(pooler: Any) -> Any:
