@@ -126,7 +126,7 @@ class CaffeROIHeads(StandardROIHeads):
         return self.box_predictor.inference(predictions, proposals)[0], predictions
 
     def label_and_sample_proposals(
-        self, proposals: list[Instances], targets: list[Instances]
+        self, proposals: list[Instances], targets: list[Instances] | None
     ) -> list[Instances]:
         """Label and sample RoIs as Detectron2 does.
 
@@ -134,6 +134,7 @@ class CaffeROIHeads(StandardROIHeads):
         """
         if self.proposal_gradient == "none" or not have_gradient(proposals):
             return super().label_and_sample_proposals(proposals, targets)
+        assert targets is not None
         sampled = super().label_and_sample_proposals(
             with_rows(proposals, are_proposals=True), with_rows(targets, are_proposals=False)
         )
