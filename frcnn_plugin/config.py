@@ -53,6 +53,7 @@ def add_frcnn_config(cfg: CN) -> None:
     _add_hyper(ours)
     _add_roi_heads(ours)
     _add_meta_arch(ours)
+    _add_proposal_gradient(ours)
     _add_data(ours)
     _add_solver(ours)
     _add_four_step(ours)
@@ -319,6 +320,35 @@ def _add_meta_arch(cfg: CN) -> None:
     # ["roi_heads.box_head"]; the blocks of a backbone have MODEL.BACKBONE.FREEZE_AT. What comes
     # before them in the network still trains by their losses.
     cfg.MODEL.PAPER_RCNN.FREEZE = []
+
+
+def _add_proposal_gradient(cfg: CN) -> None:
+    # Non-approximate joint training: the detector's loss also trains the RPN, through the corners
+    # of its proposals (paper, section 3.2, third scheme; code: MNC's faster_rcnn_end2end). Used by
+    # PaperRPN with CaffeROIHeads in PHASE "joint". Scores, targets and the selection of proposals
+    # hand nothing back.
+
+    # Which RoIs hand a gradient back:
+    #   "none"        none (approximate joint training)
+    #   "foreground"  those that match an object (MNC's detector)
+    #   "all"         all that are proposals (MNC's five stages). Ground-truth boxes never do.
+    cfg.MODEL.PAPER_RCNN.PROPOSAL_GRADIENT = "none"
+    # Where the gradient of each delta, as the RPN predicts it, is cut off (MNC's five stages:
+    # 1/512 = 0.001953125); 0: nowhere (MNC's detector). It is that of the mean over the batch.
+    cfg.MODEL.RPN.PROPOSAL_GRADIENT_CLIP = 0.0
+    # What of a box that was clipped to the image:
+    #   "exact"  sides at the border have no gradient, the others do
+    #   "none"   the whole box has none, nor has a box whose anchor crosses the border (MNC)
+    cfg.MODEL.RPN.PROPOSAL_GRADIENT_AT_BORDER = "exact"
+    # MODEL.ROI_BOX_HEAD.POOLER_TYPE of CaffeROIHeads, besides "ROIPool" and Detectron2's, may be
+    # one of three with a gradient for boxes, which PROPOSAL_GRADIENT needs:
+    #   "ROIWarp"       corners rounded to cells, one bilinear sample per bin (MNC)
+    #   "PrROIPool"     mean of the bilinear surface over each bin (PreciseRoIPooling)
+    #   "ROIAlignGrad"  Detectron2's "ROIAlignV2" with 2 x 2 samples, whatever
+    #                   POOLER_SAMPLING_RATIO says
+    # With these: bins per side that are pooled for each of POOLER_RESOLUTION, which is their
+    # maximum; 1: no finer ones (MNC's detector); 2 or 4: MNC's warping to 14 or 28 bins.
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_SUPERSAMPLING = 1
 
 
 def _add_data(cfg: CN) -> None:

@@ -19,6 +19,7 @@ from ..host import register
 from ..layers.conv3x3 import Conv3x3
 from ..plain_pickle import load_mat
 from .image_size import ScaledImageSize, resize_scale
+from .proposal_gradient import without_gradient
 from .roi_heads.detections import to_original_size
 from .roi_heads.roi_features import classify, detect_with_features
 
@@ -306,7 +307,7 @@ class PaperRCNN(GeneralizedRCNN):
             # In Detectron2's order, on which the trainer's sum of floats depends.
             losses = {**detector_losses, **losses}
         if draws:
-            self.visualize_training(batched_inputs, proposals)
+            self.visualize_training(batched_inputs, without_gradient(proposals))
         return losses
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -7,11 +7,15 @@ from difflib import get_close_matches
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 
 from ..config_files import key_names
 from ..engine.same_run import NOT_KEYS
 from ..modeling.meta_arch import PaperRCNN
+from ..modeling.proposal_generator.rpn import PaperRPN
 from ..modeling.roi_heads.cascade import cascade_problems, is_cascade
+from ..modeling.roi_heads.poolers import OPERATORS, with_box_gradient
+from ..modeling.roi_heads.roi_heads import CaffeROIHeads
 from .rules import BACKBONES, channels_of, typed, usual, value_of
 
 Problems = Iterator[tuple[str, str]]  # each with its fix
@@ -164,6 +168,46 @@ def _sampling(cfg: CfgNode) -> Problems:
         )
 
 
+def _proposal_gradient(cfg: CfgNode) -> Problems:
+    model, key = cfg.MODEL, "MODEL.PAPER_RCNN.PROPOSAL_GRADIENT"
+    value, pooler = model.PAPER_RCNN.PROPOSAL_GRADIENT, "MODEL.ROI_BOX_HEAD.POOLER_TYPE"
+    kind, finer = model.ROI_BOX_HEAD.POOLER_TYPE, "MODEL.ROI_BOX_HEAD.POOLER_SUPERSAMPLING"
+    has_gradient = kind in OPERATORS and OPERATORS[kind].box_gradient
+    others = f"{pooler} {with_box_gradient()[0]}"
+    if model.ROI_BOX_HEAD.POOLER_SUPERSAMPLING > 1 and not has_gradient:
+        yield (
+            f"{finer} is {model.ROI_BOX_HEAD.POOLER_SUPERSAMPLING}, which {pooler} {kind} does not "
+            "know",
+            f"Type {finer} 1, or for example {others}",
+        )
+    if value == "none":
+        return
+    fix = f"or {key} none"
+    if not has_gradient:
+        yield (
+            f"{key} is {value!r}, but {pooler} {kind} has no gradient for boxes",
+            f"Type for example {others}, {fix}",
+        )
+    for name, registry, usable in (
+        ("PROPOSAL_GENERATOR", PROPOSAL_GENERATOR_REGISTRY, PaperRPN),
+        ("ROI_HEADS", ROI_HEADS_REGISTRY, CaffeROIHeads),
+    ):
+        if not (
+            model[name].NAME in registry and issubclass(registry.get(model[name].NAME), usable)
+        ):
+            yield (
+                f"{key} is {value!r}, but MODEL.{name}.NAME {model[name].NAME} hands no gradient "
+                "back",
+                f"Type MODEL.{name}.NAME {usable.__name__}, {fix}",
+            )
+    if model.RPN.PROPOSAL_GRADIENT_CLIP and cfg.SOLVER.AMP.ENABLED:
+        yield (
+            "MODEL.RPN.PROPOSAL_GRADIENT_CLIP is on, but with SOLVER.AMP.ENABLED gradients are "
+            "scaled",
+            "Type MODEL.RPN.PROPOSAL_GRADIENT_CLIP 0.0, or SOLVER.AMP.ENABLED False",
+        )
+
+
 def _training(cfg: CfgNode) -> Problems:
     """Compare what only training reads."""
     size = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
@@ -266,4 +310,5 @@ def contradictions(cfg: CfgNode, *, trains: bool) -> Problems:
         for node in ("RPN", "ROI_HEADS"):
             yield from _positives(cfg, node)
         yield from _training(cfg)
+        yield from _proposal_gradient(cfg)
         yield from _may_differ(cfg)

@@ -54,6 +54,7 @@ _IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] =
             "SOLVER.LR_SCHEDULER_NAME": "FOUR_STEP.DROPS and SOLVER.GAMMA",
             "MODEL.PAPER_RCNN.PHASE": "FOUR_STEP.START_AT and FOUR_STEP.STOP_AFTER",
             "MODEL.LOAD_PROPOSALS": "",
+            "MODEL.PAPER_RCNN.PROPOSAL_GRADIENT": "",
             "MODEL.RPN.PRE_NMS_TOPK_TRAIN": "FOUR_STEP.PRE_NMS_TOPK",
             "MODEL.RPN.POST_NMS_TOPK_TRAIN": "FOUR_STEP.POST_NMS_TOPK",
             "DATASETS.PROPOSAL_FILES_TRAIN": "",
@@ -122,6 +123,19 @@ _IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] =
         lambda run: run.cfg.MODEL.ROI_HEADS.NMS_METHOD_TEST == "gaussian",
         "because MODEL.ROI_HEADS.NMS_METHOD_TEST is gaussian",
         {"MODEL.ROI_HEADS.NMS_THRESH_TEST": "MODEL.ROI_HEADS.NMS_METHOD_TEST linear"},
+    ),
+    (
+        lambda run: run.cfg.MODEL.PAPER_RCNN.PROPOSAL_GRADIENT == "none" and not run.eval_only,
+        "because MODEL.PAPER_RCNN.PROPOSAL_GRADIENT is none",
+        dict.fromkeys(
+            ("MODEL.RPN.PROPOSAL_GRADIENT_CLIP", "MODEL.RPN.PROPOSAL_GRADIENT_AT_BORDER"),
+            "MODEL.PAPER_RCNN.PROPOSAL_GRADIENT foreground",
+        ),
+    ),
+    (
+        lambda run: run.cfg.MODEL.PAPER_RCNN.PHASE != "joint" and _no_four_steps(run),
+        "because MODEL.PAPER_RCNN.PHASE is not joint",
+        {"MODEL.PAPER_RCNN.PROPOSAL_GRADIENT": "MODEL.PAPER_RCNN.PHASE joint"},
     ),
     (
         _own_proposals,

@@ -26,8 +26,10 @@ from ..data.loading.mappers import BOX_SCALINGS, RESIZERS
 from ..errors import UserError
 from ..evaluation.voc import MATCHES, METRICS
 from ..modeling.meta_arch import DTYPES, PHASES
+from ..modeling.proposal_gradient import AT_BORDER, PROPOSAL_GRADIENTS
 from ..modeling.roi_heads.cascade import SCORES_FROM
 from ..modeling.roi_heads.detections import NMS_METHODS
+from ..modeling.roi_heads.poolers import OPERATORS
 from ..modeling.roi_heads.sampling import SAMPLINGS
 from .combinations import contradictions
 from .finding import Finding, Subject
@@ -139,6 +141,7 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.HYPER_RPN.FC_DIM": _CHANNELS,
     "MODEL.PAPER_RCNN.INFERENCE_DTYPE": one_of(*DTYPES),
     "MODEL.PAPER_RCNN.PHASE": one_of(*PHASES),
+    "MODEL.PAPER_RCNN.PROPOSAL_GRADIENT": one_of(*PROPOSAL_GRADIENTS),
     "MODEL.PROPOSAL_GENERATOR.NAME": one_of(
         "PrecomputedProposals", registry=PROPOSAL_GENERATOR_REGISTRY
     ),
@@ -170,6 +173,8 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.RPN.MIN_SIZE_IMAGE": number(0, 1000),
     "MODEL.RPN.SCALE_CLAMP": _POSITIVE,
     "MODEL.RPN.DECODE_GROWTH": _WEIGHT,
+    "MODEL.RPN.PROPOSAL_GRADIENT_CLIP": _WEIGHT,
+    "MODEL.RPN.PROPOSAL_GRADIENT_AT_BORDER": one_of(*AT_BORDER),
     "MODEL.ROI_HEADS.NAME": one_of(registry=ROI_HEADS_REGISTRY),
     "MODEL.ROI_HEADS.IN_FEATURES": _FEATURES,
     "MODEL.ROI_HEADS.NUM_CLASSES": _COUNT,
@@ -193,10 +198,11 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.ROI_BOX_HEAD.FC_DIM": number(1, 2**16),
     "MODEL.ROI_BOX_HEAD.DROPOUT": number(0, 1, under=True),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": one_of(
-        "ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated"
+        *OPERATORS, "ROIAlign", "ROIAlignV2", "ROIAlignRotated"
     ),
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": number(1, 64),
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": whole(0, 64),
+    "MODEL.ROI_BOX_HEAD.POOLER_SUPERSAMPLING": whole(1, 8),
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": _WEIGHT,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": _WEIGHTS_OF_BOX,

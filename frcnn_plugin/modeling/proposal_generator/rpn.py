@@ -26,6 +26,7 @@ from ..box_ops import inside_image
 from ..box_regression import CaffeBox2BoxTransform, box_loss
 from ..image_size import image_scale
 from ..matcher import AsyncMatcher
+from ..proposal_gradient import AT_BORDER, PROPOSAL_GRADIENTS, decode_with_gradient
 from ..target_statistics import NormalisedBox2BoxTransform, TargetStatistics
 from .selection import Selection, select_proposals
 
@@ -59,6 +60,9 @@ class PaperRPN(RPN):
         loss_norm: str = "samples",
         guard_zero_iou: bool = True,
         min_size_image: float = 16.0,
+        proposal_gradient: bool = False,
+        proposal_gradient_clip: float = 0.0,
+        proposal_gradient_at_border: str = "exact",
         **kwargs: Any,
     ) -> None:
         """Set the constants.
@@ -67,15 +71,27 @@ class PaperRPN(RPN):
             loss_norm: "samples" or "locations", see ``MODEL.RPN.LOSS_NORM``.
             guard_zero_iou: see ``MODEL.RPN.GUARD_ZERO_IOU``.
             min_size_image: smallest side of a proposal, original-image pixels.
+            proposal_gradient: boxes of proposals have a gradient in training; their readers must
+                know, as :class:`~frcnn_plugin.modeling.CaffeROIHeads` does.
+            proposal_gradient_clip: see ``MODEL.RPN.PROPOSAL_GRADIENT_CLIP``.
+            proposal_gradient_at_border: see ``MODEL.RPN.PROPOSAL_GRADIENT_AT_BORDER``.
             kwargs: arguments of Detectron2's RPN.
 
         Raises:
-            UserError: unknown ``loss_norm``.
+            UserError: unknown ``loss_norm`` or ``proposal_gradient_at_border``.
         """
         super().__init__(**kwargs)
         if loss_norm not in ("samples", "locations"):
             raise UserError(f"MODEL.RPN.LOSS_NORM is '{loss_norm}': use 'samples' or 'locations'")
+        if proposal_gradient_at_border not in AT_BORDER:
+            raise UserError(
+                f"MODEL.RPN.PROPOSAL_GRADIENT_AT_BORDER is '{proposal_gradient_at_border}': use "
+                "'exact' or 'none'"
+            )
         self.loss_norm = loss_norm
+        self.proposal_gradient = proposal_gradient
+        self.proposal_gradient_clip = proposal_gradient_clip
+        self.proposal_gradient_at_border = proposal_gradient_at_border
         # PaperRCNN sets it: while the RPN trains alone nothing reads proposals, and NMS takes time.
         self.select_in_training = True
         # Set by StepGuard, which tells more about a loss that is not finite than an error here.
@@ -112,6 +128,15 @@ class PaperRPN(RPN):
         ret["guard_zero_iou"] = cfg.MODEL.RPN.GUARD_ZERO_IOU
         ret["loss_norm"] = cfg.MODEL.RPN.LOSS_NORM
         ret["min_size_image"] = cfg.MODEL.RPN.MIN_SIZE_IMAGE
+        gradient = cfg.MODEL.PAPER_RCNN.PROPOSAL_GRADIENT
+        if gradient not in PROPOSAL_GRADIENTS:
+            raise UserError(
+                f"MODEL.PAPER_RCNN.PROPOSAL_GRADIENT is '{gradient}': use one of "
+                f"{', '.join(PROPOSAL_GRADIENTS)}"
+            )
+        ret["proposal_gradient"] = gradient != "none"
+        ret["proposal_gradient_clip"] = cfg.MODEL.RPN.PROPOSAL_GRADIENT_CLIP
+        ret["proposal_gradient_at_border"] = cfg.MODEL.RPN.PROPOSAL_GRADIENT_AT_BORDER
         return ret
 
     def forward(
@@ -276,7 +301,6 @@ class PaperRPN(RPN):
         losses = {"loss_rpn_cls": cls, "loss_rpn_loc": loc}
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
-    @torch.no_grad()
     def predict_proposals(
         self,
         anchors: list[Boxes],
@@ -284,7 +308,9 @@ class PaperRPN(RPN):
         pred_anchor_deltas: list[torch.Tensor],
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Instances]:
-        """Decode all anchors and select proposals; no gradient flows to boxes or scores.
+        """Decode all anchors and select proposals; scores have no gradient, nor has the selection.
+
+        Boxes have one in training if ``proposal_gradient`` is on, else none.
 
         Returns:
             per image, ``proposal_boxes`` and ``objectness_logits``, sorted by descending score; an
@@ -295,9 +321,26 @@ class PaperRPN(RPN):
         selections = self.selections(
             anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
         )
+        boxes = [s.boxes for s in selections]
+        if self.proposal_gradient and self.training and torch.is_grad_enabled():
+            all_anchors, all_deltas = (
+                Boxes.cat(anchors).tensor,
+                torch.cat(pred_anchor_deltas, dim=1),
+            )
+            boxes = [
+                decode_with_gradient(
+                    deltas[s.indices],
+                    all_anchors[s.indices],
+                    size,
+                    self.box2box_transform,
+                    limit=self.proposal_gradient_clip,
+                    at_border=self.proposal_gradient_at_border,
+                )
+                for deltas, s, size in zip(all_deltas, selections, image_sizes, strict=True)
+            ]
         return [
-            Instances(size, proposal_boxes=Boxes(s.boxes), objectness_logits=s.scores)
-            for size, s in zip(image_sizes, selections, strict=True)
+            Instances(size, proposal_boxes=Boxes(b), objectness_logits=s.scores)
+            for size, b, s in zip(image_sizes, boxes, selections, strict=True)
         ]
 
     @torch.no_grad()

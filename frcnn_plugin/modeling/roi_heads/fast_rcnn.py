@@ -25,6 +25,7 @@ from ..box_ops import clip_inclusive, whole_pixels
 from ..box_regression import CaffeBox2BoxTransform, box_loss, grow
 from ..image_size import ScaledImageSize, image_scale
 from ..proposal_generator.rpn_head import redraw
+from ..proposal_gradient import without_gradient
 from ..target_statistics import TargetStatistics
 from .detections import NMS_METHODS, detection_candidates, suppress, within_limit
 
@@ -242,7 +243,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
             ``loss_cls`` and ``loss_box_reg``, scalars.
         """
         if not proposals or (self.use_sigmoid_ce and not _have_weights(proposals)):
-            return super().losses(predictions, proposals)
+            return super().losses(predictions, without_gradient(proposals))
         scores, deltas = predictions
         boxes, gt_boxes, gt_classes, weights = self._labelled(scores, proposals)
         _log_classification(scores.detach(), gt_classes)
@@ -315,6 +316,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
                     for p in proposals
                 ]
             )
+        proposals = without_gradient(proposals)  # targets are constants
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         # Without any ground truth all RoIs are background, whose boxes do not count.
         gt_boxes = [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes) for p in proposals]

@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import RoIPool
 
+from ...errors import UserError
 from ...layers.roi_max_pool import CaffeRoIPool, roi_max_pool
+from ...layers.roi_warp import PrROIPool, ROIAlignGrad, ROIWarp
 from ..box_ops import whole_pixels
 
 
@@ -24,18 +26,29 @@ class Operator(NamedTuple):
         build: takes the output size P and the cells per pixel; returns a module that pools maps
             (N, C, H, W) at RoIs, (R, 5) float32 of image index and XYXY in pixels, to (R, C, P, P).
         inclusive: whether its corners are inclusive, as Caffe's are, or continuous.
+        box_gradient: whether the boxes have a gradient, too.
     """
 
     build: Callable[[int, float], nn.Module]
     inclusive: bool
+    box_gradient: bool = False
 
 
 # MODEL.ROI_*_HEAD.POOLER_TYPE -> operator; all other types are Detectron2's.
-OPERATORS: dict[str, Operator] = {"ROIPool": Operator(CaffeRoIPool, inclusive=True)}
+OPERATORS: dict[str, Operator] = {
+    "ROIPool": Operator(CaffeRoIPool, inclusive=True),
+    "ROIWarp": Operator(ROIWarp, inclusive=True, box_gradient=True),
+    "PrROIPool": Operator(PrROIPool, inclusive=False, box_gradient=True),
+    "ROIAlignGrad": Operator(ROIAlignGrad, inclusive=False, box_gradient=True),
+}
 
 
 def build_pooler(
-    pooler_type: str, resolution: int, scales: Sequence[float], sampling_ratio: int = 0
+    pooler_type: str,
+    resolution: int,
+    scales: Sequence[float],
+    sampling_ratio: int = 0,
+    supersampling: int = 1,
 ) -> nn.Module:
     """Build the pooler of a head.
 
@@ -44,24 +57,44 @@ def build_pooler(
         resolution: output size P, bins per side.
         scales: cells per pixel of each feature map, falling powers of two.
         sampling_ratio: of Detectron2's RoIAlign.
+        supersampling: see :func:`own_pooler`.
 
     Returns:
         a module that takes a list of feature maps and a list of Boxes, continuous XYXY in
         network-input pixels, and returns (R, C, P, P) for the R boxes of all images.
     """
     kind = "ROIPool" if pooler_type in OPERATORS else pooler_type
-    return own_pooler(ROIPooler(resolution, tuple(scales), sampling_ratio, kind), pooler_type)
+    pooler = ROIPooler(resolution, tuple(scales), sampling_ratio, kind)
+    return own_pooler(pooler, pooler_type, supersampling)
 
 
-def own_pooler(pooler: nn.Module, pooler_type: str) -> nn.Module:
-    """Give a pooler of Detectron2 the operators of a type; others' stay as they are."""
-    if not isinstance(pooler, ROIPooler) or pooler_type not in OPERATORS:
+def own_pooler(pooler: nn.Module, pooler_type: str, supersampling: int = 1) -> nn.Module:
+    """Give a pooler of Detectron2 the operators of a type; others' stay as they are.
+
+    Args:
+        pooler: of any project.
+        pooler_type: as for :func:`build_pooler`.
+        supersampling: bins per side that are pooled for each that is returned, their maximum.
+
+    Raises:
+        UserError: supersampling is for types with a gradient for boxes.
+    """
+    operator = OPERATORS.get(pooler_type)
+    if supersampling > 1 and not (operator and operator.box_gradient):
+        raise UserError(
+            f"MODEL.ROI_BOX_HEAD.POOLER_SUPERSAMPLING is {supersampling}, but POOLER_TYPE is "
+            f"{pooler_type}: set it to 1, or POOLER_TYPE to one of {', '.join(with_box_gradient())}"
+        )
+    if not isinstance(pooler, ROIPooler) or operator is None:
         return pooler
-    return (
-        InclusiveROIPooler(pooler)
-        if pooler_type == "ROIPool"
-        else OperatorPooler(pooler, OPERATORS[pooler_type])
-    )
+    if pooler_type == "ROIPool":
+        return InclusiveROIPooler(pooler)
+    return OperatorPooler(pooler, operator, supersampling)
+
+
+def with_box_gradient() -> list[str]:
+    """Name the types that have a gradient for boxes."""
+    return [name for name, operator in OPERATORS.items() if operator.box_gradient]
 
 
 def with_stock_poolers(cfg: CfgNode) -> CfgNode:
@@ -81,7 +114,8 @@ def own_poolers(arguments: dict[str, Any], cfg: CfgNode) -> None:
     """Give the poolers among the arguments of ROI heads, in place, their operators."""
     for name, node in (("box", cfg.MODEL.ROI_BOX_HEAD), ("mask", cfg.MODEL.ROI_MASK_HEAD)):
         if f"{name}_pooler" in arguments:
-            pooler = own_pooler(arguments[f"{name}_pooler"], node.POOLER_TYPE)
+            finer = node.POOLER_SUPERSAMPLING if name == "box" else 1
+            pooler = own_pooler(arguments[f"{name}_pooler"], node.POOLER_TYPE, finer)
             arguments[f"{name}_pooler"] = pooler
 
 
@@ -101,14 +135,22 @@ class OperatorPooler(nn.Module):
 
     integer_rois = False
 
-    def __init__(self, pooler: ROIPooler, operator: Operator) -> None:
-        """Wrap a pooler of Detectron2; its operators are replaced."""
+    def __init__(self, pooler: ROIPooler, operator: Operator, supersampling: int = 1) -> None:
+        """Wrap a pooler of Detectron2; its operators are replaced.
+
+        Args:
+            pooler: finds the map for each box.
+            operator: pools from it.
+            supersampling: see :func:`own_pooler`.
+        """
         super().__init__()
         self.pooler = pooler
         self.inclusive = operator.inclusive
-        operators = [
-            operator.build(pooler.output_size[0], p.spatial_scale) for p in pooler.level_poolers
-        ]
+        self.box_gradient = operator.box_gradient
+        size = pooler.output_size[0] * supersampling
+        operators = [operator.build(size, p.spatial_scale) for p in pooler.level_poolers]
+        if supersampling > 1:
+            operators = [_MaxOver(module, supersampling) for module in operators]
         pooler.level_poolers = nn.ModuleList(operators)
 
     def forward(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
@@ -138,6 +180,20 @@ class OperatorPooler(nn.Module):
         # Not by Detectron2's convert_boxes_to_pooler_format, which waits for a GPU to count boxes.
         numbered = [F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(rois)]
         return operator(features, torch.cat(numbered))
+
+
+class _MaxOver(nn.Module):
+    """An operator that pools finer than asked, and the maxima of its bins."""
+
+    def __init__(self, operator: nn.Module, size: int) -> None:
+        super().__init__()
+        self.operator = operator
+        self.size = size
+
+    def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        pooled = self.operator(features, rois)
+        # Without RoIs max_pool2d raises on some devices; a mean of none is as good.
+        return F.max_pool2d(pooled, self.size) if len(rois) else F.avg_pool2d(pooled, self.size)
 
 
 class InclusiveROIPooler(OperatorPooler):

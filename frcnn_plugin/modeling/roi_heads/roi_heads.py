@@ -16,8 +16,15 @@ from torch import nn
 from ...errors import UserError
 from ...host import head_losses, register
 from ..matcher import AsyncMatcher
+from ..proposal_gradient import have_gradient, take_gradient, with_rows, without_gradient
 from .fast_rcnn import PaperFastRCNNOutputLayers
-from .poolers import InclusiveROIPooler, on_cells, own_poolers, with_stock_poolers
+from .poolers import (
+    InclusiveROIPooler,
+    on_cells,
+    own_poolers,
+    with_box_gradient,
+    with_stock_poolers,
+)
 from .sampling import ALL, SAMPLINGS, HardExamples, log_samples
 
 
@@ -49,6 +56,7 @@ class CaffeROIHeads(StandardROIHeads):
         sampling: str = "random",
         hard_nms_thresh: float = 0.7,
         hard_nms_per_label: bool = True,
+        proposal_gradient: str = "none",
         **kwargs: Any,
     ) -> None:
         """Take the parts.
@@ -59,10 +67,12 @@ class CaffeROIHeads(StandardROIHeads):
             sampling: see ``MODEL.ROI_HEADS.SAMPLING``.
             hard_nms_thresh: see ``MODEL.ROI_HEADS.HARD_NMS_THRESH``.
             hard_nms_per_label: see ``MODEL.ROI_HEADS.HARD_NMS_PER_LABEL``.
+            proposal_gradient: see ``MODEL.PAPER_RCNN.PROPOSAL_GRADIENT``.
             kwargs: arguments of Detectron2's StandardROIHeads.
 
         Raises:
-            UserError: unknown sampling; hard sampling, and the predictor tells no losses of RoIs.
+            UserError: unknown sampling; hard sampling, and the predictor tells no losses of RoIs;
+                boxes are to have a gradient, and the pooler gives none.
         """
         super().__init__(
             box_pooler=on_cells(box_pooler), mask_pooler=on_cells(mask_pooler), **kwargs
@@ -84,12 +94,20 @@ class CaffeROIHeads(StandardROIHeads):
             )
         if sampling != "random":
             self.batch_size_per_image, self.positive_fraction = ALL, 1.0
+        self.proposal_gradient = proposal_gradient
+        if proposal_gradient != "none" and not getattr(box_pooler, "box_gradient", False):
+            raise UserError(
+                f"MODEL.PAPER_RCNN.PROPOSAL_GRADIENT is {proposal_gradient}, but RoI pooling of "
+                "this MODEL.ROI_BOX_HEAD.POOLER_TYPE has no gradient for boxes: set it to one of "
+                f"{', '.join(with_box_gradient())}, or PROPOSAL_GRADIENT to none"
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
         """Read Detectron2's arguments, with our matcher, and our predictor in place of its own."""
         ret = super().from_config(with_stock_poolers(cfg), input_shape)
         own_poolers(ret, cfg)
+        ret["proposal_gradient"] = cfg.MODEL.PAPER_RCNN.PROPOSAL_GRADIENT
         if type(ret["box_predictor"]) is FastRCNNOutputLayers:  # else it is another project's
             ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         heads = cfg.MODEL.ROI_HEADS
@@ -147,6 +165,33 @@ class CaffeROIHeads(StandardROIHeads):
         if compute_val_loss:
             return proposals, self.box_predictor.losses(predictions, proposals)
         return self.box_predictor.inference(predictions, proposals)[0], predictions
+
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances] | None
+    ) -> list[Instances]:
+        """Label and sample RoIs as Detectron2 does.
+
+        Boxes of proposals that have a gradient keep it, as ``proposal_gradient`` says.
+        """
+        if self.proposal_gradient == "none" or not have_gradient(proposals):
+            return super().label_and_sample_proposals(proposals, targets)
+        assert targets is not None
+        sampled = super().label_and_sample_proposals(
+            with_rows(proposals, are_proposals=True), with_rows(targets, are_proposals=False)
+        )
+        is_foreground = self.proposal_gradient == "foreground"
+        take_gradient(sampled, proposals, self.num_classes, foreground=is_foreground)
+        return sampled
+
+    def _forward_mask(self, features: Any, instances: list[Instances]) -> Any:
+        # Masks are cut out of the ground truth at the boxes, by numpy.
+        return super()._forward_mask(features, self._constant(instances))
+
+    def _forward_keypoint(self, features: Any, instances: list[Instances]) -> Any:
+        return super()._forward_keypoint(features, self._constant(instances))
+
+    def _constant(self, instances: list[Instances]) -> list[Instances]:
+        return without_gradient(instances) if self.training else instances
 
     def training_rois(
         self,
