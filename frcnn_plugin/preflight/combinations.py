@@ -192,9 +192,8 @@ def _proposal_gradient(cfg: CfgNode) -> Problems:
         ("PROPOSAL_GENERATOR", PROPOSAL_GENERATOR_REGISTRY, PaperRPN),
         ("ROI_HEADS", ROI_HEADS_REGISTRY, CaffeROIHeads),
     ):
-        if not (
-            model[name].NAME in registry and issubclass(registry.get(model[name].NAME), usable)
-        ):
+        part = registry.get(model[name].NAME) if model[name].NAME in registry else None
+        if not getattr(part, "box_gradient", False):
             yield (
                 f"{key} is {value!r}, but MODEL.{name}.NAME {model[name].NAME} hands no gradient "
                 "back",

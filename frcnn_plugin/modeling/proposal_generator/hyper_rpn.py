@@ -122,6 +122,8 @@ class HyperRPN(PaperRPN):
     Source: HyperNet, arXiv 1604.00600; what its candidate boxes are is a choice of ours.
     """
 
+    box_gradient = False  # what it predicts of other anchors than the mini-batch is constant
+
     @configurable
     def __init__(self, *, pool_feature: str = "hyper", **kwargs: Any) -> None:
         """Set the map.

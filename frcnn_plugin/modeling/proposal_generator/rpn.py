@@ -53,6 +53,8 @@ class PaperRPN(RPN):
     Semi-supervised projects also call it in training without targets, see :meth:`forward`.
     """
 
+    box_gradient = True  # boxes of proposals may have one, see MODEL.PAPER_RCNN.PROPOSAL_GRADIENT
+
     @configurable
     def __init__(
         self,

@@ -46,6 +46,7 @@ class CaffeROIHeads(StandardROIHeads):
     # What MODEL.ROI_HEADS.SAMPLING may be; a subclass may offer less.
     samplings: ClassVar[tuple[str, ...]] = SAMPLINGS
     proposal_append_gt: bool
+    box_gradient = True  # see MODEL.PAPER_RCNN.PROPOSAL_GRADIENT
 
     @configurable
     def __init__(
