@@ -19,6 +19,7 @@ from .roi_heads.fast_rcnn import PaperFastRCNNOutputLayers
 from .roi_heads.poolers import InclusiveROIPooler, build_pooler
 from .roi_heads.roi_features import box_features, classify, detect_with_features
 from .roi_heads.roi_heads import CaffeROIHeads
+from .roi_heads.sampling import HardExamples
 from .target_statistics import (
     NormalisedBox2BoxTransform,
     TargetStatistics,
@@ -35,6 +36,7 @@ __all__ = [
     "CaffeCascadeROIHeads",
     "CaffeROIHeads",
     "FC6FC7Head",
+    "HardExamples",
     "InclusiveROIPooler",
     "NormalisedBox2BoxTransform",
     "PaperFastRCNNOutputLayers",

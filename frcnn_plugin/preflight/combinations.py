@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 
 from ..config_files import key_names
 from ..engine.same_run import NOT_KEYS
@@ -51,6 +51,8 @@ def _ranges(cfg: CfgNode, node: str) -> Problems:
 
 
 def _positives(cfg: CfgNode, node: str) -> Problems:
+    if cfg.MODEL[node].get("SAMPLING", "random") != "random":
+        return
     size, share = cfg.MODEL[node].BATCH_SIZE_PER_IMAGE, cfg.MODEL[node].POSITIVE_FRACTION
     if int(size * share) < 1:
         keys = (f"MODEL.{node}.BATCH_SIZE_PER_IMAGE", f"MODEL.{node}.POSITIVE_FRACTION")
@@ -120,6 +122,39 @@ def _parts(cfg: CfgNode) -> Problems:
             "INPUT.BOX_SCALING is 'inclusive', which goes with MODEL.META_ARCHITECTURE PaperRCNN "
             "and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True only",
             "Type INPUT.BOX_SCALING continuous, or MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True",
+        )
+
+
+def _suppression(cfg: CfgNode) -> Problems:
+    heads = cfg.MODEL.ROI_HEADS
+    origins = {c.__module__.partition(".")[0] for c in ROI_HEADS_REGISTRY.get(heads.NAME).__mro__}
+    if heads.NMS_METHOD_TEST != "hard" and "frcnn_plugin" not in origins:
+        yield (
+            f"MODEL.ROI_HEADS.NMS_METHOD_TEST is '{heads.NMS_METHOD_TEST}', which "
+            f"MODEL.ROI_HEADS.NAME {heads.NAME} does not know",
+            "Type MODEL.ROI_HEADS.NMS_METHOD_TEST hard, or MODEL.ROI_HEADS.NAME CaffeROIHeads",
+        )
+
+
+def _sampling(cfg: CfgNode) -> Problems:
+    heads, box_head = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
+    known = getattr(ROI_HEADS_REGISTRY.get(heads.NAME), "samplings", ("random",))
+    if heads.SAMPLING not in known:
+        yield (
+            f"MODEL.ROI_HEADS.SAMPLING is '{heads.SAMPLING}', which MODEL.ROI_HEADS.NAME "
+            f"{heads.NAME} does not know",
+            f"Type MODEL.ROI_HEADS.SAMPLING {known[0]}, or MODEL.ROI_HEADS.NAME CaffeROIHeads",
+        )
+    if heads.SAMPLING == "hard" and -1 in heads.IOU_LABELS:
+        yield (
+            f"MODEL.ROI_HEADS.IOU_LABELS is {list(heads.IOU_LABELS)}: with "
+            "MODEL.ROI_HEADS.SAMPLING hard no RoI is ignored, as hard background has small IoUs",
+            'Type MODEL.ROI_HEADS.IOU_THRESHOLDS "[0.5]" MODEL.ROI_HEADS.IOU_LABELS "[0, 1]"',
+        )
+    if heads.SAMPLING == "hard" and box_head.USE_SIGMOID_CE:
+        yield (
+            "MODEL.ROI_HEADS.SAMPLING is 'hard', which chooses by the softmax loss",
+            "Type MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False, or MODEL.ROI_HEADS.SAMPLING random",
         )
 
 
@@ -210,7 +245,9 @@ def contradictions(cfg: CfgNode, *, trains: bool) -> Problems:
         yield from _anchor_lists(cfg, key)
     yield from _rotated(cfg)
     yield from _parts(cfg)
+    yield from _suppression(cfg)
     if trains:
+        yield from _sampling(cfg)
         yield from _short_and_long(cfg, "TRAIN")
         for node in ("RPN", "ROI_HEADS"):
             yield from _positives(cfg, node)

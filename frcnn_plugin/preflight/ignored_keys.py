@@ -93,6 +93,32 @@ _IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] =
         {"SOLVER.STEPS": "", "SOLVER.GAMMA": ""},
     ),
     (
+        lambda run: not run.eval_only and run.cfg.MODEL.ROI_HEADS.SAMPLING != "hard",
+        "because MODEL.ROI_HEADS.SAMPLING is not hard",
+        {
+            "MODEL.ROI_HEADS.HARD_NMS_THRESH": "MODEL.ROI_HEADS.SAMPLING hard",
+            "MODEL.ROI_HEADS.HARD_NMS_PER_LABEL": "MODEL.ROI_HEADS.SAMPLING hard",
+        },
+    ),
+    (
+        lambda run: not run.eval_only and run.cfg.MODEL.ROI_HEADS.SAMPLING != "random",
+        "because MODEL.ROI_HEADS.SAMPLING is not random",
+        {"MODEL.ROI_HEADS.POSITIVE_FRACTION": "MODEL.ROI_HEADS.SAMPLING random"},
+    ),
+    (
+        lambda run: run.cfg.MODEL.ROI_HEADS.NMS_METHOD_TEST == "hard",
+        "because MODEL.ROI_HEADS.NMS_METHOD_TEST is hard",
+        {
+            "MODEL.ROI_HEADS.SOFT_NMS_SIGMA": "MODEL.ROI_HEADS.NMS_METHOD_TEST gaussian",
+            "MODEL.ROI_HEADS.SOFT_NMS_MIN_SCORE": "MODEL.ROI_HEADS.NMS_METHOD_TEST linear",
+        },
+    ),
+    (
+        lambda run: run.cfg.MODEL.ROI_HEADS.NMS_METHOD_TEST == "gaussian",
+        "because MODEL.ROI_HEADS.NMS_METHOD_TEST is gaussian",
+        {"MODEL.ROI_HEADS.NMS_THRESH_TEST": "MODEL.ROI_HEADS.NMS_METHOD_TEST linear"},
+    ),
+    (
         _own_proposals,
         "because MODEL.PROPOSAL_GENERATOR.NAME makes proposals",
         {"MODEL.LOAD_PROPOSALS": "MODEL.PAPER_RCNN.PHASE fast_rcnn"},

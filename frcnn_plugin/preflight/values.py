@@ -27,6 +27,8 @@ from ..errors import UserError
 from ..evaluation.voc import MATCHES, METRICS
 from ..modeling.meta_arch import DTYPES, PHASES
 from ..modeling.roi_heads.cascade import SCORES_FROM
+from ..modeling.roi_heads.detections import NMS_METHODS
+from ..modeling.roi_heads.sampling import SAMPLINGS
 from .combinations import contradictions
 from .finding import Finding, Subject
 from .rules import (
@@ -166,6 +168,11 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": number(0, 1, over=True),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": number(-math.inf, 1, under=True),
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _SHARE,
+    "MODEL.ROI_HEADS.NMS_METHOD_TEST": one_of(*NMS_METHODS),
+    "MODEL.ROI_HEADS.SOFT_NMS_SIGMA": _FINITE_POSITIVE,
+    "MODEL.ROI_HEADS.SOFT_NMS_MIN_SCORE": number(0, 1, under=True),
+    "MODEL.ROI_HEADS.SAMPLING": one_of(*SAMPLINGS),
+    "MODEL.ROI_HEADS.HARD_NMS_THRESH": number(0, 1, over=True),
     "MODEL.ROI_BOX_HEAD.NAME": one_of("", registry=ROI_BOX_HEAD_REGISTRY),
     "MODEL.ROI_BOX_HEAD.FC_DIM": number(1, 2**16),
     "MODEL.ROI_BOX_HEAD.DROPOUT": number(0, 1, under=True),

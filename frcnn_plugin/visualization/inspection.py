@@ -244,5 +244,9 @@ def sample_rois(model: Any, item: dict[str, Any], seed: int) -> Instances:
         model.proposal_generator.train()  # its numbers of proposals are those of training
         proposals, _ = model.proposal_generator(images, features, targets)
         model.proposal_generator.eval()
-        (sampled,) = model.roi_heads.label_and_sample_proposals(proposals, targets)
+        heads = model.roi_heads
+        if getattr(heads, "hard_examples", None):  # which need the features
+            (sampled,) = heads.training_rois(features, proposals, targets)
+        else:
+            (sampled,) = heads.label_and_sample_proposals(proposals, targets)
     return sampled.to("cpu")

@@ -71,6 +71,12 @@ CASES: dict[str, list[Any]] = {
         *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
     ],
     "CaffeROIHeads on VGG16": [*VGG, *OUR_HEADS],
+    "hard RoIs and soft suppression on ResNet-C4": [
+        *RESNET_C4,
+        *OUR_HEADS,
+        *("MODEL.ROI_HEADS.SAMPLING", "hard"),
+        *("MODEL.ROI_HEADS.NMS_METHOD_TEST", "gaussian"),
+    ],
     "PaperRPN and CaffeROIHeads on ResNet-C4": [*RESNET_C4, *OUR_RPN, *OUR_HEADS],
     "PaperRPN over two VGG16 features": [
         *VGG,

@@ -130,6 +130,16 @@ def test_sampled_rois(tiny_cfg) -> None:
     assert (empty.gt_classes == 3).all()
 
 
+def test_sampled_rois_are_the_hard_ones(tiny_cfg) -> None:
+    torch.manual_seed(0)
+    opts = ("MODEL.ROI_HEADS.SAMPLING", "hard", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16)
+    model = build_model(tiny_cfg(*opts)).eval()
+    item = make_input(120, 200, [[20, 20, 80, 80]], scale=2.0)
+    rois, again = (sample_rois(model, item, seed) for seed in (0, 1))
+    assert len(rois) == 16  # of more than 100
+    assert torch.equal(rois.proposal_boxes.tensor, again.proposal_boxes.tensor)
+
+
 def test_detector_of_four_steps_learns_on_cached_proposals() -> None:
     cfg = setup_cfg(get_config_file("faster_rcnn_vgg16_voc.yaml"), ["MODEL.DEVICE", "cpu"])
     changed = with_training_proposals(cfg)

@@ -167,7 +167,8 @@ class CaffeROIHeads(StandardROIHeads):
             rois = self.label_and_sample_proposals(proposals, targets)
         with torch.no_grad():
             losses = self.box_predictor.losses_per_roi(self._predict(features, rois), rois)
-        # Or autocast would give the pass that learns the weights it cast here, without gradients.
+        # Not every version of torch does so itself: autocast would hand the weights that it cast
+        # here, without gradients, to the pass that learns.
         torch.clear_autocast_cache()
         rois, _ = self.hard_examples.choose_rois(losses, rois)
         log_samples(rois, self.num_classes)

@@ -48,7 +48,7 @@ class HardExamples(NamedTuple):
         """
         if self.nms_thresh >= 1:
             return losses.argsort(descending=True, stable=True)[: self.count]
-        thresh, boxes = float32_threshold(self.nms_thresh), boxes.double()
+        thresh, boxes, losses = float32_threshold(self.nms_thresh), boxes.double(), losses.double()
         if self.per_label:
             return batched_nms(boxes, losses, classes, thresh)[: self.count]
         return nms(boxes, losses, thresh)[: self.count]

@@ -327,7 +327,7 @@ MISTAKES = [
     (f"{NODE}.IOUS", [0.5, 0.6], "BBOX_REG_WEIGHTS has 3 entries, but .*IOUS 2"),
     (f"{NODE}.LOSS_WEIGHTS", [1.0], "LOSS_WEIGHTS has 1 entries"),
     (f"{NODE}.SCORES_FROM", "first", "SCORES_FROM is 'first': use one of last, own"),
-    ("MODEL.ROI_HEADS.SAMPLING", "hard", "Type MODEL.ROI_HEADS.SAMPLING random"),
+    ("MODEL.ROI_HEADS.SAMPLING", "hard", "type MODEL.ROI_HEADS.SAMPLING random"),
 ]
 
 
