@@ -113,8 +113,8 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
             raise UserError(f"{problem}. {fix}")
         if cfg.MODEL.ROI_HEADS.SAMPLING not in cls.samplings:
             raise UserError(
-                f"MODEL.ROI_HEADS.SAMPLING is '{cfg.MODEL.ROI_HEADS.SAMPLING}', which a cascade does "
-                "not know: type MODEL.ROI_HEADS.SAMPLING random"
+                f"MODEL.ROI_HEADS.SAMPLING is '{cfg.MODEL.ROI_HEADS.SAMPLING}', which a cascade "
+                "does not know: type MODEL.ROI_HEADS.SAMPLING random"
             )
         stock, node, head = with_stock_poolers(cfg), cfg.MODEL.ROI_BOX_CASCADE_HEAD, "ROI_BOX_HEAD"
         # Detectron2 has no lower end of the background, and asserts that there is none.
