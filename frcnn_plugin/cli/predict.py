@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
+from ..modeling.roi_heads.roi_features import check_has_features
 from ..predict import FasterRCNNPredictor
 from ..predict.config import predictor_cfg
 from ..predict.inputs import (
@@ -190,6 +191,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if not args.boxes:
         predictor.check_detects()
+        if args.features:
+            check_has_features(predictor.model.roi_heads)
     check_places(args, paths)  # last, as it makes the folder
     unreadable: list[Path] = []
     with make_writer(args, predictor.class_names) as writer:

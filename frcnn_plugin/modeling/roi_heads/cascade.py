@@ -55,6 +55,8 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
     Source: cascade-rcnn, train.prototxt and test.prototxt of VGG16.
     """
 
+    samplings = ("random",)  # of head 1; heads 2 and 3 learn on all of their RoIs
+
     @configurable
     def __init__(
         self,
@@ -105,10 +107,15 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
         """Read Detectron2's arguments, with our matchers and predictors in place of its own.
 
         Raises:
-            UserError: see :func:`cascade_problems`.
+            UserError: see :func:`cascade_problems`; hard sampling.
         """
         for problem, fix in cascade_problems(cfg):
             raise UserError(f"{problem}. {fix}")
+        if cfg.MODEL.ROI_HEADS.SAMPLING not in cls.samplings:
+            raise UserError(
+                f"MODEL.ROI_HEADS.SAMPLING is '{cfg.MODEL.ROI_HEADS.SAMPLING}', which a cascade "
+                "does not know: type MODEL.ROI_HEADS.SAMPLING random"
+            )
         stock, node, head = with_stock_poolers(cfg), cfg.MODEL.ROI_BOX_CASCADE_HEAD, "ROI_BOX_HEAD"
         # Detectron2 has no lower end of the background, and asserts that there is none.
         stock.MODEL.ROI_HEADS.IOU_THRESHOLDS = [node.IOUS[0]]
@@ -269,9 +276,6 @@ def cascade_problems(cfg: CfgNode) -> list[tuple[str, str]]:
     if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
         problem = f"{heads.NAME} predicts one box for all classes, but {agnostic} is False"
         problems.append((f"MODEL.ROI_HEADS.NAME {problem}", f"Type {agnostic} True"))
-    if heads.SAMPLING != "random":
-        problem = f"MODEL.ROI_HEADS.NAME {heads.NAME} does not know MODEL.ROI_HEADS.SAMPLING"
-        problems.append((f"{problem} {heads.SAMPLING}", "Type MODEL.ROI_HEADS.SAMPLING random"))
     for key in ("BBOX_REG_WEIGHTS", "LOSS_WEIGHTS"):
         if len(node[key]) != len(ious):
             problem = f"{len(node[key])} entries, but MODEL.ROI_BOX_CASCADE_HEAD.IOUS {len(ious)}"

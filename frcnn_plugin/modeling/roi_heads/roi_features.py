@@ -20,6 +20,19 @@ from ...host import transform_rois
 from .box_head import each_head
 
 
+def check_has_features(roi_heads: Any) -> None:
+    """Check that ROI heads compute one feature vector per box; a UserError says if not."""
+    heads = each_head(getattr(roi_heads, "box_head", None))
+    if not (
+        isinstance(roi_heads, Res5ROIHeads)
+        or (isinstance(roi_heads, StandardROIHeads) and len(heads) == 1)
+    ):
+        raise UserError(
+            f"{type(roi_heads).__name__} has not one feature vector per box: features need ROI "
+            "heads with one box head, such as CaffeROIHeads, StandardROIHeads or Res5ROIHeads"
+        )
+
+
 def box_features(
     roi_heads: Any, features: dict[str, torch.Tensor], boxes: list[Boxes]
 ) -> torch.Tensor:
@@ -37,15 +50,10 @@ def box_features(
     Raises:
         UserError: heads of another kind.
     """
+    check_has_features(roi_heads)
     if isinstance(roi_heads, Res5ROIHeads):
         maps = [features[name] for name in roi_heads.in_features]
         return transform_rois(roi_heads, maps, boxes).mean(dim=[2, 3])
-    heads = each_head(getattr(roi_heads, "box_head", None))
-    if not isinstance(roi_heads, StandardROIHeads) or len(heads) != 1:
-        raise UserError(
-            f"{type(roi_heads).__name__} has not one feature vector per box: features need ROI "
-            "heads with one box head, such as CaffeROIHeads, StandardROIHeads or Res5ROIHeads"
-        )
     maps = [features[name] for name in roi_heads.box_in_features]
     return roi_heads.box_head(roi_heads.box_pooler(maps, boxes)).flatten(1)
 

@@ -13,16 +13,18 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_roi_heads
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from PIL import Image
 from torch import nn
 
 from frcnn_plugin.checkpoint import convert_to_caffe, write_caffemodel
 from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.checkpoint.conversion import BOX_HEAD, PREDICTOR, pruned
+from frcnn_plugin.cli.__main__ import main
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.four_step.stages import STAGES
 from frcnn_plugin.four_step.statistics import set_target_statistics
 from frcnn_plugin.four_step.weights import begin_stage
-from frcnn_plugin.modeling import CaffeCascadeROIHeads, InclusiveROIPooler, detect_with_features
+from frcnn_plugin.modeling import CaffeCascadeROIHeads, InclusiveROIPooler
 from frcnn_plugin.predict import FasterRCNNPredictor
 from tests.checkpoint import networks
 from tests.conftest import make_input, make_instances
@@ -325,7 +327,7 @@ MISTAKES = [
     (f"{NODE}.IOUS", [0.5, 0.6], "BBOX_REG_WEIGHTS has 3 entries, but .*IOUS 2"),
     (f"{NODE}.LOSS_WEIGHTS", [1.0], "LOSS_WEIGHTS has 1 entries"),
     (f"{NODE}.SCORES_FROM", "first", "SCORES_FROM is 'first': use one of last, own"),
-    ("MODEL.ROI_HEADS.SAMPLING", "hard", "Type MODEL.ROI_HEADS.SAMPLING random"),
+    ("MODEL.ROI_HEADS.SAMPLING", "hard", "type MODEL.ROI_HEADS.SAMPLING random"),
 ]
 
 
@@ -436,11 +438,16 @@ def test_four_steps(tiny_cfg) -> None:
         set_target_statistics(cfg, STAGES[3], model, object())  # type: ignore[arg-type]
 
 
-def test_predict(save_detector: Callable) -> None:
-    predictor = FasterRCNNPredictor(save_detector(*CASCADE), device="cpu")
+def test_predict(save_detector: Callable, tmp_path: Path, capsys) -> None:
+    weights = save_detector(*CASCADE)
+    predictor = FasterRCNNPredictor(weights, device="cpu")
     image = squares(100, 150)
     assert len(predictor(image)) > 0
-    with pytest.raises(UserError, match="CaffeCascadeROIHeads has not one feature vector per box"):
+    message = "CaffeCascadeROIHeads has not one feature vector per box"
+    with pytest.raises(UserError, match=message):
         predictor(image, features=True)
-    with pytest.raises(UserError, match="CaffeCascadeROIHeads has not one feature vector"):
-        detect_with_features(predictor.model.roi_heads, {}, [])
+    Image.fromarray(image).save(tmp_path / "image.png")
+    npz = tmp_path / "found.npz"
+    words = ["predict", "--weights", weights, str(tmp_path / "image.png"), "--features", str(npz)]
+    assert main(words) == 1
+    assert message in capsys.readouterr().err and not npz.exists()
