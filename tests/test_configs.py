@@ -39,7 +39,7 @@ def test_config_loads_and_builds(name: str) -> None:
     for predictor in each_head(model.roi_heads.box_predictor):
         assert len(predictor.bbox_pred.bias) == 4 * boxes * maps
     rpn = model.proposal_generator
-    assert rpn.anchor_generator.num_anchors == [anchors]
+    assert rpn.anchor_generator.num_anchors == [anchors] * len(rpn.in_features)
     per_box = type(rpn).__name__ == "HyperRPN"  # its head knows nothing of other anchors
     assert len(rpn.rpn_head.rpn_cls_score.weight) == 2 * (1 if per_box else anchors)
 

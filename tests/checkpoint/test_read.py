@@ -80,6 +80,7 @@ def test_known_files() -> None:
     assert {k: LAYOUTS[layout].format for k, layout in KNOWN.items()} == {
         "397923af": "RGB",  # vgg16-397923af.pth
         "88682ab5": "RGB",  # vgg16_features-amdegroot-88682ab5.pth
+        "6c64b313": "RGB",  # vgg16_bn-6c64b313.pth
         "00b39a1b": "BGR",  # vgg16-00b39a1b.pth
     }
 

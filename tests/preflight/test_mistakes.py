@@ -46,8 +46,8 @@ INPUT.CROP.TYPE random | INPUT.CROP.TYPE is 'random' | use one of
 INPUT.CROP.SIZE [0.9] | INPUT.CROP.SIZE is [0.9] | two numbers
 INPUT.CROP.ENABLED True INPUT.CROP.SIZE [300,300] | INPUT.CROP.SIZE is [300, 300] | Type for example INPUT.CROP.SIZE "[0.9, 0.9]"
 INPUT.CROP.ENABLED True INPUT.CROP.TYPE absolute_range INPUT.CROP.SIZE [100,50] | INPUT.CROP.SIZE is [100, 50] | Type INPUT.CROP.SIZE "[50, 100]"
-MODEL.MASK_ON True | MODEL.MASK_ON is True | shapes_trainval has a segmentation | Type MODEL.MASK_ON False
-MODEL.KEYPOINT_ON True | MODEL.KEYPOINT_ON is True | Type MODEL.KEYPOINT_ON False
+MODEL.MASK_ON True | MODEL.MASK_ON is True | shapes_trainval has a segmentation | Type MODEL.MASK_ON False, or name a set
+MODEL.KEYPOINT_ON True | MODEL.KEYPOINT_ON is True | Type MODEL.KEYPOINT_ON False, or name a set
 MODEL.META_ARCHITECTURE ProposalNetwork | MODEL.META_ARCHITECTURE is 'ProposalNetwork' | MODEL.PAPER_RCNN.PHASE rpn
 MODEL.META_ARCHITECTURE RetinaNet MODEL.BACKBONE.NAME build_retinanet_resnet_fpn_backbone | MODEL | Compare the keys below MODEL
 MODEL.ANCHOR_GENERATOR.SIZES [[32],[64]] | MODEL.ANCHOR_GENERATOR.SIZES [[32], [64]] is for 2 feature maps | MODEL.RPN.IN_FEATURES names 1 | Type for example MODEL.ANCHOR_GENERATOR.SIZES "[[32, 64]]"
