@@ -40,6 +40,7 @@ class CaffeROIHeads(StandardROIHeads):
     # What MODEL.ROI_HEADS.SAMPLING may be; a subclass may offer less.
     samplings: ClassVar[tuple[str, ...]] = SAMPLINGS
     proposal_append_gt: bool
+    batch_size_per_image: int
 
     @configurable
     def __init__(
