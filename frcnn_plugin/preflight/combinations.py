@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from inspect import signature
 
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
@@ -148,12 +149,13 @@ def _suppression(cfg: CfgNode) -> Problems:
 
 def _sampling(cfg: CfgNode) -> Problems:
     heads, box_head = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
-    known = getattr(ROI_HEADS_REGISTRY.get(heads.NAME), "samplings", ("random",))
-    if heads.SAMPLING not in known:
+    classes = ROI_HEADS_REGISTRY.get(heads.NAME).__mro__
+    known = any("sampling" in signature(c.__init__).parameters for c in classes)
+    if heads.SAMPLING != "random" and not known:
         yield (
             f"MODEL.ROI_HEADS.SAMPLING is '{heads.SAMPLING}', which MODEL.ROI_HEADS.NAME "
             f"{heads.NAME} does not know",
-            f"Type MODEL.ROI_HEADS.SAMPLING {known[0]}, or MODEL.ROI_HEADS.NAME CaffeROIHeads",
+            "Type MODEL.ROI_HEADS.SAMPLING random, or MODEL.ROI_HEADS.NAME CaffeROIHeads",
         )
     if heads.SAMPLING == "hard" and -1 in heads.IOU_LABELS:
         yield (

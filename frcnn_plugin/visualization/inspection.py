@@ -245,7 +245,7 @@ def sample_rois(model: Any, item: dict[str, Any], seed: int) -> Instances:
         proposals, _ = model.proposal_generator(images, features, targets)
         model.proposal_generator.eval()
         heads = model.roi_heads
-        if getattr(heads, "hard_examples", None):  # which need the features
+        if hasattr(heads, "training_rois"):  # it knows the hard ones, by the features
             (sampled,) = heads.training_rois(features, proposals, targets)
         else:
             (sampled,) = heads.label_and_sample_proposals(proposals, targets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -43,9 +43,8 @@ class CaffeROIHeads(StandardROIHeads):
     (docs/other_projects.md).
     """
 
-    # What MODEL.ROI_HEADS.SAMPLING may be; a subclass may offer less.
-    samplings: ClassVar[tuple[str, ...]] = SAMPLINGS
     proposal_append_gt: bool
+    batch_size_per_image: int
     box_gradient = True  # see MODEL.PAPER_RCNN.PROPOSAL_GRADIENT
 
     @configurable
@@ -78,10 +77,9 @@ class CaffeROIHeads(StandardROIHeads):
         super().__init__(
             box_pooler=on_cells(box_pooler), mask_pooler=on_cells(mask_pooler), **kwargs
         )
-        if sampling not in self.samplings:
+        if sampling not in SAMPLINGS:
             raise UserError(
-                f"MODEL.ROI_HEADS.SAMPLING is '{sampling}': with {type(self).__name__} use one of "
-                f"{', '.join(self.samplings)}"
+                f"MODEL.ROI_HEADS.SAMPLING is '{sampling}': use one of {', '.join(SAMPLINGS)}"
             )
         self.hard_examples: HardExamples | None = None
         if sampling == "hard":

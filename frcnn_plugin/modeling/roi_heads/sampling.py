@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from detectron2.structures import Instances
@@ -17,7 +17,8 @@ SAMPLINGS = ("random", "hard", "all")
 ALL = 2**31 - 1
 
 
-class HardExamples(NamedTuple):
+@dataclass(frozen=True)
+class HardExamples:
     """Online hard example mining: the choice of RoIs by their losses.
 
     Attributes:

@@ -209,7 +209,7 @@ def test_validation_losses(tiny_cfg) -> None:
 
 
 def test_what_cannot_be(tiny_cfg) -> None:
-    with pytest.raises(UserError, match=r"SAMPLING is 'ohem': with CaffeROIHeads use one of"):
+    with pytest.raises(UserError, match=r"SAMPLING is 'ohem': use one of random, hard, all"):
         build_roi_heads(tiny_cfg("MODEL.ROI_HEADS.SAMPLING", "ohem"), SHAPE)
     cfg = tiny_cfg(*HARD)
     parts = CaffeROIHeads.from_config(cfg, SHAPE)
