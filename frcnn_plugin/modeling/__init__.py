@@ -9,6 +9,7 @@ from .box_regression import CaffeBox2BoxTransform, box_loss
 from .image_size import ScaledImageSize, image_scale, resize_scale
 from .matcher import AsyncMatcher
 from .meta_arch import PaperRCNN
+from .proposal_generator.dense_windows import DenseWindows
 from .proposal_generator.rpn import PaperRPN, rpn_losses
 from .proposal_generator.rpn_head import SoftmaxRPNHead
 from .proposal_generator.selection import Selection, select_proposals
@@ -32,6 +33,7 @@ __all__ = [
     "CaffeBackbone",
     "CaffeBox2BoxTransform",
     "CaffeROIHeads",
+    "DenseWindows",
     "FC6FC7Head",
     "InclusiveROIPooler",
     "NormalisedBox2BoxTransform",

@@ -103,6 +103,9 @@ ALLOWED: dict[str, Rule] = {
     "INPUT.CROP.SIZE": each(_POSITIVE, "two numbers more than 0", count=2),
     "DATASETS.TRAIN": each(text, "names of data sets", or_none=True),
     "DATASETS.TEST": each(text, "names of data sets", or_none=True),
+    "DATASETS.CLASS_MAP": each(
+        each(text, "", count=2), "pairs of names, such as [[airplane, aeroplane]]", or_none=True
+    ),
     "DATASETS.PROPOSAL_FILES_TRAIN": each(text, "names of files", or_none=True),
     "DATASETS.PROPOSAL_FILES_TEST": each(text, "names of files", or_none=True),
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": _COUNT,
@@ -156,6 +159,7 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.RPN.MIN_SIZE_IMAGE": number(0, 1000),
     "MODEL.RPN.SCALE_CLAMP": _POSITIVE,
     "MODEL.RPN.DECODE_GROWTH": _WEIGHT,
+    "MODEL.RPN.SCORES": one_of("learned", "random"),
     "MODEL.ROI_HEADS.NAME": one_of(registry=ROI_HEADS_REGISTRY),
     "MODEL.ROI_HEADS.IN_FEATURES": _FEATURES,
     "MODEL.ROI_HEADS.NUM_CLASSES": _COUNT,

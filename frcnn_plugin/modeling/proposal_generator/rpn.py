@@ -8,6 +8,7 @@ R anchors of an image, H * W * A summed over the maps. As in Detectron2's RPN, `
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,9 @@ class PaperRPN(RPN):
         loss_norm: str = "samples",
         guard_zero_iou: bool = True,
         min_size_image: float = 16.0,
+        random_scores: bool = False,
+        seed: int = 0,
+        regress: bool = True,
         **kwargs: Any,
     ) -> None:
         """Set the constants.
@@ -67,6 +71,9 @@ class PaperRPN(RPN):
             loss_norm: "samples" or "locations", see ``MODEL.RPN.LOSS_NORM``.
             guard_zero_iou: see ``MODEL.RPN.GUARD_ZERO_IOU``.
             min_size_image: smallest side of a proposal, original-image pixels.
+            random_scores: rank boxes at random, see ``MODEL.RPN.SCORES``.
+            seed: of these random numbers, with what the network predicts for the image.
+            regress: whether proposals are moved by the box layer, see ``MODEL.RPN.REGRESS``.
             kwargs: arguments of Detectron2's RPN.
 
         Raises:
@@ -89,6 +96,7 @@ class PaperRPN(RPN):
             guard_zero=guard_zero_iou,
         )
         self.min_size_image = min_size_image
+        self.random_scores, self.seed, self.regress = random_scores, seed, regress
         self.target_statistics = TargetStatistics(1)
         # Detectron2's RPN encodes targets and decodes predictions with it.
         self.box2box_transform: Any = NormalisedBox2BoxTransform(
@@ -112,6 +120,9 @@ class PaperRPN(RPN):
         ret["guard_zero_iou"] = cfg.MODEL.RPN.GUARD_ZERO_IOU
         ret["loss_norm"] = cfg.MODEL.RPN.LOSS_NORM
         ret["min_size_image"] = cfg.MODEL.RPN.MIN_SIZE_IMAGE
+        ret["random_scores"] = cfg.MODEL.RPN.SCORES == "random"
+        ret["seed"] = max(cfg.SEED, 0)
+        ret["regress"] = cfg.MODEL.RPN.REGRESS
         return ret
 
     def forward(
@@ -318,8 +329,13 @@ class PaperRPN(RPN):
         Returns:
             per image; ``indices`` count anchors through all feature maps.
         """
-        all_boxes = torch.cat(self._decode_proposals(anchors, pred_anchor_deltas), dim=1)
         all_scores = torch.cat(pred_objectness_logits, dim=1).float()
+        if self.regress:
+            all_boxes = torch.cat(self._decode_proposals(anchors, pred_anchor_deltas), dim=1)
+        else:
+            all_boxes = Boxes.cat(anchors).tensor.expand(len(all_scores), -1, -1)
+        if self.random_scores:
+            all_scores = torch.stack([self._random_scores(scores) for scores in all_scores])
         return [
             select_proposals(
                 boxes,
@@ -335,6 +351,15 @@ class PaperRPN(RPN):
             )
             for boxes, scores, image_size in zip(all_boxes, all_scores, image_sizes, strict=True)
         ]
+
+    def _random_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        """Draw a number in [0, 1) per box, whatever was drawn before; -inf stays out."""
+        # From the scores, so that images differ, and neither their order nor the number of
+        # processes matters.
+        content = zlib.crc32(scores.contiguous().cpu().numpy().tobytes())
+        generator = torch.Generator().manual_seed((self.seed << 32) + content)
+        drawn = torch.rand(len(scores), generator=generator).to(scores.device)
+        return drawn.where(scores.isfinite(), scores)
 
 
 def _log_sampled(labels: torch.Tensor, bad: torch.Tensor) -> None:
