@@ -356,8 +356,8 @@ class PaperRPN(RPN):
         """Draw a number in [0, 1) per box, whatever was drawn before; -inf stays out."""
         # From the scores, so that images differ, and neither their order nor the number of
         # processes matters.
-        content = zlib.crc32(scores.contiguous().cpu().numpy().tobytes())
-        generator = torch.Generator().manual_seed((self.seed << 32) + content)
+        content = scores.contiguous().cpu().numpy().tobytes()
+        generator = torch.Generator().manual_seed(zlib.crc32(content, self.seed))
         drawn = torch.rand(len(scores), generator=generator).to(scores.device)
         return drawn.where(scores.isfinite(), scores)
 
