@@ -155,6 +155,12 @@ def _add_rpn(cfg: CN) -> None:
     # Pixels added to x2, y2 when deltas are decoded: 0 is the exact inverse of the encoding
     # (MATLAB), 1 what py-faster-rcnn does, and its released weights expect.
     cfg.MODEL.RPN.DECODE_GROWTH = 0.0
+    # What ranks the boxes that become proposals: "learned" scores, or "random" numbers, the same in
+    # every run with the same SEED (paper, Table 2, "no cls"; there without NMS: NMS_THRESH 1.0).
+    cfg.MODEL.RPN.SCORES = "learned"
+    # False: proposals are the anchors themselves, not moved by the box layer (paper, Table 2, "no
+    # reg"). Losses stay as they are.
+    cfg.MODEL.RPN.REGRESS = True
 
 
 def _add_roi_box_head(cfg: CN) -> None:
@@ -372,6 +378,11 @@ def _add_data(cfg: CN) -> None:
     #   {name: my_train, json: /data/train.json, images: /data/images}           COCO's format
     # Then DATASETS.TRAIN ("my_train",) finds them. docs/custom_data.md has all fields.
     cfg.DATASETS.REGISTER = []
+    # For a detector tested on a set with fewer classes, or other names of them (paper, Table
+    # 12: COCO's 80 on VOC's 20): [name in DATASETS.TRAIN, name in DATASETS.TEST] of those whose
+    # names differ. All other classes of the test set must have the same name in both; detections of
+    # classes that it lacks are left out. []: the class lists must be the same.
+    cfg.DATASETS.CLASS_MAP = []
     # True: the training set and its mirrored copy, every entry once per epoch, batches of one
     # orientation (all originals); give INPUT.RANDOM_FLIP "none". The order depends on SEED alone,
     # so a resumed run sees the very images an uninterrupted one would. False: Detectron2's loader;

@@ -13,7 +13,7 @@ from frcnn_plugin.config import plugin_cfg
 from frcnn_plugin.config_files import base_chain
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling.roi_heads.box_head import each_head
-from tests.conftest import CONFIGS
+from tests.conftest import CONFIGS, flatten
 
 ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
 
@@ -32,16 +32,17 @@ def test_config_loads_and_builds(name: str) -> None:
     model = build_model(cfg)
     assert type(model).__name__ == "PaperRCNN"
     assert set(cfg.SOLVER.STEPS) == {s for s in cfg.SOLVER.STEPS if s < cfg.SOLVER.MAX_ITER}
-    anchors = len(cfg.MODEL.ANCHOR_GENERATOR.SIZES[0]) * 3
     agnostic = cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG
     boxes = 1 if agnostic else cfg.MODEL.ROI_HEADS.NUM_CLASSES
     maps = cfg.MODEL.RFCN.GROUP_SIZE**2 if cfg.MODEL.ROI_HEADS.NAME == "RFCNHeads" else 1
     for predictor in each_head(model.roi_heads.box_predictor):
         assert len(predictor.bbox_pred.bias) == 4 * boxes * maps
-    rpn = model.proposal_generator
-    assert rpn.anchor_generator.num_anchors == [anchors] * len(rpn.in_features)
-    per_box = type(rpn).__name__ == "HyperRPN"  # its head knows nothing of other anchors
-    assert len(rpn.rpn_head.rpn_cls_score.weight) == 2 * (1 if per_box else anchors)
+    rpn, sizes = model.proposal_generator, cfg.MODEL.ANCHOR_GENERATOR
+    number = len(sizes.SIZES[0]) * len(sizes.ASPECT_RATIOS[0])
+    assert rpn.anchor_generator.num_anchors == [number] * len(rpn.in_features)
+    if hasattr(rpn, "rpn_head"):
+        per_box = type(rpn).__name__ == "HyperRPN"  # its head knows nothing of other anchors
+        assert len(rpn.rpn_head.rpn_cls_score.weight) == 2 * (1 if per_box else number)
 
 
 def test_there_are_configs() -> None:
@@ -157,6 +158,52 @@ def test_what_coco_changes() -> None:
         "DATASETS.TEST": ("coco_2014_minival",),
     }
     assert {k: value(cfg, k) for k in changed} == changed
+
+
+SIZES, RATIOS = "MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"
+TRAIN, TEST = "DATASETS.TRAIN", "DATASETS.TEST"
+FILES_TRAIN, FILES_TEST = "DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.PROPOSAL_FILES_TEST"
+SCHEDULE = {"SOLVER.STEPS", "SOLVER.MAX_ITER"}
+STAGES = {"FOUR_STEP.ITERS", "FOUR_STEP.DROPS"}
+# Config of a table's row -> the keys in which it differs from the one it is based on.
+ROWS = {
+    "anchors_128": {SIZES},
+    "anchors_128_square": {SIZES, RATIOS},
+    "anchors_256": {SIZES},
+    "anchors_256_square": {SIZES, RATIOS},
+    "anchors_square": {RATIOS},
+    "coco_on_voc": {TEST, "DATASETS.CLASS_MAP"},
+    "lambda_0.1": {"MODEL.RPN.BBOX_REG_LOSS_WEIGHT"},
+    "lambda_1": {"MODEL.RPN.BBOX_REG_LOSS_WEIGHT"},
+    "lambda_100": {"MODEL.RPN.BBOX_REG_LOSS_WEIGHT"},
+    "vgg16_ss_voc0712": {TRAIN, FILES_TRAIN, "SOLVER.MAX_ITER"},
+    "vgg16_ss_voc12": {TRAIN, TEST, FILES_TRAIN, FILES_TEST},
+    "vgg16_ss_voc07pp12": {TRAIN, FILES_TRAIN, *SCHEDULE},
+    "vgg16_voc12": {TRAIN, TEST},
+    "vgg16_voc07pp12": {TRAIN, *STAGES},
+    "vgg16_voc07pp12_coco": {"MODEL.WEIGHTS", SIZES},
+    "zf_dense_windows": {"MODEL.PROPOSAL_GENERATOR.NAME", "FOUR_STEP.ENABLED", *SCHEDULE},
+    "zf_eb": {FILES_TRAIN, FILES_TEST},
+    "zf_ss": {
+        "MODEL.WEIGHTS", "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.FREEZE_AT",
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "MODEL.ROI_BOX_HEAD.DROPOUT_SCALE_TRAIN",
+    },
+    "zf_unshared": {"FOUR_STEP.STOP_AFTER"},
+}  # fmt: skip
+
+
+def test_every_row_of_a_table_is_known() -> None:
+    assert {f"ablations/{name}.yaml" for name in ROWS} == {n for n in ALL if "ablations/" in n}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_differ_from_their_base_in_what_they_are_about(name: str) -> None:
+    row = get_config_file(f"ablations/{name}.yaml")
+    base = plugin_cfg()
+    base.merge_from_file(str(base_chain(row)[1]))
+    theirs, ours = flatten(base), flatten(load(f"ablations/{name}.yaml"))
+    assert {key for key in ours if ours[key] != theirs[key]} == ROWS[name] | {"OUTPUT_DIR"}
+    assert ours["OUTPUT_DIR"] == f"output/ablations/{name}"
 
 
 def test_config_by_a_wrong_name() -> None:

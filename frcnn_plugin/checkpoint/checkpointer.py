@@ -234,7 +234,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
         else:
             self._check_training(loaded, metadata, cfg)
         check_anchors(loaded, metadata, cfg.MODEL.ANCHOR_GENERATOR)
-        classes = class_names(cfg, test=self._evaluating)
+        # With a map, the classes of the test set are not the detector's.
+        test = self._evaluating and not cfg.DATASETS.CLASS_MAP
+        classes = class_names(cfg, test=test)
         check_classes(loaded.file, metadata, classes, evaluating=self._evaluating)
 
     def _check_training(self, loaded: Loaded, metadata: Metadata | None, cfg: CfgNode) -> None:

@@ -40,6 +40,7 @@ COMMANDS = {
     "weights check": ("weights.Check", "verify weight files, published ones or your own"),
     "proposals dump": ("proposals.Dump", "write a network's proposals for a data set"),
     "proposals convert": ("proposals.Convert", "convert and check proposals of other programs"),
+    "ablations": ("ablations", "run the rows of one of the paper's tables"),
     "make-data": ("make_data", "write a small VOC-format data set of generated images"),
 }
 GROUPS = {command.split()[0] for command in COMMANDS if " " in command}

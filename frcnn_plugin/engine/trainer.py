@@ -26,11 +26,13 @@ from torch import nn
 from ..atomic_files import disk_error, safe_file_name
 from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..checkpoint.read import peek
+from ..data.datasets.checks import class_names
 from ..data.loading.bad_images import CatchingMapper, CheckedLoader, build_test_loader
 from ..data.loading.mappers import build_mapper
 from ..data.loading.train_loader import build_train_loader
 from ..data.proposals.files import load_proposals
 from ..errors import UserError
+from ..evaluation.class_map import ClassMapEvaluator, class_numbers
 from ..evaluation.coco import RecordingCOCOEvaluator
 from ..evaluation.proposals.evaluator import ProposalEvaluator
 from ..evaluation.voc import VOCEvaluator
@@ -321,16 +323,24 @@ class PaperTrainer(DefaultTrainer):
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", safe_file_name(dataset_name))
         if cfg.MODEL.PAPER_RCNN.PHASE == "rpn":
             return ProposalEvaluator(dataset_name, output_dir=folder)
+        evaluator: DatasetEvaluator
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "coco":
             # A cached conversion would outlive a change of the annotations.
-            return RecordingCOCOEvaluator(dataset_name, output_dir=folder, allow_cached_coco=False)
-        return VOCEvaluator(
-            dataset_name,
-            output_dir=folder,
-            match=cfg.TEST.VOC_MATCH,
-            metric=cfg.TEST.VOC_METRIC,
-            per_class=cfg.TEST.DETECTIONS_PER_CLASS,
-        )
+            evaluator = RecordingCOCOEvaluator(
+                dataset_name, output_dir=folder, allow_cached_coco=False
+            )
+        else:
+            evaluator = VOCEvaluator(
+                dataset_name,
+                output_dir=folder,
+                match=cfg.TEST.VOC_MATCH,
+                metric=cfg.TEST.VOC_METRIC,
+                per_class=cfg.TEST.DETECTIONS_PER_CLASS,
+            )
+        if not cfg.DATASETS.CLASS_MAP:
+            return evaluator
+        names = [class_names(name) for name in (cfg.DATASETS.TRAIN[0], dataset_name)]
+        return ClassMapEvaluator(evaluator, class_numbers(*names, cfg.DATASETS.CLASS_MAP))
 
 
 def evaluate_checkpoint(cfg: CfgNode) -> Any:

@@ -1,6 +1,7 @@
 """Evaluation: VOC and COCO average precision, and the recall of proposals."""
 
 from .average_precision import average_precision, match_detections, precision_recall
+from .class_map import ClassMapEvaluator
 from .coco import RecordingCOCOEvaluator
 from .detections import Detections, judge_detections
 from .ground_truth import GroundTruth, load_ground_truth
@@ -8,6 +9,7 @@ from .proposals import ProposalCollector, ProposalEvaluator, RecallCurves, measu
 from .voc import VOCEvaluator
 
 __all__ = [
+    "ClassMapEvaluator",
     "Detections",
     "GroundTruth",
     "ProposalCollector",

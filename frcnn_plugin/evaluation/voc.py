@@ -64,8 +64,10 @@ class VOCEvaluator(DatasetEvaluator):
         Args:
             dataset_name: any registered name whose metadata has `thing_classes`.
             output_dir: if given, ``comp4_det_<split>_<class>.txt`` files in the VOC server's
-                format are written there, ``coco_instances_results.json`` in COCO's, and
-                ``evaluation.json`` for the training report; give each data set its own folder.
+                format are written there (of a set without annotations as
+                ``results/VOC<year>/Main/comp4_...``, ready to be packed),
+                ``coco_instances_results.json`` in COCO's, and ``evaluation.json`` for the training
+                report; give each data set its own folder.
             match: ">=" (devkit, MATLAB) or ">" (py-faster-rcnn).
             metric: the headline: "11point", "area", or "auto" = 11-point if the metadata's year is
                 one in which VOC used it (2007 to 2009), else area. Both are always printed.
@@ -92,6 +94,8 @@ class VOCEvaluator(DatasetEvaluator):
         self._metric: Metric = by_year if metric == "auto" else metric
         self._class_names: list[str] = list(metadata.thing_classes)
         self._split: str = metadata.get("split") or dataset_name
+        self._annotated: bool = metadata.get("annotated", True)
+        self._year: int | None = metadata.get("year")
         self.reset()
 
     def reset(self) -> None:
@@ -134,13 +138,17 @@ class VOCEvaluator(DatasetEvaluator):
         truth = load_ground_truth(self._dataset_name)
         detections = self._collect(predictions, truth)
         if self._output_dir:
-            with optional_output(f"{self._output_dir}/comp4_det_{self._split}_*.txt"):
-                write_submission(
-                    self._output_dir, self._split, self._class_names, truth, detections
-                )
+            folder = Path(self._output_dir)
+            if not self._annotated:
+                folder = folder / "results" / f"VOC{self._year or ''}" / "Main"
+            with optional_output(f"{folder}/comp4_det_{self._split}_*.txt"):
+                write_submission(folder, self._split, self._class_names, truth, detections)
             write_coco_results(
                 self._output_dir, self._dataset_name, _coco_entries(detections, truth)
             )
+        if not self._annotated:
+            logger.info("%s", self._what_now(len(detections.scores)))
+            return OrderedDict()
         per_class = [
             evaluate_class(detections, truth, index, name, self._match)
             for index, name in enumerate(self._class_names)
@@ -171,6 +179,14 @@ class VOCEvaluator(DatasetEvaluator):
                 detections, truth,
             )  # fmt: skip
         return OrderedDict(bbox=results)
+
+    def _what_now(self, number: int) -> str:
+        """Say what to do with the detections of a set without annotations."""
+        text = f"{self._dataset_name}: {number} detections; the set has no annotations, so no AP"
+        if not self._output_dir:
+            return text
+        archive = f"{self._output_dir}/results.tgz"
+        return f"{text}. To submit them: tar -C {self._output_dir} -czf {archive} results"
 
     def _collect(self, predictions: Mapping[str, _Prediction], truth: GroundTruth) -> Detections:
         """Return all detections in descending order of score."""

@@ -18,6 +18,7 @@ from .box_regression import CaffeBox2BoxTransform, box_loss
 from .image_size import ScaledImageSize, image_scale, resize_scale
 from .matcher import AsyncMatcher
 from .meta_arch import PaperRCNN
+from .proposal_generator.dense_windows import DenseWindows
 from .proposal_generator.hyper_rpn import HyperRPN, HyperRPNHead
 from .proposal_generator.rpn import PaperRPN, rpn_losses
 from .proposal_generator.rpn_head import SoftmaxRPNHead
@@ -46,6 +47,7 @@ __all__ = [
     "CaffeBox2BoxTransform",
     "CaffeCascadeROIHeads",
     "CaffeROIHeads",
+    "DenseWindows",
     "FC6FC7Head",
     "HardExamples",
     "HyperBoxHead",

@@ -21,11 +21,12 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from ..data.datasets.arguments import datasets_root, root_in_words
-from ..data.datasets.checks import check_datasets, check_same_classes
+from ..data.datasets.checks import check_datasets, check_same_classes, class_names
 from ..data.datasets.voc import OFFICIAL_IMAGE_COUNTS, VOCSource
 from ..data.loading.image_reader import read_record
 from ..data.proposals.files import check_proposals
 from ..errors import UserError
+from ..evaluation.class_map import class_numbers
 from .finding import Finding, Subject
 from .planned_run import PlannedRun, muted
 
@@ -86,7 +87,15 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
     if bad:
         return
     classes_of = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
-    check_same_classes({name: list(classes) for name, classes in classes_of.items() if classes})
+    listed = {name: list(classes) for name, classes in classes_of.items() if classes}
+    if class_map := run.cfg.DATASETS.CLASS_MAP:
+        trained = run.cfg.DATASETS.TRAIN[:1]
+        if not trained:
+            raise UserError("DATASETS.CLASS_MAP maps the classes of DATASETS.TRAIN, which is empty")
+        for name in run.test:
+            class_numbers(class_names(trained[0]), listed[name], class_map)
+        listed = {name: classes for name, classes in listed.items() if name in run.train}
+    check_same_classes(listed)
     yield from _check_overlap(run)
 
 
@@ -115,7 +124,8 @@ def _check_one(run: PlannedRun, name: str) -> Iterator[Finding]:
         try:
             number = run.cfg.MODEL.ROI_HEADS.NUM_CLASSES
             skips = run.cfg.DATALOADER.ON_BAD_IMAGE == "skip"
-            check_datasets([name], number, run.train, run.load, skips)
+            mapped = run.cfg.DATASETS.CLASS_MAP and name not in run.train
+            check_datasets([name], None if mapped else number, run.train, run.load, skips)
             if run.is_quick(name):
                 run.load(name)
         except UserError as e:
@@ -165,6 +175,8 @@ def _check_objects(
     if not objects:
         return
     number = run.cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if run.cfg.DATASETS.CLASS_MAP and name not in run.train:
+        number = len(class_names(name))
     numbers = Counter(o.get("category_id") for _, o in objects)
     strange = [n for n in numbers if not isinstance(n, int | np.integer) or not 0 <= n < number]
     if strange:

@@ -108,6 +108,9 @@ ALLOWED: dict[str, Rule] = {
     "INPUT.CROP.SIZE": each(_POSITIVE, "two numbers more than 0", count=2),
     "DATASETS.TRAIN": each(text, "names of data sets", or_none=True),
     "DATASETS.TEST": each(text, "names of data sets", or_none=True),
+    "DATASETS.CLASS_MAP": each(
+        each(text, "", count=2), "pairs of names, such as [[airplane, aeroplane]]", or_none=True
+    ),
     "DATASETS.PROPOSAL_FILES_TRAIN": each(text, "names of files", or_none=True),
     "DATASETS.PROPOSAL_FILES_TEST": each(text, "names of files", or_none=True),
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": _COUNT,
@@ -175,6 +178,7 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.RPN.DECODE_GROWTH": _WEIGHT,
     "MODEL.RPN.PROPOSAL_GRADIENT_CLIP": _WEIGHT,
     "MODEL.RPN.PROPOSAL_GRADIENT_AT_BORDER": one_of(*AT_BORDER),
+    "MODEL.RPN.SCORES": one_of("learned", "random"),
     "MODEL.ROI_HEADS.NAME": one_of(registry=ROI_HEADS_REGISTRY),
     "MODEL.ROI_HEADS.IN_FEATURES": _FEATURES,
     "MODEL.ROI_HEADS.NUM_CLASSES": _COUNT,

@@ -206,7 +206,7 @@ def _outcome(run: RunFolder, stage: ScheduledStage) -> Iterator[str]:
 def _differences(cfg: CfgNode) -> list[list[str]]:
     """Return key, default and value in the config where these two differ."""
     # Through YAML, in which a tuple is a list, and dicts and infinities have one form.
-    before, after = (_flat(yaml.safe_load(node.dump())) for node in (plugin_cfg(), cfg))
+    before, after = (flat_keys(yaml.safe_load(node.dump())) for node in (plugin_cfg(), cfg))
     return [
         [key, *(repr(flat[key]) if key in flat else "–" for flat in (before, after))]
         for key in sorted({*before, *after})
@@ -214,11 +214,15 @@ def _differences(cfg: CfgNode) -> list[list[str]]:
     ]
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_keys(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return ``{"A.B": value}`` of nested mappings."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        part = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        part = (
+            flat_keys(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {prefix + key: value}
+        )
         flat.update(part)
     return flat
 

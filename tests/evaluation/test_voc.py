@@ -19,7 +19,7 @@ from frcnn_plugin.evaluation.record import EvaluationRecord
 from frcnn_plugin.host import replace_metadata
 from frcnn_plugin.process import launch
 
-from ..data.datasets.voc_folder import add_image, obj
+from ..data.datasets.voc_folder import add_image, add_line, obj, write_image
 
 CLASSES = ["cat", "dog", "cow"]
 
@@ -390,3 +390,29 @@ def test_best_of_each_class_over_the_set() -> None:
     )
     assert found.best_of_classes(2).scores.tolist() == [0.9, 0.8, 0.7, 0.5]
     assert len(found.select(np.zeros(5, dtype=bool)).best_of_classes(2).scores) == 0
+
+
+def test_set_whose_answers_are_not_public(tmp_path, caplog):
+    """No XML file is read, no AP is printed, and the files lie as the VOC server takes them."""
+    add_image(tmp_path, "a", obj("cat"), split="test")  # an XML file, of an image with a cat
+    write_image(tmp_path / "JPEGImages" / "b.jpg")
+    add_line(tmp_path, "b", split="test")
+    register_voc("secret", tmp_path, "test", CLASSES, year=2012, annotated=False)
+    assert [item["annotations"] for item in DatasetCatalog.get("secret")] == [[], []]
+    predictions = {"a": ([[10, 20, 50, 60]], [0.5], [0]), "b": no_prediction()}
+    with caplog.at_level(logging.INFO, logger="frcnn_plugin"):
+        assert evaluate("secret", predictions, output_dir=str(tmp_path / "out")) == {}
+    assert "secret: 1 detections; the set has no annotations, so no AP. To submit" in caplog.text
+    assert "AP50" not in caplog.text
+    folder = tmp_path / "out" / "results" / "VOC2012" / "Main"
+    assert sorted(file.name for file in folder.iterdir()) == [
+        f"comp4_det_test_{name}.txt" for name in sorted(CLASSES)
+    ]
+    text = (folder / "comp4_det_test_cat.txt").read_text()
+    assert text == "a 0.50000000 11.000 21.000 50.000 60.000\n"
+    assert (folder / "comp4_det_test_dog.txt").read_text() == ""
+
+
+def test_voc_2012_test_is_such_a_set():
+    assert MetadataCatalog.get("voc12_test").annotated is False
+    assert MetadataCatalog.get("voc12_val").annotated is True

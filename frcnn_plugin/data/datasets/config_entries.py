@@ -15,6 +15,7 @@ from .voc import register_voc, register_xml_folder
 _TYPES: dict[str, type] = {
     "name": str, "root": str, "split": str, "xml": str, "images": str, "list": str, "json": str,
     "evaluator": str, "year": int, "counts_from": int, "use_difficult": bool, "strict": bool,
+    "annotated": bool,
     "train_fraction": float, "val_fraction": float,
 }
 # fmt: on

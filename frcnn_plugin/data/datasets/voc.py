@@ -56,6 +56,7 @@ OFFICIAL_IMAGE_COUNTS: dict[str, int] = {
 }
 
 _ARCHIVES = "VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012.tar"
+_TEST_ARCHIVE = "VOCtrainval_11-May-2012.tar and, from the evaluation server, VOC2012test.tar"
 _LAYOUT = "a folder holding Annotations/, ImageSets/Main/ and JPEGImages/"
 
 
@@ -113,6 +114,7 @@ def register_voc(
     ignore: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
     counts_from: int = 1,
+    annotated: bool = True,
 ) -> None:
     """Register a VOC-format data set under ``name``; registering the same again does nothing.
 
@@ -134,6 +136,9 @@ def register_voc(
         ignore: class names in the files whose objects are left out, as if not annotated.
         rename: what classes of the files are called instead; two of one name are merged.
         counts_from: the number of the first pixel in the files, 1 as in VOC, or 0.
+        annotated: False for a test set whose answers are not public, as VOC 2012's: no XML file is
+            looked for, there is no average precision, and detections are written in the folders
+            that a server takes, see :class:`~frcnn_plugin.evaluation.voc.VOCEvaluator`.
 
     Raises:
         UserError: if ``name`` is taken, or ``classes`` is not a list of distinct names.
@@ -150,6 +155,7 @@ def register_voc(
         strict=strict,
         evaluator=evaluator,
         counts_from=counts_from,
+        annotated=annotated,
     ).register()
 
 
@@ -249,6 +255,16 @@ def register_builtin() -> None:
             year=year,
             official=True,
         ).register()
+    # Its archive, of the evaluation server, has XML files of some images, and not their objects.
+    VOCSource(
+        name="voc12_test",
+        roots=("VOCdevkit/VOC2012", "VOC2012"),
+        split="test",
+        classes=VOC_CLASSES,
+        year=2012,
+        official=True,
+        annotated=False,
+    ).register()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +282,7 @@ class Source:
     strict: bool = False
     evaluator: str = "voc"
     counts_from: int = 1
+    annotated: bool = True
 
     def annotation_folder(self) -> Path:
         """Return the folder of the XML files, which need not exist."""
@@ -277,7 +294,11 @@ class Source:
 
     def metadata(self) -> dict[str, Any]:
         """Return what the catalog is to know of the set."""
-        return {"year": self.year, "evaluator_type": self.evaluator}
+        return {
+            "year": self.year,
+            "evaluator_type": self.evaluator,
+            "annotated": self.annotated,
+        }
 
     def register(self) -> None:
         """Register the set under its name, unless it is; look up its classes if that can be."""
@@ -299,6 +320,7 @@ class Source:
             strict=self.strict,
             title=self.name,
             numbered=self.evaluator == "coco",
+            annotated=self.annotated,
         )
 
     def look_up_classes(self) -> tuple[str, ...]:
@@ -389,7 +411,8 @@ class VOCSource(Source):
             lines += [
                 f"Accepted layouts: $DETECTRON2_DATASETS/VOCdevkit/{year} and "
                 f"$DETECTRON2_DATASETS/{year}, {_LAYOUT}",
-                f"Extract the official archives {_ARCHIVES} all into one folder: they merge",
+                f"Extract the official archives {_ARCHIVES if self.annotated else _TEST_ARCHIVE} "
+                "all into one folder: they merge",
                 "Without them: `make demo` writes a small data set and trains on it",
             ]
         else:

@@ -333,20 +333,23 @@ def load_voc_files(
     strict: bool = False,
     title: str = "",
     numbered: bool = False,
+    annotated: bool = True,
 ) -> list[dict[str, Any]]:
     """Load the images ``ids`` and their annotations from two folders.
 
     ``title`` names the data set in messages; ``numbered`` makes ``image_id`` the position in
-    ``ids``, from 1, as COCO's metric needs. For the rest see :func:`.voc.load_voc_instances`.
+    ``ids``, from 1, as COCO's metric needs; without ``annotated`` no XML file is read. For the rest
+    see :func:`.voc.load_voc_instances`.
     """
-    _check_annotation_files(folders, ids, title)
+    if annotated:
+        _check_annotation_files(folders, ids, title)
     numbers = {name: index for index, name in enumerate(classes)}
     renamed = dict(class_map.rename)
     findings = _Findings(title, folders)
     ignored: Counter[str] = Counter()
     dicts: list[dict[str, Any]] = []
     for number, image_id in enumerate(progress(ids, f"reading {title}", "image"), start=1):
-        xml = folders.xml(image_id)
+        xml = folders.xml(image_id) if annotated else None
         annotation = read_annotation(xml, counts_from) if xml else VOCAnnotation()
         if annotation.nested:
             findings.nested.append(f"{image_id}.xml")

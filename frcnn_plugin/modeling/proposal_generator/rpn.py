@@ -8,6 +8,7 @@ R anchors of an image, H * W * A summed over the maps. As in Detectron2's RPN, `
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,6 +66,9 @@ class PaperRPN(RPN):
         proposal_gradient: bool = False,
         proposal_gradient_clip: float = 0.0,
         proposal_gradient_at_border: str = "exact",
+        random_scores: bool = False,
+        seed: int = 0,
+        regress: bool = True,
         **kwargs: Any,
     ) -> None:
         """Set the constants.
@@ -77,6 +81,9 @@ class PaperRPN(RPN):
                 know, as :class:`~frcnn_plugin.modeling.CaffeROIHeads` does.
             proposal_gradient_clip: see ``MODEL.RPN.PROPOSAL_GRADIENT_CLIP``.
             proposal_gradient_at_border: see ``MODEL.RPN.PROPOSAL_GRADIENT_AT_BORDER``.
+            random_scores: rank boxes at random, see ``MODEL.RPN.SCORES``.
+            seed: of these random numbers, with what the network predicts for the image.
+            regress: whether proposals are moved by the box layer, see ``MODEL.RPN.REGRESS``.
             kwargs: arguments of Detectron2's RPN.
 
         Raises:
@@ -107,6 +114,7 @@ class PaperRPN(RPN):
             guard_zero=guard_zero_iou,
         )
         self.min_size_image = min_size_image
+        self.random_scores, self.seed, self.regress = random_scores, seed, regress
         self.target_statistics = TargetStatistics(1)
         # Detectron2's RPN encodes targets and decodes predictions with it.
         self.box2box_transform: Any = NormalisedBox2BoxTransform(
@@ -139,6 +147,9 @@ class PaperRPN(RPN):
         ret["proposal_gradient"] = gradient != "none"
         ret["proposal_gradient_clip"] = cfg.MODEL.RPN.PROPOSAL_GRADIENT_CLIP
         ret["proposal_gradient_at_border"] = cfg.MODEL.RPN.PROPOSAL_GRADIENT_AT_BORDER
+        ret["random_scores"] = cfg.MODEL.RPN.SCORES == "random"
+        ret["seed"] = max(cfg.SEED, 0)
+        ret["regress"] = cfg.MODEL.RPN.REGRESS
         return ret
 
     def forward(
@@ -363,8 +374,13 @@ class PaperRPN(RPN):
         Returns:
             per image; ``indices`` count anchors through all feature maps.
         """
-        all_boxes = torch.cat(self._decode_proposals(anchors, pred_anchor_deltas), dim=1)
         all_scores = torch.cat(pred_objectness_logits, dim=1).float()
+        if self.regress:
+            all_boxes = torch.cat(self._decode_proposals(anchors, pred_anchor_deltas), dim=1)
+        else:
+            all_boxes = Boxes.cat(anchors).tensor.expand(len(all_scores), -1, -1)
+        if self.random_scores:
+            all_scores = torch.stack([self._random_scores(scores) for scores in all_scores])
         return [
             select_proposals(
                 boxes,
@@ -380,6 +396,15 @@ class PaperRPN(RPN):
             )
             for boxes, scores, image_size in zip(all_boxes, all_scores, image_sizes, strict=True)
         ]
+
+    def _random_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        """Draw a number in [0, 1) per box, whatever was drawn before; -inf stays out."""
+        # From the scores, so that images differ, and neither their order nor the number of
+        # processes matters.
+        content = scores.contiguous().cpu().numpy().tobytes()
+        generator = torch.Generator().manual_seed(zlib.crc32(content, self.seed))
+        drawn = torch.rand(len(scores), generator=generator).to(scores.device)
+        return drawn.where(scores.isfinite(), scores)
 
 
 def _log_sampled(labels: torch.Tensor, bad: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ per side, B boxes per RoI (1 if class-agnostic, else K).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -132,8 +132,6 @@ class RFCNHeads(ROIHeads):
 
     Source: R-FCN (py-R-FCN's prototxts, psroi_pooling_layer.cu).
     """
-
-    samplings: ClassVar[tuple[str, ...]] = SAMPLINGS
 
     @configurable
     def __init__(

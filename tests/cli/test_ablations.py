@@ -1,0 +1,143 @@
+"""`frcnn ablations`: the paper's tables, run row by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog
+
+from frcnn_plugin.cli import ablations
+from frcnn_plugin.cli.ablation_tables import TABLES
+from frcnn_plugin.config import get_config_file, plugin_cfg
+from frcnn_plugin.config_files import load_config_file, merge_overrides
+from frcnn_plugin.data.proposals.files import save_proposals
+from frcnn_plugin.data.synthetic import write_synthetic_voc
+from frcnn_plugin.engine import setup_cfg
+from tests.cli.conftest import frcnn
+
+CLASSES = ["circle", "square", "triangle"]
+ENTRIES = [
+    {"name": f"small_{split}", "root": "shapes", "split": split, "classes": CLASSES}
+    for split in ("trainval", "test")
+]
+SMALL = [
+    *("DATASETS.REGISTER", repr(ENTRIES)),
+    *("DATASETS.TRAIN", "('small_trainval',)", "DATASETS.TEST", "('small_test',)"),
+    *("MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""),
+    *("MODEL.PAPER_VGG.CHANNELS", "[4,4,8,8,8]", "MODEL.PAPER_ZF.CHANNELS", "[4,4,8,8,8]"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "16", "DATALOADER.NUM_WORKERS", "0"),
+    *("INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MIN_SIZE_TEST", "128"),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", "[[32,64]]"),
+    *("FOUR_STEP.ITERS", "[2,2,1,1]", "FOUR_STEP.DROPS", "[[1],[1],[],[]]"),
+    *("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.BASE_LR", "0.0001"),
+]
+
+
+@pytest.fixture
+def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restore_catalogs: None) -> Path:
+    """A folder of runs beside a small data set, and proposals of it in place of SS's."""
+    write_synthetic_voc(tmp_path / "shapes", num_trainval=4, num_test=2)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs"
+
+
+def test_every_row_has_a_config_that_takes_its_overrides() -> None:
+    names: dict[str, str] = {}
+    for table in TABLES.values():
+        for row in table.rows:
+            assert len(row.cells) == len(table.columns)
+            for config in filter(None, (row.config, row.rpn)):
+                cfg = plugin_cfg()
+                load_config_file(cfg, get_config_file(config))
+                merge_overrides(cfg, row.keys)
+            if not row.lacks:
+                described = f"{row.config} {row.keys} {row.rpn}"
+                assert names.setdefault(row.name, described) == described  # no folder of two runs
+
+
+def test_a_table_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert frcnn("ablations", "9", "--show", "--output", tmp_path) == 0
+    text = capsys.readouterr().out
+    assert "| lambda   | paper   | ours   |" in text
+    assert "| 10       | 69.9    |        |" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["7"], "there is no table '7': give one of 2, 3"),
+        (["9", "more"], "there is no table '9 more'"),
+        (["9", "--rows", "5"], "give numbers from 1 to 4"),
+        (["9", "--rows", "a"], "give numbers from 1 to 4"),
+        (
+            ["9", "MODEL.RPN.BBOX_REG_LOSS_WEIGHT", "2.0"],
+            "the rows '0.1' and '1' are the same run with the overrides MODEL.RPN.BBOX_REG",
+        ),
+    ],
+)
+def test_mistakes(fails: Callable[..., str], words: list[str], message: str) -> None:
+    assert message in fails("ablations", *words)
+
+
+def test_missing_files_of_selective_search(shapes: Path, capsys: pytest.CaptureFixture) -> None:
+    """The row stays empty, says how to make the file, and the status is 1."""
+    assert frcnn("ablations", "2", "--rows", "1", "--output", shapes, *SMALL) == 1
+    assert (
+        "SS, 2000, SS, 2000: needs datasets/proposals/voc07_trainval.pkl; make it with frcnn "
+        "proposals convert --dataset small_trainval" in capsys.readouterr().out
+    )
+    (row,) = json.loads((shapes / "table2.json").read_text())["rows"]
+    assert (row["paper"], row["ours"]) == (58.7, None)
+
+
+def test_rows_are_run_once(
+    shapes: Path, capsys: pytest.CaptureFixture, fails: Callable[..., str]
+) -> None:
+    """Table 10 with two runs of its rows; again, nothing is run; other overrides are refused."""
+    words = ["ablations", "10", "--output", shapes, *SMALL]
+    assert frcnn(*words) == 0
+    first = (shapes / "table10.md").read_text()
+    assert first.startswith("Table 10")
+    assert first.count("cannot be run") == 1
+    two, one, five = json.loads((shapes / "table10.json").read_text())["rows"]
+    assert 0 <= two["ours"] <= 100 and 0 <= one["ours"] <= 100 and five["ours"] is None
+    assert "frcnn train" in capsys.readouterr().out
+    assert frcnn(*words) == 0
+    assert (shapes / "table10.md").read_text() == first
+    assert "frcnn train" not in capsys.readouterr().out
+    message = fails(*words, "SOLVER.GAMMA", "0.2")
+    assert "zf_unshared holds this row with other values of SOLVER.GAMMA" in message
+
+
+def test_a_row_that_tests_another_rows_detector(shapes: Path) -> None:
+    """Table 2, "no cls": SS's detector on random boxes of the first RPN of another run."""
+    setup_cfg("", SMALL[:2])
+    files = []
+    for split in ("trainval", "test"):
+        dicts = DatasetCatalog.get(f"small_{split}")
+        boxes = [[o["bbox"] for o in d["annotations"]] for d in dicts]
+        files.append(str(shapes.parent / f"{split}.pkl"))
+        save_proposals(
+            files[-1], [d["image_id"] for d in dicts], boxes, [[1.0] * len(b) for b in boxes]
+        )
+    given = [f"DATASETS.PROPOSAL_FILES_{k}" for k in ("TRAIN", "TEST")]
+    pairs = [word for key, file in zip(given, files, strict=True) for word in (key, f"('{file}',)")]
+    assert frcnn("ablations", "2", "--rows", "9", "--output", shapes, *SMALL, *pairs) == 0
+    (row,) = json.loads((shapes / "table2.json").read_text())["rows"]
+    assert row["cells"] == ["SS", "2000", "RPN+ZF (no cls)", "100"] and row["ours"] is not None
+    assert (shapes / "zf_ss_on_rpn_zf_no_cls_100" / "small_test.pkl").is_file()
+    saved = (shapes / "zf_ss_on_rpn_zf_no_cls_100" / "config.yaml").read_text()
+    assert "PRECOMPUTED_PROPOSAL_TOPK_TEST: 100" in saved
+
+
+def test_page_has_the_tables_as_they_are_printed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "ablations.md").read_text()
+    for table in TABLES.values():
+        text = ablations.format_table(table, {row: ablations.Outcome() for row in table.rows})
+        assert f"## {text}\n" in page
