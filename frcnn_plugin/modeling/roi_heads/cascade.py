@@ -55,8 +55,6 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
     Source: cascade-rcnn, train.prototxt and test.prototxt of VGG16.
     """
 
-    samplings = ("random",)  # of head 1; heads 2 and 3 learn on all of their RoIs
-
     @configurable
     def __init__(
         self,
@@ -111,7 +109,7 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
         """
         for problem, fix in cascade_problems(cfg):
             raise UserError(f"{problem}. {fix}")
-        if cfg.MODEL.ROI_HEADS.SAMPLING not in cls.samplings:
+        if cfg.MODEL.ROI_HEADS.SAMPLING != "random":  # heads 2 and 3 learn on all of their RoIs
             raise UserError(
                 f"MODEL.ROI_HEADS.SAMPLING is '{cfg.MODEL.ROI_HEADS.SAMPLING}', which a cascade "
                 "does not know: type MODEL.ROI_HEADS.SAMPLING random"
