@@ -339,8 +339,9 @@ class PaperTrainer(DefaultTrainer):
             )
         if not cfg.DATASETS.CLASS_MAP:
             return evaluator
-        names = [class_names(name) for name in (cfg.DATASETS.TRAIN[0], dataset_name)]
-        return ClassMapEvaluator(evaluator, class_numbers(*names, cfg.DATASETS.CLASS_MAP))
+        of_detector, of_set = class_names(cfg.DATASETS.TRAIN[0]), class_names(dataset_name)
+        numbers = class_numbers(of_detector, of_set, cfg.DATASETS.CLASS_MAP)
+        return ClassMapEvaluator(evaluator, numbers)
 
 
 def evaluate_checkpoint(cfg: CfgNode) -> Any:

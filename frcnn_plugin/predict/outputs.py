@@ -158,7 +158,7 @@ class CocoResults:
         )
         boxes = instances.pred_boxes.tensor.tolist()
         classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
-        masks = [{}] * len(boxes)
+        masks: list[dict[str, Any]] = [{}] * len(boxes)
         if instances.has("pred_masks"):
             masks = [{"segmentation": _run_lengths(m)} for m in instances.pred_masks.numpy()]
         for (x1, y1, x2, y2), index, score, mask in zip(boxes, classes, scores, masks, strict=True):

@@ -1,9 +1,11 @@
 import filecmp
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask
 import pytest
 
 from frcnn_plugin.cli.__main__ import main
@@ -50,7 +52,7 @@ def test_set_is_varied(folder):
 def test_same_seed_same_files(folder, tmp_path):
     again = write_synthetic_voc(tmp_path / "again", 60, 20, seed=3)
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    assert len(names) == 2 * 80 + 3
+    assert len(names) == 2 * 80 + 5
     _, different, errors = filecmp.cmpfiles(folder, again, names, shallow=False)
     assert not different and not errors
 
@@ -154,3 +156,39 @@ def test_command(tmp_path, capsys):
     assert json.loads((tmp_path / "set" / "synthetic.json").read_text())["seed"] == 5
     assert main([*args, "--seed", "6"]) == 1
     assert "error: " in capsys.readouterr().err
+
+
+def coco(root, split="trainval"):
+    return json.loads((root / "COCO" / f"{split}.json").read_text())
+
+
+def test_masks_are_those_of_the_boxes(folder):
+    """The same images and objects as in the XML files, in the same order; masks fill the boxes."""
+    content, expected = coco(folder), load(folder)
+    assert [image["file_name"] for image in content["images"]] == [
+        Path(item["file_name"]).name for item in expected
+    ]
+    objects = iter(content["annotations"])
+    for image, item in zip(content["images"], expected, strict=True):
+        for obj in item["annotations"]:
+            entry = next(objects)
+            assert entry["image_id"] == image["id"]
+            assert entry["category_id"] == obj["category_id"] + 1
+            assert entry["ignore"] == obj["difficult"]
+            mask = pycocotools.mask.decode(entry["segmentation"]).astype(bool)
+            assert mask.shape == (image["height"], image["width"])
+            assert mask.sum() == entry["area"]
+            x1, y1, x2, y2 = tight_box(mask)
+            assert entry["bbox"] == [x1, y1, x2 - x1, y2 - y1]
+            assert obj["bbox"] == [x1, y1, x2, y2]
+    assert next(objects, None) is None
+
+
+def test_masks_are_added_to_an_earlier_set(tmp_path):
+    root = write_synthetic_voc(tmp_path / "set", 3, 2)
+    before = [coco(root, split) for split in ("trainval", "test")]
+    shutil.rmtree(root / "COCO")
+    times = {file: file.stat().st_mtime_ns for file in root.rglob("*.*")}
+    write_synthetic_voc(root, 3, 2)
+    assert [coco(root, split) for split in ("trainval", "test")] == before
+    assert {file: file.stat().st_mtime_ns for file in times} == times

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
@@ -163,3 +164,22 @@ def test_an_error_keeps_the_old_file(tmp_path: Path) -> None:
         file.add("a.jpg", TWO)
         raise ZeroDivisionError
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["f.npz"]
+
+
+def test_masks() -> None:
+    """Tinted half way to the colour of the class, the best one on top; run lengths in the JSON."""
+    found = detections([[10, 100, 150, 190], [60, 100, 250, 190]], [0, 1], [0.9, 0.8])
+    masks = torch.zeros(2, 300, 480, dtype=torch.bool)
+    masks[0, 110:180, 20:140], masks[1, 110:180, 70:240] = True, True
+    found.pred_masks = masks
+    image = grey()
+    picture = annotate_image(image, found, NAMES).pixels()
+    assert (image == 90).all()
+    for column, index in ((90, 0), (200, 1)):
+        half = [(90 + v) / 2 for v in bytes.fromhex(CLASS_COLOURS[index][1:])][::-1]
+        assert np.abs(picture[160, column] - half).max() <= 1
+    results = CocoResults(NAMES)
+    results.add("a.jpg", found)
+    results.add("b.jpg", detections([], [], []))
+    decoded = [pycocotools.mask.decode(a["segmentation"]) for a in results._annotations]
+    assert (np.stack(decoded).astype(bool) == masks.numpy()).all()

@@ -369,3 +369,27 @@ def test_corners_as_in_matlab_and_back() -> None:
     found = Instances((600, 800), pred_boxes=Boxes(torch.from_numpy(scaled)))
     back = to_original_size(found, 375, 500, corners=True).pred_boxes.tensor
     np.testing.assert_allclose(back, boxes)
+
+
+@pytest.mark.parametrize("resize", ["pillow", "opencv"])
+@pytest.mark.parametrize("scaling", ["continuous", "inclusive"])
+def test_masks_follow_their_image(tmp_path: Path, resize: str, scaling: str) -> None:
+    """The left half of a mirrored image is its right half; what has no mask does not train."""
+    cfg = unresized_cfg()
+    cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT = True, "bitmask"
+    cfg.INPUT.RESIZE, cfg.INPUT.BOX_SCALING = resize, scaling
+    cfg.INPUT.MIN_SIZE_TRAIN = (40,)
+    Image.new("RGB", (40, 20)).save(tmp_path / "wide.png")
+    left = [[0.0, 0.0, 20.0, 0.0, 20.0, 20.0, 0.0, 20.0]]
+    obj = {"bbox": [0, 0, 20, 20], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1}
+    entry = {
+        **{"file_name": str(tmp_path / "wide.png"), "height": 20, "width": 40, "image_id": 1},
+        "annotations": [{**obj, "category_id": 0}, {**obj, "segmentation": left}],
+    }
+    mapper = MirroringMapper(cfg, is_train=True)
+    for mirrored, half in ((False, slice(0, 40)), (True, slice(40, 80))):
+        instances = mapper({**entry, "mirrored": mirrored})["instances"]
+        assert instances.gt_classes.tolist() == [1]
+        masks = instances.gt_masks.tensor
+        assert masks.shape == (1, 40, 80)
+        assert masks[0, :, half].all() and masks.sum() == 40 * 40
