@@ -336,8 +336,8 @@ class PaperTrainer(DefaultTrainer):
             )  # fmt: skip
         if not cfg.DATASETS.CLASS_MAP:
             return evaluator
-        names = [class_names(name) for name in (cfg.DATASETS.TRAIN[0], dataset_name)]
-        return ClassMapEvaluator(evaluator, class_numbers(*names, cfg.DATASETS.CLASS_MAP))
+        trained, tested = class_names(cfg.DATASETS.TRAIN[0]), class_names(dataset_name)
+        return ClassMapEvaluator(evaluator, class_numbers(trained, tested, cfg.DATASETS.CLASS_MAP))
 
 
 def evaluate_checkpoint(cfg: CfgNode) -> Any:
