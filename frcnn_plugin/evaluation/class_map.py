@@ -30,7 +30,7 @@ def class_numbers(
     ):
         if unknown := [pair[position] for pair in pairs if pair[position] not in names]:
             raise UserError(f"DATASETS.CLASS_MAP: {what} has no class {', '.join(unknown)}")
-    renamed = {ours: theirs for ours, theirs in pairs}
+    renamed = {pair[0]: pair[1] for pair in pairs}
     if len(renamed) < len(pairs):
         raise UserError("DATASETS.CLASS_MAP maps a class of DATASETS.TRAIN twice: leave one out")
     called = [renamed.get(name, name) for name in detector]
