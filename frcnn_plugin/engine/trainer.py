@@ -339,9 +339,8 @@ class PaperTrainer(DefaultTrainer):
             )
         if not cfg.DATASETS.CLASS_MAP:
             return evaluator
-        of_detector, of_set = class_names(cfg.DATASETS.TRAIN[0]), class_names(dataset_name)
-        numbers = class_numbers(of_detector, of_set, cfg.DATASETS.CLASS_MAP)
-        return ClassMapEvaluator(evaluator, numbers)
+        trained, tested = class_names(cfg.DATASETS.TRAIN[0]), class_names(dataset_name)
+        return ClassMapEvaluator(evaluator, class_numbers(trained, tested, cfg.DATASETS.CLASS_MAP))
 
 
 def evaluate_checkpoint(cfg: CfgNode) -> Any:

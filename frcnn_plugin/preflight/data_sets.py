@@ -87,15 +87,15 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
     if bad:
         return
     classes_of = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
-    known = {name: list(classes) for name, classes in classes_of.items() if classes}
+    by_name = {name: list(classes) for name, classes in classes_of.items() if classes}
     if class_map := run.cfg.DATASETS.CLASS_MAP:
         trained = run.cfg.DATASETS.TRAIN[:1]
         if not trained:
             raise UserError("DATASETS.CLASS_MAP maps the classes of DATASETS.TRAIN, which is empty")
         for name in run.test:
-            class_numbers(class_names(trained[0]), known[name], class_map)
-        known = {name: classes for name, classes in known.items() if name in run.train}
-    check_same_classes(known)
+            class_numbers(class_names(trained[0]), by_name[name], class_map)
+        by_name = {name: classes for name, classes in by_name.items() if name in run.train}
+    check_same_classes(by_name)
     yield from _check_overlap(run)
 
 

@@ -388,3 +388,13 @@ def test_sample_is_even() -> None:
     assert evenly(range(10), 4) == [0, 3, 6, 9]
     assert evenly(range(3), 4) == [0, 1, 2]
     assert evenly([], 4) == []
+
+
+def test_test_set_with_other_classes(find, shapes: Path) -> None:
+    """With a map the class lists may differ, if each class of the test set has a counterpart."""
+    register("trained", one_object(shapes), ["cat", "dog"])
+    register("tested", one_object(shapes), ["feline"])
+    words = trained_on("trained", 2, "('tested',)")
+    assert "NUM_CLASSES is 2" in errors(find(*words))[0].text
+    mapped = [*words, "DATASETS.CLASS_MAP", "[['cat', 'feline']]"]
+    assert not [f for f in errors(find(*mapped)) if f.subject == "data"]
