@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import caffemodel, measuring, targets
+from benchmarks import caffemodel, family, measuring, targets
 from benchmarks.__main__ import main
 from frcnn_plugin.checkpoint import read_caffemodel
 
@@ -174,6 +174,33 @@ def test_the_best_peer_is_the_faster_one() -> None:
     assert (value, text) == (0.5, "0.500 [0.500, 0.500] of detectron2")
     assert target.reached(0.57)
     assert not target.reached(0.58)
+
+
+# ---- family ---------------------------------------------------------------------------------
+
+
+def test_family_beside_the_plain_detector(capsys: pytest.CaptureFixture[str]) -> None:
+    narrow = [
+        "MODEL.RFCN.CONV_DIM",
+        "8",
+        "MODEL.HYPER.CHANNELS",
+        "4",
+        "MODEL.HYPER_RPN.FC_DIM",
+        "8",
+    ]
+    result = main(["family", "--together", *SIZE, "--repeats", "1", *SMALL, *narrow])
+    names = ["plain", *family.MEMBERS]
+    assert [list(result[what]["models"]) for what in ("infer", "train")] == [names, names]
+    targets = [(name, what, target) for name, what, target, _, _ in result["rows"] if target]
+    assert targets == [
+        ("Soft-NMS", "infer, time", "<= 1.05"),
+        ("Cascade", "infer, time", "<= 1.35"),
+        ("R-FCN", "infer, time", "<= 0.95"),
+        ("HyperNet-SP", "infer, time", "<= 1.6"),
+        ("OHEM", "train, time", "<= 1.25"),
+        ("non-approximate", "train, time", "<= 1.2"),
+    ]
+    assert "the family beside the plain detector" in capsys.readouterr().out
 
 
 # ---- mistakes -------------------------------------------------------------------------------
