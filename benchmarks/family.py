@@ -49,7 +49,10 @@ MEMBERS = {
     "Soft-NMS": Member(
         _PLAIN,
         infer=1.05,
-        opts=("MODEL.ROI_HEADS.NMS_METHOD_TEST", "linear", "TEST.DETECTIONS_PER_IMAGE", "100"),
+        opts=(  # as in configs/released/vgg16_coco_end2end_softnms.yaml
+            *("MODEL.ROI_HEADS.NMS_METHOD_TEST", "linear"),
+            *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1e-4", "TEST.DETECTIONS_PER_IMAGE", "400"),
+        ),
     ),
     "OHEM": Member(
         _PLAIN,
