@@ -256,7 +256,7 @@ def _add_rfcn(cfg: CN) -> None:
 
 def _add_hyper(cfg: CN) -> None:
     # HyperNet (arXiv 1604.00600), of which no code was published: what the paper does not say is
-    # marked as a choice. Used by HyperVGG16, whose blocks have MODEL.PAPER_VGG's keys.
+    # marked as a choice. Used by HyperVGG16, whose blocks have MODEL.PAPER_VGG.CHANNELS.
     cfg.MODEL.HYPER = CN()
     # Blocks that are joined at stride 4, any of conv1..conv5, and the channels and the odd kernel
     # of the convolution that compresses each.

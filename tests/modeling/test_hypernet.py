@@ -133,11 +133,17 @@ def test_upsampling_starts_as_bilinear_interpolation() -> None:
         ({"in_features": ["conv6"]}, "MODEL.HYPER.IN_FEATURES is"),
         ({"norm": "BN"}, "MODEL.HYPER.NORM is 'BN'"),
         ({"deconv_kernel": 7}, "MODEL.HYPER.DECONV_KERNEL is 7: it must be even"),
+        ({"conv5_dilation": 2}, "MODEL.PAPER_VGG.CONV5_DILATION is 2, but HyperVGG16"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         HyperVGG16(channels=NARROW, **arguments)
+
+
+def test_normalisation_of_vgg16_is_refused(tiny_cfg) -> None:
+    with pytest.raises(UserError, match="NORM is 'FrozenBN', which HyperVGG16"):
+        build_model(tiny_cfg(*HYPER, "MODEL.PAPER_VGG.NORM", "FrozenBN"))
 
 
 # ---- proposal network -----------------------------------------------------------------------

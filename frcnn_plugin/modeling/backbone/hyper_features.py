@@ -105,8 +105,13 @@ class HyperVGG16(VGG16):
             kwargs: further arguments of :class:`VGG16`.
 
         Raises:
-            UserError: an argument is out of range, or conv1 is to be returned.
+            UserError: an argument is out of range, conv1 is to be returned, or conv5 is dilated.
         """
+        if kwargs.get("conv5_dilation", 1) != 1:
+            raise UserError(
+                f"MODEL.PAPER_VGG.CONV5_DILATION is {kwargs['conv5_dilation']}, but HyperVGG16 "
+                "enlarges a conv5 of stride 16: set it to 1, or MODEL.BACKBONE.NAME VGG16"
+            )
         if "conv1" in out_features:
             raise UserError(
                 f"HyperVGG16: MODEL.PAPER_VGG.OUT_FEATURES {list(out_features)} names conv1, which "
@@ -149,8 +154,17 @@ class HyperVGG16(VGG16):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Read VGG16's arguments, and those of the hyper layers from ``MODEL.HYPER``."""
+        """Read VGG16's arguments, and those of the hyper layers from ``MODEL.HYPER``.
+
+        Raises:
+            UserError: VGG16's own normalisation is wanted, which there is none of here.
+        """
         ret = super().from_config(cfg, input_shape)
+        if ret["norm"]:
+            raise UserError(
+                f"MODEL.PAPER_VGG.NORM is '{ret['norm']}', which HyperVGG16 does not have: set it "
+                'to "", or MODEL.BACKBONE.NAME VGG16'
+            )
         node = cfg.MODEL.HYPER
         return {
             **ret,
