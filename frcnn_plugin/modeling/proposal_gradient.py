@@ -67,8 +67,9 @@ def with_rows(instances: list[Instances], *, are_proposals: bool) -> list[Instan
     for x in instances:
         fields = x.get_fields()
         device = (x.proposal_boxes if are_proposals else x.gt_boxes).device
-        rows = torch.arange(len(x), device=device) if are_proposals else torch.full((len(x),), -1)
-        numbered.append(Instances(x.image_size, **fields, proposal_rows=rows.to(device)))
+        rows = torch.arange(len(x), device=device)
+        rows = rows if are_proposals else torch.full_like(rows, -1)
+        numbered.append(Instances(x.image_size, **fields, proposal_rows=rows))
     return numbered
 
 

@@ -288,6 +288,20 @@ def test_step_and_inference(tiny_cfg, batch: list[dict[str, Any]], opts: list[An
         assert head(head.prepare(features["hyper"]), none)[1].shape == (0, 4)
 
 
+def test_autocast_keeps_no_weights_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older versions of torch would train on the weights that were cast for all anchors."""
+    events: list[str] = []
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: events.append("cleared"))
+    head = HyperRPNHead(2, 0.25, resolution=2, fc_dim=4)
+    head.rpn_fc.register_forward_hook(lambda *_: events.append("cast"))
+    boxes = Boxes(torch.tensor([[0.0, 0, 8, 8]]))
+    with torch.autocast("cpu", torch.bfloat16):
+        prepared = head.prepare(torch.ones(1, 2, 4, 4))
+        head.predict_all(prepared, boxes)
+        head(prepared, [boxes])
+        assert events == ["cast", "cleared", "cast"]
+
+
 @pytest.mark.parametrize(
     "opts",
     [

@@ -108,6 +108,9 @@ class HyperRPNHead(nn.Module):
             torch.stack([torch.cat([chunk[k] for chunk in image]) for image in outputs])
             for k in (0, 1)
         )
+        # Not every version of torch does so itself: autocast would hand the weights that it cast
+        # here, without gradients, to the pass that learns.
+        torch.clear_autocast_cache()
         return logits, deltas
 
 
