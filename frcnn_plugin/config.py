@@ -117,8 +117,8 @@ def _add_backbones(cfg: CN) -> None:
     cfg.MODEL.PAPER_VGG.CHANNELS = [64, 128, 256, 512, 512]
     # Features returned, any of conv1..conv5, each after its last ReLU and before its pooling.
     cfg.MODEL.PAPER_VGG.OUT_FEATURES = ["conv5"]
-    # 1: conv5 has stride 16 (original). 2: stride 8, the size of conv4: pool4 moves by one cell and
-    # the convolutions of conv5 are dilated, as in weakly supervised projects, for small objects.
+    # 1: conv5 has stride 16 (original). 2: stride 8, the size of conv4, for small objects: pool4
+    # moves by one cell and the convolutions of conv5 are dilated, as in weakly supervised projects.
     cfg.MODEL.PAPER_VGG.CONV5_DILATION = 1
     # Normalisation after each convolution: "" none (original), or a name of Detectron2's, such as
     # "FrozenBN" and "BN". Weights: torchvision's vgg16_bn. MODEL.FPN.NORM is that of a pyramid.
@@ -156,7 +156,8 @@ def _add_rpn(cfg: CN) -> None:
     # (MATLAB), 1 what py-faster-rcnn does, and its released weights expect.
     cfg.MODEL.RPN.DECODE_GROWTH = 0.0
     # What ranks the boxes that become proposals: "learned" scores, or "random" numbers, the same in
-    # every run with the same SEED (paper, Table 2, "no cls"; there without NMS: NMS_THRESH 1.0).
+    # every run with the same SEED and weights (paper, Table 2, "no cls"; there without NMS:
+    # NMS_THRESH 1.0).
     cfg.MODEL.RPN.SCORES = "learned"
     # False: proposals are the anchors themselves, not moved by the box layer (paper, Table 2, "no
     # reg"). Losses stay as they are.
@@ -186,7 +187,7 @@ def _add_roi_box_head(cfg: CN) -> None:
 
 
 def _add_cascade(cfg: CN) -> None:
-    # Used by CaffeCascadeROIHeads, beside Detectron2's IOUS and BBOX_REG_WEIGHTS, an entry per head
+    # Used by CaffeCascadeROIHeads, with Detectron2's IOUS and BBOX_REG_WEIGHTS, an entry per head
     # (cascade-rcnn: deviations .1 .2, then .05 .1, then .033 .067); MODEL.ROI_BOX_HEAD's
     # CLS_AGNOSTIC_BBOX_REG must be True, and MODEL.ROI_HEADS.IOU_THRESHOLDS end with IOUS[0].
     cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
@@ -197,8 +198,8 @@ def _add_cascade(cfg: CN) -> None:
     #   "last"  the last head (cascade-rcnn)
     #   "own"   their own head (Detectron2)
     cascade.SCORES_FROM = "last"
-    # True: the objects are among the RoIs of heads 2 and 3, too (cascade-rcnn); of head 1 they are
-    # by MODEL.ROI_HEADS.PROPOSAL_APPEND_GT.
+    # True: the objects are also among the RoIs of heads 2 and 3 (cascade-rcnn). For head 1,
+    # MODEL.ROI_HEADS.PROPOSAL_APPEND_GT decides.
     cascade.APPEND_GT = True
     # In training, what a head makes of a RoI whose IoU with an object is above this does not pass
     # to the next head (cascade-rcnn: copies of the objects); 1: all do.
@@ -215,7 +216,7 @@ def _add_suppression(cfg: CN) -> None:
     # TEST.DETECTIONS_PER_IMAGE decide what is kept (soft-nms: 1e-4 and 400).
     cfg.MODEL.ROI_HEADS.NMS_METHOD_TEST = "hard"
     cfg.MODEL.ROI_HEADS.SOFT_NMS_SIGMA = 0.5
-    # With a soft method, all boxes whose decayed score is below this are dropped, but for the best
+    # With a soft method, all boxes whose decayed score is below this are dropped, except the best
     # of each class.
     cfg.MODEL.ROI_HEADS.SOFT_NMS_MIN_SCORE = 0.001
 
@@ -237,7 +238,7 @@ def _add_sampling(cfg: CN) -> None:
 
 
 def _add_rfcn(cfg: CN) -> None:
-    # Used by RFCNHeads. Of MODEL.ROI_BOX_HEAD these read the keys of boxes, not those of layers and
+    # Used by RFCNHeads, which read MODEL.ROI_BOX_HEAD's keys for boxes, not those for layers and
     # poolers; the original is class-agnostic: MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True.
     cfg.MODEL.RFCN = CN()
     # Channels of the 1x1 convolution before the score maps, and of fc6 and fc7 (py-R-FCN: 1024).
@@ -255,8 +256,8 @@ def _add_rfcn(cfg: CN) -> None:
 
 
 def _add_hyper(cfg: CN) -> None:
-    # HyperNet (arXiv 1604.00600), of which no code was published: what the paper does not say is
-    # marked as a choice. Used by HyperVGG16, whose blocks have MODEL.PAPER_VGG.CHANNELS.
+    # HyperNet (arXiv 1604.00600). No code was published: what the paper does not say is marked as
+    # a choice. Used by HyperVGG16, whose blocks have MODEL.PAPER_VGG.CHANNELS.
     cfg.MODEL.HYPER = CN()
     # Blocks that are joined at stride 4, any of conv1..conv5, and the channels and the odd kernel
     # of the convolution that compresses each.
@@ -288,8 +289,8 @@ def _add_hyper(cfg: CN) -> None:
 
 
 def _add_roi_heads(cfg: CN) -> None:
-    # Used by CaffeROIHeads. Boxes of a class and image that enter NMS, the best ones (MATLAB: 100);
-    # 0: all (py). TEST.DETECTIONS_PER_CLASS is the limit over a whole set.
+    # Used by CaffeROIHeads. How many of the best boxes of a class in an image enter NMS (MATLAB:
+    # 100); 0: all (py). TEST.DETECTIONS_PER_CLASS is the limit over a whole set.
     cfg.MODEL.ROI_HEADS.TOPK_PER_CLASS_TEST = 0
     # True: RoIs are rounded to whole network pixels before they are pooled, and before targets are
     # encoded (MATLAB). False: not rounded (py). At test, deltas are applied to RoIs as they are.
@@ -340,9 +341,9 @@ def _add_proposal_gradient(cfg: CN) -> None:
     #   "all"         all that are proposals (MNC's five stages). Ground-truth boxes never do.
     cfg.MODEL.PAPER_RCNN.PROPOSAL_GRADIENT = "none"
     # Where the gradient of each delta, as the RPN predicts it, is cut off (MNC's five stages:
-    # 1/512 = 0.001953125); 0: nowhere (MNC's detector). It is that of the mean over the batch.
+    # 1/512 = 0.001953125); 0: nowhere (MNC's detector). The loss is a mean over the batch.
     cfg.MODEL.RPN.PROPOSAL_GRADIENT_CLIP = 0.0
-    # What of a box that was clipped to the image:
+    # What gradient a box has that was clipped to the image:
     #   "exact"  sides at the border have no gradient, the others do
     #   "none"   the whole box has none, nor has a box whose anchor crosses the border (MNC)
     cfg.MODEL.RPN.PROPOSAL_GRADIENT_AT_BORDER = "exact"
@@ -451,8 +452,8 @@ def _add_test(cfg: CN) -> None:
     # True: of an image, all detections that score as the last of TEST.DETECTIONS_PER_IMAGE are
     # kept, which can be more (py). False: exactly that many.
     cfg.TEST.KEEP_TIES = False
-    # Detections of a class over a whole test set, the best ones, as a multiple of the number of its
-    # images (MATLAB: 40, counted before NMS; here after it); 0: all. For the VOC metric.
+    # How many of the best detections of a class are kept, as a multiple of the images in the whole
+    # test set (MATLAB: 40, counted before NMS; here after it); 0: all. For the VOC metric.
     cfg.TEST.DETECTIONS_PER_CLASS = 0
     # Every so many iterations, the losses on DATASETS.TEST, as training computes them but without
     # changing anything: "validation/loss_rpn_cls", ... in metrics.json; 0: never.

@@ -156,7 +156,7 @@ def _samples(positions: torch.Tensor, size: int, low: float, high: float) -> tor
         positions: (R, S), in cells.
         size: cells of the map.
         low: a sample before it is 0; beyond the map, the map's border goes on.
-        high: the same for samples behind it.
+        high: the same for samples after it.
 
     Returns:
         (R, S, size).

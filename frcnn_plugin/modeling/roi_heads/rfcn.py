@@ -32,7 +32,7 @@ from .sampling import ALL, SAMPLINGS, HardExamples, log_samples
 
 
 class RFCNConvs(nn.Module):
-    """What lies between the backbone and the score maps: conv_new, behind fc6 and fc7 if wanted.
+    """What lies between the backbone and the score maps: conv_new, after fc6 and fc7 if wanted.
 
     R-FCN's own backbones are ResNets, which have no fully connected layers. VGG16's can come along
     as convolutions (``fc="reduced"``), as in DeepLab and SSD: pool5 3x3 of stride 1, fc6 3x3 of
