@@ -28,7 +28,7 @@ from ..proposal_generator.rpn_head import redraw
 from ..target_statistics import TargetStatistics
 from .fast_rcnn import PaperFastRCNNOutputLayers
 from .poolers import Operator, OperatorPooler
-from .sampling import ALL, SAMPLINGS, HardExamples, log_samples
+from .sampling import ALL, HardExamples, hard_examples, log_samples
 
 
 class RFCNConvs(nn.Module):
@@ -166,15 +166,9 @@ class RFCNHeads(ROIHeads):
         self.box_head = box_head
         self.box_pooler = box_pooler
         self.box_predictor = box_predictor
-        if sampling not in SAMPLINGS:
-            raise UserError(
-                f"MODEL.ROI_HEADS.SAMPLING is '{sampling}': use one of {', '.join(SAMPLINGS)}"
-            )
-        self.hard_examples: HardExamples | None = None
-        if sampling == "hard":
-            self.hard_examples = HardExamples(
-                kwargs["batch_size_per_image"], hard_nms_thresh, hard_nms_per_label
-            )
+        self.hard_examples = hard_examples(
+            sampling, self.batch_size_per_image, hard_nms_thresh, hard_nms_per_label
+        )
         if sampling != "random":
             self.batch_size_per_image, self.positive_fraction = ALL, 1.0
 

@@ -25,7 +25,7 @@ from .poolers import (
     with_box_gradient,
     with_stock_poolers,
 )
-from .sampling import ALL, SAMPLINGS, HardExamples, log_samples
+from .sampling import ALL, hard_examples, log_samples
 
 
 @register(ROI_HEADS_REGISTRY)
@@ -77,19 +77,13 @@ class CaffeROIHeads(StandardROIHeads):
         super().__init__(
             box_pooler=on_cells(box_pooler), mask_pooler=on_cells(mask_pooler), **kwargs
         )
-        if sampling not in SAMPLINGS:
+        self.hard_examples = hard_examples(
+            sampling, self.batch_size_per_image, hard_nms_thresh, hard_nms_per_label
+        )
+        if self.hard_examples and not hasattr(self.box_predictor, "losses_per_roi"):
             raise UserError(
-                f"MODEL.ROI_HEADS.SAMPLING is '{sampling}': use one of {', '.join(SAMPLINGS)}"
-            )
-        self.hard_examples: HardExamples | None = None
-        if sampling == "hard":
-            if not hasattr(self.box_predictor, "losses_per_roi"):
-                raise UserError(
-                    "MODEL.ROI_HEADS.SAMPLING hard needs PaperFastRCNNOutputLayers, but the "
-                    f"predictor is {type(self.box_predictor).__name__}: set it to random"
-                )
-            self.hard_examples = HardExamples(
-                self.batch_size_per_image, hard_nms_thresh, hard_nms_per_label
+                "MODEL.ROI_HEADS.SAMPLING hard needs PaperFastRCNNOutputLayers, but the "
+                f"predictor is {type(self.box_predictor).__name__}: set it to random"
             )
         if sampling != "random":
             self.batch_size_per_image, self.positive_fraction = ALL, 1.0

@@ -9,6 +9,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torchvision.ops import batched_nms, nms
 
+from ...errors import UserError
 from ...layers.nms import float32_threshold
 
 # How RoIs are chosen, see MODEL.ROI_HEADS.SAMPLING.
@@ -74,6 +75,23 @@ class HardExamples:
             indices.append(index + first)
             first += len(r)
         return chosen, torch.cat(indices)
+
+
+def hard_examples(
+    sampling: str, count: int, nms_thresh: float, per_label: bool
+) -> HardExamples | None:
+    """Return what chooses RoIs by their losses for a value of ``SAMPLING``; None: nothing does.
+
+    The other arguments are those of :class:`HardExamples`.
+
+    Raises:
+        UserError: unknown sampling.
+    """
+    if sampling not in SAMPLINGS:
+        raise UserError(
+            f"MODEL.ROI_HEADS.SAMPLING is '{sampling}': use one of {', '.join(SAMPLINGS)}"
+        )
+    return HardExamples(count, nms_thresh, per_label) if sampling == "hard" else None
 
 
 def log_samples(rois: list[Instances], num_classes: int) -> None:
