@@ -167,7 +167,7 @@ class RFCNHeads(ROIHeads):
         self.box_pooler = box_pooler
         self.box_predictor = box_predictor
         self.hard_examples = hard_examples(
-            sampling, self.batch_size_per_image, hard_nms_thresh, hard_nms_per_label
+            sampling, kwargs["batch_size_per_image"], hard_nms_thresh, hard_nms_per_label
         )
         if sampling != "random":
             self.batch_size_per_image, self.positive_fraction = ALL, 1.0
