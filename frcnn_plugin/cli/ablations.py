@@ -172,6 +172,8 @@ class _Runs:
             return Outcome(note=row.lacks)
         cfg = self._config(row)
         folder = Path(cfg.OUTPUT_DIR)
+        if not cfg.DATASETS.TEST:
+            raise UserError("DATASETS.TEST is empty: name a set, as tables are of test results")
         name = cfg.DATASETS.TEST[0]
         results = folder / "inference" / safe_file_name(name)
         if not (results / EVALUATION_FILE).is_file() and not (results / "results").is_dir():

@@ -147,6 +147,16 @@ def _suppression(cfg: CfgNode) -> Problems:
         )
 
 
+def _whole_pixels(cfg: CfgNode) -> Problems:
+    heads = cfg.MODEL.ROI_HEADS
+    if heads.INTEGER_ROIS and not issubclass(ROI_HEADS_REGISTRY.get(heads.NAME), CaffeROIHeads):
+        yield (
+            f"MODEL.ROI_HEADS.INTEGER_ROIS is True, which MODEL.ROI_HEADS.NAME {heads.NAME} does "
+            "not know",
+            "Type MODEL.ROI_HEADS.INTEGER_ROIS False, or MODEL.ROI_HEADS.NAME CaffeROIHeads",
+        )
+
+
 def _sampling(cfg: CfgNode) -> Problems:
     heads, box_head = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
     classes = ROI_HEADS_REGISTRY.get(heads.NAME).__mro__
@@ -261,6 +271,12 @@ def _training(cfg: CfgNode) -> Problems:
             f"SOLVER.BASE_LR_END {solver.BASE_LR_END} is above SOLVER.BASE_LR {solver.BASE_LR}",
             "Type SOLVER.BASE_LR_END 0.0",
         )
+    if cfg.DATASETS.CLASS_MAP and cfg.TEST.LOSS_PERIOD:
+        yield (
+            f"TEST.LOSS_PERIOD is {cfg.TEST.LOSS_PERIOD}, but with DATASETS.CLASS_MAP the classes "
+            "of DATASETS.TEST are not those that are trained",
+            "Type TEST.LOSS_PERIOD 0",
+        )
     ours = cfg.DATALOADER.MIRRORED_COPIES or cfg.FOUR_STEP.ENABLED
     known, name = ("TrainingSampler", "RepeatFactorTrainingSampler"), cfg.DATALOADER.SAMPLER_TRAIN
     if ours and name not in known:
@@ -305,6 +321,7 @@ def contradictions(cfg: CfgNode, *, trains: bool) -> Problems:
     yield from _rotated(cfg)
     yield from _parts(cfg)
     yield from _suppression(cfg)
+    yield from _whole_pixels(cfg)
     if trains:
         yield from _sampling(cfg)
         yield from _short_and_long(cfg, "TRAIN")

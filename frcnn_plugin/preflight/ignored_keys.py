@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
+
 from ..config import plugin_cfg
 from ..data.loading.train_loader import ignored_keys
 from ..four_step.stages import IGNORED_KEYS
+from ..modeling.proposal_generator.rpn import PaperRPN
 from ..modeling.roi_heads.cascade import is_cascade
+from ..modeling.roi_heads.poolers import OPERATORS
 from .finding import Finding, Subject
 from .planned_run import PlannedRun
 from .rules import usual, value_of
@@ -29,6 +33,20 @@ def _own_proposals(run: PlannedRun) -> bool:
     named = run.cfg.MODEL.PROPOSAL_GENERATOR.NAME
     given = named == "PrecomputedProposals" or run.cfg.MODEL.PAPER_RCNN.PHASE == "fast_rcnn"
     return not (given or run.eval_only or run.cfg.FOUR_STEP.ENABLED)
+
+
+def _is_paper_rpn(run: PlannedRun) -> bool:
+    name = run.cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    given = name == "PrecomputedProposals"
+    return not given and issubclass(PROPOSAL_GENERATOR_REGISTRY.get(name), PaperRPN)
+
+
+def _samples_rois(run: PlannedRun) -> bool:
+    """Tell whether the pooling of boxes reads how many samples a bin has."""
+    model = run.cfg.MODEL
+    if model.ROI_HEADS.NAME == "RFCNHeads":
+        return bool(model.RFCN.POOLER == "align")
+    return model.ROI_BOX_HEAD.POOLER_TYPE not in OPERATORS
 
 
 _OF_CASCADES = [
@@ -141,6 +159,28 @@ _IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] =
         _own_proposals,
         "because MODEL.PROPOSAL_GENERATOR.NAME makes proposals",
         {"MODEL.LOAD_PROPOSALS": "MODEL.PAPER_RCNN.PHASE fast_rcnn"},
+    ),
+    (
+        lambda run: not _is_paper_rpn(run),
+        "because MODEL.PROPOSAL_GENERATOR.NAME is not PaperRPN",
+        dict.fromkeys(
+            ("MODEL.RPN.SCORES", "MODEL.RPN.REGRESS"), "MODEL.PROPOSAL_GENERATOR.NAME PaperRPN"
+        ),
+    ),
+    (
+        lambda run: run.cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "ProposalNetwork"),
+        "because MODEL.META_ARCHITECTURE is not PaperRCNN",
+        {"MODEL.PAPER_RCNN.MEAN_IMAGE": "MODEL.META_ARCHITECTURE PaperRCNN"},
+    ),
+    (
+        lambda run: not _samples_rois(run),
+        "by this pooling",
+        {"MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": ""},
+    ),
+    (
+        lambda run: not run.cfg.DATASETS.TEST,
+        "because DATASETS.TEST is empty",
+        {"DATASETS.CLASS_MAP": "DATASETS.TEST"},
     ),
     (
         lambda run: run.cfg.MODEL.ROI_HEADS.NAME == "RFCNHeads",

@@ -74,6 +74,8 @@ def test_a_table_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
         (["7"], "there is no table '7': give one of 2, 3"),
         (["9", "more"], "there is no table '9 more'"),
         (["9", "--rows", "5"], "give numbers from 1 to 4"),
+        (["9", "DATASETS.TEST", "()"], "DATASETS.TEST is empty: name a set"),
+        (["9", "--show", "DATASETS.TEST", "()"], "DATASETS.TEST is empty: name a set"),
         (["9", "--rows", "a"], "give numbers from 1 to 4"),
         (
             ["9", "MODEL.RPN.BBOX_REG_LOSS_WEIGHT", "2.0"],
