@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 # Processes that share the cores (make test) would wait for each other with a thread per core each.
@@ -17,6 +18,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.logger import setup_logger
 
 from frcnn_plugin import add_frcnn_config, get_config_file
 from frcnn_plugin.modeling import PaperRCNN
@@ -113,3 +115,16 @@ def one_by_one_model(tiny_cfg: Callable[..., CfgNode]) -> PaperRCNN:
     cfg = tiny_cfg("MODEL.WEIGHTS", "", "MODEL.PAPER_RCNN.ONE_BY_ONE", True)
     built = PaperRCNN(**PaperRCNN.from_config(cfg))
     return built.train()
+
+
+@pytest.fixture(autouse=True)
+def restore_logging() -> Iterator[None]:
+    """Handlers of commands write to a stream that ends with the test, and keep others from logs."""
+    names = ("benchmarks", "detectron2", "frcnn_plugin", "fvcore")
+    logs = [logging.getLogger(name) for name in names]
+    before = [(list(log.handlers), log.level, log.propagate) for log in logs]
+    yield
+    for log, (handlers, level, propagate) in zip(logs, before, strict=True):
+        if log.handlers != handlers:
+            setup_logger.cache_clear()
+        log.handlers, log.level, log.propagate = handlers, level, propagate
