@@ -211,6 +211,12 @@ def _proposal_gradient(cfg: CfgNode) -> Problems:
                 "back",
                 f"Type MODEL.{name}.NAME {usable.__name__}, {fix}",
             )
+    if not model.RPN.REGRESS:
+        yield (
+            f"{key} is {value!r}, but with MODEL.RPN.REGRESS False proposals are anchors, which "
+            "do not depend on the network",
+            f"Type MODEL.RPN.REGRESS True, {fix}",
+        )
     if model.RPN.PROPOSAL_GRADIENT_CLIP and cfg.SOLVER.AMP.ENABLED:
         yield (
             "MODEL.RPN.PROPOSAL_GRADIENT_CLIP is on, but with SOLVER.AMP.ENABLED gradients are "
