@@ -63,6 +63,9 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
                 )
             elif key == "MASK_ON":
                 yield from _check_masks(run, name, dicts)
+    if run.cfg.MODEL.MASK_ON and run.cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
+        for name in run.test:
+            yield from _check_test_masks(name, run.dicts(name))
     if run.cfg.MODEL.KEYPOINT_ON:
         return  # its data are for Detectron2 to check
     for which, listed in (("TRAIN", run.train), ("TEST", run.test)):
@@ -115,6 +118,18 @@ def _check_masks(
         yield _DATA.error(
             f"INPUT.MASK_FORMAT is polygon, but {name} has masks in run lengths",
             "Type INPUT.MASK_FORMAT bitmask",
+        )
+
+
+def _check_test_masks(name: str, dicts: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Find objects without a mask, on which COCO's metric of masks would end the run."""
+    objects = [o for d in dicts for o in d.get("annotations", ())]
+    missing = sum("segmentation" not in o for o in objects)
+    if missing and MetadataCatalog.get(name).get("evaluator_type") == "coco":
+        yield _DATA.error(
+            f"MODEL.MASK_ON is True, but {missing:,} of {len(objects):,} objects of {name} have no "
+            "segmentation, which COCO's metric needs",
+            "Type MODEL.MASK_ON False, or name another set in DATASETS.TEST",
         )
 
 

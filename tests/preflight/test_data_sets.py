@@ -398,3 +398,18 @@ def test_test_set_with_other_classes(find, shapes: Path) -> None:
     assert "NUM_CLASSES is 2" in errors(find(*words))[0].text
     mapped = [*words, "DATASETS.CLASS_MAP", "[['cat', 'feline']]"]
     assert not [f for f in errors(find(*mapped)) if f.subject == "data"]
+
+
+@pytest.mark.parametrize("removed", [0, 1, None])
+def test_objects_of_a_test_set_without_masks(find, shapes: Path, removed: int | None) -> None:
+    """COCO's metric would end the run on the first one, after the training."""
+    path = shapes / "COCO" / "test.json"
+    content = json.loads(path.read_text())
+    objects = content["annotations"]
+    for entry in objects[:removed]:
+        del entry["segmentation"]
+    path.write_text(json.dumps(content))
+    findings = find(config=get_config_file("demo/vgg16_shapes_mask.yaml"))
+    count = len(objects) if removed is None else removed
+    text = f"{count} of {len(objects)} objects of shapes_masks_test have no segmentation"
+    assert [text in f.text for f in errors(findings)] == [True] * bool(count)
