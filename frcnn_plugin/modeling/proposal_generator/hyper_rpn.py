@@ -12,14 +12,14 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes
 from torch import nn
 from torch.nn import functional as F
 
 from ...errors import UserError
 from ...host import register
 from ..roi_heads.poolers import build_pooler
-from .rpn import NOT_FINITE, PaperRPN
+from .rpn import PaperRPN
 from .rpn_head import redraw
 
 # Anchors that are pooled at a time without gradient, and the bytes they take then, at most.
@@ -176,35 +176,35 @@ class HyperRPN(PaperRPN):
         )
         return ret
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, torch.Tensor],
-        gt_instances: list[Instances] | None = None,
-        compute_loss: bool = True,
-        compute_val_loss: bool = False,
-    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """Propose, and compute losses in training; see :meth:`PaperRPN.forward`."""
-        anchors = self.anchor_generator([features[f] for f in self.in_features])
-        prepared = self.rpn_head.prepare(features[self.pool_feature])
+    def head_inputs(self, features: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Return the map that anchors are pooled from, (N, C, H, W)."""
+        return [self.rpn_head.prepare(features[self.pool_feature])]
+
+    def predict_anchors(
+        self, inputs: list[torch.Tensor], anchors: list[Boxes]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Predict for all anchors, without gradients; zeros while nothing reads proposals."""
+        (prepared,) = inputs
         if not self.training or self.select_in_training:
             logits, deltas = self.rpn_head.predict_all(prepared, anchors[0])
         else:
             logits = torch.zeros(len(prepared), len(anchors[0]), device=prepared.device)
             deltas = logits[..., None].repeat(1, 1, 4)
-        losses: dict[str, torch.Tensor] = {}
-        if (self.training and compute_loss) or compute_val_loss:
-            assert gt_instances is not None, "HyperRPN needs gt_instances for its losses"
-            labels, boxes = self.label_and_sample_anchors(anchors, gt_instances)
-            sampled = torch.stack(labels) >= 0
-            scores, offsets = self.rpn_head(prepared, [anchors[0][image] for image in sampled])
-            # The losses read these anchors only.
-            where = sampled.nonzero(as_tuple=True)
-            learnt = [logits.index_put(where, scores)], [deltas.index_put(where, offsets)]
-            losses = self.losses(anchors, learnt[0], labels, learnt[1], boxes)
-        elif self.training and not (logits.isfinite().all() and deltas.isfinite().all()):
-            raise FloatingPointError(NOT_FINITE)
-        return self.predict_proposals(anchors, [logits], [deltas], images.image_sizes), losses
+        return [logits], [deltas]
+
+    def predict_sampled(
+        self,
+        inputs: list[torch.Tensor],
+        anchors: list[Boxes],
+        labels: list[torch.Tensor],
+        logits: list[torch.Tensor],
+        deltas: list[torch.Tensor],
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Predict for the mini-batch with gradients, in place of what was predicted without."""
+        sampled = torch.stack(labels) >= 0
+        scores, offsets = self.rpn_head(inputs[0], [anchors[0][image] for image in sampled])
+        where = sampled.nonzero(as_tuple=True)
+        return [logits[0].index_put(where, scores)], [deltas[0].index_put(where, offsets)]
 
 
 def _check_one(in_features: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ from .selection import Selection, select_proposals
 
 logger = logging.getLogger(__name__)
 
-NOT_FINITE = "the RPN predicts NaN or infinite numbers"
+_NOT_FINITE = "the RPN predicts NaN or infinite numbers"
 
 
 @register(PROPOSAL_GENERATOR_REGISTRY)
@@ -177,23 +177,49 @@ class PaperRPN(RPN):
         Raises:
             FloatingPointError: see :meth:`losses`; in training only.
         """
-        maps = [features[f] for f in self.in_features]
-        anchors = self.anchor_generator(maps)
-        logits, deltas = self.rpn_head(maps)
+        anchors = self.anchor_generator([features[f] for f in self.in_features])
+        inputs = self.head_inputs(features)
+        logits, deltas = self.predict_anchors(inputs, anchors)
+        losses: dict[str, torch.Tensor] = {}
+        if (self.training and compute_loss) or compute_val_loss:
+            assert gt_instances is not None, "PaperRPN needs gt_instances for its losses"
+            labels, boxes = self.label_and_sample_anchors(anchors, gt_instances)
+            learnt = self.predict_sampled(inputs, anchors, labels, logits, deltas)
+            losses = self.losses(anchors, learnt[0], labels, learnt[1], boxes)
+        elif self.training and not all(x.isfinite().all() for x in (*logits, *deltas)):
+            raise FloatingPointError(_NOT_FINITE)
+        return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
+
+    def head_inputs(self, features: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Return what the head reads: the maps of the anchors, each (N, C, H, W)."""
+        return [features[f] for f in self.in_features]
+
+    def predict_anchors(
+        self, inputs: list[torch.Tensor], anchors: list[Boxes]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Predict for all anchors, from :meth:`head_inputs`: logits and deltas, see the module."""
+        logits, deltas = self.rpn_head(inputs)
         logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]  # (N, H*W*A)
         box_dim = self.anchor_generator.box_dim
         deltas = [  # (N, A*4, H, W) -> (N, A, 4, H, W) -> (N, H, W, A, 4) -> (N, H*W*A, 4)
             x.view(x.shape[0], -1, box_dim, *x.shape[2:]).permute(0, 3, 4, 1, 2).flatten(1, -2)
             for x in deltas
         ]
-        losses: dict[str, torch.Tensor] = {}
-        if (self.training and compute_loss) or compute_val_loss:
-            assert gt_instances is not None, "PaperRPN needs gt_instances for its losses"
-            labels, boxes = self.label_and_sample_anchors(anchors, gt_instances)
-            losses = self.losses(anchors, logits, labels, deltas, boxes)
-        elif self.training and not all(x.isfinite().all() for x in (*logits, *deltas)):
-            raise FloatingPointError(NOT_FINITE)
-        return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
+        return logits, deltas
+
+    def predict_sampled(
+        self,
+        inputs: list[torch.Tensor],
+        anchors: list[Boxes],
+        labels: list[torch.Tensor],
+        logits: list[torch.Tensor],
+        deltas: list[torch.Tensor],
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return logits and deltas that the mini-batch, labels of 0 or 1, learns by: those given.
+
+        A head that computes all anchors without a gradient computes these again.
+        """
+        return logits, deltas
 
     def match_anchors(self, anchors: Boxes, gt_boxes: Boxes) -> tuple[torch.Tensor, torch.Tensor]:
         """Label anchors by IoU alone.
@@ -412,7 +438,7 @@ def _log_sampled(labels: torch.Tensor, bad: torch.Tensor) -> None:
     counts = torch.stack([(labels == 1).sum(), (labels == 0).sum(), bad.long()])
     positive, negative, is_bad = counts.tolist()
     if is_bad:
-        raise FloatingPointError(NOT_FINITE)
+        raise FloatingPointError(_NOT_FINITE)
     storage = get_event_storage()
     for name, count in (("pos", positive), ("neg", negative)):
         storage.put_scalar(f"rpn/num_{name}_anchors", count / len(labels))

@@ -144,13 +144,7 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """Compute losses in training, detections in evaluation.
-
-        Args:
-            images: not used.
-            features: feature maps, each (N, C, H, W).
-            proposals: per image, ``proposal_boxes`` and ``objectness_logits``.
-            targets: per image, ``gt_boxes``, ``gt_classes`` and what a mask head needs.
+        """Compute losses or detect, with the arguments of :class:`.roi_heads.CaffeROIHeads`.
 
         Returns:
             the RoIs of head 1 and the losses, ``loss_cls_head1``, ``loss_box_reg_head1`` and so on;

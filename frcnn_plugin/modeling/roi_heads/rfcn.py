@@ -235,17 +235,7 @@ class RFCNHeads(ROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """Compute losses in training, detections in evaluation.
-
-        Args:
-            images: not used.
-            features: feature maps, each (N, C, H, W).
-            proposals: per image, ``proposal_boxes`` in network-input pixels.
-            targets: per image, ``gt_boxes`` and ``gt_classes``; in training only.
-
-        Returns:
-            sampled proposals and losses in training, detections and {} in evaluation.
-        """
+        """Compute losses or detect, with the arguments of :class:`.roi_heads.CaffeROIHeads`."""
         if self.training and self.hard_examples is not None:
             return self._train_on_hard(self.hard_examples, features, proposals, targets)
         if self.training:

@@ -149,9 +149,12 @@ class CaffeROIHeads(StandardROIHeads):
             append_gt, self.proposal_append_gt = self.proposal_append_gt, False
             proposals = self.training_rois(features, proposals, targets)
             self.proposal_append_gt = append_gt
-        elif self.training and compute_loss and self.hard_examples:
+        elif self.training and compute_loss and (self.hard_examples or have_gradient(proposals)):
             rois = self.training_rois(features, proposals, targets)
-            return rois, head_losses(self, features, rois)
+            losses = head_losses(self, features, rois, ("box",))
+            # Masks are cut out of the ground truth at the boxes, by numpy.
+            fixed = without_gradient(rois)
+            return rois, losses | head_losses(self, features, fixed, ("mask", "keypoint"))
         elif compute_loss or not self.training:
             return super().forward(images, features, proposals, targets)
         predictions = self._predict(features, proposals)
@@ -175,16 +178,6 @@ class CaffeROIHeads(StandardROIHeads):
         is_foreground = self.proposal_gradient == "foreground"
         take_gradient(sampled, proposals, self.num_classes, foreground=is_foreground)
         return sampled
-
-    def _forward_mask(self, features: Any, instances: list[Instances]) -> Any:
-        # Masks are cut out of the ground truth at the boxes, by numpy.
-        return super()._forward_mask(features, self._constant(instances))
-
-    def _forward_keypoint(self, features: Any, instances: list[Instances]) -> Any:
-        return super()._forward_keypoint(features, self._constant(instances))
-
-    def _constant(self, instances: list[Instances]) -> list[Instances]:
-        return without_gradient(instances) if self.training else instances
 
     def training_rois(
         self,
