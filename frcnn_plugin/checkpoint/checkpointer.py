@@ -183,16 +183,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
             weights = pruned(weights, head.FC_DIM)
             if weights is not checkpoint["model"]:
                 logger.info("fc6 and fc7 are cut down to their %d strongest units", head.FC_DIM)
-        checkpoint["model"] = copied_to_heads(weights, self.model.state_dict())
+        own = self.model.state_dict()
+        checkpoint["model"] = copied_to_heads(weights, own)
         owners = used_statistics(without_statistics(checkpoint["model"]))
         metadata = Metadata.from_dict(checkpoint.get(KEY))
         if self._cfg is not None:
             check_preprocessing(self._file, metadata, preprocessing(self._cfg))
-        if reduced := reduce_fc(checkpoint["model"], self.model.state_dict()):
+        if reduced := reduce_fc(checkpoint["model"], own):
             logger.info("fc6 and fc7 of %s are sub-sampled to convolutions", self._file)
             checkpoint["model"] = {**checkpoint["model"], **reduced}
         incompatible = super()._load_model(checkpoint)
-        own = self.model.state_dict()
         norms = [name for name in keys if name.endswith(".bn1_1.running_mean")]
         if norms and norms[0] not in own:
             raise UserError(
