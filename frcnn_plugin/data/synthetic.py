@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask
 from PIL import Image, ImageDraw
 
 from ..atomic_files import write_text
 from ..errors import UserError
+from .datasets.coco_files import run_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -193,14 +193,13 @@ def _coco_file(root: Path, split: str) -> Path:
 def _coco_object(shape: Shape) -> dict[str, Any]:
     """Describe a shape in COCO's format, without numbers; its mask by run lengths."""
     x1, y1, x2, y2 = shape.box()
-    mask = pycocotools.mask.encode(np.asfortranarray(shape.mask, dtype=np.uint8))
     return {
         "category_id": SHAPE_CLASSES.index(shape.name) + 1,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "area": int(shape.mask.sum()),
         "iscrowd": 0,
         "ignore": int(shape.is_difficult()),
-        "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
+        "segmentation": run_lengths(shape.mask),
     }
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask
 from detectron2.structures import Boxes, Instances
 
 from ..atomic_files import replacing, write_text
+from ..data.datasets.coco_files import run_lengths
 from ..visualization.drawings.bare_canvas import BareCanvas
 from ..visualization.drawings.canvas import save_picture
 from ..visualization.drawings.palette import ImageArray, class_style, paint_masks
@@ -160,7 +160,7 @@ class CocoResults:
         classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
         masks: list[dict[str, Any]] = [{}] * len(boxes)
         if instances.has("pred_masks"):
-            masks = [{"segmentation": _run_lengths(m)} for m in instances.pred_masks.numpy()]
+            masks = [{"segmentation": run_lengths(m)} for m in instances.pred_masks.numpy()]
         for (x1, y1, x2, y2), index, score, mask in zip(boxes, classes, scores, masks, strict=True):
             self._annotations.append(
                 {
@@ -186,12 +186,6 @@ class CocoResults:
             "annotations": self._annotations,
         }
         write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def _run_lengths(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """Encode a mask, (H, W), as COCO does."""
-    encoded = pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
 
 
 class FeatureFile(AbstractContextManager["FeatureFile"]):

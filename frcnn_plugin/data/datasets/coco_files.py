@@ -19,6 +19,8 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pycocotools.mask
 from detectron2.utils.logger import log_first_n
 
@@ -363,6 +365,12 @@ def complete_for_metric(annotations: Sequence[dict[str, Any]]) -> None:
 
 def _is_crowd(entry: Mapping[str, Any]) -> bool:
     return bool(entry.get("iscrowd") or entry.get("ignore"))
+
+
+def run_lengths(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Encode a mask, (H, W), as a segmentation in COCO's format."""
+    encoded = pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
 
 
 def _usable_segmentation(value: Any) -> Any:
