@@ -12,14 +12,17 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import detectron2
 import torch
 import torchvision
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import frcnn_plugin
 from frcnn_plugin.layers import nms as suppression
 
 # Operators whose result, or its size, has to be known to the CPU.
@@ -50,7 +53,11 @@ FROM_NUMBERS = "from numbers"
 _ON_CPU = ("detectron2/structures/image_list.py", "frcnn_plugin/layers/roi_max_pool.py")
 # They stand for their callers.
 _TRANSPARENT = ("/torchvision/_autograd_registrations.py", "/detectron2/layers/wrappers.py")
-_PACKAGES = ("frcnn_plugin", "detectron2", "torchvision")
+# Not by the name alone: people clone this repository into a folder that is called frcnn_plugin.
+_FOLDERS = {
+    f"{Path(str(package.__file__)).parent.as_posix()}/": package.__name__
+    for package in (frcnn_plugin, detectron2, torchvision)
+}
 
 Syncs = Counter[tuple[str, str]]
 
@@ -68,9 +75,9 @@ def _source() -> str:
         if "/torch/" not in path and not own and not path.endswith(_TRANSPARENT):
             if path.endswith("/benchmarks/contenders.py"):
                 return "backward"
-            for package in _PACKAGES:
-                if f"/{package}/" in path:
-                    return f"{package}/{path.rpartition(f'/{package}/')[2]}:{frame.f_lineno}"
+            for folder, package in _FOLDERS.items():
+                if path.startswith(folder):
+                    return f"{package}/{path.removeprefix(folder)}:{frame.f_lineno}"
             fallback = fallback or f"{path.rpartition('/')[2]}:{frame.f_lineno}"
         if frame.f_back is None:
             break

@@ -9,6 +9,7 @@ from torchvision.ops import batched_nms
 
 from benchmarks.syncs import count_syncs, sync_rows, totals
 from frcnn_plugin.layers import prefix_nms
+from frcnn_plugin.modeling import TargetStatistics
 
 
 def count(run: Callable[[], object]) -> dict[str, int]:
@@ -82,3 +83,15 @@ def test_suppression_is_counted_as_on_a_gpu() -> None:
 def test_backward_is_counted() -> None:
     x = torch.rand(4, requires_grad=True)
     assert count(lambda: x[x > -1].sum().backward()) == {"index": 1, "index_put": 1}
+
+
+def test_packages_are_told_by_their_folder() -> None:
+    """A script in a clone, or another folder, of the package's name belongs to no package."""
+    code = compile("x.sum().item()", "/home/me/frcnn_plugin/mine.py", "exec")
+    rows = sync_rows(count_syncs(lambda: exec(code, {"x": torch.ones(2)})))
+    assert [line for _, _, line in rows] == ["mine.py:1"]
+    statistics = TargetStatistics(1)
+    rows = sync_rows(count_syncs(lambda: statistics.active))
+    assert rows and all(
+        line.startswith("frcnn_plugin/modeling/target_statistics.py:") for _, _, line in rows
+    )
