@@ -252,6 +252,22 @@ class RFCNHeads(ROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None,
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        chosen, predictions = self._choose(hard, features, proposals, targets)
+        losses = self.box_predictor.losses(predictions, chosen)
+        # py-R-FCN averages the class loss over the RoIs that there are, but divides the box loss by
+        # the number wanted.
+        share = sum(map(len, chosen)) / (hard.count * len(chosen))
+        losses["loss_box_reg"] = losses["loss_box_reg"] * share
+        return chosen, losses
+
+    def _choose(
+        self,
+        hard: HardExamples,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None,
+    ) -> tuple[list[Instances], tuple[torch.Tensor, torch.Tensor]]:
+        """Let all RoIs vote; return the hard ones per image, and their scores and deltas."""
         with EventStorage():  # it logs how many there are, but those that train are fewer
             rois = self.label_and_sample_proposals(proposals, targets)
         scores, deltas = self.predict(features, [r.proposal_boxes for r in rois])
@@ -259,11 +275,18 @@ class RFCNHeads(ROIHeads):
             losses = self.box_predictor.losses_per_roi((scores, deltas), rois)
         chosen, index = hard.choose_rois(losses, rois)
         log_samples(chosen, self.num_classes)
-        losses = self.box_predictor.losses((scores[index], deltas[index]), chosen)
-        # py-R-FCN averages the class loss over the RoIs that there are, but divides the box loss by
-        # the number wanted.
-        losses["loss_box_reg"] = losses["loss_box_reg"] * (len(index) / (hard.count * len(rois)))
-        return chosen, losses
+        return chosen, (scores[index], deltas[index])
+
+    def training_rois(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None,
+    ) -> list[Instances]:
+        """Label the RoIs and choose those that train, as :class:`.roi_heads.CaffeROIHeads` does."""
+        if self.hard_examples is None:
+            return self.label_and_sample_proposals(proposals, targets)
+        return self._choose(self.hard_examples, features, proposals, targets)[0]
 
 
 def build_ps_pooler(

@@ -277,7 +277,10 @@ def test_hard_examples(make_heads) -> None:
     heads.load_state_dict(every.state_dict())
     with EventStorage() as storage:
         chosen, losses = heads.train()(None, maps, given, targets)
+        shown = heads.training_rois(maps, given, targets)  # what a picture of samples draws
     assert [len(r) for r in chosen] == [10, 8]
+    for drawn, trained in zip(shown, chosen, strict=True):
+        assert torch.equal(drawn.proposal_boxes.tensor, trained.proposal_boxes.tensor)
     for name, loss in expected.items():
         torch.testing.assert_close(losses[name], loss)
     assert storage.latest()["roi_head/num_bg_samples"][0] < 10
