@@ -8,6 +8,7 @@ that comes with the plugin.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from ast import literal_eval
 from collections.abc import Iterable, Iterator, Sequence
@@ -390,6 +391,12 @@ def _fix(old: Any, new: Any, quote: str) -> str:
         items = [] if new is None else [new]
         if isinstance(new, str) and new[:1] in ("(", "[") and new[-1:] not in (")", "]"):
             return 'it was split at its spaces: put all of it in quotes, as "(30, 40)"'
+        if isinstance(new, str) and "{" in new:
+            # As it stands in a YAML file; an override is a Python literal.
+            with contextlib.suppress(yaml.YAMLError):
+                entries = yaml.safe_load(new)
+                if isinstance(entries, list) and all(isinstance(x, dict) for x in entries):
+                    return f"write {quote}{entries!r}{quote}"
         if isinstance(new, str):
             items = [_literal(x.strip(" '\"")) for x in new.strip("()[] ").split(",") if x.strip()]
         return f"write {quote}{type(old)(items)!r}{quote}"
