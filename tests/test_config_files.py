@@ -135,7 +135,7 @@ OVERRIDES = [
     ("SEED --resume", "SEED has no value, --resume follows: overrides are pairs, KEY VALUE"),
     ("SOLVER.BASE_LR=0.1", "SOLVER.BASE_LR=0.1: write SOLVER.BASE_LR 0.1, with a space instead"),
     ("SOLVER.STEPS (30, 40)", 'SOLVER.STEPS (30,: it was split at its spaces: put all'),
-    ('DATASETS.REGISTER [{"name":a}]', "DATASETS.REGISTER [{\"name\":a}]: write \"[{'name': 'a'}]\""),
+    ("DATASETS.REGISTER [{'n':a}]", "DATASETS.REGISTER [{'n':a}]: write \"[{'n': 'a'}]\""),
     ("SEED 1 my.yaml", "my.yaml is where a key is expected: .*files need the name of their opt"),
     ("SOLVER.BASE_LR 1", "SOLVER.BASE_LR 1: write the number with a point, 1.0"),
     ("SOLVER.MAX_ITER 1e4", "SOLVER.MAX_ITER 1e4: write 10000"),
