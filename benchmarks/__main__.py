@@ -10,6 +10,7 @@
     python -m benchmarks caffemodel
     python -m benchmarks targets
     python -m benchmarks family
+    python -m benchmarks learn --config-file my.yaml --output output/learn
 
 Weights are random unless MODEL.WEIGHTS names a file, but such that proposals and detections have
 their full number; images are random too. ``infer`` and ``train`` run the models in turn, in one
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 from detectron2.utils.logger import setup_logger
 
-from benchmarks import caffemodel, compare, data, family, stages, targets
+from benchmarks import caffemodel, compare, data, family, learn, stages, targets
 from benchmarks.output import prepare_folder
 from benchmarks.work import PEERS
 from frcnn_plugin import get_config_file
@@ -48,6 +49,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], str, i
     "caffemodel": (caffemodel.run, "conversion of VGG16's caffemodel: time and memory", 1),
     "targets": (targets.run, "everything that a target is set for, with the targets", 5),
     "family": (family.run, "the systems around Faster R-CNN beside the plain one", 5),
+    "learn": (learn.run, "AP after training on your data, beside both peers", 0),
 }
 
 
@@ -78,6 +80,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, text, repeats) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
+        if name == "learn":
+            learn.add_arguments(command)
+            continue
         add_common(command, repeats)
         if name in ("infer", "train"):
             add_comparison(command)
@@ -183,8 +188,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name in ("benchmarks", "frcnn_plugin"):
         setup_logger(name=name)
     try:
-        check(args)
         prepare_folder(args.output)
+        if args.command == "learn":
+            return learn.run(args)
+        check(args)
         if args.threads:
             torch.set_num_threads(args.threads)
         return COMMANDS[args.command][0](args)

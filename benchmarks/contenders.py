@@ -21,7 +21,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torchvision.ops import box_iou
 
-from benchmarks.peers import build_detectron2, build_torchvision
+from benchmarks.peers import build_peer
 from benchmarks.weights import Place, RandomWeights, calibrate, copy_layers, roles
 from benchmarks.work import Spec, Work, make_batch
 from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
@@ -272,10 +272,8 @@ def calibrated_weights(spec: Spec, work: Work) -> RandomWeights:
 
 
 def _build(cfg: CfgNode, spec: Spec) -> tuple[nn.Module, dict[str, Place]]:
-    if spec.kind == "detectron2":
-        return build_detectron2(cfg, spec.bf16)
-    if spec.kind == "torchvision":
-        return build_torchvision(cfg)
+    if spec.kind != "config":
+        return build_peer(cfg, spec.kind, spec.bf16)
     model = build_model(cfg)
     if not all(hasattr(model, name) for name in ("backbone", "proposal_generator", "roi_heads")):
         raise UserError(

@@ -2,7 +2,8 @@
 
 Both get a plain torchvision-style VGG16 and the numbers of the config: image size, anchors,
 proposals, RoIs, frozen blocks. What remains different is theirs: pooling rounds down (37x62 cells
-of a 600x1000 image instead of 38x63), one RPN logit per anchor, no dropout.
+of a 600x1000 image instead of 38x63), one RPN logit per anchor, no dropout. For measuring time they
+pool RoIs as we do; for learning (:mod:`benchmarks.learn`) they keep their own rules there as well.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from typing import Any
 
 import torch
 import torchvision
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_model
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.vgg import make_layers
 
-from benchmarks.weights import Arrange, Arranged, Place
+from benchmarks.weights import Arrange, Arranged, Place, copy_layers, roles
+from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.errors import UserError
 
 _CONVS = (2, 2, 3, 3, 3)
@@ -150,14 +154,23 @@ def build_torchvision(cfg: CfgNode) -> tuple[nn.Module, dict[str, Place]]:
     """Build torchvision's FasterRCNN; return where it keeps its layers, too."""
     check_comparable(cfg, "torchvision")
     m = cfg.MODEL
+    model = _torchvision(cfg)
+    # The constructor takes nothing but RoIAlign.
+    model.roi_heads.box_roi_pool = PoolAdapter(m.ROI_BOX_HEAD.POOLER_RESOLUTION, 1 / 16)
+    return model, _torchvision_places(model, cfg)
+
+
+def _torchvision(cfg: CfgNode, **resizing: Any) -> FasterRCNN:
+    m = cfg.MODEL
     backbone = plain_vgg16(list(m.PAPER_VGG.CHANNELS), m.BACKBONE.FREEZE_AT)
     backbone.out_channels = m.PAPER_VGG.CHANNELS[-1]
     pool, width = m.ROI_BOX_HEAD.POOLER_RESOLUTION, m.ROI_BOX_HEAD.FC_DIM
     classes = m.ROI_HEADS.NUM_CLASSES
-    model = FasterRCNN(
+    return FasterRCNN(
         backbone,
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
+        **resizing,
         size_divisible=1,  # no padding, as in the others
         image_mean=list(m.PIXEL_MEAN),
         image_std=list(m.PIXEL_STD),
@@ -184,8 +197,11 @@ def build_torchvision(cfg: CfgNode) -> tuple[nn.Module, dict[str, Place]]:
         box_positive_fraction=m.ROI_HEADS.POSITIVE_FRACTION,
         bbox_reg_weights=tuple(m.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
     ).to(m.DEVICE)
+
+
+def _torchvision_places(model: FasterRCNN, cfg: CfgNode) -> dict[str, Place]:
     rpn, heads = model.rpn.head, model.roi_heads
-    heads.box_roi_pool = PoolAdapter(pool, 1 / 16)  # the constructor takes nothing but RoIAlign
+    classes, width = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.ROI_BOX_HEAD.FC_DIM
     anchors = model.rpn.anchor_generator.num_anchors_per_location()[0]
 
     def background_first(weight: torch.Tensor, bias: torch.Tensor) -> Arranged:
@@ -195,7 +211,7 @@ def build_torchvision(cfg: CfgNode) -> tuple[nn.Module, dict[str, Place]]:
         # Boxes of the background are predicted, and dropped.
         return torch.cat((torch.zeros_like(weight[:4]), weight)), torch.cat((bias[:4] * 0, bias))
 
-    return model, {
+    return {
         **_conv_places(model.backbone),
         **_rpn_places(rpn.conv[0][0], rpn.cls_logits, rpn.bbox_pred, list(range(anchors))),
         "fc6": Place(heads.box_head.fc6),
@@ -205,6 +221,121 @@ def build_torchvision(cfg: CfgNode) -> tuple[nn.Module, dict[str, Place]]:
             heads.box_predictor.bbox_pred, (4 * classes, width), with_background
         ),
     }  # fmt: skip
+
+
+class TorchvisionRCNN(nn.Module):
+    """torchvision's FasterRCNN, its RoIAlign included, with the inputs and outputs of Detectron2."""
+
+    @configurable
+    def __init__(self, *, detector: FasterRCNN) -> None:
+        """Wrap a detector that does not resize images."""
+        super().__init__()
+        self.detector = detector
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the detector with the numbers of ``cfg``."""
+        # Images come from Detectron2's mappers, which have resized them.
+        return {"detector": _torchvision(cfg, _skip_resize=True)}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Return losses in training, else instances in original-image pixels."""
+        images = [x["image"].to(self.device).float() for x in batched_inputs]
+        if self.training:
+            truths = [x["instances"].to(self.device) for x in batched_inputs]
+            return self.detector(
+                images,
+                [{"boxes": t.gt_boxes.tensor, "labels": t.gt_classes + 1} for t in truths],
+            )
+        results = []
+        for x, image, found in zip(batched_inputs, images, self.detector(images), strict=True):
+            instances = Instances(
+                tuple(image.shape[-2:]),
+                pred_boxes=Boxes(found["boxes"]),
+                scores=found["scores"],
+                pred_classes=found["labels"] - 1,
+            )
+            height, width = x.get("height", image.shape[-2]), x.get("width", image.shape[-1])
+            results.append({"instances": detector_postprocess(instances, height, width)})
+        return results
+
+
+if "TorchvisionRCNN" not in META_ARCH_REGISTRY:
+    META_ARCH_REGISTRY.register(TorchvisionRCNN)
+
+
+# What else stock Detectron2 does by default, and a faithful config does not.
+STOCK_RULES = {
+    "MODEL.RPN.BOUNDARY_THRESH": -1,
+    "MODEL.RPN.SMOOTH_L1_BETA": 0.0,
+    "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": 1.0,
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.0,
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignV2",
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.5],
+    "MODEL.ROI_HEADS.IOU_LABELS": [0, 1],
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.5,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.05,
+    "INPUT.RANDOM_FLIP": "horizontal",
+    "DATALOADER.MIRRORED_COPIES": False,
+    "SOLVER.BIAS_LR_FACTOR": 1.0,
+    "SOLVER.CAFFE_MOMENTUM": False,
+}
+
+
+def as_peer(cfg: CfgNode, kind: str) -> CfgNode:
+    """Return the config of a peer that is trained on the data and the budget of ``cfg``.
+
+    Each keeps its own rules: matching, losses, RoIAlign, flips at random, one learning rate.
+    Numbers are those of ``cfg``: sizes, anchors, proposals, RoIs per image, widths, schedule.
+
+    Args:
+        kind: one of :data:`benchmarks.work.PEERS`.
+    """
+    check_comparable(cfg, kind)
+    cfg = stock_cfg(cfg)
+    cfg.merge_from_list([word for pair in STOCK_RULES.items() for word in pair])
+    cfg.MODEL.WEIGHTS_MAY_LACK = []
+    if kind == "torchvision":
+        cfg.MODEL.META_ARCHITECTURE = "TorchvisionRCNN"
+    return cfg
+
+
+def starting_weights(cfg: CfgNode, kind: str) -> dict[str, torch.Tensor]:
+    """Return what a peer starts with: the layers that ``cfg`` has from ``MODEL.WEIGHTS``.
+
+    These are the convolutions of VGG16, and fc6 and fc7 unless ``MODEL.WEIGHTS_MAY_LACK`` lets them
+    start at random. Everything else starts as the peer itself does.
+    """
+    ours = build_model(cfg)
+    AtomicCheckpointer(ours, cfg=cfg).load(cfg.MODEL.WEIGHTS)
+    model, places = build_peer(cfg, kind)
+    random = "roi_heads.box_head" in cfg.MODEL.WEIGHTS_MAY_LACK
+    places = {
+        role: place
+        for role, place in places.items()
+        if role.startswith("conv") or (role in ("fc6", "fc7") and not random)
+    }
+    copy_layers(roles(ours), places)
+    layers = {id(place.layer) for place in places.values()}
+    prefix = "detector." if kind == "torchvision" else ""
+    return {
+        f"{prefix}{name}.{key}": value
+        for name, layer in model.named_modules()
+        if id(layer) in layers
+        for key, value in layer.state_dict().items()
+    }
+
+
+def build_peer(
+    cfg: CfgNode, kind: str, bf16: bool = False
+) -> tuple[nn.Module, dict[str, Place]]:
+    """Build a peer whose time is measured; return where it keeps its layers, too."""
+    return build_torchvision(cfg) if kind == "torchvision" else build_detectron2(cfg, bf16)
 
 
 def _conv_places(backbone: nn.Module) -> dict[str, Place]:
