@@ -27,7 +27,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from benchmarks.output import headline, line_chart, write_results
-from benchmarks.peers import STOCK_RULES, as_peer, check_comparable, starting_weights
+from benchmarks.peers import STOCK_RULES, as_peer, starting_weights
 from benchmarks.work import PEERS
 from frcnn_plugin.atomic_files import replacing
 from frcnn_plugin.cli.__main__ import main as frcnn
@@ -68,7 +68,7 @@ _ABSENT: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation during a run: the iterations done, and AP50, AP75, AP and per class, percent."""
+    """An evaluation during a run: iterations done; AP50, AP75, AP and those per class, percent."""
 
     iteration: int
     values: dict[str, float]
@@ -158,14 +158,21 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def read_points(folder: Path) -> list[Point]:
-    """Return the evaluations of a finished run, from Detectron2's ``metrics.json``."""
+def read_points(folder: Path, last: int) -> list[Point]:
+    """Return the evaluations of a finished run, from Detectron2's ``metrics.json``.
+
+    Args:
+        folder: of the run.
+        last: number of its iterations. Detectron2 counts from 0, but the last evaluation from 1.
+    """
     points: dict[int, Point] = {}
     for line in (folder / "metrics.json").read_text().splitlines():
         row = json.loads(line)
-        values = {key[5:]: row[key] for key in row if key.startswith("bbox/AP")}
-        if values:
-            points[row["iteration"]] = Point(row["iteration"], values)  # a resumed run repeats some
+        for prefix, after in (("bbox/", 1), ("stage2/bbox/", 0)):  # the latter when stage 3 begins
+            values = {k.removeprefix(prefix): row[k] for k in row if k.startswith(f"{prefix}AP")}
+            if values:  # a resumed run repeats some
+                iteration = min(row["iteration"] + after, last)
+                points[iteration] = Point(iteration, values)
     return [points[i] for i in sorted(points)]
 
 
@@ -176,13 +183,12 @@ class _Runs:
         self._folder, self._tried = args.output, tried
         self._config_file, self._opts = args.config_file, args.opts
         cfg = self._cfg = setup_cfg(args.config_file, args.opts)
-        check_comparable(cfg, "detectron2")
         if cfg.FOUR_STEP.ENABLED or not cfg.DATASETS.TEST:
             raise UserError(
                 f"{args.config_file}: give a config of joint training with a set in DATASETS.TEST; "
                 "the row four-step is made from it"
             )
-        last = cfg.SOLVER.MAX_ITER
+        last = self._last = cfg.SOLVER.MAX_ITER
         self._period = -(-last // args.evaluations)
         self.title = (
             f"{cfg.DATASETS.TRAIN[0]}: {last} iterations of {cfg.SOLVER.IMS_PER_BATCH} images, "
@@ -203,8 +209,8 @@ class _Runs:
             self._train(name, seed, folder, opts)
         else:
             self._check_same(folder, record, opts)
-        points = read_points(folder)
-        if not points or points[-1].iteration != self._cfg.SOLVER.MAX_ITER:
+        points = read_points(folder, self._last)
+        if not points or points[-1].iteration != self._last:
             raise UserError(f"{folder}/metrics.json lacks the last evaluation: delete {folder}")
         return points
 
@@ -225,8 +231,7 @@ class _Runs:
             cfg.merge_from_list(self._tried[name])
         before, after = _flat(self._cfg), _flat(cfg)
         changed = {key: value for key, value in after.items() if before[key] != value}
-        own = [*self._opts]
-        return own + [word for key, value in changed.items() for word in (key, _typed(value))]
+        return [*self._opts, *(w for key, value in changed.items() for w in (key, _typed(value)))]
 
     def _weights(self, name: str) -> str:
         path = self._folder / f"start_{name}.pth"
@@ -253,7 +258,7 @@ class _Runs:
                 f"{name}, seed {seed} ended with status {status}: {last} (more in {console}). The "
                 "same command goes on from here"
             )
-        values = read_points(folder)[-1].values
+        values = read_points(folder, self._last)[-1].values
         shown = ", ".join(f"{key} {values[key]:.1f}" for key in METRICS)
         print(f"{name}, seed {seed}: {shown} after {time.monotonic() - start:.0f} s", flush=True)
 

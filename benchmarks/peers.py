@@ -108,8 +108,8 @@ def check_comparable(cfg: CfgNode, kind: str) -> None:
     for key, value, needed in wanted:
         if value != needed:
             raise UserError(
-                f"--versus {kind} needs {key} {needed}, but it is {value}: compare with another "
-                "config instead (--versus my.yaml)"
+                f"{key} is {value}, but {kind} can only be compared with {needed}: choose another "
+                "config, or leave out the peers"
             )
 
 
@@ -224,7 +224,7 @@ def _torchvision_places(model: FasterRCNN, cfg: CfgNode) -> dict[str, Place]:
 
 
 class TorchvisionRCNN(nn.Module):
-    """torchvision's FasterRCNN, its RoIAlign included, with the inputs and outputs of Detectron2."""
+    """torchvision's FasterRCNN with its RoIAlign, and Detectron2's inputs and outputs."""
 
     @configurable
     def __init__(self, *, detector: FasterRCNN) -> None:
@@ -331,9 +331,7 @@ def starting_weights(cfg: CfgNode, kind: str) -> dict[str, torch.Tensor]:
     }
 
 
-def build_peer(
-    cfg: CfgNode, kind: str, bf16: bool = False
-) -> tuple[nn.Module, dict[str, Place]]:
+def build_peer(cfg: CfgNode, kind: str, bf16: bool = False) -> tuple[nn.Module, dict[str, Place]]:
     """Build a peer whose time is measured; return where it keeps its layers, too."""
     return build_torchvision(cfg) if kind == "torchvision" else build_detectron2(cfg, bf16)
 

@@ -160,7 +160,9 @@ class RunRecorder(HookBase):
         with suppress(UserError), reading_json(folder / "model_best.json", "best result") as best:
             if (folder / "model_best.pth").is_file():
                 use = folder / "model_best.pth"
-                words = best["metric"], float(best["value"]), int(best["iteration"]) + 1
+                # Detectron2 counts from 0, but notes the last evaluation with the number of all.
+                after = min(int(best["iteration"]) + 1, self.trainer.max_iter)
+                words = best["metric"], float(best["value"]), after
                 lines.append("  best: {} ({} {:.1f} after iteration {:,})".format(use, *words))
         lines.append(f"  report: frcnn report {shlex.quote(str(folder))}")
         if self._whole:

@@ -247,7 +247,7 @@ def test_wrong_options(
         (
             ["infer", "--versus", "torchvision"],
             ["MODEL.BACKBONE.NAME", "ZF", "MODEL.PAPER_ZF.CHANNELS", "[4,4,8,8,8]"],
-            "error: --versus torchvision needs MODEL.BACKBONE.NAME VGG16, but it is ZF",
+            "error: MODEL.BACKBONE.NAME is ZF, but torchvision can only be compared with VGG16",
         ),
         (
             ["stages"],

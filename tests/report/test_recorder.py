@@ -155,6 +155,7 @@ def test_importing_the_recorder_loads_nothing_that_draws() -> None:
 
 FINAL = "training is finished: {}/model_final.pth"
 BEST = "  best: {}/model_best.pth (bbox/AP50 35.2 after iteration 10)"
+LAST = "  best: {}/model_best.pth (bbox/AP50 35.2 after iteration 16)"
 REPORT = "  report: frcnn report '{}'"
 PREDICT = "  predict: frcnn predict --weights '{}/%s.pth' IMAGES"
 
@@ -163,14 +164,15 @@ PREDICT = "  predict: frcnn predict --weights '{}/%s.pth' IMAGES"
 @pytest.mark.parametrize(
     ("stop_after", "best", "lines"),
     [
-        (4, False, [FINAL, REPORT, PREDICT % "model_final"]),
-        (4, True, [FINAL, BEST, REPORT, PREDICT % "model_best"]),
-        (2, False, [FINAL, REPORT]),  # no whole detector
+        (4, None, [FINAL, REPORT, PREDICT % "model_final"]),
+        (4, 9, [FINAL, BEST, REPORT, PREDICT % "model_best"]),
+        (4, 16, [FINAL, LAST, REPORT, PREDICT % "model_best"]),  # evaluated when all are done
+        (2, None, [FINAL, REPORT]),  # no whole detector
     ],
 )
 def test_the_end_says_what_to_do_now(
     stop_after: int,
-    best: bool,
+    best: int | None,
     lines: list[str],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -180,8 +182,8 @@ def test_the_end_says_what_to_do_now(
     trainer = make_trainer(folder, ["FOUR_STEP.STOP_AFTER", str(stop_after)])
     recorder = RunRecorder(trainer.cfg)
     trainer.register_hooks([recorder])
-    if best:
-        note = {"metric": "bbox/AP50", "value": 35.23, "iteration": 9, "compared": 11}
+    if best is not None:
+        note = {"metric": "bbox/AP50", "value": 35.23, "iteration": best, "compared": best}
         (folder / "model_best.json").write_text(json.dumps(note))
         (folder / "model_best.pth").touch()
     recorder.before_train()
