@@ -51,7 +51,7 @@ def keep_noise_off_console() -> None:
     logger = logging.getLogger("py.warnings")
     logger.propagate = False
     logger.addHandler(console)
-    logger.addHandler(MemoryHandler(1000))
+    logger.addHandler(MemoryHandler(1000, flushLevel=logging.WARNING))
     logging.getLogger("torch.utils.cpp_extension").addFilter(_among_warnings)
 
 

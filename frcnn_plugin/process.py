@@ -156,44 +156,30 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-class _ForConsole(logging.Filter):
-    """Let through what a person at the console needs; what data sets say, once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        line = f"{record.name}: {record.getMessage()}"
-        if record.levelno > logging.INFO:
-            return True
-        if _LOG_ONLY.match(line) or line in self._said:
-            return False
-        if ".data." in record.name:
-            self._said.add(line)
-        return True
-
-
 def set_up_logs(folder: str) -> None:
     """Set up the loggers of a run as Detectron2's ``default_setup`` will; call it before that.
 
-    ``log.txt`` in the folder gets everything, and Python's warnings too: also those that came
-    before, if they were kept (see frcnn_command.py). The console gets no pages and no repetitions.
+    ``log.txt`` in the folder gets all, and the warnings that frcnn_command.py kept. The console
+    gets no pages, and what data sets say only once.
     """
-    rank, quiet = comm.get_rank(), _ForConsole()
-    for name in ("fvcore", "frcnn_plugin", "detectron2"):
+    said: set[str] = set()
+
+    def for_console(record: logging.LogRecord) -> bool:
+        line = f"{record.name}: {record.getMessage()}"
+        hidden = line in said or _LOG_ONLY.match(line)
+        if ".data." in record.name:
+            said.add(line)
+        return record.levelno > logging.INFO or not hidden
+
+    for name in ({"name": "fvcore"}, {"name": "frcnn_plugin"}, {}):
         # In the very words of `default_setup`, for which Detectron2 then finds it done.
-        own = {} if name == "detectron2" else {"name": name}
-        *others, log = setup_logger(folder, distributed_rank=rank, **own).handlers
+        *others, log = setup_logger(folder, distributed_rank=comm.get_rank(), **name).handlers
         for handler in others:
-            handler.addFilter(quiet)
-    warnings = logging.getLogger("py.warnings")
-    for handler in warnings.handlers[:]:
+            handler.addFilter(for_console)
+    for handler in logging.getLogger("py.warnings").handlers:
         if isinstance(handler, MemoryHandler):
             handler.setTarget(log)
-            handler.close()  # hands over what it has
-            warnings.removeHandler(handler)
-    warnings.addHandler(log)
+            handler.flush()
 
 
 def tune_process() -> None:

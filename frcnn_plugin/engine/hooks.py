@@ -93,22 +93,15 @@ class SeedEveryIteration(HookBase):
 class TimeToGo(HookBase):
     """Say once, in the first minute, how long an iteration takes and when the run will end.
 
-    Detectron2's first line comes after 20 iterations, on a slow CPU after a quarter of an hour. It
-    knows neither of evaluations nor of stages, in which an iteration costs more or less.
-
-    Put it right after Detectron2's ``IterationTimer``, in the main process.
+    Detectron2's first line comes after 20 iterations, on a slow CPU after a quarter of an hour, and
+    knows neither of evaluations nor of stages. Put it right after ``IterationTimer``.
     """
 
     def __init__(self, cfg: CfgNode, stages: Sequence[ScheduledStage] = ()) -> None:
         """Take the config, and the stages of four-step training."""
-        self._cfg = cfg
-        joint = ScheduledStage(
-            *(0, "", "joint", ()),
-            completes=True,
-            iters=cfg.SOLVER.MAX_ITER,
-            images=max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()),
-        )
-        self._stages = stages or (joint,)
+        images = max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
+        joint = {"completes": True, "iters": cfg.SOLVER.MAX_ITER, "images": images}
+        self._cfg, self._stages = cfg, stages or [ScheduledStage(0, "", "joint", (), **joint)]
         self._seconds: list[float] = []
         self._said = False
 
@@ -121,51 +114,45 @@ class TimeToGo(HookBase):
         self._step = time.perf_counter()
 
     def after_step(self) -> None:
-        """Say it after half a minute, after 20 iterations, or at the end if that comes first."""
+        """Say it after half a minute or 20 iterations, or at the end if that comes first."""
         if self._said:
             return
         now, done = time.perf_counter(), self.trainer.iter + 1
         self._seconds.append(now - self._step)
-        self._said = (
-            len(self._seconds) == 20 or now - self._begun > 30 or done == self.trainer.max_iter
-        )
-        if self._said:
+        long = len(self._seconds) == 20 or now - self._begun > 30
+        if long or done == self.trainer.max_iter:
+            self._said = True
             logger.info("%s", self._estimate(done, median(self._seconds)))
 
     def _estimate(self, done: int, seconds: float) -> str:
-        work = [s.images * _COST[s.number] for s in self._stages]  # of an iteration
-        now = next(w for w, s in zip(work, self._stages, strict=True) if done <= s.end)
+        work = {s: s.images * _COST[s.number] for s in self._stages}  # of an iteration
+        unit = seconds / next(work[s] for s in self._stages if done <= s.end)
         images = self._images_to_pass(done)
-        ahead = (max(0, s.end - max(done, s.start)) for s in self._stages)
-        training = seconds / now * sum(w * n for w, n in zip(work, ahead, strict=True))
-        passing = seconds / now * _PASSING * images / comm.get_world_size()
+        training = unit * sum(work[s] * max(0, s.end - max(done, s.start)) for s in self._stages)
+        passing = unit * _PASSING * images / comm.get_world_size()
         whole, *parts = (
-            timedelta(seconds=round(s)) for s in (training + passing, training, passing)
+            timedelta(seconds=round(t)) for t in (training + passing, training, passing)
         )
         return (
             f"an iteration takes {seconds:.2f} s; the run will end in about {whole}, on "
             f"{datetime.now() + min(whole, timedelta(365000)):%a %d %b %Y at %H:%M}\n"
             f"  {self.trainer.max_iter - done:,} iterations: {parts[0]}; {images:,} images to be "
             f"evaluated or get proposals: {parts[1]}"
-            f"{', all from the speed of this stage' if len(self._stages) > 1 else ''}; "
+            f"{', all from the speed of this stage' if len(work) > 1 else ''}; "
             "checkpoints and metrics: not included"
         )
 
     def _images_to_pass(self, done: int) -> int:
-        """Count the images that evaluations and proposals will still take."""
-        cfg, test, train = self._cfg, 0, 0
-        mirrored = (
-            cfg.DATALOADER.MIRRORED_COPIES and cfg.FOUR_STEP.MIRRORED_PROPOSALS == "recompute"
-        )
-        for stage in self._stages:
-            if stage.end < done:
-                continue
-            test += stage.completes or cfg.FOUR_STEP.EVALUATE_STEPS
-            train += stage.phase == "rpn" and 1 + mirrored
-            for period in (cfg.TEST.LOSS_PERIOD, cfg.TEST.EVAL_PERIOD * (stage.phase != "rpn")):
-                if period > 0:
-                    test += (stage.end - 1) // period - max(done - 1, stage.start) // period
-        sets = (cfg.DATASETS.TEST, test), (cfg.DATASETS.TRAIN, train)
+        node, test, train = self._cfg.FOUR_STEP, 0, 0
+        both = self._cfg.DATALOADER.MIRRORED_COPIES and node.MIRRORED_PROPOSALS == "recompute"
+        for s in self._stages:
+            if done <= s.end:  # what comes at its end is still to come
+                test += s.completes or node.EVALUATE_STEPS
+                train += s.phase == "rpn" and 1 + both
+                for key in ("LOSS_PERIOD", *(["EVAL_PERIOD"] if s.phase != "rpn" else [])):
+                    if (every := self._cfg.TEST[key]) > 0:
+                        test += (s.end - 1) // every - max(done - 1, s.start) // every
+        sets = (self._cfg.DATASETS.TEST, test), (self._cfg.DATASETS.TRAIN, train)
         return sum(n * len(DatasetCatalog.get(name)) for names, n in sets if n for name in names)
 
 
