@@ -20,10 +20,8 @@ NOISE = (
     "FutureWarning: `torch.jit.script`",  # Detectron2 compiles functions when it is imported
     "FutureWarning: `torch.cuda.amp.",  # its AMPTrainer
     "FutureWarning: `broadcast_buffers` is deprecated",  # of models in several processes
-    "FutureWarning: You are using `torch.load` with `weights_only=False`",  # fvcore's checkpoints
     "UserWarning: torch.meshgrid: ",  # Detectron2's anchors
     "UserWarning: pkg_resources is deprecated",  # its model zoo
-    "UserWarning: 'pin_memory' argument is set as true but no accelerator",  # its data loaders
     "No CUDA runtime is found, using CUDA_HOME=",  # torch, when Detectron2 lists the environment
 )
 

@@ -180,6 +180,7 @@ def set_up_logs(folder: str) -> None:
         if isinstance(handler, MemoryHandler):
             handler.setTarget(log)
             handler.flush()
+    logging.getLogger(__name__).info("environment, config and model: %s/log.txt", folder)
 
 
 def tune_process() -> None:
