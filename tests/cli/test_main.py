@@ -194,6 +194,14 @@ for text in ("`torch.jit.script` is deprecated", "`torch.jit.trace` is deprecate
     assert done.stderr == "<string>:4: FutureWarning: `torch.jit.trace` is deprecated\n"
 
 
+@pytest.mark.parametrize("words", [("tools/demo.py", "--help"), ("tools/doctor.py",)], ids=str)
+def test_commands_start_quietly(words: tuple[str, ...]) -> None:
+    """Detectron2 is imported in both."""
+    command = (sys.executable, *words)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout and not done.stderr
+
+
 def test_the_package_leaves_warnings_of_other_projects_alone() -> None:
     code = """
 import logging, warnings
