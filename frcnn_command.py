@@ -2,12 +2,58 @@
 
 It is no part of the package, because importing the package needs PyTorch and Detectron2: `frcnn
 --help` should not take seconds, and a missing Detectron2 should be one line and no traceback.
+
+It is imported by commands only, and again by each process that they start, before anything else. So
+this is where warnings of other libraries are kept off the console: importing the package as part of
+another project changes nothing of how that one warns.
 """
 
 import importlib.util
+import logging
 import runpy
 from collections.abc import Sequence
+from logging.handlers import MemoryHandler
 from pathlib import Path
+
+# What other libraries say of each other, whatever a user does, and she can do nothing about.
+NOISE = (
+    "FutureWarning: `torch.jit.script`",  # Detectron2 compiles functions when it is imported
+    "FutureWarning: `torch.cuda.amp.",  # its AMPTrainer
+    "FutureWarning: `broadcast_buffers` is deprecated",  # of models in several processes
+    "UserWarning: torch.meshgrid: ",  # Detectron2's anchors
+    "UserWarning: pkg_resources is deprecated",  # its model zoo
+    "No CUDA runtime is found, using CUDA_HOME=",  # torch, when Detectron2 lists the environment
+)
+
+
+def worth_showing(record: logging.LogRecord) -> bool:
+    """Return whether a line is none of ``NOISE``: a filter for handlers of the console."""
+    message = record.getMessage()
+    return not any(noise in message for noise in NOISE)
+
+
+def _among_warnings(record: logging.LogRecord) -> bool:
+    """Hand noise of another logger to that of Python's warnings: a filter."""
+    shown = worth_showing(record)
+    if not shown:
+        logging.getLogger("py.warnings").handle(record)
+    return shown
+
+
+def keep_noise_off_console() -> None:
+    """Show Python's warnings as before, but ``NOISE``; keep all, until a run has a log for them."""
+    logging.captureWarnings(True)
+    console = logging.StreamHandler()
+    console.terminator = ""  # a warning ends with one
+    console.addFilter(worth_showing)
+    logger = logging.getLogger("py.warnings")
+    logger.propagate = False
+    logger.addHandler(console)
+    logger.addHandler(MemoryHandler(1000, flushLevel=logging.WARNING))
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_among_warnings)
+
+
+keep_noise_off_console()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

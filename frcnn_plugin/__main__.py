@@ -2,7 +2,7 @@
 
 import sys
 
-from .cli.__main__ import main
+from frcnn_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import multiprocessing
 import os
 import platform
@@ -15,6 +16,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from detectron2.engine import create_ddp_model
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 from torch.nn.parallel import DistributedDataParallel
@@ -34,6 +37,13 @@ from .host import forget_process_groups
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PATIENCE = 10  # seconds that a process has to end when it is asked to
+# Lines of Detectron2 that only a run's log gets: pages long, or about its own works.
+_LOG_ONLY = re.compile(
+    r"detectron2: (Rank of|Environment|Command line|Contents of|Running with full)"
+    r"|detectron2\.engine\.defaults: (Model:|Evaluation results)|detectron2\.evaluation\.testing: "
+    r"|detectron2\.data\.(common|dataset_mapper): |detectron2\.data\.build: Making"
+    r"|detectron2\.evaluation\.evaluator: Total inference pure|detectron2\.checkpoint\."
+)
 
 
 def launch(
@@ -144,6 +154,33 @@ def wrap_model(model: nn.Module) -> nn.Module:
 def unwrap_model(model: nn.Module) -> nn.Module:
     """Return the model inside the wrapper, if there is one."""
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def set_up_logs(folder: str) -> None:
+    """Set up the loggers of a run as Detectron2's ``default_setup`` will; call it before that.
+
+    ``log.txt`` in the folder gets all, and the warnings that frcnn_command.py kept. The console
+    gets no pages, and what data sets say only once.
+    """
+    said: set[str] = set()
+
+    def for_console(record: logging.LogRecord) -> bool:
+        line = f"{record.name}: {record.getMessage()}"
+        hidden = line in said or _LOG_ONLY.match(line)
+        if ".data." in record.name:
+            said.add(line)
+        return record.levelno > logging.INFO or not hidden
+
+    for name in ({"name": "fvcore"}, {"name": "frcnn_plugin"}, {}):
+        # In the very words of `default_setup`, for which Detectron2 then finds it done.
+        *others, log = setup_logger(folder, distributed_rank=comm.get_rank(), **name).handlers
+        for handler in others:
+            handler.addFilter(for_console)
+    for handler in logging.getLogger("py.warnings").handlers:
+        if isinstance(handler, MemoryHandler):
+            handler.setTarget(log)
+            handler.flush()
+    logging.getLogger(__name__).info("environment, config and model: %s/log.txt", folder)
 
 
 def tune_process() -> None:

@@ -11,6 +11,9 @@ each stage, and draws detections beside the ground truth.
 
 from __future__ import annotations
 
+import frcnn_command  # noqa: F401  first, as it keeps other libraries' warnings off the console
+
+# isort: split
 import argparse
 import json
 import os
@@ -121,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     results = train.run(train_args)["bbox"]
     metrics = last_values(run / "metrics.json")
 
-    cfg = setup_cfg(config, [*opts, "MODEL.WEIGHTS", str(run / "model_final.pth")])
+    # The options as `train` has made them: with the device that there is.
+    cfg = setup_cfg(config, [*train_args.opts, "MODEL.WEIGHTS", str(run / "model_final.pth")])
     sheet = draw_test_images(cfg, args.output / "pictures", args.pictures)
 
     print("\nafter stage")

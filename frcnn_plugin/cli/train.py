@@ -23,13 +23,12 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from ..config_files import find_config_file
 from ..engine import PaperTrainer, evaluate_checkpoint, forget_run, lock_output, setup_cfg
 from ..errors import UserError
 from ..preflight import PlannedRun, stop_on_errors
-from ..process import launch, refuse_other_launcher, tune_process
+from ..process import launch, refuse_other_launcher, set_up_logs, tune_process
 from ..report import RunRecorder
 from . import add_config_file, add_overrides, add_processes, check_numbers
 
@@ -88,8 +87,8 @@ def run_process(args: argparse.Namespace) -> Any:
     tune_process()
     logging.raiseExceptions = False  # a log on a full disk is no reason for a traceback per line
     cfg: CfgNode = setup_cfg(args.config_file, args.opts)
+    set_up_logs(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="frcnn_plugin")
     if args.eval_only:
         return evaluate_checkpoint(cfg)
     trainer = PaperTrainer(cfg)
@@ -120,6 +119,8 @@ def run(args: argparse.Namespace) -> Any:
             opts=args.opts,
         )
     )
+    # There may be no CUDA: a warning that the processes need not repeat.
+    args.opts = [*args.opts, "MODEL.DEVICE", cfg.MODEL.DEVICE]
     with ExitStack() as stack:
         # The first machine of several writes, for all of them.
         if not args.eval_only and args.machine_rank == 0:

@@ -1,15 +1,19 @@
-"""Hooks: Caffe's momentum, repeatable random numbers, and which checkpoints stay."""
+"""Hooks: Caffe's momentum, repeatable random numbers, time to go, and which checkpoints stay."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import time
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -17,11 +21,15 @@ from detectron2.utils.env import seed_all_rng
 from ..atomic_files import reading_json, write_json
 from ..errors import UserError
 from ..four_step.checkpoints import save_belatedly
+from ..four_step.stages import ScheduledStage
 from ..host import start_data_loader
 
 logger = logging.getLogger(__name__)
 
 _PERIODIC = re.compile(r"model_(\d{7,})\.pth")
+# What an image costs in each stage, and if it only passes, where joint training (0) costs 1:
+# measured with VGG16, docs/benchmarks.md, "Stages".
+_COST, _PASSING = (1.0, 0.76, 0.96, 0.36, 0.48), 0.48
 
 
 class CaffeMomentum(HookBase):
@@ -80,6 +88,72 @@ class SeedEveryIteration(HookBase):
         start_data_loader(self.trainer)
         # Iterations are further apart than there are processes, so that no two share a seed.
         seed_all_rng((self._seed + 1009 * self.trainer.iter + comm.get_rank()) % 2**31)
+
+
+class TimeToGo(HookBase):
+    """Say once, in the first minute, how long an iteration takes and when the run will end.
+
+    Detectron2's first line comes after 20 iterations, on a slow CPU after a quarter of an hour, and
+    knows neither of evaluations nor of stages. Put it right after ``IterationTimer``.
+    """
+
+    def __init__(self, cfg: CfgNode, stages: Sequence[ScheduledStage] = ()) -> None:
+        """Take the config, and the stages of four-step training."""
+        images = max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
+        joint = {"completes": True, "iters": cfg.SOLVER.MAX_ITER, "images": images}
+        self._cfg, self._stages = cfg, stages or [ScheduledStage(0, "", "joint", (), **joint)]
+        self._seconds: list[float] = []
+        self._said = False
+
+    def before_train(self) -> None:
+        """Start the clock."""
+        self._begun = time.perf_counter()
+
+    def before_step(self) -> None:
+        """Note when an iteration begins."""
+        self._step = time.perf_counter()
+
+    def after_step(self) -> None:
+        """Say it after half a minute or 20 iterations, or at the end if that comes first."""
+        if self._said:
+            return
+        now, done = time.perf_counter(), self.trainer.iter + 1
+        self._seconds.append(now - self._step)
+        long = len(self._seconds) == 20 or now - self._begun > 30
+        if long or done == self.trainer.max_iter:
+            self._said = True
+            logger.info("%s", self._estimate(done, median(self._seconds)))
+
+    def _estimate(self, done: int, seconds: float) -> str:
+        work = {s: s.images * _COST[s.number] for s in self._stages}  # of an iteration
+        unit = seconds / next(work[s] for s in self._stages if done <= s.end)
+        images = self._images_to_pass(done)
+        training = unit * sum(work[s] * max(0, s.end - max(done, s.start)) for s in self._stages)
+        passing = unit * _PASSING * images / comm.get_world_size()
+        whole, *parts = (
+            timedelta(seconds=round(t)) for t in (training + passing, training, passing)
+        )
+        return (
+            f"an iteration takes {seconds:.2f} s; the run will end in about {whole}, on "
+            f"{datetime.now() + min(whole, timedelta(365000)):%a %d %b %Y at %H:%M}\n"
+            f"  {self.trainer.max_iter - done:,} iterations: {parts[0]}; {images:,} images to be "
+            f"evaluated or get proposals: {parts[1]}"
+            f"{', all from the speed of this stage' if len(work) > 1 else ''}; "
+            "checkpoints and metrics: not included"
+        )
+
+    def _images_to_pass(self, done: int) -> int:
+        node, test, train = self._cfg.FOUR_STEP, 0, 0
+        both = self._cfg.DATALOADER.MIRRORED_COPIES and node.MIRRORED_PROPOSALS == "recompute"
+        for s in self._stages:
+            if done <= s.end:  # what comes at its end is still to come
+                test += s.completes or node.EVALUATE_STEPS
+                train += s.phase == "rpn" and 1 + both
+                for key in ("LOSS_PERIOD", *(["EVAL_PERIOD"] if s.phase != "rpn" else [])):
+                    if (every := self._cfg.TEST[key]) > 0:
+                        test += (s.end - 1) // every - max(done - 1, s.start) // every
+        sets = (self._cfg.DATASETS.TEST, test), (self._cfg.DATASETS.TRAIN, train)
+        return sum(n * len(DatasetCatalog.get(name)) for names, n in sets if n for name in names)
 
 
 # ---- which checkpoints stay -----------------------------------------------------------------

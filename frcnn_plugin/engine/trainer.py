@@ -46,7 +46,13 @@ from ..modeling import fold_target_statistics
 from ..process import unwrap_model, wrap_model
 from .guards.memory_errors import memory_errors_explained
 from .guards.step_guard import StepGuard
-from .hooks import BestCheckpoint, CaffeMomentum, SeedEveryIteration, add_checkpoint_hooks
+from .hooks import (
+    BestCheckpoint,
+    CaffeMomentum,
+    SeedEveryIteration,
+    TimeToGo,
+    add_checkpoint_hooks,
+)
 from .same_run import check_config, check_data, data_digest, run_state
 from .validation_loss import ValidationLoss
 
@@ -202,6 +208,8 @@ class PaperTrainer(DefaultTrainer):
             if comm.is_main_process():
                 ret.insert(-1, StageCheckpointer(four_step.stages))  # before the writers
         if comm.is_main_process():
+            position = next(i for i, h in enumerate(ret) if isinstance(h, hooks.IterationTimer))
+            ret.insert(position + 1, TimeToGo(self.cfg, four_step.stages if four_step else ()))
             ret = add_checkpoint_hooks(self.cfg, ret, self.checkpointer)
         return ret
 

@@ -181,6 +181,39 @@ assert not {"torch", "detectron2", "numpy", "frcnn_plugin"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
+def test_noise_is_known_by_its_words() -> None:
+    """All other warnings are shown, in Python's own form."""
+    code = """
+import frcnn_command, warnings
+for text in ("`torch.jit.script` is deprecated", "`torch.jit.trace` is deprecated"):
+    warnings.warn(text, FutureWarning)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "<string>:4: FutureWarning: `torch.jit.trace` is deprecated\n"
+
+
+@pytest.mark.parametrize("words", [("tools/demo.py", "--help"), ("tools/doctor.py",)], ids=str)
+def test_commands_start_quietly(words: tuple[str, ...]) -> None:
+    """Detectron2 is imported in both."""
+    command = (sys.executable, *words)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout and not done.stderr
+
+
+def test_the_package_leaves_warnings_of_other_projects_alone() -> None:
+    code = """
+import logging, warnings
+import detectron2.engine, torchvision
+before = warnings.filters[:], warnings.showwarning, logging.getLogger("py.warnings").handlers[:]
+import frcnn_plugin.cli.train, frcnn_plugin.predict
+now = warnings.filters[:], warnings.showwarning, logging.getLogger("py.warnings").handlers[:]
+assert now == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
 def test_every_script_of_old_is_a_command() -> None:
     """What tools/ forwards to."""
     names = {

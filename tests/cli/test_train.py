@@ -86,6 +86,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
     output = train_net(data, "--config-file", DEMO, *OPTS, "OUTPUT_DIR", str(run))
     assert "AP50" in output and "triangle" in output
+    (run / "console.txt").write_text(output)
     return run
 
 
@@ -94,6 +95,18 @@ def test_trains_evaluates_and_writes_checkpoints(trained: Path) -> None:
         assert (trained / name).is_file(), name
     logged = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc", "bbox/AP50"}
     assert logged <= metrics(trained).keys()
+
+
+def test_console_is_for_people_and_the_log_has_all(trained: Path) -> None:
+    console, log = ((trained / name).read_text() for name in ("console.txt", "log.txt"))
+    assert "Warning" not in console and "site-packages" not in console
+    assert "FutureWarning" in log and "UserWarning: torch.meshgrid" in log
+    for page in ("Environment info", "Running with full config", "Model:\n", "copypaste"):
+        assert page not in console and page in log, page
+    assert console.count("shapes_trainval: 6 images") == 1 < log.count("shapes_trainval: 6 images")
+    assert console.count("an iteration takes") == log.count("an iteration takes") == 1
+    assert console.count("Start inference on 3 batches") == 1
+    assert len(console.splitlines()) < 60
 
 
 def test_leaves_a_report(trained: Path) -> None:
@@ -113,7 +126,9 @@ def test_resume_goes_on_where_it_stopped(train: Callable[..., str], tmp_path: Pa
     """Two iterations, then two more, against four at once: the same rates and checkpoints."""
     first = [*OPTS, "OUTPUT_DIR", str(tmp_path), "TEST.EVAL_PERIOD", "0"]
     train(*first, "SOLVER.MAX_ITER", "3")
-    assert "Starting training from iteration 3" in train("--resume", *first)
+    output = train("--resume", *first)
+    assert "Starting training from iteration 3" in output
+    assert "  0 iterations: 0:00:00; 3 images to be evaluated" in output
     checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=False)
     assert checkpoint["iteration"] == 3
     groups = checkpoint["trainer"]["_trainer"]["optimizer"]["param_groups"]
@@ -121,12 +136,13 @@ def test_resume_goes_on_where_it_stopped(train: Callable[..., str], tmp_path: Pa
     assert {round(g["lr"], 9) for g in groups} == {0.001, 0.002}
 
 
-def test_two_processes_on_the_cpu(train: Callable[..., str], tmp_path: Path) -> None:
-    processes = ("--num-gpus", "2", "--dist-url", "auto")
-    output = train(*processes, *OPTS, "OUTPUT_DIR", str(tmp_path))
+def test_two_processes_on_the_cpu(data: Path, tmp_path: Path) -> None:
+    processes = ("--config-file", DEMO, "--num-gpus", "2", "--dist-url", "auto")
+    output = train_net(data, *processes, *OPTS, "OUTPUT_DIR", str(tmp_path))
     assert (tmp_path / "model_final.pth").is_file()
     assert "AP50" in output
-    assert "terminate called" not in output
+    assert "terminate called" not in output and "Warning" not in output
+    assert output.count("an iteration takes") == 1
     # One image pair per process, the rate doubled (SOLVER.REFERENCE_WORLD_SIZE 1).
     assert metrics(tmp_path)["lr"] == pytest.approx(0.002)
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 
 from frcnn_plugin.engine import CaffeMomentum, PaperTrainer
+from frcnn_plugin.engine import hooks as our_hooks
+from frcnn_plugin.four_step.stages import apply_four_step, build_stages
 from frcnn_plugin.modeling import PaperRCNN
 from tests.engine.joint_runs import make_joint_trainer
 from tests.four_step.four_step_runs import make_trainer
@@ -275,3 +280,81 @@ def test_evaluation_in_the_middle_changes_nothing(tmp_path: Path, real: bool) ->
         weights.append(torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"])
     for key, value in weights[0].items():
         assert torch.equal(value, weights[1][key]), key
+
+
+# ---- time to go -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def say(
+    tiny_cfg: Callable[..., CfgNode],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    restore_catalogs: None,
+) -> Callable[..., tuple[int, str]]:
+    """A function that runs TimeToGo by a clock of its own: after which iteration it says what."""
+    for name, images in (("time_train", 100), ("time_test", 50)):
+        DatasetCatalog.register(name, lambda images=images: [{}] * images)
+
+    def run(seconds: float, *opts: Any, first: int = 0) -> tuple[int, str]:
+        sets = "DATASETS.TRAIN", ("time_train",), "DATASETS.TEST", ("time_test",)
+        cfg = tiny_cfg(*sets, "SOLVER.IMS_PER_BATCH", 2, *opts)
+        apply_four_step(cfg)
+        stages = build_stages(cfg) if cfg.FOUR_STEP.ENABLED else ()
+        clock = [0.0]
+        monkeypatch.setattr(our_hooks, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+        hook = our_hooks.TimeToGo(cfg, stages)
+        hook.trainer = SimpleNamespace(iter=first, max_iter=cfg.SOLVER.MAX_ITER)
+        caplog.clear()
+        hook.before_train()
+        said = []
+        with caplog.at_level(logging.INFO, our_hooks.__name__):
+            for hook.trainer.iter in range(first, cfg.SOLVER.MAX_ITER):
+                hook.before_step()
+                clock[0] += seconds
+                hook.after_step()
+                said += [hook.trainer.iter + 1] * (len(caplog.messages) - len(said))
+        (message,) = caplog.messages
+        return said[0], message
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("seconds", "iterations", "after"),
+    [(1, 90, 20), (14, 90, 3), (29, 90, 2), (700, 90, 1), (9, 1, 1)],
+)
+def test_the_run_is_estimated_within_a_minute(
+    say: Callable[..., tuple[int, str]], seconds: float, iterations: int, after: int
+) -> None:
+    said, message = say(seconds, "SOLVER.MAX_ITER", iterations)
+    assert said == after
+    assert message.startswith(f"an iteration takes {seconds:.2f} s; the run will end in about ")
+
+
+def test_evaluations_count(say: Callable[..., tuple[int, str]]) -> None:
+    """80 iterations of 1 s; at 30, 60, 90 and the end, 50 images of 0.48 x half a second."""
+    opts = "SOLVER.MAX_ITER", 100, "TEST.EVAL_PERIOD", 30
+    _, message = say(1, *opts)
+    assert "end in about 0:02:08, on " in message
+    assert "80 iterations: 0:01:20; 200 images to be evaluated or get proposals: 0:00:48" in message
+    # Resumed: 10 iterations, and the evaluation at 90 is still to come after that iteration.
+    _, message = say(31, *opts, first=89)
+    assert "10 iterations: 0:05:10; 100 images " in message
+
+
+def test_stages_differ(say: Callable[..., tuple[int, str]]) -> None:
+    """By the table of docs/benchmarks.md; images per iteration 1, 2, 1, 2."""
+    opts = (
+        *("FOUR_STEP.ENABLED", True, "FOUR_STEP.ITERS", [40, 100, 100, 100]),
+        *("FOUR_STEP.DROPS", [[], [], [], []], "FOUR_STEP.IMS_PER_BATCH", [1, 2, 1, 2]),
+    )
+    said, message = say(0.76, *opts)
+    assert said == 20
+    # 20 x 0.76 + 100 x 2 x 0.96 + 100 x 0.36 + 100 x 2 x 0.48 s.
+    assert "320 iterations: 0:05:39; " in message
+    # Proposals of 100 + 50 images twice, evaluations of 50 after stages 2 and 4, 0.48 s each.
+    assert "400 images to be evaluated or get proposals: 0:03:12, all from the speed" in message
+    # In stage 4 what came before no longer counts; nor do training images.
+    _, message = say(0.96, *opts, first=240)
+    assert "80 iterations: 0:01:17; 50 images " in message

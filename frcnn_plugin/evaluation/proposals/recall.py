@@ -222,7 +222,7 @@ def report_recall(
             curves.save(f"{stem}.json")
         with optional_output(f"{stem}.png"):
             draw_recall({dataset_name: curves}).savefig(f"{stem}.png", dpi=150)
-        logger.info("%s: recall curves: %s.json and %s.png", dataset_name, stem, stem)
+        logger.info("%s: recall curves: %s.json and .png", dataset_name, stem)
     return curves
 
 
