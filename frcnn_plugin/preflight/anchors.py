@@ -139,9 +139,10 @@ def _check_set(run: PlannedRun, name: str, records: Sequence[dict[str, Any]]) ->
     if not _SMALL <= side <= _SIZES[-1]:
         change = "Raise" if side < _SMALL else "Lower"
         advice += f"{'. ' if advice else ''}{change} INPUT.MIN_SIZE_TRAIN and INPUT.MIN_SIZE_TEST"
+    if 0 < len(low) < len(found.by_class()):
+        text += f", but at 0.5 only {', '.join(low)}"
     yield _DATA.warning(
-        f"{text}{', but at 0.5 only ' + ', '.join(low) if low else ''}. The side of an object is "
-        f"{side:.0f} px in the median, at {size}, with {sizes}",
+        f"{text}. The side of an object is {side:.0f} px in the median, at {size}, with {sizes}",
         advice or "Look at them: frcnn visualize --mode matches",
     )
 

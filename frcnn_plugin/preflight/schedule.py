@@ -202,15 +202,14 @@ def find_preset(config_file: str) -> tuple[str, CfgNode] | None:
 
 def _describe(run: PlannedRun) -> str:
     cfg = run.scaled
+    _, seen, images = _most_seen(run)
+    passes = f"{seen / images:,.1f} passes over {images:,}" if images else "images unknown"
     if cfg.FOUR_STEP.ENABLED:
         stages = ", ".join(f"{s.number}: {s.iters:,} x {s.images}" for s in build_stages(cfg))
-        what = f"four stages (iterations x images: {stages})"
+        what = f"four stages (iterations x images: {stages}; up to {passes})"
     else:
-        what = f"{cfg.SOLVER.MAX_ITER:,} iterations of {cfg.SOLVER.IMS_PER_BATCH} images"
-    _, seen, images = _most_seen(run)
-    if images:
-        most = "up to " if cfg.FOUR_STEP.ENABLED else ""
-        what += f" ({most}{seen / images:,.3g} passes over {images:,})"
+        batch = cfg.SOLVER.IMS_PER_BATCH
+        what = f"{cfg.SOLVER.MAX_ITER:,} iterations of {plural(batch, 'image')} ({passes})"
     rate = f"learning rate {cfg.SOLVER.BASE_LR:g}"
     if cfg.FOUR_STEP.ENABLED and run.num_processes > 1:
         rate += (

@@ -43,7 +43,7 @@ def test_processes_scale_the_rate_themselves(plan) -> None:
     (finding,) = check_solver(plan(num_processes=2))
     assert finding.level == "ok"
     assert (
-        "600 iterations of 4 images (480 passes over 5) in 2 processes, learning rate 0.02"
+        "600 iterations of 4 images (480.0 passes over 5) in 2 processes, learning rate 0.02"
         in finding.text
     )
 
@@ -101,7 +101,7 @@ def test_no_schedule_too_short_to_learn_is_advised(plan, monkeypatch) -> None:
     (finding,) = check_solver(plan("SOLVER.MAX_ITER", "4000", "SOLVER.STEPS", "(2000,)"))
     assert finding.fix == 'For about 400 passes: SOLVER.MAX_ITER 1000 SOLVER.STEPS "(500,)"'
     (finding,) = check_solver(plan("SOLVER.MAX_ITER", "1000", "SOLVER.STEPS", "(500,)"))
-    assert finding.level == "ok" and "images (400 passes over 5) in" in finding.text
+    assert finding.level == "ok" and "images (400.0 passes over 5) in" in finding.text
 
 
 def test_set_that_is_not_the_test_set_chooses(find) -> None:
