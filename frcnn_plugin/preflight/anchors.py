@@ -62,10 +62,8 @@ class Overlaps:
 
     def by_class(self) -> dict[int, np.ndarray]:
         """Return the best IoUs of each class with enough objects to judge."""
-        best = {int(number): self.best[self.classes == number] for number in set(self.classes)}
-        return {
-            number: best[number] for number in sorted(best) if len(best[number]) >= _FEW_OBJECTS
-        }
+        groups = {int(n): self.best[self.classes == n] for n in np.unique(self.classes)}
+        return {n: best for n, best in groups.items() if len(best) >= _FEW_OBJECTS}
 
     def cover(self) -> float:
         """Return the mean of the shares at IoU 0.5 and 0.7; each class counts alike, as in AP."""
@@ -120,19 +118,17 @@ def _check_set(run: PlannedRun, name: str, records: Sequence[dict[str, Any]]) ->
         return
     names = MetadataCatalog.get(name).get("thing_classes") or ()
     low = [
-        f"{100 * share:.0f} % of {names[number] if number < len(names) else number}"
+        f"{100 * part:.0f} % of {names[number] if number < len(names) else number}"
         for number, best in found.by_class().items()
-        if (share := (best >= 0.5).mean()) < _LOW
+        if (part := (best >= 0.5).mean()) < _LOW
     ]
     text = (
         f"{name}: {100 * found.share(0.5):.0f} % of the objects have an anchor of IoU 0.5 or more, "
         f"{100 * found.share(0.7):.0f} % of 0.7 or more ({found.images} images)"
     )
-    enough = len(found.best) >= _FEW_OBJECTS
-    bad = bool(low) or (enough and found.share(0.5) < _LOW)
-    few = bad or (enough and found.share(0.5) < _MOST)
-    advice = _suggestion(run, records, found) if few else ""
-    if not bad:
+    share = found.share(0.5) if len(found.best) >= _FEW_OBJECTS else 1.0
+    advice = _suggestion(run, records, found) if low or share < _MOST else ""
+    if not low and share >= _LOW:
         yield _DATA.ok(f"{text}. {advice}" if advice else text)
         return
     side = float(np.median(np.sqrt(found.sizes.prod(1))))
@@ -149,7 +145,7 @@ def _check_set(run: PlannedRun, name: str, records: Sequence[dict[str, Any]]) ->
 
 def _fitting(run: PlannedRun, records: Sequence[dict[str, Any]]) -> str:
     """Name the sizes of which an anchor lies inside most of the images, in a sentence."""
-    each = {side: overlaps(run, records, _with_anchors(run, [side])) for side in _SIZES}
+    each = {side: overlaps(run, records, _with_anchors(run, [side])) for side in _SIZES[::2]}
     fitting = [side for side, found in each.items() if 2 * found.empty < found.images]
     return f". Type for example {typed(_KEY, [fitting])}" if fitting else ""
 
@@ -232,8 +228,8 @@ def overlaps(
             best[-1] = np.maximum(best[-1], (common / union).max(1))
             inside |= bool((in_columns & in_rows).any())
         empty += not inside
-    every, found = np.concatenate(sizes), np.concatenate(best)
-    return Overlaps(found, np.array(classes, dtype=int), every, empty, len(records))
+    each = np.concatenate(best), np.array(classes, dtype=int), np.concatenate(sizes)
+    return Overlaps(*each, empty, len(records))
 
 
 def _longest(

@@ -210,16 +210,21 @@ def _check_objects(
     flat = ~np.isfinite(boxes).all(1) | (boxes[:, 2:] <= boxes[:, :2]).any(1)
     outside = ~flat & ((boxes[:, :2] < -1).any(1) | (boxes[:, 2:] > sizes + 1).any(1))
     thin = ~flat & (boxes[:, 2:] - boxes[:, :2] <= 1).any(1)
+    seen: dict[Any, int] = {}
+    for i, ((d, o), box) in enumerate(zip(objects, boxes.tolist(), strict=True)):
+        seen.setdefault((id(d), o.get("category_id"), *box), i)
+    again = ~np.isin(np.arange(len(boxes)), [*seen.values()])
     for what, found, effect in (
-        ("no area", flat, "they make the loss NaN or teach nonsense"),
-        ("a part outside their image", outside, "they make the loss NaN or teach nonsense"),
+        ("no area", flat, "they make the loss NaN"),
+        ("a part outside their image", outside, "they teach nonsense"),
         ("a side of one pixel or less, as after a slip of the mouse", thin, "nobody can see them"),
+        ("the class and place of another in their image", again, "a detector finds only one"),
     ):
         if found.any():
             files = [str(objects[i][0].get("file_name", "?")) for i in np.flatnonzero(found)]
+            where = _some(list(dict.fromkeys(files)))
             yield _DATA.warning(
-                f"{name}: {len(files)} of {len(boxes):,} boxes have {what}, in "
-                f"{_some(list(dict.fromkeys(files)))}",
+                f"{name}: {len(files)} of {len(boxes):,} boxes have {what}, in {where}",
                 f"Correct the annotations, or delete these objects: {effect}",
             )
     classes = MetadataCatalog.get(name).get("thing_classes")
@@ -246,17 +251,13 @@ def _check_overlap(run: PlannedRun) -> Iterator[Finding]:
             "Name another set in DATASETS.TEST",
         )
     trained = {d["file_name"]: name for name in run.train for d in run.dicts(name)}
-    tested = {name: [d["file_name"] for d in run.dicts(name)] for name in run.test}
-    copies = _copies(
-        trained, [file for name in tested if name not in same for file in tested[name]]
-    )
-    for name, files in tested.items():
-        shared = [] if name in same else [file for file in files if file in copies]
-        if shared:
-            pairs = [(Path(file).name, Path(copies[file]).name) for file in shared]
+    for name in run.test:
+        copies = {} if name in same else _copies(trained, [d["file_name"] for d in run.dicts(name)])
+        if copies:
+            pairs = [(Path(file).name, Path(other).name) for file, other in copies.items()]
             yield _DATA.warning(
-                f"{len(shared)} of the {run.size(name)} images of {name} are also in "
-                f"{trained[copies[shared[0]]]}, which is trained on "
+                f"{len(copies)} of the {run.size(name)} images of {name} are also in "
+                f"{trained[next(iter(copies.values()))]}, which is trained on "
                 f"({_some([a if a == b else f'{a}, there as {b}' for a, b in pairs])})",
                 "Take them out of one of the two",
             )
@@ -333,9 +334,9 @@ def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -
     if not sizes or (problems and not skipped):
         return
     low, high = min(sizes, key=math.prod), max(sizes, key=math.prod)
+    limits = dict.fromkeys(f"{width}x{height}" for width, height in (low, high))
     rest = "" if len(sample) == len(usable) else f" of {len(usable):,} (--all reads every one)"
     exist = "all files exist; " if len(usable) == len(dicts) else ""
-    limits = dict.fromkeys(f"{size[0]}x{size[1]}" for size in (low, high))
     yield _DATA.ok(f"{name}: {exist}{len(sample)} images read{rest}, {' to '.join(limits)} pixels")
 
 

@@ -208,8 +208,8 @@ def _describe(run: PlannedRun) -> str:
         stages = ", ".join(f"{s.number}: {s.iters:,} x {s.images}" for s in build_stages(cfg))
         what = f"four stages (iterations x images: {stages}; up to {passes})"
     else:
-        batch = cfg.SOLVER.IMS_PER_BATCH
-        what = f"{cfg.SOLVER.MAX_ITER:,} iterations of {plural(batch, 'image')} ({passes})"
+        each = plural(cfg.SOLVER.IMS_PER_BATCH, "image")
+        what = f"{cfg.SOLVER.MAX_ITER:,} iterations of {each} ({passes})"
     rate = f"learning rate {cfg.SOLVER.BASE_LR:g}"
     if cfg.FOUR_STEP.ENABLED and run.num_processes > 1:
         rate += (

@@ -221,10 +221,10 @@ def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
         f"{file}: {loader.wanted - len(loader.missing)} of {loader.wanted} weights of the model"
         f"{kind}{classes}"
     )
-    model, dim = run.model.state_dict(), run.cfg.MODEL.ROI_BOX_HEAD.FC_DIM
-    fully = [n for n in loader.missing if n.split(".")[-2] in ("fc6", "fc7")]
+    dim = run.cfg.MODEL.ROI_BOX_HEAD.FC_DIM
+    fully = [n for n in loader.missing if ".fc6." in n or ".fc7." in n]
     if fully and not run.eval_only and run.cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
-        number = sum(model[name].numel() for name in fully)
+        number = sum(run.model.state_dict()[name].numel() for name in fully)
         text = (
             f"fc6 and fc7 start at random, as {file} lacks them: your images alone teach their "
             f"{number / 1e6:.3g} M parameters, which takes longer than from ImageNet's"

@@ -140,6 +140,20 @@ def test_boxes_of_one_pixel(find, shapes: Path, box: tuple[int, ...]) -> None:
     assert "Correct the annotations, or delete these objects" in message
 
 
+def test_boxes_that_are_there_twice(find, shapes: Path) -> None:
+    """The same place in another image, or of another class, is no repetition."""
+    ids = (shapes / "ImageSets" / "Main" / "trainval.txt").read_text().split()
+    box = (50, 20, 90, 60)
+    for name, classes in zip(ids, (["circle"], ["circle", "square"], ["circle"] * 3), strict=False):
+        file = shapes / "Annotations" / f"{name}.xml"
+        more = "".join(obj(kind, box) for kind in classes)
+        file.write_text(file.read_text().replace("</annotation>", f"{more}</annotation>"))
+    message = only(find(), "data", "warning")
+    assert "shapes_trainval: 2 of " in message
+    assert "boxes have the class and place of another in their image" in message
+    assert f"{ids[2]}.jpg" in message and f"{ids[1]}.jpg" not in message
+
+
 def test_bad_boxes_of_the_loader(find, shapes: Path) -> None:
     _LOG_COUNTER.clear()  # the loader warns once per process
     name = (shapes / "ImageSets" / "Main" / "trainval.txt").read_text().split()[0]
@@ -173,7 +187,7 @@ def test_warnings_before_an_error_are_told(find, shapes: Path) -> None:
 def test_bad_boxes(find, shapes: Path, changes: dict[str, Any], message: str) -> None:
     register("theirs", one_object(shapes, **changes), ["circle"])
     sentence = only(find(*trained_on("theirs"))[1:], "data", "warning")
-    assert message in sentence and ".jpg" in sentence and "NaN" in sentence
+    assert message in sentence and ".jpg" in sentence and "delete these objects" in sentence
 
 
 def test_category_ids_of_numpy(find, shapes: Path) -> None:
