@@ -65,9 +65,9 @@ _OTHER_FILE = (
 _NORMS = (FrozenBatchNorm2d, _BatchNorm)
 _PLAIN = "For weights without normalisation, set MODEL.PAPER_VGG.NORM \"''\""
 _FROM_RANDOM = (
-    "To start them at random, add MODEL.WEIGHTS_MAY_LACK \"['roi_heads.box_head']\"; "
     "docs/weights.md lists files that have them, and MODEL.ROI_BOX_HEAD.PRUNE_WEIGHTS True cuts "
-    "wider ones down"
+    "wider ones down. To start them at random, and narrow, as your images have to teach them all: "
+    "MODEL.WEIGHTS_MAY_LACK \"['roi_heads.box_head']\" MODEL.ROI_BOX_HEAD.FC_DIM 512"
 )
 
 

@@ -6,9 +6,11 @@ level off.
 
 from __future__ import annotations
 
+import filecmp
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -35,6 +37,7 @@ _PROPOSALS = Subject("proposals")
 _EXAMPLES = 3  # names that a message lists
 _MOST_FILES = 5  # files that it lists, one per line
 _SAMPLE = 24  # images per set that are decoded; about 5 ms each
+_SLICE = 4096  # bytes by which files of one size are told apart before all is read
 _MOST_FOLDERS = 200  # that are looked into below one folder
 
 
@@ -200,22 +203,29 @@ def _check_objects(
             f"{number - 1} (such as {strange[0]}), which stops training with a device-side assert",
             "Number the classes from 0 to MODEL.ROI_HEADS.NUM_CLASSES - 1; background is not one",
         )
-    xyxy = BoxMode.XYXY_ABS
-    boxes = np.array(
-        [BoxMode.convert(list(o["bbox"]), o.get("bbox_mode", xyxy), xyxy) for _, o in objects],
-        dtype=np.float64,
-    )
+    boxes = xyxy_of([o for _, o in objects])
     sizes = np.array(
         [[d.get("width", np.inf), d.get("height", np.inf)] for d, _ in objects], dtype=np.float64
     )
     flat = ~np.isfinite(boxes).all(1) | (boxes[:, 2:] <= boxes[:, :2]).any(1)
     outside = ~flat & ((boxes[:, :2] < -1).any(1) | (boxes[:, 2:] > sizes + 1).any(1))
-    for what, found in (("no area", flat), ("a part outside their image", outside)):
+    thin = ~flat & (boxes[:, 2:] - boxes[:, :2] <= 1).any(1)
+    seen: dict[Any, int] = {}
+    for i, ((d, o), box) in enumerate(zip(objects, boxes.tolist(), strict=True)):
+        seen.setdefault((id(d), o.get("category_id"), *box), i)
+    again = ~np.isin(np.arange(len(boxes)), [*seen.values()])
+    for what, found, effect in (
+        ("no area", flat, "they make the loss NaN"),
+        ("a part outside their image", outside, "they teach nonsense"),
+        ("a side of one pixel or less, as after a slip of the mouse", thin, "nobody can see them"),
+        ("the class and place of another in their image", again, "a detector finds only one"),
+    ):
         if found.any():
-            first = objects[int(found.argmax())][0].get("file_name", "?")
+            files = [str(objects[i][0].get("file_name", "?")) for i in np.flatnonzero(found)]
+            where = _some(list(dict.fromkeys(files)))
             yield _DATA.warning(
-                f"{name}: {int(found.sum())} boxes have {what}, the first in {first}",
-                "Correct the annotations: such boxes make the loss NaN or teach nonsense",
+                f"{name}: {len(files)} of {len(boxes):,} boxes have {what}, in {where}",
+                f"Correct the annotations, or delete these objects: {effect}",
             )
     classes = MetadataCatalog.get(name).get("thing_classes")
     absent = [c for i, c in enumerate(classes or ()) if i not in numbers]
@@ -224,6 +234,13 @@ def _check_objects(
             f"{name}: no object of {len(absent)} classes ({_some(absent)})",
             "A detector cannot learn them: check the names, or leave them out of the class list",
         )
+
+
+def xyxy_of(objects: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the boxes of annotations, whatever their mode: (N, 4), XYXY, pixels."""
+    mode = BoxMode.XYXY_ABS
+    boxes = [BoxMode.convert(list(o["bbox"]), o.get("bbox_mode", mode), mode) for o in objects]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def _check_overlap(run: PlannedRun) -> Iterator[Finding]:
@@ -235,16 +252,34 @@ def _check_overlap(run: PlannedRun) -> Iterator[Finding]:
         )
     trained = {d["file_name"]: name for name in run.train for d in run.dicts(name)}
     for name in run.test:
-        if name in same:
-            continue
-        shared = [d["file_name"] for d in run.dicts(name) if d["file_name"] in trained]
-        if shared:
+        copies = {} if name in same else _copies(trained, [d["file_name"] for d in run.dicts(name)])
+        if copies:
+            pairs = [(Path(file).name, Path(other).name) for file, other in copies.items()]
             yield _DATA.warning(
-                f"{len(shared)} of the {run.size(name)} images of {name} are also in "
-                f"{trained[shared[0]]}, which is trained on "
-                f"({_some([Path(file).name for file in shared])})",
+                f"{len(copies)} of the {run.size(name)} images of {name} are also in "
+                f"{trained[next(iter(copies.values()))]}, which is trained on "
+                f"({_some([a if a == b else f'{a}, there as {b}' for a, b in pairs])})",
                 "Take them out of one of the two",
             )
+
+
+def _copies(trained: Collection[str], tested: Sequence[str]) -> dict[str, str]:
+    """Map each tested file that is trained on, by its path or byte for byte, to the trained one."""
+    files = [f for f in dict.fromkeys([*trained, *tested]) if os.path.isfile(f)]
+    sizes = {file: os.path.getsize(file) for file in files}
+    common = {sizes.get(f) for f in trained} & {sizes.get(f) for f in tested if f not in trained}
+    alike: defaultdict[tuple[int, bytes], list[str]] = defaultdict(list)
+    copies = {file: file for file in tested if file in trained}
+    for file in files:  # the trained ones come first
+        if sizes[file] in common:
+            with open(file, "rb") as stream:
+                stream.seek(sizes[file] // 2)  # in pixels; the headers of many files are the same
+                key = sizes[file], stream.read(_SLICE)
+            if file in trained:
+                alike[key].append(file)
+            elif same := [f for f in alike[key] if filecmp.cmp(f, file, shallow=False)]:
+                copies[file] = same[0]
+    return copies
 
 
 def _some(items: Sequence[str]) -> str:
@@ -299,12 +334,10 @@ def _check_images(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -
     if not sizes or (problems and not skipped):
         return
     low, high = min(sizes, key=math.prod), max(sizes, key=math.prod)
+    limits = dict.fromkeys(f"{width}x{height}" for width, height in (low, high))
     rest = "" if len(sample) == len(usable) else f" of {len(usable):,} (--all reads every one)"
     exist = "all files exist; " if len(usable) == len(dicts) else ""
-    yield _DATA.ok(
-        f"{name}: {exist}{len(sample)} images read{rest}, {low[0]}x{low[1]} to "
-        f"{high[0]}x{high[1]} pixels"
-    )
+    yield _DATA.ok(f"{name}: {exist}{len(sample)} images read{rest}, {' to '.join(limits)} pixels")
 
 
 def _vanishing(run: PlannedRun, name: str, dicts: Sequence[dict[str, Any]]) -> list[str]:

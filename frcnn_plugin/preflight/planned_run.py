@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..config import plugin_cfg
 from ..config_files import load_config_file, merge_overrides
 from ..errors import UserError
 from ..four_step.evaluation import as_checkpoint_is
+from ..modeling.backbone.caffe_backbone import backbone_feature_sizes
 from .finding import Finding
 from .values import check_values
 
@@ -179,6 +180,13 @@ class PlannedRun:
         """The model: names and shapes, without memory for numbers."""
         with torch.device("meta"), muted("detectron2"):
             return build_model(self.model_cfg)
+
+    @cached_property
+    def map_sizes(self) -> Callable[[int, int], list[tuple[int, int]]]:
+        """From (height, width) of a network input, those of the maps that have anchors."""
+        backbone: Any = self.model.backbone
+        names, channels = self.cfg.MODEL.RPN.IN_FEATURES, len(self.cfg.MODEL.PIXEL_MEAN)
+        return lru_cache(backbone_feature_sizes(backbone, names, channels))
 
 
 @contextmanager

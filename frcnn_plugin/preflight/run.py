@@ -36,11 +36,11 @@ _CHECKS: tuple[tuple[str, Check], ...] = (
     ("data", check_data),
     ("proposals", check_proposal_files),
     ("schedule", check_solver),
+    ("data", check_anchors),
     ("weights", check_weights),  # last, as it may download a file
 )
 # These make sense only if all else is well.
 _IF_ALL_IS_WELL: tuple[tuple[str, Check], ...] = (
-    ("data", check_anchors),
     ("disk", check_disk),
     ("memory", check_memory),
     ("memory", check_workers),

@@ -19,6 +19,7 @@ _SCHEDULE = Subject("schedule")
 _RATE_OF_ONE_PROCESS = 1e-3  # in four-step training on VOC (paper, section 3.1.3)
 _MANY_PASSES = 100  # the presets make 8 to 32
 _GOOD_PASSES = 30
+_FEWEST_ITERS = 1000  # that are suggested, however few the images: new layers start at random
 _MUCH_HIGHER = 3.0  # times the rate of the preset: likely to diverge
 
 
@@ -76,26 +77,32 @@ def _batch(run: PlannedRun) -> Iterator[Finding]:
         )
 
 
-def _epochs(run: PlannedRun) -> Iterator[Finding]:
+def _most_seen(run: PlannedRun) -> tuple[int, int, int]:
+    """Return iterations and images of training, or of the stage that sees most, and of the sets."""
     cfg, images = run.scaled, sum(map(run.size, run.train))
+    if not cfg.FOUR_STEP.ENABLED:
+        return cfg.SOLVER.MAX_ITER, cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH, images
+    stage = max(build_stages(cfg), key=lambda s: s.iters * s.images)
+    return stage.iters, stage.iters * stage.images * run.num_processes, images
+
+
+def _epochs(run: PlannedRun) -> Iterator[Finding]:
+    cfg, (iters, seen, images) = run.scaled, _most_seen(run)
+    what, keys = "training", "SOLVER.MAX_ITER and STEPS"
     if cfg.FOUR_STEP.ENABLED:
-        seen = max(s.iters * s.images for s in build_stages(cfg)) * run.num_processes
-        keys = "FOUR_STEP.ITERS and FOUR_STEP.DROPS"
-    else:
-        seen = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
-        keys = "SOLVER.MAX_ITER and SOLVER.STEPS"
+        what, keys = "a stage", "FOUR_STEP.ITERS and DROPS"
+    shorter = max(_GOOD_PASSES * images / max(1, seen), _FEWEST_ITERS / max(1, iters))
     if seen < images:
         yield _SCHEDULE.warning(
             f"training sees {seen:,} images, less than one pass over the {images:,} of "
             "DATASETS.TRAIN",
             f"Raise {keys}",
         )
-    elif images and seen > _MANY_PASSES * images:
-        shorter = _scaled_schedule(cfg, _GOOD_PASSES * images / seen)
+    elif images and seen > _MANY_PASSES * images and shorter <= 0.5:
         yield _SCHEDULE.warning(
-            f"training passes {seen / images:,.0f} times over the {images:,} images of "
+            f"{what} passes {seen / images:,.0f} times over the {images:,} images of "
             "DATASETS.TRAIN, which it then knows by heart",
-            f"For about {_GOOD_PASSES} passes: {shorter}",
+            f"For about {seen * shorter / images:.0f} passes: {_scaled_schedule(cfg, shorter)}",
         )
 
 
@@ -195,11 +202,14 @@ def find_preset(config_file: str) -> tuple[str, CfgNode] | None:
 
 def _describe(run: PlannedRun) -> str:
     cfg = run.scaled
+    _, seen, images = _most_seen(run)
+    passes = f"{seen / images:,.1f} passes over {images:,}" if images else "images unknown"
     if cfg.FOUR_STEP.ENABLED:
         stages = ", ".join(f"{s.number}: {s.iters:,} x {s.images}" for s in build_stages(cfg))
-        what = f"four stages (iterations x images: {stages})"
+        what = f"four stages (iterations x images: {stages}; up to {passes})"
     else:
-        what = f"{cfg.SOLVER.MAX_ITER:,} iterations of {cfg.SOLVER.IMS_PER_BATCH} images"
+        each = plural(cfg.SOLVER.IMS_PER_BATCH, "image")
+        what = f"{cfg.SOLVER.MAX_ITER:,} iterations of {each} ({passes})"
     rate = f"learning rate {cfg.SOLVER.BASE_LR:g}"
     if cfg.FOUR_STEP.ENABLED and run.num_processes > 1:
         rate += (

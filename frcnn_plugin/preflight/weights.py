@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings as python_warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +27,7 @@ from .planned_run import PlannedRun, muted
 from .rules import BACKBONES, typed, value_of
 
 _WEIGHTS = Subject("weights")
+_NARROW = 1024  # units of fc6 and fc7, which need no advice when they start at random
 
 
 def check_weights(run: PlannedRun) -> Iterator[Finding]:
@@ -190,7 +191,7 @@ def _no_weights(run: PlannedRun) -> str:
     return (
         f"MODEL.WEIGHTS is empty and {key} is {value}: the frozen layers would stay random. Add "
         "MODEL.WEIGHTS frcnn://vgg16_caffe_imagenet (docs/weights.md lists others), or train "
-        f"from scratch with {key} {none}"
+        f"from scratch with {key} {none}, which takes far more images and iterations"
     )
 
 
@@ -217,15 +218,27 @@ def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
     kind = f", {metadata.kind}" if metadata is not None else ""
     classes = f", {len(metadata.classes)} classes" if metadata and metadata.classes else ""
     yield _WEIGHTS.ok(
-        f"{file}: {loader.found} of {loader.wanted} weights of the model{kind}{classes}"
+        f"{file}: {loader.wanted - len(loader.missing)} of {loader.wanted} weights of the model"
+        f"{kind}{classes}"
     )
+    dim = run.cfg.MODEL.ROI_BOX_HEAD.FC_DIM
+    fully = [n for n in loader.missing if ".fc6." in n or ".fc7." in n]
+    if fully and not run.eval_only and run.cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
+        number = sum(run.model.state_dict()[name].numel() for name in fully)
+        text = (
+            f"fc6 and fc7 start at random, as {file} lacks them: your images alone teach their "
+            f"{number / 1e6:.3g} M parameters, which takes longer than from ImageNet's"
+        )
+        fix = f"To have fewer: MODEL.ROI_BOX_HEAD.FC_DIM 512 (it is {dim}), or see docs/weights.md"
+        yield _WEIGHTS.ok(text) if dim <= _NARROW else _WEIGHTS.warning(text, fix)
 
 
 class _ShapesOnly(AtomicCheckpointer):
     """Loads a file into a model on the meta device, without reading numbers if it can."""
 
     metadata: Metadata | None = None
-    found = wanted = 0
+    wanted = 0
+    missing: Collection[str] = ()
 
     def _torch_load(self, f: str) -> Any:
         return peek(f).content
@@ -238,5 +251,5 @@ class _ShapesOnly(AtomicCheckpointer):
             incompatible = super()._load_model(checkpoint)
         wanted = {name for name in self.model.state_dict() if ".target_statistics." not in name}
         self.wanted = len(wanted)
-        self.found = len(wanted.difference(incompatible.missing_keys))
+        self.missing = wanted.intersection(incompatible.missing_keys)
         return incompatible

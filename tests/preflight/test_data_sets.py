@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,52 @@ def test_shared_images(find, shapes: Path) -> None:
     assert f"({ids[2]}.jpg)" in message
 
 
+def test_copies_of_trained_images(find, shapes: Path) -> None:
+    """Under another name, in another folder; a file of the same size and middle is none."""
+    images, main = shapes / "JPEGImages", shapes / "ImageSets" / "Main"
+    trained = images / f"{(main / 'trainval.txt').read_text().split()[2]}.jpg"
+    content = trained.read_bytes()
+    tested = (main / "test.txt").read_text().split()
+    assert content[14:16] == b"\0\1"  # the width of a pixel
+    for name, data in zip(tested, (content, content[:15] + b"\2" + content[16:]), strict=False):
+        (images / f"{name}.jpg").write_bytes(data)
+        annotations = shapes / "Annotations"
+        shutil.copy(annotations / f"{trained.stem}.xml", annotations / f"{name}.xml")
+    findings = [f for f in find() if "which is trained on" in f.text]
+    message = only(findings, "data", "warning")
+    assert "1 of the 3 images of shapes_test are also in shapes_trainval" in message
+    assert f"({tested[0]}.jpg, there as {trained.name})" in message
+
+
+@pytest.mark.parametrize("box", [(50, 20, 50, 20), (50, 20, 50, 60), (50, 20, 90, 20)])
+def test_boxes_of_one_pixel(find, shapes: Path, box: tuple[int, ...]) -> None:
+    """As xmin = xmax in VOC's files; a side of two pixels is an object."""
+    ids = (shapes / "ImageSets" / "Main" / "trainval.txt").read_text().split()
+    for name in ids[:4]:
+        file = shapes / "Annotations" / f"{name}.xml"
+        more = obj("circle", box if name in ids[:2] else (50, 20, 51, 21))
+        file.write_text(file.read_text().replace("</annotation>", f"{more}</annotation>"))
+    message = only(find(), "data", "warning")
+    assert "shapes_trainval: 2 of " in message
+    assert "boxes have a side of one pixel or less" in message
+    assert all(f"{shapes}/JPEGImages/{name}.jpg" in message for name in ids[:2])
+    assert "Correct the annotations, or delete these objects" in message
+
+
+def test_boxes_that_are_there_twice(find, shapes: Path) -> None:
+    """The same place in another image, or of another class, is no repetition."""
+    ids = (shapes / "ImageSets" / "Main" / "trainval.txt").read_text().split()
+    box = (50, 20, 90, 60)
+    for name, classes in zip(ids, (["circle"], ["circle", "square"], ["circle"] * 3), strict=False):
+        file = shapes / "Annotations" / f"{name}.xml"
+        more = "".join(obj(kind, box) for kind in classes)
+        file.write_text(file.read_text().replace("</annotation>", f"{more}</annotation>"))
+    message = only(find(), "data", "warning")
+    assert "shapes_trainval: 2 of " in message
+    assert "boxes have the class and place of another in their image" in message
+    assert f"{ids[2]}.jpg" in message and f"{ids[1]}.jpg" not in message
+
+
 def test_bad_boxes_of_the_loader(find, shapes: Path) -> None:
     _LOG_COUNTER.clear()  # the loader warns once per process
     name = (shapes / "ImageSets" / "Main" / "trainval.txt").read_text().split()[0]
@@ -131,16 +178,16 @@ def test_warnings_before_an_error_are_told(find, shapes: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bbox": [5, 5, 5, 9]}, "1 boxes have no area"),
-        ({"bbox": [0, 0, 9, float("nan")]}, "1 boxes have no area"),
-        ({"bbox": [0, 0, 9999, 9]}, "1 boxes have a part outside their image"),
-        ({"bbox": [5, 5, 0, 2], "bbox_mode": BoxMode.XYWH_ABS}, "1 boxes have no area"),
+        ({"bbox": [5, 5, 5, 9]}, "1 of 1 boxes have no area"),
+        ({"bbox": [0, 0, 9, float("nan")]}, "1 of 1 boxes have no area"),
+        ({"bbox": [0, 0, 9999, 9]}, "1 of 1 boxes have a part outside their image"),
+        ({"bbox": [5, 5, 0, 2], "bbox_mode": BoxMode.XYWH_ABS}, "1 of 1 boxes have no area"),
     ],
 )
 def test_bad_boxes(find, shapes: Path, changes: dict[str, Any], message: str) -> None:
     register("theirs", one_object(shapes, **changes), ["circle"])
     sentence = only(find(*trained_on("theirs"))[1:], "data", "warning")
-    assert message in sentence and ".jpg" in sentence and "NaN" in sentence
+    assert message in sentence and ".jpg" in sentence and "delete these objects" in sentence
 
 
 def test_category_ids_of_numpy(find, shapes: Path) -> None:

@@ -42,7 +42,10 @@ def test_processes_scale_the_rate_themselves(plan) -> None:
     """SOLVER.REFERENCE_WORLD_SIZE 1 in Base-Common.yaml."""
     (finding,) = check_solver(plan(num_processes=2))
     assert finding.level == "ok"
-    assert "600 iterations of 4 images in 2 processes, learning rate 0.02" in finding.text
+    assert (
+        "600 iterations of 4 images (480.0 passes over 5) in 2 processes, learning rate 0.02"
+        in finding.text
+    )
 
 
 def test_four_steps_in_several_processes(plan) -> None:
@@ -74,10 +77,10 @@ def test_less_than_one_epoch_in_four_steps(plan) -> None:
 @pytest.mark.parametrize(
     ("config", "passes", "fix"),
     [
-        (DEMO, "480", 'SOLVER.MAX_ITER 75 SOLVER.STEPS "(56,)"'),
+        (DEMO, "training passes 480", 'SOLVER.MAX_ITER 75 SOLVER.STEPS "(56,)"'),
         (
             FOUR_STEPS,
-            "680",
+            "a stage passes 680",
             'FOUR_STEP.ITERS "[18, 75, 8, 18]" FOUR_STEP.DROPS "[[13], [57], [6], [11]]"',
         ),
     ],
@@ -85,10 +88,20 @@ def test_less_than_one_epoch_in_four_steps(plan) -> None:
 def test_a_small_set_seen_too_often(plan, monkeypatch, config: str, passes: str, fix: str) -> None:
     """Five images with objects; the stage that sees most images counts."""
     monkeypatch.setattr(schedule, "_MANY_PASSES", 100)
+    monkeypatch.setattr(schedule, "_FEWEST_ITERS", 10)
     (finding,) = check_solver(plan(config=config))
     assert finding.level == "warning"
-    assert f"training passes {passes} times over the 5 images" in finding.text
+    assert f"{passes} times over the 5 images" in finding.text
     assert finding.fix == f"For about 30 passes: {fix}"
+
+
+def test_no_schedule_too_short_to_learn_is_advised(plan, monkeypatch) -> None:
+    """Five images; typing the advice settles the matter."""
+    monkeypatch.setattr(schedule, "_MANY_PASSES", 100)
+    (finding,) = check_solver(plan("SOLVER.MAX_ITER", "4000", "SOLVER.STEPS", "(2000,)"))
+    assert finding.fix == 'For about 400 passes: SOLVER.MAX_ITER 1000 SOLVER.STEPS "(500,)"'
+    (finding,) = check_solver(plan("SOLVER.MAX_ITER", "1000", "SOLVER.STEPS", "(500,)"))
+    assert finding.level == "ok" and "images (400.0 passes over 5) in" in finding.text
 
 
 def test_set_that_is_not_the_test_set_chooses(find) -> None:

@@ -123,6 +123,23 @@ def test_weights_that_say_nothing(find, save) -> None:
     assert "frcnn weights convert" in message
 
 
+@pytest.mark.parametrize(("dim", "level"), [(2048, "warning"), (1024, "ok")])
+def test_fc_layers_that_start_at_random(plan, save, dim: int, level: str) -> None:
+    opts = [*save(right(plan), "backbone."), "MODEL.ROI_BOX_HEAD.FC_DIM", str(dim)]
+    refused = list(check_weights(plan(*opts)))[-1]
+    assert refused.level == "error" and "MODEL.ROI_BOX_HEAD.FC_DIM 512" in refused.text
+    *_, finding = check_weights(plan(*opts, "MODEL.WEIGHTS_MAY_LACK", "['roi_heads.box_head']"))
+    number = 8 * 49 * dim + dim + dim * dim + dim
+    assert finding.level == level
+    assert f"fc6 and fc7 start at random, as {opts[1]} lacks them" in finding.text
+    assert f"their {number / 1e6:.3g} M parameters" in finding.text
+    assert (f"MODEL.ROI_BOX_HEAD.FC_DIM 512 (it is {dim})" in finding.fix) == (level == "warning")
+
+
+def test_fc_layers_that_are_in_the_file(plan, save) -> None:
+    assert not any("at random" in f.text for f in check_weights(plan(*save(right(plan)))))
+
+
 def test_weights_of_another_network(find, tmp_path: Path) -> None:
     torch.save({"model": {"stem.conv1.weight": torch.ones(1)}}, tmp_path / "r50.pth")
     message = only(find("MODEL.WEIGHTS", tmp_path / "r50.pth"), "weights")
