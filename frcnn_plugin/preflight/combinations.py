@@ -258,6 +258,15 @@ def _training(cfg: CfgNode) -> Problems:
             f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS is {weights}: no class would be learnt",
             'Type MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS "[]", which counts all the same',
         )
+    learns_from_rpn = cfg.MODEL.PROPOSAL_GENERATOR.NAME in ("PaperRPN", "HyperRPN") and (
+        cfg.FOUR_STEP.ENABLED or cfg.MODEL.PAPER_RCNN.PHASE == "joint"
+    )
+    if cfg.MODEL.RPN.SCORES == "random" and learns_from_rpn:
+        yield (
+            "MODEL.RPN.SCORES is 'random', which is for tests: the detector would learn on "
+            "proposals that are drawn at random",
+            "Type MODEL.RPN.SCORES learned",
+        )
     norm, frozen = cfg.MODEL.PAPER_VGG.NORM, list(cfg.MODEL.PAPER_RCNN.FREEZE)
     fixed = cfg.FOUR_STEP.ENABLED or any(part.startswith("backbone") for part in frozen)
     if norm not in ("", "FrozenBN") and fixed:
