@@ -6,11 +6,14 @@ level off.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from tqdm import tqdm
 
 from ..data.datasets.arguments import datasets_root, root_in_words
 from ..data.datasets.checks import check_datasets, check_same_classes, class_names
+from ..data.datasets.coco import coco_source
 from ..data.datasets.voc import OFFICIAL_IMAGE_COUNTS, VOCSource
 from ..data.loading.image_reader import read_record
 from ..data.proposals.files import check_proposals
@@ -65,7 +69,7 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
                 yield from _check_masks(run, name, dicts)
     if run.cfg.MODEL.MASK_ON and run.cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
         for name in run.test:
-            yield from _check_test_masks(name, run.dicts(name))
+            yield from _check_test_masks(run, name)
     if run.cfg.MODEL.KEYPOINT_ON:
         return  # its data are for Detectron2 to check
     for which, listed in (("TRAIN", run.train), ("TEST", run.test)):
@@ -121,16 +125,37 @@ def _check_masks(
         )
 
 
-def _check_test_masks(name: str, dicts: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _check_test_masks(run: PlannedRun, name: str) -> Iterator[Finding]:
     """Find objects without a mask, on which COCO's metric of masks would end the run."""
-    objects = [o for d in dicts for o in d.get("annotations", ())]
-    missing = sum("segmentation" not in o for o in objects)
-    if missing and MetadataCatalog.get(name).get("evaluator_type") == "coco":
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") != "coco":
+        return
+    file = metadata.get("json_file")
+    if file and coco_source(name) is None:  # as large as it may be: the metric reads it as it is
+        missing, number = _without_mask(file)
+    else:
+        objects = [o for d in run.dicts(name) for o in d.get("annotations", ())]
+        missing, number = sum("segmentation" not in o for o in objects), len(objects)
+    if missing:
         yield _DATA.error(
-            f"MODEL.MASK_ON is True, but {missing:,} of {len(objects):,} objects of {name} have no "
+            f"MODEL.MASK_ON is True, but {missing:,} of {number:,} objects of {name} have no "
             "segmentation, which COCO's metric needs",
             "Type MODEL.MASK_ON False, or name another set in DATASETS.TEST",
         )
+
+
+def _without_mask(json_file: str) -> tuple[int, int]:
+    """Count the objects of a file without a mask, and all; it is parsed only if some lack one."""
+    keys = (rb'"category_id"', rb'"segmentation"\s*:\s*(\[\s*\[|\{)')
+    try:
+        with open(json_file, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            objects, masks = (sum(1 for _ in re.finditer(key, content)) for key in keys)
+            if masks >= objects:
+                return 0, objects
+            annotations = json.loads(content[:])["annotations"]
+        return sum(not entry.get("segmentation") for entry in annotations), len(annotations)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return 0, 0  # other checks say what is wrong with it
 
 
 def _check_one(run: PlannedRun, name: str) -> Iterator[Finding]:
