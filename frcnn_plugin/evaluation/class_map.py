@@ -28,9 +28,9 @@ def class_numbers(
     for position, (names, what) in enumerate(
         ((detector, "DATASETS.TRAIN"), (test_set, "DATASETS.TEST"))
     ):
-        if unknown := [pair[position] for pair in pairs if pair[position] not in names]:
-            listed = ", ".join(dict.fromkeys(unknown))
-            raise UserError(f"DATASETS.CLASS_MAP: {what} has no class {listed}")
+        given = dict.fromkeys(pair[position] for pair in pairs)
+        if unknown := [name for name in given if name not in names]:
+            raise UserError(f"DATASETS.CLASS_MAP: {what} has no class {', '.join(unknown)}")
     renamed = {pair[0]: pair[1] for pair in pairs}
     if len(renamed) < len(pairs):
         raise UserError("DATASETS.CLASS_MAP maps a class of DATASETS.TRAIN twice: leave one out")

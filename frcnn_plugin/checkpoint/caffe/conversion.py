@@ -217,8 +217,8 @@ def convert_to_caffe(
         layers by name, weight and bias, float32; and the mapping: source, target, shape.
 
     Raises:
-        UserError: no backbone of this plugin, or what py-faster-rcnn's networks lack: another
-            layer, class-agnostic boxes, dilation, other features, pooling or images.
+        UserError: py-faster-rcnn's networks have no such layer, class-agnostic boxes, dilation,
+            features, pooling or images.
     """
     of_predictor = {layer: f"{PREDICTOR}.{layer}" for layer in ("cls_score", "bbox_pred")}
     if not rpn_conv or rpn_conv in _targets((*VGG16_LAYERS, *ZF_LAYERS), []) | of_predictor:
@@ -259,8 +259,7 @@ def convert_to_caffe(
 
 def _values(metadata: Metadata | None) -> dict[str, Any]:
     """Return the keys of :data:`_AS_IN_CAFFE`, and the weights of boxes, as far as known."""
-    text = metadata and metadata.config
-    config = read_config_text(text, "the file's config") if text else {}
+    config = read_config_text((metadata and metadata.config) or "{}", "the file's config")
     values: dict[str, Any] = {}
     for key in (*_AS_IN_CAFFE, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"):
         with suppress(LookupError, TypeError):
@@ -271,11 +270,6 @@ def _values(metadata: Metadata | None) -> dict[str, Any]:
 def _stop_unless_in_caffe(
     state: Mapping[str, torch.Tensor], sources: Mapping[str, str], config: Mapping[str, Any]
 ) -> None:
-    if not any(f"{sources[layer]}.weight" in state for layer in ("conv1_1", "conv1")):
-        raise UserError(
-            "there is no backbone VGG16 or ZF of this plugin; the weights are called "
-            f"{', '.join(list(state)[:4])} ..."
-        )
     known = {f"{source}.{kind}" for source in sources.values() for kind in ("weight", "bias")}
     statistics = tuple(f"{part}.target_statistics." for part in (RPN, PREDICTOR))
     others = [n for n in state if n not in known and not n.startswith(statistics)]
@@ -287,6 +281,6 @@ def _stop_unless_in_caffe(
     for key, wanted in _AS_IN_CAFFE.items():
         if (found := config.get(key, wanted)) != wanted:
             raise UserError(
-                f"the detector has {key} {found}, but py-faster-rcnn's networks have {wanted}, so "
-                "it cannot be converted to Caffe: its weights would be those of another network"
+                f"the detector has {key} {found}, but py-faster-rcnn's networks have {wanted}: it "
+                "cannot be converted to Caffe"
             )
