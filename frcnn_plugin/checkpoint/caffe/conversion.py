@@ -10,15 +10,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import reduce
-from operator import getitem
 from typing import Any
 
 import numpy as np
 import torch
 
-from ...config_files import read_config_text
+from ...config_files import flat_keys, read_config_text
 from ...errors import UserError
 from ..conversion import (
     BOX_HEAD,
@@ -258,13 +255,10 @@ def convert_to_caffe(
 
 
 def _values(metadata: Metadata | None) -> dict[str, Any]:
-    """Return the keys of :data:`_AS_IN_CAFFE`, and the weights of boxes, as far as known."""
+    """Return the values of the config, as far as known, by key."""
     config = read_config_text((metadata and metadata.config) or "{}", "the file's config")
-    values: dict[str, Any] = {}
-    for key in (*_AS_IN_CAFFE, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"):
-        with suppress(LookupError, TypeError):
-            values[key] = reduce(getitem, key.split("."), config)
-    return values | (metadata.preprocessing.values() if metadata and metadata.preprocessing else {})
+    images = metadata.preprocessing.values() if metadata and metadata.preprocessing else {}
+    return flat_keys(config) | images
 
 
 def _stop_unless_in_caffe(
