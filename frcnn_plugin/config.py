@@ -156,8 +156,8 @@ def _add_rpn(cfg: CN) -> None:
     # (MATLAB), 1 what py-faster-rcnn does, and its released weights expect.
     cfg.MODEL.RPN.DECODE_GROWTH = 0.0
     # What ranks the boxes that become proposals: "learned" scores, or "random" numbers, the same in
-    # every run with the same SEED and weights (paper, Table 2, "no cls"; there without NMS:
-    # NMS_THRESH 1.0).
+    # every run with the same SEED and weights, for tests only (paper, Table 2, "no cls"; there
+    # without NMS: NMS_THRESH 1.0).
     cfg.MODEL.RPN.SCORES = "learned"
     # False: proposals are the anchors themselves, not moved by the box layer (paper, Table 2, "no
     # reg"). Losses stay as they are.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from ast import literal_eval
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -357,6 +357,15 @@ def key_names(node: CN, prefix: str = "", *, sections: bool = False) -> Iterator
             yield prefix + name
         if isinstance(value, CN):
             yield from key_names(value, f"{prefix}{name}.", sections=sections)
+
+
+def flat_keys(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{"A.B": value}`` of nested mappings."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        nested = isinstance(value, Mapping)
+        flat |= flat_keys(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
 
 
 # ---- values -----------------------------------------------------------------------------------

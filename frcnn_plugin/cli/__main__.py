@@ -41,7 +41,7 @@ COMMANDS = {
     "proposals dump": ("proposals.Dump", "write a network's proposals for a data set"),
     "proposals convert": ("proposals.Convert", "convert and check proposals of other programs"),
     "ablations": ("ablations", "run the rows of one of the paper's tables"),
-    "make-data": ("make_data", "write a small VOC-format data set of generated images"),
+    "make-data": ("make_data", "write a small data set of generated images, for VOC and COCO"),
 }
 GROUPS = {command.split()[0] for command in COMMANDS if " " in command}
 

@@ -28,11 +28,11 @@ from tabulate import tabulate
 
 from ..atomic_files import safe_file_name, write_json, write_text
 from ..config import get_config_file
+from ..config_files import flat_keys
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.record import EVALUATION_FILE, EvaluationRecord
 from ..preflight.planned_run import muted
-from ..report.page import flat_keys
 from ..report.recorder import RunRecord
 from . import add_processes, check_numbers, split_overrides
 from .ablation_tables import TABLES, Row, Table

@@ -1,4 +1,4 @@
-"""Write the synthetic VOC-format data set: circles, squares and triangles.
+"""Write the synthetic data set, circles, squares and triangles, in the formats of VOC and COCO.
 
     frcnn make-data datasets/shapes
 

@@ -37,6 +37,7 @@ from ..atomic_files import safe_file_name
 from ..checkpoint.checkpointer import class_names
 from ..data import check_datasets
 from ..data.loading.bad_images import skips_bad_images
+from ..data.loading.image_reader import read_record
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.ground_truth import load_dicts
@@ -175,6 +176,13 @@ def run(args: argparse.Namespace) -> list[Path]:
     pictures = Pictures(cfg, names, options)
     written: list[Path] = []
     for record in tqdm(records, desc=args.mode, unit="image", disable=len(records) < 3):
+        try:
+            read_record(record)
+        except UserError as error:
+            if not skips_bad_images(cfg):
+                raise
+            tqdm.write(f"image left out: {error}")
+            continue
         drawn = pictures.draw(args.mode, record)
         if not drawn:
             tqdm.write(f"{record['image_id']}: no objects, nothing to draw (--box gives a RoI)")

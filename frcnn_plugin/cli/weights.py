@@ -11,13 +11,12 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from ..checkpoint import Conversion, convert_to_caffe, read_weights, save_weights, write_caffemodel
-from ..checkpoint.caffe.conversion import BBOX_REG_WEIGHTS, RPN_CONVS
+from ..checkpoint.caffe.conversion import RPN_CONVS
 from ..checkpoint.catalog import known_files as catalog
 from ..checkpoint.catalog.download import cached_path, check_cached, local_path, megabytes
 from ..checkpoint.catalog.known_files import KnownFile, find
 from ..checkpoint.conversion import LAYOUTS, OF_PREDICTOR, fold_statistics
 from ..checkpoint.read import local_file
-from ..config_files import read_config_text
 from ..data.datasets.class_names import name_problem
 from ..errors import UserError
 from . import check_file
@@ -224,14 +223,7 @@ def _show_mapping(rows: Sequence[tuple[str, str, str]]) -> None:
 
 
 def _write_caffe(weights: Conversion, output: Path, rpn_conv: str) -> None:
-    config = read_config_text(weights.metadata.config or "{}", "YAML")
-    try:
-        scale = config["MODEL"]["ROI_BOX_HEAD"]["BBOX_REG_WEIGHTS"]
-    except KeyError:
-        scale = BBOX_REG_WEIGHTS
-    layers, rows = convert_to_caffe(
-        weights.state_dict, weights.metadata, rpn_conv=rpn_conv, bbox_reg_weights=scale
-    )
+    layers, rows = convert_to_caffe(weights.state_dict, weights.metadata, rpn_conv=rpn_conv)
     _show_mapping(rows)
     write_caffemodel(output, layers)
 

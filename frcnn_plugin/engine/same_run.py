@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from detectron2.config import CfgNode
 
 from ..atomic_files import sha256
 from ..checkpoint.read import Peek
-from ..config_files import read_config_text
+from ..config_files import flat_keys, read_config_text
 from ..data.loading.train_loader import training_dicts
 from ..errors import UserError
 from ..four_step.checkpoints import INITIAL_WEIGHTS, PROCESSES, check_same
@@ -127,7 +127,7 @@ def _compared(config: Any, iteration: int | None) -> dict[str, str]:
     """Return the values that must be the same after so many iterations, as text by key."""
     if not isinstance(config, Mapping):
         return {}
-    values = dict(_flat(config))
+    values = flat_keys(config)
     stages = values.get("FOUR_STEP.ENABLED") is True
     harmless = [*_HARMLESS]
     if stages:  # follow from FOUR_STEP
@@ -146,11 +146,3 @@ def _compared(config: Any, iteration: int | None) -> dict[str, str]:
         if key.split(".")[0] in _NODES
         and not any(key == name or key.startswith(f"{name}.") for name in harmless)
     }
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -271,12 +271,6 @@ class PaperTrainer(DefaultTrainer):
         self._data_digest = on_main_process(lambda: data_digest(self.cfg))
         if resumed:
             self._check_same_run()
-        elif resume:
-            logger.warning(
-                "--resume, but there is no checkpoint in OUTPUT_DIR %s: training starts at "
-                "iteration 0. If there should be one, check OUTPUT_DIR",
-                self.cfg.OUTPUT_DIR,
-            )
         rates, groups = self.scheduler.base_lrs, self.optimizer.state_dict()["param_groups"]
         super().resume_or_load(resume)
         if resumed and self.cfg.RESUME_MAY_DIFFER:

@@ -28,16 +28,19 @@ def class_numbers(
     for position, (names, what) in enumerate(
         ((detector, "DATASETS.TRAIN"), (test_set, "DATASETS.TEST"))
     ):
-        if unknown := [pair[position] for pair in pairs if pair[position] not in names]:
+        given = dict.fromkeys(pair[position] for pair in pairs)
+        if unknown := [name for name in given if name not in names]:
             raise UserError(f"DATASETS.CLASS_MAP: {what} has no class {', '.join(unknown)}")
     renamed = {pair[0]: pair[1] for pair in pairs}
     if len(renamed) < len(pairs):
         raise UserError("DATASETS.CLASS_MAP maps a class of DATASETS.TRAIN twice: leave one out")
     called = [renamed.get(name, name) for name in detector]
     if lacking := [name for name in test_set if name not in called]:
+        free = [name for name in detector if name not in renamed and name not in test_set]
+        fix = f"add pairs such as [{free[0]}, {lacking[0]}]" if free else "none is left for a pair"
         raise UserError(
             f"DATASETS.CLASS_MAP: no class of DATASETS.TRAIN is called {', '.join(lacking)}, as in "
-            f"DATASETS.TEST: add pairs such as [{detector[0]}, {lacking[0]}]"
+            f"DATASETS.TEST: {fix}"
         )
     numbers = {name: number for number, name in enumerate(test_set)}
     return [numbers.get(name, -1) for name in called]

@@ -136,37 +136,26 @@ def _parts(cfg: CfgNode) -> Problems:
         )
 
 
-def _suppression(cfg: CfgNode) -> Problems:
+def _unknown_to_heads(cfg: CfgNode, *, trains: bool) -> Problems:
     heads = cfg.MODEL.ROI_HEADS
-    origins = {c.__module__.partition(".")[0] for c in ROI_HEADS_REGISTRY.get(heads.NAME).__mro__}
-    if heads.NMS_METHOD_TEST != "hard" and "frcnn_plugin" not in origins:
-        yield (
-            f"MODEL.ROI_HEADS.NMS_METHOD_TEST is '{heads.NMS_METHOD_TEST}', which "
-            f"MODEL.ROI_HEADS.NAME {heads.NAME} does not know",
-            "Type MODEL.ROI_HEADS.NMS_METHOD_TEST hard, or MODEL.ROI_HEADS.NAME CaffeROIHeads",
-        )
-
-
-def _whole_pixels(cfg: CfgNode) -> Problems:
-    heads = cfg.MODEL.ROI_HEADS
-    if heads.INTEGER_ROIS and not issubclass(ROI_HEADS_REGISTRY.get(heads.NAME), CaffeROIHeads):
-        yield (
-            f"MODEL.ROI_HEADS.INTEGER_ROIS is True, which MODEL.ROI_HEADS.NAME {heads.NAME} does "
-            "not know",
-            "Type MODEL.ROI_HEADS.INTEGER_ROIS False, or MODEL.ROI_HEADS.NAME CaffeROIHeads",
-        )
+    kind = ROI_HEADS_REGISTRY.get(heads.NAME)
+    ours = any(c.__module__.startswith("frcnn_plugin.") for c in kind.__mro__)
+    samples = any("sampling" in signature(c.__init__).parameters for c in kind.__mro__)
+    for key, neutral, known in (
+        ("NMS_METHOD_TEST", "hard", ours),
+        ("INTEGER_ROIS", False, issubclass(kind, CaffeROIHeads)),
+        ("SAMPLING", "random", samples or not trains),
+    ):
+        if heads[key] != neutral and not known:
+            yield (
+                f"MODEL.ROI_HEADS.{key} is {heads[key]!r}, which MODEL.ROI_HEADS.NAME {heads.NAME} "
+                "does not know",
+                f"Type MODEL.ROI_HEADS.{key} {neutral}, or MODEL.ROI_HEADS.NAME CaffeROIHeads",
+            )
 
 
 def _sampling(cfg: CfgNode) -> Problems:
     heads, box_head = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
-    classes = ROI_HEADS_REGISTRY.get(heads.NAME).__mro__
-    known = any("sampling" in signature(c.__init__).parameters for c in classes)
-    if heads.SAMPLING != "random" and not known:
-        yield (
-            f"MODEL.ROI_HEADS.SAMPLING is '{heads.SAMPLING}', which MODEL.ROI_HEADS.NAME "
-            f"{heads.NAME} does not know",
-            "Type MODEL.ROI_HEADS.SAMPLING random, or MODEL.ROI_HEADS.NAME CaffeROIHeads",
-        )
     if heads.SAMPLING == "hard" and -1 in heads.IOU_LABELS:
         yield (
             f"MODEL.ROI_HEADS.IOU_LABELS is {list(heads.IOU_LABELS)}: with "
@@ -258,6 +247,13 @@ def _training(cfg: CfgNode) -> Problems:
             f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS is {weights}: no class would be learnt",
             'Type MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS "[]", which counts all the same',
         )
+    ours = cfg.MODEL.PROPOSAL_GENERATOR.NAME in ("PaperRPN", "HyperRPN")
+    if ours and cfg.MODEL.RPN.SCORES == "random" and cfg.MODEL.PAPER_RCNN.PHASE == "joint":
+        yield (
+            "MODEL.RPN.SCORES is 'random', which is for tests: the detector would learn on "
+            "proposals that are drawn at random",
+            "Type MODEL.RPN.SCORES learned",
+        )
     norm, frozen = cfg.MODEL.PAPER_VGG.NORM, list(cfg.MODEL.PAPER_RCNN.FREEZE)
     fixed = cfg.FOUR_STEP.ENABLED or any(part.startswith("backbone") for part in frozen)
     if norm not in ("", "FrozenBN") and fixed:
@@ -326,8 +322,7 @@ def contradictions(cfg: CfgNode, *, trains: bool) -> Problems:
         yield from _anchor_lists(cfg, key)
     yield from _rotated(cfg)
     yield from _parts(cfg)
-    yield from _suppression(cfg)
-    yield from _whole_pixels(cfg)
+    yield from _unknown_to_heads(cfg, trains=trains)
     if trains:
         yield from _sampling(cfg)
         yield from _short_and_long(cfg, "TRAIN")

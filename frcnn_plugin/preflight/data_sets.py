@@ -7,6 +7,7 @@ level off.
 from __future__ import annotations
 
 import filecmp
+import json
 import math
 import os
 from collections import Counter, defaultdict
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from ..data.datasets.arguments import datasets_root, root_in_words
 from ..data.datasets.checks import check_datasets, check_same_classes, class_names
+from ..data.datasets.coco import coco_source
 from ..data.datasets.voc import OFFICIAL_IMAGE_COUNTS, VOCSource
 from ..data.loading.image_reader import read_record
 from ..data.proposals.files import check_proposals
@@ -68,7 +70,7 @@ def check_data(run: PlannedRun) -> Iterator[Finding]:
                 yield from _check_masks(run, name, dicts)
     if run.cfg.MODEL.MASK_ON and run.cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
         for name in run.test:
-            yield from _check_test_masks(name, run.dicts(name))
+            yield from _check_test_masks(run, name)
     if run.cfg.MODEL.KEYPOINT_ON:
         return  # its data are for Detectron2 to check
     for which, listed in (("TRAIN", run.train), ("TEST", run.test)):
@@ -124,11 +126,20 @@ def _check_masks(
         )
 
 
-def _check_test_masks(name: str, dicts: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _check_test_masks(run: PlannedRun, name: str) -> Iterator[Finding]:
     """Find objects without a mask, on which COCO's metric of masks would end the run."""
-    objects = [o for d in dicts for o in d.get("annotations", ())]
-    missing = sum("segmentation" not in o for o in objects)
-    if missing and MetadataCatalog.get(name).get("evaluator_type") == "coco":
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") != "coco":
+        return
+    file = metadata.get("json_file")
+    if file and coco_source(name) is None:  # the metric reads the file itself, however large it is
+        try:
+            objects = json.loads(Path(file).read_bytes())["annotations"]
+        except (OSError, ValueError, LookupError):  # as other checks will say
+            return
+    else:
+        objects = [o for d in run.dicts(name) for o in d.get("annotations", ())]
+    if missing := sum(not o.get("segmentation") for o in objects):
         yield _DATA.error(
             f"MODEL.MASK_ON is True, but {missing:,} of {len(objects):,} objects of {name} have no "
             "segmentation, which COCO's metric needs",

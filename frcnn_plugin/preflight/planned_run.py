@@ -21,6 +21,7 @@ from torch import nn
 from ..checkpoint.read import last_checkpoint
 from ..config import plugin_cfg
 from ..config_files import load_config_file, merge_overrides
+from ..data.datasets.coco import coco_source
 from ..errors import UserError
 from ..four_step.evaluation import as_checkpoint_is
 from ..modeling.backbone.caffe_backbone import backbone_feature_sizes
@@ -120,8 +121,8 @@ class PlannedRun:
         return self._loaded[name]
 
     def is_quick(self, name: str) -> bool:
-        """Say whether a data set is loaded, or may be: all but those in large JSON files."""
-        file = MetadataCatalog.get(name).get("json_file")
+        """Say whether a data set is loaded, or may be: all but Detectron2's large JSON files."""
+        file = None if coco_source(name) else MetadataCatalog.get(name).get("json_file")
         if name in self._loaded or self.every_image or not file:
             return True
         return Path(file).is_file() and Path(file).stat().st_size <= _MOST_JSON_BYTES

@@ -57,6 +57,12 @@ def _numbers(run: PlannedRun) -> Iterator[Finding]:
             "the CPU",
             "Type SOLVER.AMP.ENABLED False",
         )
+    norm = model.PAPER_VGG.NORM
+    if norm in ("SyncBN", "nnSyncBN") and run.num_processes > 1 and model.DEVICE == "cpu":
+        yield _SCHEDULE.error(
+            f"MODEL.PAPER_VGG.NORM {norm} needs GPUs to train in {run.num_processes} processes",
+            "Type MODEL.PAPER_VGG.NORM naiveSyncBN",
+        )
 
 
 def _batch(run: PlannedRun) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..atomic_files import write_text
 from ..config import plugin_cfg
+from ..config_files import flat_keys
 from ..errors import UserError
 from ..evaluation.proposals.recall import draw_recall
 from ..evaluation.record import MIN_SCORE, EvaluationRecord
@@ -212,19 +213,6 @@ def _differences(cfg: CfgNode) -> list[list[str]]:
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
     ]
-
-
-def flat_keys(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return ``{"A.B": value}`` of nested mappings."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        part = (
-            flat_keys(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {prefix + key: value}
-        )
-        flat.update(part)
-    return flat
 
 
 def _evaluation(run: RunFolder, item: EvaluationRecord) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils.visualizer import GenericMask
 
 from ..data.loading.mappers import build_mapper
 from ..data.proposals.files import Proposals
@@ -31,7 +32,7 @@ from .drawings.anchors import Sample, draw_anchors, draw_matches, draw_samples, 
 from .drawings.canvas import Canvas
 from .drawings.detections import draw_detections
 from .drawings.objects import NO_OBJECTS, Objects, count_of, draw_data
-from .drawings.palette import paint_masks
+from .drawings.palette import ImageArray, paint_masks
 from .drawings.proposals import draw_proposals
 from .drawings.roi_cells import draw_roi_cells, pooled_cells
 from .inspection import (
@@ -184,7 +185,7 @@ class Pictures:
 
     def _data(self, image: InspectedImage) -> Canvas:
         _, objects = self._truth(image)
-        return draw_data(image.bgr, objects, image.name)
+        return draw_data(_with_masks(image), objects, image.name)
 
     def _anchors(self, image: InspectedImage) -> Canvas:
         rules = self._rules
@@ -340,6 +341,19 @@ class Pictures:
             pixels, found.boxes, names, found.scores, objects, verdicts,
             f"detections: {image.name}", [f"scores of at least {lowest:g}{rule}"],
         )  # fmt: skip
+
+
+def _with_masks(image: InspectedImage) -> ImageArray:
+    """Return the pixels, with the masks of the objects, if any, in their class colours."""
+    objects = [obj for obj in image.record["annotations"] if "segmentation" in obj]
+    if not objects:
+        return image.bgr
+    try:
+        masks = [GenericMask(obj["segmentation"], *image.bgr.shape[:2]).mask for obj in objects]
+        return paint_masks(image.bgr, np.stack(masks) > 0, [obj["category_id"] for obj in objects])
+    except (ValueError, TypeError, LookupError, RuntimeError, AssertionError) as error:
+        file = image.record["file_name"]
+        raise UserError(f"{file}: its masks cannot be drawn ({error}): correct them") from error
 
 
 def _recall_in_words(proposals: Proposals, truth: GroundTruth, count: int) -> list[str]:

@@ -7,11 +7,14 @@ import pytest
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from torchvision.models import vgg16 as torchvision_model
 from torchvision.models import vgg16_bn
 
 from frcnn_plugin.checkpoint import convert_caffe, convert_to_caffe, convert_torchvision
 from frcnn_plugin.checkpoint.metadata import CAFFE, TORCHVISION, Metadata
+from frcnn_plugin.config import plugin_cfg
+from frcnn_plugin.config_files import load_config_file
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling.backbone.vgg import VGG16
 from frcnn_plugin.modeling.roi_heads.box_head import FC6FC7Head
@@ -285,7 +288,9 @@ def test_other_networks_of_torchvision() -> None:
 
 
 def test_back_from_something_else() -> None:
-    with pytest.raises(UserError, match=r"no backbone VGG16 or ZF .* stem\.conv1\.weight"):
+    with pytest.raises(
+        UserError, match=r"no place for 1 of the weights, such as stem\.conv1\.weight"
+    ):
         convert_to_caffe({"stem.conv1.weight": torch.zeros(1)})
 
 
@@ -298,6 +303,68 @@ def test_back_from_a_class_agnostic_head() -> None:
     }
     with pytest.raises(UserError, match="4 outputs for 3 classes, so it is class-agnostic"):
         convert_to_caffe(state)
+
+
+CONV4 = ["MODEL.PAPER_VGG.OUT_FEATURES", ["conv4", "conv5"]]
+NO_PLACE, OTHER = "no place for .* such as ", "the detector has MODEL."
+
+
+@pytest.mark.parametrize(
+    ("demo", "opts", "message"),
+    [
+        ("", [], ""),
+        ("_joint", [], ""),
+        ("_ohem", [], ""),
+        ("_softnms", [], ""),
+        ("_dilated", [], f"{OTHER}PAPER_VGG.CONV5_DILATION 2, .* have 1"),
+        ("_nonapproximate", [], f"{OTHER}ROI_BOX_HEAD.POOLER_TYPE ROIWarp"),
+        ("_cascade", [], f"{NO_PLACE}roi_heads.box_head.0"),
+        ("_rfcn", [], f"{NO_PLACE}roi_heads.box_head.conv_new"),
+        ("_mask", [], f"{NO_PLACE}roi_heads.mask_head"),
+        ("_fpn", [], f"{NO_PLACE}backbone.fpn"),
+        ("_hypernet", [], f"{NO_PLACE}backbone.hyper"),
+        ("_hypernet", ["MODEL.PAPER_RCNN.PHASE", "rpn"], f"{NO_PLACE}backbone.hyper"),
+        ("_joint", ["MODEL.PAPER_VGG.NORM", "BN"], f"{NO_PLACE}backbone.conv1.bn1_1"),
+        ("_joint", ["MODEL.PAPER_VGG.NORM", "FrozenBN"], f"{NO_PLACE}backbone.conv1.bn1_1"),
+        ("_joint", ["MODEL.RPN.HEAD_NAME", "StandardRPNHead"], f"{NO_PLACE}proposal_generator"),
+        ("_joint", ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"], f"{OTHER}ROI_BOX_HEAD.POOLER"),
+        (
+            "_joint",
+            [*CONV4, "MODEL.RPN.IN_FEATURES", ["conv4"]],
+            f"{OTHER}RPN.IN_FEATURES .'conv4'",
+        ),
+        (
+            "_joint",
+            [*CONV4, "MODEL.ROI_HEADS.IN_FEATURES", ["conv4"]],
+            f"{OTHER}ROI_HEADS.IN_FEATURES",
+        ),
+        ("_joint", ["MODEL.PIXEL_STD", [10.0, 10.0, 10.0]], f"{OTHER}PIXEL_STD"),
+        ("_joint", ["INPUT.FORMAT", "RGB"], "the detector has INPUT.FORMAT RGB, .* have BGR"),
+    ],
+)
+def test_back_from_another_network(demo: str, opts: list[object], message: str) -> None:
+    """Also from one whose weights have the same names and shapes: the config tells."""
+    cfg = plugin_cfg()
+    load_config_file(cfg, f"frcnn://demo/vgg16_shapes{demo}.yaml")
+    narrow = ["MODEL.PAPER_VGG.CHANNELS", [8] * 5, "MODEL.ROI_BOX_HEAD.FC_DIM", 8]
+    images = ["MODEL.PIXEL_STD", [1.0] * 3, "MODEL.DEVICE", "cpu"]
+    cfg.merge_from_list([*narrow, *images, *opts])
+    metadata = Metadata("detector", config=cfg.dump())
+    state = build_model(cfg).state_dict()
+    if message:
+        with pytest.raises(UserError, match=message):
+            convert_to_caffe(state, metadata)
+    else:
+        assert {"conv5_3", "rpn_bbox_pred", "bbox_pred"} <= set(
+            convert_to_caffe(state, metadata)[0]
+        )
+
+
+def test_back_from_images_that_caffe_has_not() -> None:
+    """Weights of another program have no config, but say which images they expect."""
+    result = convert_torchvision(networks.torchvision_vgg16(), TORCHVISION)
+    with pytest.raises(UserError, match=r"has INPUT\.FORMAT RGB, but .* have BGR"):
+        convert_to_caffe(result.state_dict, result.metadata)
 
 
 def test_names_of_the_matlab_code() -> None:

@@ -112,6 +112,22 @@ def test_detections_of_files_have_the_config_s_class_names(
     assert names == ["detections_000001.png"]
 
 
+def test_bad_images_are_left_out_if_the_config_says_so(
+    draw: Callable, data: Path, fails: Callable[..., str], capsys: pytest.CaptureFixture
+) -> None:
+    bad = data / "demo_shapes" / "JPEGImages" / "000002.jpg"
+    content = bad.read_bytes()
+    try:
+        bad.write_bytes(content[:200])
+        names = draw("data", "--limit", "3", "DATALOADER.ON_BAD_IMAGE", "skip")
+        assert names == ["data_000001.png", "data_000003.png"]
+        assert f"image left out: {bad}" in capsys.readouterr().out
+        words = ("--mode", "data", "--config-file", DEMO, "--image", "000002", *SMALL)
+        assert str(bad) in fails("visualize", *words)
+    finally:
+        bad.write_bytes(content)
+
+
 def test_detectron2_s_voc_names_tell_difficult_objects() -> None:
     """Detectron2's own dicts do not; load_dicts reads the files for them (test modes)."""
     calls: list[str] = []

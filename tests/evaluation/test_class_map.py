@@ -40,6 +40,7 @@ def test_coco_on_voc(tmp_path: Path) -> None:
     [
         ([], "no class of DATASETS.TRAIN is called feline"),
         ([["kat", "feline"]], "DATASETS.TRAIN has no class kat"),
+        ([["kat", "feline"], ["kat", "dog"], ["kau", "dog"]], "no class kat, kau$"),
         ([["cat", "felin"]], "DATASETS.TEST has no class felin"),
         ([["cat", "feline"], ["cat", "dog"]], "a class of DATASETS.TRAIN twice"),
     ],
@@ -47,6 +48,27 @@ def test_coco_on_voc(tmp_path: Path) -> None:
 def test_names_without_counterpart(pairs: list[list[str]], message: str) -> None:
     with pytest.raises(UserError, match=message):
         class_numbers(["cat", "dog", "cow"], ["dog", "feline"], pairs)
+
+
+@pytest.mark.parametrize(
+    "detector, test_set, pairs, fix",
+    [
+        (["dog", "cat", "cow"], ["dog", "feline", "bovine"], [], "cat, feline"),
+        (["dog", "cat", "cow"], ["dog", "feline", "bovine"], [["cat", "feline"]], "cow, bovine"),
+        (["dog", "cat"], ["canine", "feline"], [["dog", "canine"]], "cat, feline"),
+    ],
+)
+def test_a_proposed_pair_can_be_added(
+    detector: list[str], test_set: list[str], pairs: list[list[str]], fix: str
+) -> None:
+    """Its class has no counterpart yet, by a pair or by its own name."""
+    with pytest.raises(UserError, match=rf"add pairs such as \[{fix}\]"):
+        class_numbers(detector, test_set, pairs)
+
+
+def test_no_class_is_left_for_a_pair() -> None:
+    with pytest.raises(UserError, match=r"called feline, as in .* none is left for a pair"):
+        class_numbers(["dog"], ["dog", "feline"], [])
 
 
 class Kept(DatasetEvaluator):

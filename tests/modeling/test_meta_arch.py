@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import build_model
+from detectron2.modeling import (
+    ROI_HEADS_REGISTRY,
+    build_backbone,
+    build_model,
+    build_roi_heads,
+)
 from detectron2.solver import build_optimizer
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
@@ -355,12 +360,31 @@ def test_integer_rois_are_pooled_and_encoded(tiny_cfg) -> None:
     assert loss == predictor.box_reg_loss(whole, objects, deltas, classes)
     predictor.integer_rois = False
     assert loss != predictor.box_reg_loss(rois, objects, deltas, classes)
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"],
+        ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIWarp"],
+        ["MODEL.ROI_HEADS.NAME", "RFCNHeads"],
+        ["MODEL.ROI_HEADS.NAME", "CaffeCascadeROIHeads"],
+    ],
+)
+def test_heads_without_integer_rois_refuse_them(tiny_cfg, opts: list[str]) -> None:
+    """From a config, and from keywords: they would be encoded, but not pooled."""
+    opts = [*opts, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]
+    cfg = tiny_cfg("MODEL.ROI_HEADS.INTEGER_ROIS", True, *opts)
+    shapes = build_backbone(cfg).output_shape()
     with pytest.raises(UserError, match=r"INTEGER_ROIS is for .*POOLER_TYPE ROIPool"):
-        build_model(
-            tiny_cfg(
-                "MODEL.ROI_HEADS.INTEGER_ROIS", True, "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"
-            )
-        )
+        build_roi_heads(cfg, shapes)
+    kind = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)
+    arguments = kind.from_config(cfg, shapes)
+    with pytest.raises(UserError, match=r"INTEGER_ROIS is for .*POOLER_TYPE ROIPool"):
+        kind(**arguments)
+    for predictor in arguments.get("box_predictors", [arguments.get("box_predictor")]):
+        predictor.integer_rois = False
+    kind(**arguments)
 
 
 @pytest.mark.parametrize("kind", ["npy", "mat"])

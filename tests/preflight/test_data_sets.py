@@ -18,7 +18,12 @@ from PIL import Image
 from frcnn_plugin import get_config_file
 from frcnn_plugin.data import SHAPE_CLASSES, register_from_config_entries, register_voc
 from frcnn_plugin.preflight import Finding, data_sets, planned_run, preflight_without_config
-from frcnn_plugin.preflight.data_sets import check_data, evenly, suggest_folder
+from frcnn_plugin.preflight.data_sets import (
+    _check_test_masks,
+    check_data,
+    evenly,
+    suggest_folder,
+)
 from tests.data.datasets.voc_folder import add_image, obj
 from tests.preflight.conftest import only
 
@@ -448,15 +453,35 @@ def test_test_set_with_other_classes(find, shapes: Path) -> None:
 
 
 @pytest.mark.parametrize("removed", [0, 1, None])
-def test_objects_of_a_test_set_without_masks(find, shapes: Path, removed: int | None) -> None:
+@pytest.mark.parametrize("without", [{}, {"segmentation": []}])
+@pytest.mark.parametrize("largest", [2**20, 10])
+@pytest.mark.parametrize("detectron2s", [False, True])
+def test_objects_of_a_test_set_without_masks(
+    plan, shapes: Path, monkeypatch: pytest.MonkeyPatch, removed: int | None,
+    without: dict[str, Any], largest: int, detectron2s: bool,
+) -> None:  # fmt: skip
     """COCO's metric would end the run on the first one, after the training."""
+    monkeypatch.setattr(planned_run, "_MOST_JSON_BYTES", largest)
     path = shapes / "COCO" / "test.json"
     content = json.loads(path.read_text())
     objects = content["annotations"]
     for entry in objects[:removed]:
         del entry["segmentation"]
+        entry |= without
     path.write_text(json.dumps(content))
-    findings = find(config=get_config_file("demo/vgg16_shapes_mask.yaml"))
+    name = "shapes_masks_test"
+    run = plan(config=get_config_file("demo/vgg16_shapes_mask.yaml"))
+    if detectron2s:
+        name, known = "theirs", {"thing_classes": list(SHAPE_CLASSES)}
+        register_coco_instances(name, known, str(path), str(shapes / "JPEGImages"))
     count = len(objects) if removed is None else removed
-    text = f"{count} of {len(objects)} objects of shapes_masks_test have no segmentation"
-    assert [text in f.text for f in errors(findings)] == [True] * bool(count)
+    found = [f.text for f in _check_test_masks(run, name)]
+    text = f"{count} of {len(objects)} objects of {name} have no segmentation"
+    assert [text in f for f in found] == [True] * bool(count)
+
+
+def test_masks_of_a_test_set_are_checked_before_the_run(find, shapes: Path) -> None:
+    path = shapes / "COCO" / "test.json"
+    path.write_text(path.read_text().replace('"segmentation"', '"outline"'))
+    message = only(find(config=get_config_file("demo/vgg16_shapes_mask.yaml")), "data")
+    assert "objects of shapes_masks_test have no segmentation" in message

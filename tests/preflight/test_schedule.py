@@ -34,6 +34,18 @@ def test_batch_that_processes_cannot_share(find) -> None:
     assert "5 cannot be divided among 2 processes. Type SOLVER.IMS_PER_BATCH 4" in sentence
 
 
+@pytest.mark.parametrize("norm", ["SyncBN", "nnSyncBN", "naiveSyncBN", "BN"])
+def test_statistics_of_all_processes_on_cpus(plan, norm: str) -> None:
+    """torch's own class raises there in the first iteration."""
+    for processes in (1, 2):
+        run = plan("MODEL.PAPER_VGG.NORM", norm, "MODEL.DEVICE", "cpu", num_processes=processes)
+        found = [f.text for f in check_solver(run) if f.level == "error"]
+        refused = processes == 2 and norm in ("SyncBN", "nnSyncBN")
+        assert [f"{norm} needs GPUs to train in 2 processes" in f for f in found] == [
+            True
+        ] * refused
+
+
 def test_larger_batch_at_a_scaled_rate(find) -> None:
     assert find("SOLVER.IMS_PER_BATCH", "8", "SOLVER.BASE_LR", "0.04") == []
 

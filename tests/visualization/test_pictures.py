@@ -12,6 +12,7 @@ import torch
 from detectron2.data import DatasetCatalog
 
 from frcnn_plugin.data import SHAPE_CLASSES
+from frcnn_plugin.data.datasets.coco_files import run_lengths
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
@@ -66,6 +67,39 @@ def split(record: dict) -> tuple[list, list]:
 
 def same(found: list, expected: list) -> bool:
     return np.allclose(sorted(found), sorted(expected), atol=0.01) if expected else not found
+
+
+def test_masks_of_the_data(records: list[dict], draw: Callable) -> None:
+    """Polygons and run lengths are painted where they are, beside objects without a mask."""
+    record = with_objects(records, difficult=False)
+    height, width = record["height"], record["width"]
+    first = {**record["annotations"][0], "category_id": 2}
+    mask = np.zeros((height, width), bool)
+    mask[5:20, 10:30] = True
+    polygon = [[40.0, 50.0, 60.0, 50.0, 60.0, 70.0, 40.0, 70.0]]
+    mask_of_all = mask.copy()
+    mask_of_all[50:70, 40:60] = True
+    objects = [
+        {**first, "segmentation": run_lengths(mask)},
+        {**first, "segmentation": polygon},
+        first,
+    ]
+    plain, painted = (
+        draw("data", {**record, "annotations": given})[0].axes[0].images[0].get_array()
+        for given in ([first], objects)
+    )
+    assert plain.shape == painted.shape
+    changed = (np.asarray(plain) != np.asarray(painted)).any(axis=2)
+    factor = changed.shape[0] / height
+    assert changed.sum() == pytest.approx(mask_of_all.sum() * factor**2, rel=0.1)
+    rows, columns = np.nonzero(changed)
+    assert np.allclose(
+        [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1],
+        np.array([5, 70, 10, 60]) * factor, atol=factor,
+    )  # fmt: skip
+    wrong = {**first, "segmentation": run_lengths(mask[:-1])}
+    with pytest.raises(UserError, match=r"\.jpg: its masks cannot be drawn"):
+        draw("data", {**record, "annotations": [wrong]})
 
 
 @pytest.mark.parametrize("mode", ["data", "matches", "sampled"])

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
+from ...config_files import flat_keys, read_config_text
 from ...errors import UserError
 from ..conversion import (
     BOX_HEAD,
@@ -40,6 +42,16 @@ _MATLAB = {
     "conv_proposal1": f"{RPN_HEAD}.rpn_conv",
     "proposal_cls_score": f"{RPN_HEAD}.rpn_cls_score",
     "proposal_bbox_pred": f"{RPN_HEAD}.rpn_bbox_pred",
+}
+
+# What py-faster-rcnn's networks are, as a config has it; weights alone do not tell.
+_AS_IN_CAFFE: dict[str, object] = {
+    "MODEL.PAPER_VGG.CONV5_DILATION": 1,
+    "MODEL.RPN.IN_FEATURES": ["conv5"],
+    "MODEL.ROI_HEADS.IN_FEATURES": ["conv5"],
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIPool",
+    "INPUT.FORMAT": "BGR",
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
 }
 
 # Caffe's files predict raw deltas; Detectron2's deltas are multiplied by this config key,
@@ -183,7 +195,7 @@ def convert_to_caffe(
     metadata: Metadata | None = None,
     *,
     rpn_conv: str = RPN_CONVS[0],
-    bbox_reg_weights: Sequence[float] = BBOX_REG_WEIGHTS,
+    bbox_reg_weights: Sequence[float] | None = None,
 ) -> tuple[dict[str, list[np.ndarray]], list[tuple[str, str, str]]]:
     """Convert to the layers of py-faster-rcnn's prototxts.
 
@@ -192,29 +204,28 @@ def convert_to_caffe(
 
     Args:
         state: a model's state dict, or a part of one.
-        metadata: of the checkpoint; it may know the untrained background rows of bbox_pred, which
-            are 0 otherwise.
+        metadata: of the checkpoint: its config, the images it expects, and perhaps the untrained
+            background rows of bbox_pred, which are 0 otherwise.
         rpn_conv: the prototxt's name of the RPN's 3x3 convolution.
-        bbox_reg_weights: ``MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS`` of the model.
+        bbox_reg_weights: ``MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS`` of the model; None: as the
+            metadata say, else :data:`BBOX_REG_WEIGHTS`.
 
     Returns:
         layers by name, weight and bias, float32; and the mapping: source, target, shape.
 
     Raises:
-        UserError: no backbone of this plugin, or heads that Caffe's nets lack: class-agnostic, a
-            cascade's, for masks.
+        UserError: py-faster-rcnn's networks have no such layer, class-agnostic boxes, dilation,
+            features, pooling or images.
     """
-    if others := [name for name in state if name.startswith("roi_heads.") and not _is_caffes(name)]:
-        raise UserError(
-            f"py-faster-rcnn's networks have no place for {len(others)} of the weights, such as "
-            f"{others[0]}, so the detector cannot be converted to Caffe"
-        )
     of_predictor = {layer: f"{PREDICTOR}.{layer}" for layer in ("cls_score", "bbox_pred")}
     if not rpn_conv or rpn_conv in _targets((*VGG16_LAYERS, *ZF_LAYERS), []) | of_predictor:
         raise UserError(
             f"--rpn-conv is {rpn_conv!r}: give its layer a name of its own, such as {RPN_CONVS[0]}"
         )
     sources = _targets((*VGG16_LAYERS, *ZF_LAYERS), [rpn_conv]) | of_predictor
+    config = _values(metadata)
+    _stop_unless_in_caffe(state, sources, config)
+    scale = bbox_reg_weights or config.get("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", BBOX_REG_WEIGHTS)
     layers: dict[str, list[np.ndarray]] = {}
     rows = []
     for layer, source in sources.items():
@@ -232,7 +243,7 @@ def convert_to_caffe(
                     f"bbox_pred has {len(tensors[1])} outputs for {classes} classes, so it is "
                     "class-agnostic; py-faster-rcnn's networks are not"
                 )
-            tensors = raw_deltas(tensors, state, f"{PREDICTOR}.", bbox_reg_weights)
+            tensors = raw_deltas(tensors, state, f"{PREDICTOR}.", scale)
             known = metadata.background if metadata else {}
             tensors = [
                 torch.cat((known.get(kind, torch.zeros_like(tensor[:4])), tensor))
@@ -240,15 +251,30 @@ def convert_to_caffe(
             ]
         layers[layer] = [t.contiguous().numpy() for t in tensors]
         rows.append((f"{source}.weight, .bias", layer, describe(tensors[0])))
-    if "conv1_1" not in layers and "conv1" not in layers:
-        raise UserError(
-            "there is no backbone VGG16 or ZF of this plugin; the weights are called "
-            f"{', '.join(list(state)[:4])} ..."
-        )
     return layers, rows
 
 
-def _is_caffes(name: str) -> bool:
-    """Return whether the name is that of a weight of the one head of Fast R-CNN."""
-    layers = (f"{BOX_HEAD}.fc6.", f"{BOX_HEAD}.fc7.", f"{PREDICTOR}.cls_score.")
-    return name.startswith((*layers, f"{PREDICTOR}.bbox_pred.", f"{PREDICTOR}.target_statistics."))
+def _values(metadata: Metadata | None) -> dict[str, Any]:
+    """Return the values of the config, as far as known, by key."""
+    config = read_config_text((metadata and metadata.config) or "{}", "the file's config")
+    images = metadata.preprocessing.values() if metadata and metadata.preprocessing else {}
+    return flat_keys(config) | images
+
+
+def _stop_unless_in_caffe(
+    state: Mapping[str, torch.Tensor], sources: Mapping[str, str], config: Mapping[str, Any]
+) -> None:
+    known = {f"{source}.{kind}" for source in sources.values() for kind in ("weight", "bias")}
+    statistics = tuple(f"{part}.target_statistics." for part in (RPN, PREDICTOR))
+    others = [n for n in state if n not in known and not n.startswith(statistics)]
+    if others:
+        raise UserError(
+            f"py-faster-rcnn's networks have no place for {len(others)} of the weights, such as "
+            f"{others[0]}, so the detector cannot be converted to Caffe"
+        )
+    for key, wanted in _AS_IN_CAFFE.items():
+        if (found := config.get(key, wanted)) != wanted:
+            raise UserError(
+                f"the detector has {key} {found}, but py-faster-rcnn's networks have {wanted}: it "
+                "cannot be converted to Caffe"
+            )

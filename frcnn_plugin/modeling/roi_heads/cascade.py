@@ -28,7 +28,7 @@ from ..box_ops import clip_boxes
 from ..box_regression import CaffeBox2BoxTransform
 from ..matcher import AsyncMatcher
 from .fast_rcnn import PaperFastRCNNOutputLayers
-from .poolers import on_cells, own_poolers, with_stock_poolers
+from .poolers import on_cells, own_poolers, stop_unless_whole, with_stock_poolers
 
 SCORES_FROM = ("last", "own")
 
@@ -80,11 +80,13 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
                 :class:`.fast_rcnn.PaperFastRCNNOutputLayers`, or at least the last one is.
 
         Raises:
-            UserError: unknown ``scores_from``, or not a loss weight per head.
+            UserError: unknown ``scores_from``, or not a loss weight per head; see also
+                :func:`.poolers.stop_unless_whole`.
         """
         super().__init__(
             box_pooler=on_cells(box_pooler), mask_pooler=on_cells(mask_pooler), **kwargs
         )
+        stop_unless_whole(self.box_predictor, self.box_pooler)
         if scores_from not in SCORES_FROM:
             raise UserError(
                 f"MODEL.ROI_BOX_CASCADE_HEAD.SCORES_FROM is '{scores_from}': use one of "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -124,6 +124,16 @@ def on_cells(pooler: Any) -> Any:
     # RoIAlign and others interpolate between cells, for which continuous corners are right.
     operators = getattr(pooler, "level_poolers", None)  # also other projects' poolers
     return InclusiveROIPooler(pooler) if operators and isinstance(operators[0], RoIPool) else pooler
+
+
+def stop_unless_whole(predictors: Iterable[nn.Module], pooler: nn.Module) -> None:
+    """Stop if predictors take RoIs in whole pixels, but the pooler of the same heads does not."""
+    whole = any(getattr(predictor, "integer_rois", False) for predictor in predictors)
+    if whole and not getattr(pooler, "integer_rois", False):
+        raise UserError(
+            "MODEL.ROI_HEADS.INTEGER_ROIS is for MODEL.ROI_HEADS.NAME CaffeROIHeads with "
+            "MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIPool: set it to False, or use these"
+        )
 
 
 class OperatorPooler(nn.Module):

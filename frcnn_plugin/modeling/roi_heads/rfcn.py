@@ -27,7 +27,7 @@ from ..matcher import AsyncMatcher
 from ..proposal_generator.rpn_head import redraw
 from ..target_statistics import TargetStatistics
 from .fast_rcnn import PaperFastRCNNOutputLayers
-from .poolers import Operator, OperatorPooler
+from .poolers import Operator, OperatorPooler, stop_unless_whole
 from .sampling import ALL, HardExamples, hard_examples, log_samples
 
 
@@ -159,9 +159,10 @@ class RFCNHeads(ROIHeads):
             kwargs: arguments of Detectron2's ROIHeads.
 
         Raises:
-            UserError: unknown sampling.
+            UserError: unknown sampling; see also :func:`.poolers.stop_unless_whole`.
         """
         super().__init__(**kwargs)
+        stop_unless_whole([box_predictor], box_pooler)
         self.in_feature = in_feature
         self.box_head = box_head
         self.box_pooler = box_pooler

@@ -22,6 +22,7 @@ from .poolers import (
     InclusiveROIPooler,
     on_cells,
     own_poolers,
+    stop_unless_whole,
     with_box_gradient,
     with_stock_poolers,
 )
@@ -72,11 +73,13 @@ class CaffeROIHeads(StandardROIHeads):
 
         Raises:
             UserError: unknown sampling; hard sampling, and the predictor tells no losses of RoIs;
-                boxes are to have a gradient, and the pooler gives none.
+                boxes are to have a gradient, and the pooler gives none; see also
+                :func:`.poolers.stop_unless_whole`.
         """
         super().__init__(
             box_pooler=on_cells(box_pooler), mask_pooler=on_cells(mask_pooler), **kwargs
         )
+        stop_unless_whole([self.box_predictor], self.box_pooler)
         self.hard_examples = hard_examples(
             sampling, self.batch_size_per_image, hard_nms_thresh, hard_nms_per_label
         )
@@ -104,13 +107,8 @@ class CaffeROIHeads(StandardROIHeads):
         if type(ret["box_predictor"]) is FastRCNNOutputLayers:  # else it is another project's
             ret["box_predictor"] = PaperFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         heads = cfg.MODEL.ROI_HEADS
-        if heads.INTEGER_ROIS:
-            if not isinstance(ret.get("box_pooler"), InclusiveROIPooler):
-                raise UserError(
-                    "MODEL.ROI_HEADS.INTEGER_ROIS is for MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIPool: "
-                    "set the former to False or the latter to ROIPool"
-                )
-            ret["box_pooler"].integer_rois = True
+        if isinstance(ret.get("box_pooler"), InclusiveROIPooler):
+            ret["box_pooler"].integer_rois = heads.INTEGER_ROIS
         # Without low-quality matches: only the RPN gives each object its best box (example E9);
         # proposal_target_layer.py labels a RoI by its IoU alone.
         ret["proposal_matcher"] = AsyncMatcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS)
