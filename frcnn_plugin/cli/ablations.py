@@ -149,8 +149,6 @@ class _Runs:
         """Stop if overrides make rows equal that the paper compares."""
         seen: dict[str, Row] = {}
         for row in rows:
-            if row.lacks:
-                continue
             cfg = self._config(row).clone()
             cfg.defrost()
             cfg.OUTPUT_DIR = ""
@@ -168,8 +166,6 @@ class _Runs:
         Raises:
             UserError: it was run with other values.
         """
-        if row.lacks:
-            return Outcome(note=row.lacks)
         cfg = self._config(row)
         folder = Path(cfg.OUTPUT_DIR)
         if not cfg.DATASETS.TEST:

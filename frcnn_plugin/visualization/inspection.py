@@ -149,8 +149,9 @@ class BoxRules:
             raise UserError(
                 f"cells are drawn for RoI max pooling on one feature map; this config has "
                 f"MODEL.ROI_HEADS.NAME {self.cfg.MODEL.ROI_HEADS.NAME}, "
-                f"MODEL.ROI_BOX_HEAD.POOLER_TYPE {kind} and MODEL.ROI_HEADS.IN_FEATURES "
-                f"{list(names)}"
+                f"MODEL.ROI_BOX_HEAD.POOLER_TYPE {kind}, MODEL.ROI_HEADS.IN_FEATURES "
+                f"{list(names)}, and MODEL.PAPER_RCNN.PYRAMID "
+                f"{list(self.cfg.MODEL.PAPER_RCNN.PYRAMID)}"
             )
         return heads
 
