@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     (name, *others), opts = split_overrides(args.words)
     if others or name not in TABLES:
         raise UserError(
-            f"there is no table {' '.join([name, *others])!r}: give one of {', '.join(TABLES)}"
+            f"there is no table {' '.join([name, *others])!r}: give one of {', '.join(TABLES)}; "
+            "frcnn proposals sizes prints Table 1"
         )
     table = TABLES[name]
     chosen = _chosen(table, args.rows)

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog
 
 from frcnn_plugin.cli import ablations
 from frcnn_plugin.cli.ablation_tables import TABLES
+from frcnn_plugin.cli.proposals import LEARNT_SIZES
 from frcnn_plugin.config import get_config_file, plugin_cfg
 from frcnn_plugin.config_files import load_config_file, merge_overrides
 from frcnn_plugin.data.proposals.files import save_proposals
@@ -71,6 +72,7 @@ def test_a_table_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     "words, message",
     [
         (["7"], "there is no table '7': give one of 2, 3"),
+        (["1"], "frcnn proposals sizes prints Table 1"),
         (["9", "more"], "there is no table '9 more'"),
         (["9", "--rows", "5"], "give numbers from 1 to 4"),
         (["9", "DATASETS.TEST", "()"], "DATASETS.TEST is empty: name a set"),
@@ -141,6 +143,10 @@ def test_a_row_that_tests_another_rows_detector(shapes: Path) -> None:
 
 def test_page_has_the_tables_as_they_are_printed() -> None:
     page = (Path(__file__).parents[2] / "docs" / "ablations.md").read_text()
+    for size, (anchor, paper) in LEARNT_SIZES.items():
+        assert [anchor, "x".join(map(str, size)), paper, ""] in [
+            [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()
+        ]
     for table in TABLES.values():
         text = ablations.format_table(table, {row: ablations.Outcome() for row in table.rows})
         assert f"## {text}\n" in page
