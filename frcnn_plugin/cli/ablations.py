@@ -15,7 +15,9 @@ written there, as table9.md and table9.json.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,7 +29,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from ..atomic_files import safe_file_name, write_json, write_text
-from ..config import get_config_file
+from ..config import get_config_file, plugin_cfg
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.record import EVALUATION_FILE, EvaluationRecord
@@ -270,15 +272,34 @@ class _Runs:
         options = ("--config-file", get_config_file(config), "--num-gpus", str(self._num_processes))
         line = [*words, *options, *self._opts, *keys]
         print(f"frcnn {shlex.join(line)}", flush=True)
-        status = subprocess.run([sys.executable, "-m", "frcnn_plugin", *line]).returncode
+        status = run_with_parent([sys.executable, "-m", "frcnn_plugin", *line])
         if status:
+            how = f"status {status}; its message is above" if status > 0 else f"signal {-status}"
             raise UserError(
-                f"frcnn {words[0]} ended with status {status}; its message is above. The same "
-                "frcnn ablations goes on from here"
+                f"frcnn {words[0]} ended with {how}. The same frcnn ablations goes on from here"
             )
 
 
+def run_with_parent(command: Sequence[str]) -> int:
+    """Run a command in a process that, on Linux, ends when this one is killed; return its status.
+
+    Otherwise it would go on in the folder of a row in which the repeated command wants to work.
+    """
+    # In the new process only a call: what was imported may hold locks there.
+    call, terminate = getattr(ctypes.CDLL(None), "prctl", None), int(signal.SIGTERM)
+
+    def follow_parent() -> None:
+        if call is not None:
+            call(1, terminate)  # PR_SET_PDEATHSIG
+
+    return subprocess.run(command, preexec_fn=follow_parent).returncode
+
+
 def _differing(before: str, now: str) -> list[str]:
-    """Return the keys in which two configs differ; all of one that is not there."""
-    old, new = (flat_keys(yaml.safe_load(text) or {}) for text in (before, now))
-    return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    """Return the keys in which a config differs from an earlier one, or from one that is missing.
+
+    A key that an earlier version of this package did not know had what is its default now.
+    """
+    texts = (plugin_cfg().dump(), before, now)
+    defaults, old, new = (flat_keys(yaml.safe_load(text) or {}) for text in texts)
+    return sorted(key for key in new if old.get(key, defaults[key]) != new[key])

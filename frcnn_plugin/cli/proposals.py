@@ -207,7 +207,7 @@ class Sizes:
             )
         AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
         rows = mean_sizes(model.eval(), build_test_loader(cfg, args.dataset))
-        print(f"Mean size of the proposals of each anchor. {args.dataset}, network input\n")
+        print(f"{args.dataset}: mean size of each anchor's proposals, network-input pixels\n")
         print(format_sizes(rows))
         return rows
 

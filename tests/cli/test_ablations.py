@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from detectron2.data import DatasetCatalog
@@ -17,6 +23,7 @@ from frcnn_plugin.config_files import load_config_file, merge_overrides
 from frcnn_plugin.data.proposals.files import save_proposals
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
+from frcnn_plugin.errors import UserError
 from tests.cli.conftest import frcnn
 
 CLASSES = ["circle", "square", "triangle"]
@@ -118,6 +125,72 @@ def test_rows_are_run_once(
     assert "frcnn train" not in capsys.readouterr().out
     message = fails(*words, "SOLVER.GAMMA", "0.2")
     assert "zf_unshared holds this row with other values of SOLVER.GAMMA" in message
+
+
+def test_finished_rows_of_an_earlier_version(
+    shapes: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that it did not know had its default; with another value the row is another one."""
+    folder = shapes / "zf_dense_windows"
+    row = TABLES["10"].rows[1]
+    cfg = ablations._Runs(shapes, SMALL, 1)._config(row)
+    lines = [line for line in cfg.dump().splitlines() if line.split(":")[0].strip() != "PYRAMID"]
+    found = SimpleNamespace(sessions=[SimpleNamespace(complete=True)], config="\n".join(lines))
+    monkeypatch.setattr(ablations.RunRecord, "load", lambda folder: found)
+    (folder / "inference" / "small_test" / "results").mkdir(parents=True)
+    outcome = ablations._Runs(shapes, SMALL, 1).outcome(row)
+    assert outcome is not None and "has no annotations" in outcome.note
+    with pytest.raises(UserError, match=r"other values of MODEL.PAPER_RCNN.PYRAMID: give"):
+        ablations._Runs(shapes, [*SMALL, "MODEL.PAPER_RCNN.PYRAMID", "[0.5]"], 1).outcome(row)
+
+
+def test_a_killed_run_is_resumed(
+    shapes: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    """The finished row is kept as it is, the other one goes on from its last checkpoint."""
+    words = ["ablations", "10", "--rows", "2,3", "--output", shapes, *SMALL]
+    words += ["SOLVER.MAX_ITER", "20", "SOLVER.CHECKPOINT_PERIOD", "1"]
+    checkpoint = shapes / "zf_dense_windows_pyramid" / "model_0000001.pth"
+
+    def killed(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        with subprocess.Popen(command, **options) as process:
+            while process.poll() is None:
+                if checkpoint.exists():
+                    process.kill()
+                time.sleep(0.01)
+        return subprocess.CompletedProcess(command, process.returncode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ablations.subprocess, "run", killed)
+        assert "frcnn train ended with signal 9. The same frcnn ablations" in fails(*words)
+    finished = (shapes / "zf_dense_windows" / "run.json").read_text()
+    assert frcnn(*words) == 0
+    assert (shapes / "zf_dense_windows" / "run.json").read_text() == finished
+    log = (checkpoint.parent / "log.txt").read_text()
+    starts = [int(n) for n in re.findall(r"Starting training from iteration (\d+)", log)]
+    assert len(starts) == 2 and starts[0] == 0 and starts[1] >= 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the row goes on and is waited for")
+def test_the_run_of_a_row_ends_with_the_command(tmp_path: Path) -> None:
+    """As by kill -9, after which nothing else may write into the folder of the row."""
+    file = tmp_path / "pid"
+    row = f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(900)"
+    code = "import sys; from frcnn_plugin.cli.ablations import run_with_parent; "
+    code += f"run_with_parent([sys.executable, '-c', {row!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+
+    def runs() -> bool:
+        stat = Path("/proc", file.read_text(), "stat")
+        return stat.exists() and stat.read_text().split()[2] != "Z"
+
+    for ready in (lambda: file.exists() and file.read_text(), lambda: not runs()):
+        deadline = time.monotonic() + 400
+        while not ready() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert ready()
+        parent.kill()
+    parent.wait()
 
 
 def test_a_row_that_tests_another_rows_detector(shapes: Path) -> None:
