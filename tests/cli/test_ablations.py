@@ -150,7 +150,7 @@ def test_a_killed_run_is_resumed(
     """The finished row is kept as it is, the other one goes on from its last checkpoint."""
     words = ["ablations", "10", "--rows", "2,3", "--output", shapes, *SMALL]
     words += ["SOLVER.MAX_ITER", "20", "SOLVER.CHECKPOINT_PERIOD", "1"]
-    checkpoint = shapes / "zf_dense_windows_pyramid" / "model_0000001.pth"
+    checkpoint = shapes / "zf_dense_windows_pyramid" / "model_0000001.pth"  # the second
 
     def killed(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         with subprocess.Popen(command, **options) as process:
@@ -168,7 +168,7 @@ def test_a_killed_run_is_resumed(
     assert (shapes / "zf_dense_windows" / "run.json").read_text() == finished
     log = (checkpoint.parent / "log.txt").read_text()
     starts = [int(n) for n in re.findall(r"Starting training from iteration (\d+)", log)]
-    assert len(starts) == 2 and starts[0] == 0 and starts[1] >= 2
+    assert len(starts) == 2 and starts[0] == 0 and starts[1] >= 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the row goes on and is waited for")
