@@ -50,7 +50,8 @@ def run_name(config: str) -> str:
 
 
 _ZF_SS, _ZF_UNSHARED = "ablations/zf_ss.yaml", "ablations/zf_unshared.yaml"
-_ZF = "faster_rcnn_zf_voc.yaml"
+_ZF, _ZF_DENSE = "faster_rcnn_zf_voc.yaml", "ablations/zf_dense_windows.yaml"
+_ZF_PYRAMID = "ablations/zf_dense_windows_pyramid.yaml"
 _VGG16, _VGG16_UNSHARED = "faster_rcnn_vgg16_voc.yaml", "faster_rcnn_vgg16_voc_unshared.yaml"
 _COCO = "ablations/coco_on_voc.yaml"
 _TEST_RULES = ("MODEL.RPN.PRE_NMS_TOPK_TEST", "MODEL.RPN.POST_NMS_TOPK_TEST")
@@ -153,14 +154,8 @@ TABLES = {
         ("stages", "proposals", "number"),
         (
             Row(("two", "RPN+ZF, unshared", "300"), 58.7, _ZF_UNSHARED),
-            Row(
-                ("one", "dense windows, one scale", "20000"), 53.8,
-                "ablations/zf_dense_windows.yaml",
-            ),
-            Row(
-                ("one", "dense windows, five scales", "20000"), 53.9,
-                "ablations/zf_dense_windows_pyramid.yaml",
-            ),
+            Row(("one", "dense windows, one scale", "20000"), 53.8, _ZF_DENSE),
+            Row(("one", "dense windows, five scales", "20000"), 53.9, _ZF_PYRAMID),
         ),
     ),
     "12": Table(

@@ -281,18 +281,12 @@ class _Runs:
 
 
 def run_with_parent(command: Sequence[str]) -> int:
-    """Run a command in a process that, on Linux, ends when this one is killed; return its status.
-
-    Otherwise it would go on in the folder of a row in which the repeated command wants to work.
-    """
-    # In the new process only a call: what was imported may hold locks there.
-    call, terminate = getattr(ctypes.CDLL(None), "prctl", None), int(signal.SIGTERM)
-
-    def follow_parent() -> None:
-        if call is not None:
-            call(1, terminate)  # PR_SET_PDEATHSIG
-
-    return subprocess.run(command, preexec_fn=follow_parent).returncode
+    """Run a command in a process that, on Linux, ends when this one does; return its status."""
+    # Else it would go on in the folder in which the repeated command wants to work. The function is
+    # found here, as in the new process other threads' locks may be held.
+    prctl, terminate = getattr(ctypes.CDLL(None), "prctl", None), int(signal.SIGTERM)
+    follow = None if prctl is None else lambda: prctl(1, terminate)  # PR_SET_PDEATHSIG
+    return subprocess.run(command, preexec_fn=follow).returncode
 
 
 def _differing(before: str, now: str) -> list[str]:

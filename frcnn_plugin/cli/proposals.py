@@ -48,16 +48,12 @@ AFTER_OVERRIDES = [
 ]
 # The paper's Table 1: width and height of an anchor -> its name, and the mean size it learnt.
 LEARNT_SIZES = {
-    (184, 96): ("128^2, 2:1", "188x111"),
-    (128, 128): ("128^2, 1:1", "113x114"),
-    (88, 176): ("128^2, 1:2", "70x92"),
-    (368, 192): ("256^2, 2:1", "416x229"),
-    (256, 256): ("256^2, 1:1", "261x284"),
-    (176, 352): ("256^2, 1:2", "174x332"),
-    (736, 384): ("512^2, 2:1", "768x437"),
-    (512, 512): ("512^2, 1:1", "499x501"),
+    (184, 96): ("128^2, 2:1", "188x111"), (368, 192): ("256^2, 2:1", "416x229"),
+    (736, 384): ("512^2, 2:1", "768x437"), (128, 128): ("128^2, 1:1", "113x114"),
+    (256, 256): ("256^2, 1:1", "261x284"), (512, 512): ("512^2, 1:1", "499x501"),
+    (88, 176): ("128^2, 1:2", "70x92"), (176, 352): ("256^2, 1:2", "174x332"),
     (352, 704): ("512^2, 1:2", "355x715"),
-}
+}  # fmt: skip
 CONVERTERS = {".mat": convert_selective_search_mat, ".npz": convert_npz}
 
 logger = logging.getLogger(__name__)
@@ -182,8 +178,7 @@ class Sizes:
             --dataset voc07_test MODEL.WEIGHTS output/ablations/zf_unshared/stage1_final.pth
 
     The proposals are those of the test, at most 300 per image, clipped to it; sizes are width x
-    height in pixels of the network input. The paper's are of ZF, with INPUT.MIN_SIZE_TEST 600; they
-    are printed beside anchors of the same size.
+    height in pixels of the network input. The paper's are of ZF with INPUT.MIN_SIZE_TEST 600.
     """
 
     @staticmethod
@@ -197,7 +192,7 @@ class Sizes:
         """Print the table; return a row per anchor, see :func:`mean_sizes`."""
         _setup_logging()
         cfg = setup_cfg(args.config_file, [*args.opts, *AFTER_OVERRIDES])
-        _check_network(cfg, args, num_processes=1)
+        _check_network(cfg, args)
         tune_process()
         model = build_model(cfg)
         if not isinstance(model.proposal_generator, PaperRPN):
@@ -214,11 +209,7 @@ class Sizes:
 
 @torch.no_grad()
 def mean_sizes(model: Any, batches: Iterable[list[dict[str, Any]]]) -> list[list[float]]:
-    """Measure the proposals that come from each anchor of a cell.
-
-    Args:
-        model: in evaluation mode, with a PaperRPN.
-        batches: inputs of the model.
+    """Measure the proposals that come from each anchor of a cell, by a model with a PaperRPN.
 
     Returns:
         per anchor, in the order of the generator: its width and height, the number of proposals,
@@ -226,25 +217,22 @@ def mean_sizes(model: Any, batches: Iterable[list[dict[str, Any]]]) -> list[list
     """
     rpn = model.proposal_generator
     of_cell = torch.cat(list(rpn.anchor_generator.cell_anchors)).double().cpu()
+    kinds = torch.arange(len(of_cell)).split(list(rpn.anchor_generator.num_anchors))
     sums = torch.zeros(len(of_cell), 3, dtype=torch.float64)
     for number, batch in enumerate(batches, start=1):
         images, features = PaperRCNN.features(model, batch)
         maps = [features[name] for name in rpn.in_features]
         anchors = rpn.anchor_generator(maps)
-        kinds = torch.arange(len(of_cell)).split(list(rpn.anchor_generator.num_anchors))
-        kind_of = torch.cat(
-            [kind.repeat(m.shape[-2] * m.shape[-1]) for kind, m in zip(kinds, maps, strict=True)]
-        )
+        pairs = zip(kinds, maps, strict=True)
+        kind_of = torch.cat([kind.repeat(m.shape[-2] * m.shape[-1]) for kind, m in pairs])
         predicted = rpn.predict_anchors(rpn.head_inputs(features), anchors)
         for found in rpn.selections(anchors, *predicted, images.image_sizes):
             boxes = found.boxes.double().cpu()
             values = torch.cat([torch.ones(len(boxes), 1), boxes[:, 2:] - boxes[:, :2]], dim=1)
             sums.index_add_(0, kind_of[found.indices.cpu()], values)
         log_every_n_seconds(logging.INFO, f"{number} batches are done", n=10)
-    sides = of_cell[:, 2:] - of_cell[:, :2]
-    table: list[list[float]] = torch.cat(
-        [sides, sums[:, :1], sums[:, 1:] / sums[:, :1]], 1
-    ).tolist()
+    columns = of_cell[:, 2:] - of_cell[:, :2], sums[:, :1], sums[:, 1:] / sums[:, :1]
+    table: list[list[float]] = torch.cat(columns, dim=1).tolist()
     return table
 
 
@@ -255,7 +243,7 @@ def format_sizes(rows: list[list[float]]) -> str:
         name, paper = LEARNT_SIZES.get((round(width), round(height)), ("", ""))
         size = "x".join(f"{side:.0f}" for side in mean) if count else ""
         lines.append([name, f"{width:.0f}x{height:.0f}", f"{count:.0f}", paper, size])
-    headers = ["anchor", "size", "proposals", "paper", "ours"]
+    headers = "anchor size proposals paper ours".split()
     return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
 
 
@@ -288,13 +276,13 @@ def _check_dump(
     cfg: CfgNode, args: argparse.Namespace, output: Path, shards: ProposalShards
 ) -> None:
     """Stop before the work on what would stop it."""
-    _check_network(cfg, args, num_processes=args.num_gpus)
+    _check_network(cfg, args, args.num_gpus)
     # If shards are left, the run that wrote the file did not get to its end.
     if output.exists() and not args.overwrite and not shards.folder.exists():
         raise UserError(f"{output} exists already: add --overwrite, or --output with another name")
 
 
-def _check_network(cfg: CfgNode, args: argparse.Namespace, num_processes: int) -> None:
+def _check_network(cfg: CfgNode, args: argparse.Namespace, num_processes: int = 1) -> None:
     if not names_detector(cfg):
         raise UserError("whose proposals? Add MODEL.WEIGHTS path/to/model_final.pth")
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":

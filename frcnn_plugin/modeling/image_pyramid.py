@@ -44,23 +44,11 @@ def pyramid_features(
     features: dict[str, torch.Tensor],
     factors: Sequence[float],
 ) -> dict[str, torch.Tensor]:
-    """Compute the feature maps of images that are resized by each of the factors.
+    """Compute the maps of images, (3, H, W), resized by each of the factors to whole pixels.
 
-    Images are resized one by one, bilinearly, before they are padded to the largest of the batch;
-    sides are rounded to whole pixels.
-
-    Args:
-        model: preprocesses images and has a backbone.
-        batched_inputs: as the model's; "image" is (3, H, W), the network input.
-        features: those of the network inputs themselves, for the factor 1; feature name ->
-            (N, C, H', W').
-        factors: of the sides of the network input.
-
-    Returns:
-        a name of :func:`level_names` -> (N, C, H'', W''), for each feature at each factor.
-
-    Raises:
-        UserError: the model is being traced, which would fix the sizes.
+    They are resized one by one, bilinearly, before they are padded to the largest of the batch.
+    ``features`` of factor 1 are given: name -> (N, C, H', W'). All are returned, by the names of
+    :func:`level_names`. A UserError says that the model is being traced, which would fix the sizes.
     """
     if torch.jit.is_tracing():
         raise UserError(f'{KEY} cannot be traced, as images of other sizes differ: set it to "[]"')
@@ -68,10 +56,13 @@ def pyramid_features(
     for factor in factors:
         maps = features
         if factor != 1:
-            resized = [
-                {"image": _resize(x["image"].to(model.device), factor)} for x in batched_inputs
+            images = [x["image"].to(model.device)[None].float() for x in batched_inputs]
+            sizes = [[max(round(side * factor), 1) for side in x.shape[-2:]] for x in images]
+            inputs = [
+                {"image": F.interpolate(x, size, mode="bilinear", align_corners=False)[0]}
+                for x, size in zip(images, sizes, strict=True)
             ]
-            maps = model.backbone(model.preprocess_image(resized).tensor)
+            maps = model.backbone(model.preprocess_image(inputs).tensor)
         levels |= dict(zip(level_names(maps, [factor]), maps.values(), strict=True))
     return levels
 
@@ -81,60 +72,40 @@ def level_names(names: Iterable[str], factors: Sequence[float]) -> list[str]:
     return [f"{name}@{factor:g}" for factor in factors for name in names]
 
 
-def _resize(image: torch.Tensor, factor: float) -> torch.Tensor:
-    size = [max(round(side * factor), 1) for side in image.shape[-2:]]
-    return F.interpolate(image[None].float(), size, mode="bilinear", align_corners=False)[0]
-
-
 class PyramidPooler(nn.Module):
     """Pools each RoI at the scale at which its area is closest to 224 x 224 pixels.
 
-    So the head sees all objects at about one size. Of two scales that are equally close, the first
-    is taken.
+    Of two scales that are equally close, the first is taken.
 
     Source: SPPnet; Fast R-CNN lib/fast_rcnn/test.py, ``_project_im_rois``.
     """
 
-    def __init__(self, pooler: nn.Module, factors: Sequence[float], side: float = 224.0) -> None:
-        """Take the parts.
-
-        Args:
-            pooler: pools at one scale, as :func:`.roi_heads.poolers.build_pooler` makes it.
-            factors: of the sides of the network input, one per scale.
-            side: pixels, the square root of the area that RoIs should have.
-        """
+    def __init__(self, pooler: nn.Module, factors: Sequence[float]) -> None:
+        """Take a pooler of one scale, and the factors of the network input's sides."""
         super().__init__()
         self.pooler = pooler
         self.factors = tuple(factors)
-        self.side = side
         self.box_gradient = getattr(pooler, "box_gradient", False)
 
     def levels(self, boxes: torch.Tensor) -> torch.Tensor:
         """Return the index of the scale for each of ``boxes``, (R, 4) -> (R,) int64."""
         sides = boxes[:, 2:] - boxes[:, :2]
-        squares = boxes.new_tensor(self.factors) ** 2
-        areas = sides.prod(dim=1, keepdim=True) * squares
-        return (areas - self.side**2).abs().argmin(dim=1)
+        areas = sides.prod(dim=1, keepdim=True) * boxes.new_tensor(self.factors) ** 2
+        return (areas - 224**2).abs().argmin(dim=1)
 
     def forward(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
-        """Pool feature maps at the boxes of each image.
+        """Pool the maps of the first scale, then those of the next, each (N, C, H, W), at boxes.
 
-        Args:
-            features: the maps of the first scale, then those of the next, each (N, C, H, W).
-            boxes: continuous XYXY in pixels of the network input; R over all images.
-
-        Returns:
-            (R, C, output size, output size), in the order of the boxes.
+        ``boxes``, R over all images, are continuous XYXY in pixels of the network input; returns
+        (R, C, output size, output size) in their order.
         """
         levels = [self.levels(b.tensor) for b in boxes]
         of_all = torch.cat(levels)
         maps = len(features) // len(self.factors)
         outputs = torch.empty(0)
         for level, factor in enumerate(self.factors):
-            chosen = [
-                Boxes(b.tensor[of_image == level] * factor)
-                for b, of_image in zip(boxes, levels, strict=True)
-            ]
+            pairs = zip(boxes, levels, strict=True)
+            chosen = [Boxes(b.tensor[of_image == level] * factor) for b, of_image in pairs]
             pooled = self.pooler(features[level * maps : (level + 1) * maps], chosen)
             if level == 0:
                 outputs = pooled.new_empty(len(of_all), *pooled.shape[1:])
@@ -143,11 +114,7 @@ class PyramidPooler(nn.Module):
 
 
 def pool_from_pyramid(arguments: dict[str, Any], cfg: CfgNode) -> None:
-    """Let the box pooler among the arguments of ROI heads, in place, pool from the pyramid.
-
-    Raises:
-        UserError: see :func:`pyramid_problems`.
-    """
+    """Let the box pooler among the arguments of ROI heads, in place, pool from the pyramid."""
     if factors := check_pyramid(cfg):
         arguments["box_pooler"] = PyramidPooler(arguments["box_pooler"], factors)
         arguments["box_in_features"] = level_names(arguments["box_in_features"], factors)

@@ -89,8 +89,7 @@ class PaperRCNN(GeneralizedRCNN):
             corner_boxes: whether they were scaled by MATLAB's factors (``BOX_SCALING`` "corners"),
                 as all boxes in the output then are.
             mean_image: (3, H, W), see ``MEAN_IMAGE``.
-            pyramid: see ``PYRAMID``; the ROI heads need a
-                :class:`~frcnn_plugin.modeling.image_pyramid.PyramidPooler` of the same factors.
+            pyramid: see ``PYRAMID``; the ROI heads need a PyramidPooler of the same factors.
             kwargs: arguments of Detectron2's GeneralizedRCNN.
 
         Raises:
@@ -148,9 +147,7 @@ class PaperRCNN(GeneralizedRCNN):
             UserError: boxes are scaled by inclusive corners, but detections are not scaled back so;
                 the ROI heads do not know ``PYRAMID``.
         """
-        pyramid = check_pyramid(cfg)
-        ret = super().from_config(cfg)
-        ret["pyramid"] = pyramid
+        ret = {"pyramid": check_pyramid(cfg), **super().from_config(cfg)}
         ret["inclusive_boxes"] = cfg.INPUT.BOX_SCALING == "inclusive"
         if ret["inclusive_boxes"] and not cfg.MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE:
             raise UserError(
