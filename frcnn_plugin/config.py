@@ -317,6 +317,12 @@ def _add_meta_arch(cfg: CN) -> None:
     # one array or one named "mean_image"; (H, W, 3) in INPUT.FORMAT order, 0..255. It is resized to
     # each network input, bilinearly (MATLAB: to each image, then both are resized). "": none (py).
     cfg.MODEL.PAPER_RCNN.MEAN_IMAGE = ""
+    # An image pyramid: the network input is also resized by each of these factors, and the box head
+    # pools each RoI at the scale at which its area is closest to 224 x 224 pixels, in training and
+    # at test (Fast R-CNN's code: at test; in training it draws one scale for each image). All else,
+    # the RPN, its anchors and masks, stays on the input itself. The five scales of SPPnet and Fast
+    # R-CNN, 480 to 1200 pixels, are [0.8, 0.96, 1.1467, 1.44, 2.0] of 600. []: no pyramid.
+    cfg.MODEL.PAPER_RCNN.PYRAMID = []
     # What the model does:
     #   "joint"      trains and runs everything
     #   "rpn"        trains the RPN alone; run, it returns proposals

@@ -183,6 +183,7 @@ ROWS = {
     "vgg16_voc07pp12": {TRAIN, *STAGES},
     "vgg16_voc07pp12_coco": {"MODEL.WEIGHTS", SIZES},
     "zf_dense_windows": {"MODEL.PROPOSAL_GENERATOR.NAME", "FOUR_STEP.ENABLED", *SCHEDULE},
+    "zf_dense_windows_pyramid": {"MODEL.PAPER_RCNN.PYRAMID"},
     "zf_eb": {FILES_TRAIN, FILES_TEST},
     "zf_ss": {
         "MODEL.WEIGHTS", "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.FREEZE_AT",

@@ -40,6 +40,7 @@ COMMANDS = {
     "weights check": ("weights.Check", "verify weight files, published ones or your own"),
     "proposals dump": ("proposals.Dump", "write a network's proposals for a data set"),
     "proposals convert": ("proposals.Convert", "convert and check proposals of other programs"),
+    "proposals sizes": ("proposals.Sizes", "print the mean size of each anchor's proposals"),
     "ablations": ("ablations", "run the rows of one of the paper's tables"),
     "make-data": ("make_data", "write a small data set of generated images, for VOC and COCO"),
 }

@@ -15,7 +15,9 @@ written there, as table9.md and table9.json.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,7 +29,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from ..atomic_files import safe_file_name, write_json, write_text
-from ..config import get_config_file
+from ..config import get_config_file, plugin_cfg
 from ..config_files import flat_keys
 from ..engine import setup_cfg
 from ..errors import UserError
@@ -67,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     (name, *others), opts = split_overrides(args.words)
     if others or name not in TABLES:
         raise UserError(
-            f"there is no table {' '.join([name, *others])!r}: give one of {', '.join(TABLES)}"
+            f"there is no table {' '.join([name, *others])!r}: give one of {', '.join(TABLES)}; "
+            "frcnn proposals sizes prints Table 1"
         )
     table = TABLES[name]
     chosen = _chosen(table, args.rows)
@@ -149,8 +152,6 @@ class _Runs:
         """Stop if overrides make rows equal that the paper compares."""
         seen: dict[str, Row] = {}
         for row in rows:
-            if row.lacks:
-                continue
             cfg = self._config(row).clone()
             cfg.defrost()
             cfg.OUTPUT_DIR = ""
@@ -168,8 +169,6 @@ class _Runs:
         Raises:
             UserError: it was run with other values.
         """
-        if row.lacks:
-            return Outcome(note=row.lacks)
         cfg = self._config(row)
         folder = Path(cfg.OUTPUT_DIR)
         if not cfg.DATASETS.TEST:
@@ -273,15 +272,28 @@ class _Runs:
         options = ("--config-file", get_config_file(config), "--num-gpus", str(self._num_processes))
         line = [*words, *options, *self._opts, *keys]
         print(f"frcnn {shlex.join(line)}", flush=True)
-        status = subprocess.run([sys.executable, "-m", "frcnn_plugin", *line]).returncode
+        status = run_with_parent([sys.executable, "-m", "frcnn_plugin", *line])
         if status:
+            how = f"status {status}; its message is above" if status > 0 else f"signal {-status}"
             raise UserError(
-                f"frcnn {words[0]} ended with status {status}; its message is above. The same "
-                "frcnn ablations goes on from here"
+                f"frcnn {words[0]} ended with {how}. The same frcnn ablations goes on from here"
             )
 
 
+def run_with_parent(command: Sequence[str]) -> int:
+    """Run a command in a process that, on Linux, ends when this one does; return its status."""
+    # Else it would go on in the folder in which the repeated command wants to work. The function is
+    # found here, as in the new process other threads' locks may be held.
+    prctl, terminate = getattr(ctypes.CDLL(None), "prctl", None), int(signal.SIGTERM)
+    follow = None if prctl is None else lambda: prctl(1, terminate)  # PR_SET_PDEATHSIG
+    return subprocess.run(command, preexec_fn=follow).returncode
+
+
 def _differing(before: str, now: str) -> list[str]:
-    """Return the keys in which two configs differ; all of one that is not there."""
-    old, new = (flat_keys(yaml.safe_load(text) or {}) for text in (before, now))
-    return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    """Return the keys in which a config differs from an earlier one, or from one that is missing.
+
+    A key that an earlier version of this package did not know had what is its default now.
+    """
+    texts = (plugin_cfg().dump(), before, now)
+    defaults, old, new = (flat_keys(yaml.safe_load(text) or {}) for text in texts)
+    return sorted(key for key in new if old.get(key, defaults[key]) != new[key])

@@ -1,21 +1,23 @@
-"""The commands of `frcnn proposals`: write a network's proposals, convert those of others."""
+"""The commands of `frcnn proposals`: write a network's proposals, measure them, convert others."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.logger import log_every_n_seconds, setup_logger
+from tabulate import tabulate
 
 from ..atomic_files import safe_file_name, sha256
 from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
@@ -28,6 +30,7 @@ from ..errors import UserError
 from ..evaluation.ground_truth import load_ground_truth
 from ..evaluation.proposals.evaluator import ProposalShards, ShardWriter
 from ..evaluation.proposals.recall import COUNTS, report_recall
+from ..modeling import PaperRCNN, PaperRPN
 from ..preflight import PlannedRun, stop_on_errors
 from ..process import launch, tune_process
 from . import add_config_file, add_overrides, add_processes, check_file, check_numbers
@@ -43,6 +46,14 @@ AFTER_OVERRIDES = [
     *("MODEL.LOAD_PROPOSALS", "False"),
     *("DATASETS.TEST", "()"),  # --dataset counts
 ]
+# The paper's Table 1: width and height of an anchor -> its name, and the mean size it learnt.
+LEARNT_SIZES = {
+    (184, 96): ("128^2, 2:1", "188x111"), (368, 192): ("256^2, 2:1", "416x229"),
+    (736, 384): ("512^2, 2:1", "768x437"), (128, 128): ("128^2, 1:1", "113x114"),
+    (256, 256): ("256^2, 1:1", "261x284"), (512, 512): ("512^2, 1:1", "499x501"),
+    (88, 176): ("128^2, 1:2", "70x92"), (176, 352): ("256^2, 1:2", "174x332"),
+    (352, 704): ("512^2, 1:2", "355x715"),
+}  # fmt: skip
 CONVERTERS = {".mat": convert_selective_search_mat, ".npz": convert_npz}
 
 logger = logging.getLogger(__name__)
@@ -160,6 +171,82 @@ class Convert:
         return _check_and_measure(args.output or args.input, dicts, args.dataset)
 
 
+class Sizes:
+    r"""Print the mean size of the proposals that come from each anchor: the paper's Table 1.
+
+        frcnn proposals sizes --config-file frcnn://ablations/zf_unshared.yaml \
+            --dataset voc07_test MODEL.WEIGHTS output/ablations/zf_unshared/stage1_final.pth
+
+    The proposals are those of the test, at most 300 per image, clipped to it; sizes are width x
+    height in pixels of the network input. The paper's are of ZF with INPUT.MIN_SIZE_TEST 600.
+    """
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        add_config_file(parser, "config of the trained network", required=True)
+        _add_dataset(parser)
+        add_overrides(parser)
+
+    @staticmethod
+    def run(args: argparse.Namespace) -> list[list[float]]:
+        """Print the table; return a row per anchor, see :func:`mean_sizes`."""
+        _setup_logging()
+        cfg = setup_cfg(args.config_file, [*args.opts, *AFTER_OVERRIDES])
+        _check_network(cfg, args)
+        tune_process()
+        model = build_model(cfg)
+        if not isinstance(model.proposal_generator, PaperRPN):
+            raise UserError(
+                f"sizes are measured for PaperRPN; {args.config_file} has "
+                f"MODEL.PROPOSAL_GENERATOR.NAME {cfg.MODEL.PROPOSAL_GENERATOR.NAME}"
+            )
+        AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
+        rows = mean_sizes(model.eval(), build_test_loader(cfg, args.dataset))
+        print(f"{args.dataset}: mean size of each anchor's proposals, network-input pixels\n")
+        print(format_sizes(rows))
+        return rows
+
+
+@torch.no_grad()
+def mean_sizes(model: Any, batches: Iterable[list[dict[str, Any]]]) -> list[list[float]]:
+    """Measure the proposals that come from each anchor of a cell, by a model with a PaperRPN.
+
+    Returns:
+        per anchor, in the order of the generator: its width and height, the number of proposals,
+        and their mean width and height (nan without any); all in network-input pixels.
+    """
+    rpn = model.proposal_generator
+    of_cell = torch.cat(list(rpn.anchor_generator.cell_anchors)).double().cpu()
+    kinds = torch.arange(len(of_cell)).split(list(rpn.anchor_generator.num_anchors))
+    sums = torch.zeros(len(of_cell), 3, dtype=torch.float64)
+    for number, batch in enumerate(batches, start=1):
+        images, features = PaperRCNN.features(model, batch)
+        maps = [features[name] for name in rpn.in_features]
+        anchors = rpn.anchor_generator(maps)
+        pairs = zip(kinds, maps, strict=True)
+        kind_of = torch.cat([kind.repeat(m.shape[-2] * m.shape[-1]) for kind, m in pairs])
+        predicted = rpn.predict_anchors(rpn.head_inputs(features), anchors)
+        for found in rpn.selections(anchors, *predicted, images.image_sizes):
+            boxes = found.boxes.double().cpu()
+            values = torch.cat([torch.ones(len(boxes), 1), boxes[:, 2:] - boxes[:, :2]], dim=1)
+            sums.index_add_(0, kind_of[found.indices.cpu()], values)
+        log_every_n_seconds(logging.INFO, f"{number} batches are done", n=10)
+    columns = of_cell[:, 2:] - of_cell[:, :2], sums[:, :1], sums[:, 1:] / sums[:, :1]
+    table: list[list[float]] = torch.cat(columns, dim=1).tolist()
+    return table
+
+
+def format_sizes(rows: list[list[float]]) -> str:
+    """Return the rows of :func:`mean_sizes` as a table in Markdown, beside the paper's sizes."""
+    lines = []
+    for width, height, count, *mean in rows:
+        name, paper = LEARNT_SIZES.get((round(width), round(height)), ("", ""))
+        size = "x".join(f"{side:.0f}" for side in mean) if count else ""
+        lines.append([name, f"{width:.0f}x{height:.0f}", f"{count:.0f}", paper, size])
+    headers = "anchor size proposals paper ours".split()
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+
+
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", required=True, metavar="NAME", help="registered name, such as voc07_trainval"
@@ -189,15 +276,19 @@ def _check_dump(
     cfg: CfgNode, args: argparse.Namespace, output: Path, shards: ProposalShards
 ) -> None:
     """Stop before the work on what would stop it."""
+    _check_network(cfg, args, args.num_gpus)
+    # If shards are left, the run that wrote the file did not get to its end.
+    if output.exists() and not args.overwrite and not shards.folder.exists():
+        raise UserError(f"{output} exists already: add --overwrite, or --output with another name")
+
+
+def _check_network(cfg: CfgNode, args: argparse.Namespace, num_processes: int = 1) -> None:
     if not names_detector(cfg):
         raise UserError("whose proposals? Add MODEL.WEIGHTS path/to/model_final.pth")
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
         raise UserError(f"{args.config_file} has no region proposal network to make proposals")
     check_datasets([args.dataset], None, skip_bad_images=skips_bad_images(cfg))
-    stop_on_errors(PlannedRun(cfg, eval_only=True, num_processes=args.num_gpus))
-    # If shards are left, the run that wrote the file did not get to its end.
-    if output.exists() and not args.overwrite and not shards.folder.exists():
-        raise UserError(f"{output} exists already: add --overwrite, or --output with another name")
+    stop_on_errors(PlannedRun(cfg, eval_only=True, num_processes=num_processes))
 
 
 def _fingerprint(cfg: CfgNode, dicts: list[dict[str, Any]]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from .box_ops import (
     whole_pixels,
 )
 from .box_regression import CaffeBox2BoxTransform, box_loss
+from .image_pyramid import PyramidPooler
 from .image_size import ScaledImageSize, image_scale, resize_scale
 from .matcher import AsyncMatcher
 from .meta_arch import PaperRCNN
@@ -60,6 +61,7 @@ __all__ = [
     "PaperFastRCNNOutputLayers",
     "PaperRCNN",
     "PaperRPN",
+    "PyramidPooler",
     "RFCNConvs",
     "RFCNHeads",
     "RFCNOutputLayers",

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..host import register
 from ..layers.conv3x3 import Conv3x3
 from ..plain_pickle import load_mat
+from .image_pyramid import check_pyramid, pyramid_features
 from .image_size import ScaledImageSize, resize_scale
 from .proposal_gradient import without_gradient
 from .roi_heads.detections import to_original_size
@@ -51,6 +52,8 @@ class PaperRCNN(GeneralizedRCNN):
     The last two are the stages of the paper's alternating training.
     """
 
+    takes_pyramid = True
+
     @configurable
     def __init__(
         self,
@@ -66,6 +69,7 @@ class PaperRCNN(GeneralizedRCNN):
         inclusive_boxes: bool = False,
         corner_boxes: bool = False,
         mean_image: torch.Tensor | None = None,
+        pyramid: Sequence[float] = (),
         **kwargs: Any,
     ) -> None:
         """Assemble the parts; the keys of ``MODEL.PAPER_RCNN`` describe most arguments.
@@ -85,6 +89,7 @@ class PaperRCNN(GeneralizedRCNN):
             corner_boxes: whether they were scaled by MATLAB's factors (``BOX_SCALING`` "corners"),
                 as all boxes in the output then are.
             mean_image: (3, H, W), see ``MEAN_IMAGE``.
+            pyramid: see ``PYRAMID``; the ROI heads need a PyramidPooler of the same factors.
             kwargs: arguments of Detectron2's GeneralizedRCNN.
 
         Raises:
@@ -109,6 +114,7 @@ class PaperRCNN(GeneralizedRCNN):
         self.short_sides = frozenset(short_sides)
         self.inclusive_boxes = inclusive_boxes
         self.corner_boxes = corner_boxes
+        self.pyramid = tuple(pyramid)
         # Not in checkpoints, as PIXEL_MEAN is not.
         self.register_buffer("mean_image", mean_image, persistent=False)
         self.set_phase(phase)
@@ -138,9 +144,10 @@ class PaperRCNN(GeneralizedRCNN):
         """Read the arguments of :meth:`__init__`.
 
         Raises:
-            UserError: boxes are scaled by inclusive corners, but detections are not scaled back so.
+            UserError: boxes are scaled by inclusive corners, but detections are not scaled back so;
+                the ROI heads do not know ``PYRAMID``.
         """
-        ret = super().from_config(cfg)
+        ret = {"pyramid": check_pyramid(cfg), **super().from_config(cfg)}
         ret["inclusive_boxes"] = cfg.INPUT.BOX_SCALING == "inclusive"
         if ret["inclusive_boxes"] and not cfg.MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE:
             raise UserError(
@@ -205,10 +212,14 @@ class PaperRCNN(GeneralizedRCNN):
 
         Returns:
             the preprocessed images, whose sizes carry the image scales; and feature name ->
-            (N, C, H', W').
+            (N, C, H', W'), where there is a pyramid also of its levels.
         """
         images = self.preprocess_image(batched_inputs)
-        return images, self.backbone(images.tensor)
+        features = self.backbone(images.tensor)
+        pyramid = getattr(self, "pyramid", ())  # Detectron2's model has none
+        if pyramid and self.phase != "rpn":
+            features = features | pyramid_features(self, batched_inputs, features, pyramid)
+        return images, features
 
     def propose(self, images: ImageList, features: dict[str, torch.Tensor]) -> list[Instances]:
         """Select proposals by the RPN, from what :meth:`features` returned.

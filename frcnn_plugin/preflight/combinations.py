@@ -12,6 +12,7 @@ from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 
 from ..config_files import key_names
 from ..engine.same_run import NOT_KEYS
+from ..modeling.image_pyramid import pyramid_problems
 from ..modeling.meta_arch import PaperRCNN
 from ..modeling.proposal_generator.rpn import PaperRPN
 from ..modeling.roi_heads.cascade import cascade_problems, is_cascade
@@ -115,6 +116,7 @@ def _parts(cfg: CfgNode) -> Problems:
         )
     if is_cascade(cfg):
         yield from cascade_problems(cfg)
+    yield from pyramid_problems(cfg)
     if model.PROPOSAL_GENERATOR.MIN_SIZE > cfg.INPUT.MIN_SIZE_TEST > 0:
         yield (
             f"MODEL.PROPOSAL_GENERATOR.MIN_SIZE {model.PROPOSAL_GENERATOR.MIN_SIZE} is larger than "

@@ -144,6 +144,9 @@ ALLOWED: dict[str, Rule] = {
     "MODEL.HYPER_RPN.FC_DIM": _CHANNELS,
     "MODEL.PAPER_RCNN.INFERENCE_DTYPE": one_of(*DTYPES),
     "MODEL.PAPER_RCNN.PHASE": one_of(*PHASES),
+    "MODEL.PAPER_RCNN.PYRAMID": distinct(
+        each(number(0.01, 16), "numbers from 0.01 to 16, such as [0.5, 1.0, 2.0]", or_none=True)
+    ),
     "MODEL.PAPER_RCNN.PROPOSAL_GRADIENT": one_of(*PROPOSAL_GRADIENTS),
     "MODEL.PROPOSAL_GENERATOR.NAME": one_of(
         "PrecomputedProposals", registry=PROPOSAL_GENERATOR_REGISTRY

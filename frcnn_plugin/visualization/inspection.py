@@ -148,9 +148,9 @@ class BoxRules:
         if not isinstance(pooler, InclusiveROIPooler) or len(names) != 1:
             raise UserError(
                 f"cells are drawn for RoI max pooling on one feature map; this config has "
-                f"MODEL.ROI_HEADS.NAME {self.cfg.MODEL.ROI_HEADS.NAME}, "
-                f"MODEL.ROI_BOX_HEAD.POOLER_TYPE {kind} and MODEL.ROI_HEADS.IN_FEATURES "
-                f"{list(names)}"
+                f"MODEL.ROI_HEADS.NAME {self.cfg.MODEL.ROI_HEADS.NAME}, MODEL.PAPER_RCNN.PYRAMID "
+                f"{self.cfg.MODEL.PAPER_RCNN.PYRAMID}, MODEL.ROI_BOX_HEAD.POOLER_TYPE {kind} and "
+                f"MODEL.ROI_HEADS.IN_FEATURES {list(names)}"
             )
         return heads
 

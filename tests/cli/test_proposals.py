@@ -1,4 +1,4 @@
-"""`frcnn proposals dump` and `frcnn proposals convert`."""
+"""`frcnn proposals dump`, `frcnn proposals sizes` and `frcnn proposals convert`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.build import load_proposals_into_dataset
+from detectron2.modeling import build_model
 
+from frcnn_plugin.cli.proposals import format_sizes, mean_sizes
 from frcnn_plugin.data.proposals.files import check_proposals, load_proposals
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
@@ -249,3 +251,62 @@ def test_convert_mistakes(fails: Callable[..., str], dumped: Path, tmp_path: Pat
     ):
         assert fails("proposals", *CONVERT, *args).startswith(message)
     assert not list(tmp_path.iterdir())
+
+
+def test_mean_sizes(tiny_cfg: Callable) -> None:
+    """A 64 x 64 image has 4 x 4 cells with centres 8, 24, 40 and 56.
+
+    Clipped anchors of 32 pixels are 24, 32, 32 and 24 wide, 28 on average; twice as wide, 40, 56,
+    56 and 40, 48 on average, as those of 64 pixels are.
+    """
+    opts = ("MODEL.RPN.NMS_THRESH", 1.0, "MODEL.RPN.DECODE_GROWTH", 0.0)
+    node = "MODEL.ANCHOR_GENERATOR"
+    cfg = tiny_cfg(*opts, f"{node}.SIZES", [[32, 64]], f"{node}.ASPECT_RATIOS", [[1.0]])
+    model = build_model(cfg).eval()
+    head = model.proposal_generator.rpn_head
+    with torch.no_grad():
+        for layer in (head.rpn_cls_score, head.rpn_bbox_pred):
+            layer.weight.zero_()
+        head.rpn_bbox_pred.bias[3] = float(np.log(2))  # dh of the first anchor
+        head.rpn_cls_score.bias[2] = 1.0  # it is also the better one
+    batches = [[{"image": torch.zeros(3, 64, 64)}], [{"image": torch.zeros(3, 64, 64)}]]
+    both = np.array(mean_sizes(model, batches))
+    np.testing.assert_allclose(both, [[32, 32, 32, 28, 48], [64, 64, 32, 48, 48]], rtol=1e-6)
+    model.proposal_generator.post_nms_topk = {True: 2000, False: 16}
+    best = mean_sizes(model, batches)
+    np.testing.assert_allclose(best[0], [32, 32, 32, 28, 48], rtol=1e-6)
+    assert best[1][:3] == [64, 64, 0] and np.isnan(best[1][3:]).all()
+
+
+def test_table_of_sizes() -> None:
+    rows = [[184.0, 96, 12, 180.4, 99.6], [32.0, 32, 0, float("nan"), float("nan")]]
+    assert format_sizes(rows).splitlines()[2:] == [
+        "| 128^2, 2:1 | 184x96 | 12          | 188x111 | 180x100 |",
+        "|            | 32x32  | 0           |         |         |",
+    ]
+
+
+def test_sizes_are_of_the_proposals_of_the_test(
+    weights: Path, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """As many as are written with the numbers of the test, and of the same mean size."""
+    words = ["--config-file", DEMO, "--dataset", "shapes_test"]
+    opts = [*OPTS, "MODEL.WEIGHTS", str(weights), "MODEL.RPN.POST_NMS_TOPK_TEST", "40"]
+    rows = np.array(frcnn("proposals", "sizes", *words, *opts))
+    assert "| anchor" in capsys.readouterr().out
+    path, before = tmp_path / "p.pkl", ("MODEL.RPN.PRE_NMS_TOPK_TEST", "6000")
+    frcnn("proposals", "dump", *words, "--output", str(path), *opts, *before)
+    boxes, scales = load_proposals(path).boxes, []
+    for item in DatasetCatalog.get("shapes_test"):
+        scales.append(
+            setup_cfg(DEMO, SMALL).INPUT.MIN_SIZE_TEST / min(item["height"], item["width"])
+        )
+    widths = np.concatenate([(b[:, 2] - b[:, 0]) * s for b, s in zip(boxes, scales, strict=True)])
+    assert rows[:, 2].sum() == len(widths) == 120
+    assert np.nansum(rows[:, 2] * rows[:, 3]) / 120 == pytest.approx(widths.mean(), rel=0.01)
+
+
+def test_sizes_of_another_generator(fails: Callable[..., str], weights: Path) -> None:
+    words = ["--config-file", DEMO, "--dataset", "shapes_test", *OPTS, "MODEL.WEIGHTS", weights]
+    message = fails("proposals", "sizes", *words, "MODEL.PROPOSAL_GENERATOR.NAME", "RPN")
+    assert "sizes are measured for PaperRPN" in message and "PROPOSAL_GENERATOR.NAME RPN" in message

@@ -26,6 +26,7 @@ from ...errors import UserError
 from ...host import head_losses, register
 from ..box_ops import clip_boxes
 from ..box_regression import CaffeBox2BoxTransform
+from ..image_pyramid import pool_from_pyramid
 from ..matcher import AsyncMatcher
 from .fast_rcnn import PaperFastRCNNOutputLayers
 from .poolers import on_cells, own_poolers, stop_unless_whole, with_stock_poolers
@@ -54,6 +55,8 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
 
     Source: cascade-rcnn, train.prototxt and test.prototxt of VGG16.
     """
+
+    takes_pyramid = True
 
     @configurable
     def __init__(
@@ -122,6 +125,7 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
         stock.MODEL.ROI_HEADS.IOU_LABELS = [0, 1]
         ret = super().from_config(stock, input_shape)
         own_poolers(ret, cfg)
+        pool_from_pyramid(ret, cfg)
         clamp = cfg.MODEL[head].SCALE_CLAMP
         ret["box_predictors"] = [
             PaperFastRCNNOutputLayers(

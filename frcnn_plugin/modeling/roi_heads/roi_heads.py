@@ -15,6 +15,7 @@ from torch import nn
 
 from ...errors import UserError
 from ...host import head_losses, register
+from ..image_pyramid import pool_from_pyramid
 from ..matcher import AsyncMatcher
 from ..proposal_gradient import have_gradient, take_gradient, with_rows, without_gradient
 from .fast_rcnn import PaperFastRCNNOutputLayers
@@ -47,6 +48,7 @@ class CaffeROIHeads(StandardROIHeads):
     proposal_append_gt: bool
     batch_size_per_image: int
     box_gradient = True  # see MODEL.PAPER_RCNN.PROPOSAL_GRADIENT
+    takes_pyramid = True
 
     @configurable
     def __init__(
@@ -109,6 +111,7 @@ class CaffeROIHeads(StandardROIHeads):
         heads = cfg.MODEL.ROI_HEADS
         if isinstance(ret.get("box_pooler"), InclusiveROIPooler):
             ret["box_pooler"].integer_rois = heads.INTEGER_ROIS
+        pool_from_pyramid(ret, cfg)
         # Without low-quality matches: only the RPN gives each object its best box (example E9);
         # proposal_target_layer.py labels a RoI by its IoU alone.
         ret["proposal_matcher"] = AsyncMatcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS)
