@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -61,6 +62,23 @@ def test_models_take_turns_after_the_warm_up() -> None:
         ("B", {"total": 6.0}),
     ]
     assert measuring.by_section(samples) == {"A": {"total": [3, 5]}, "B": {"total": [4, 6]}}
+
+
+def test_others_compute_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str]) -> subprocess.Popen[bytes]:
+        started.append(process(command))
+        return started[-1]
+
+    process = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(KeyError), measuring.busy(2):
+        with pytest.raises(subprocess.TimeoutExpired):
+            started[0].wait(1)
+        assert [other.poll() for other in started] == [None, None]
+        raise KeyError
+    assert all(other.returncode < 0 for other in started)
 
 
 def test_ratio_of_medians() -> None:
