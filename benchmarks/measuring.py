@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from benchmarks.contenders import SECTIONS, Contender, Sample, calibrated_weight
 from benchmarks.syncs import count_syncs, sync_rows
 from benchmarks.weights import RandomWeights
 from benchmarks.work import Spec, Work
+from frcnn_command import wait_briefly
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.process import peak_memory, tune_process
 
@@ -86,7 +88,14 @@ class ChildSession:
         self._pipe, far = context.Pipe()
         arguments = (far, spec, work, weights, torch.get_num_threads())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        before = dict(os.environ)
+        try:
+            if spec.kind == "config":  # as the plugin's commands do
+                wait_briefly()
+            self._process.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
         far.close()
         self._receive()  # until it is built
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,6 +42,21 @@ def test_process_settings_are_for_the_plugin_only(monkeypatch: pytest.MonkeyPatc
     assert calls == []
     measuring.tune(spec_and_work()[0])
     assert calls == ["tuned"]
+
+
+def test_how_threads_wait_is_told_to_the_plugin_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process would take it over when it starts; here none does."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    found: list[str | None] = []
+    process = SimpleNamespace(start=lambda: found.append(os.environ.get("GOMP_SPINCOUNT")))
+    ends = (SimpleNamespace(), SimpleNamespace(close=lambda: None))
+    context = SimpleNamespace(Pipe=lambda: ends, Process=lambda **kwargs: process)
+    monkeypatch.setattr(measuring.multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(measuring.ChildSession, "_receive", lambda self: None)
+    for kind in ("config", "detectron2"):
+        measuring.ChildSession(*spec_and_work(kind=kind), RandomWeights(0))
+    assert found == ["10000", None] and "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_models_take_turns_after_the_warm_up() -> None:
