@@ -169,19 +169,17 @@ def _convolve(
     )
     nhwc = out.permute(0, 2, 3, 1)
     strips = _Strips(x, num_out)
-    into, given = strips.tiles * num_in, strips.tiles * num_out
-    *buffers, products, sums, ordered = _workspace(
-        x, (36 * into, 36 * into, 36 * given, 16 * given, 16 * given)
-    )
-    for image, rows, tiles in strips.transform(*buffers):
+    size = 36 * strips.tiles * max(num_in, num_out)
+    one, other = _workspace(x, (size, size))  # each step reads one and writes to the other
+    for image, rows, tiles in strips.transform(one, other):
         count = tiles.shape[1] * num_out
-        product = _planes(products, _N * _N, count)
+        product = _planes(one, _N * _N, count)
         torch.bmm(tiles, weight, out=product.view(_N * _N, -1, num_out))
-        y = torch.mm(inverse, product, out=_planes(sums, TILE * TILE, count))
+        y = torch.mm(inverse, product, out=_planes(other, TILE * TILE, count))
         y = y.view(TILE, TILE, -1, strips.across, num_out).permute(2, 0, 3, 1, 4)
         target = nhwc[image, rows]  # smaller than the strip at the border, ...
         fits = target.numel() == y.numel()
-        strip = (target if fits else ordered[: y.numel()]).view(y.shape)
+        strip = (target if fits else one[: y.numel()]).view(y.shape)
         if bias is None:
             strip.copy_(y)
         else:
@@ -198,10 +196,12 @@ def _weight_gradient(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     nhwc = grad.permute(0, 2, 3, 1)
     strips = _Strips(x, num_out)
     into, given = strips.tiles * num_in, strips.tiles * num_out
-    *buffers, patches, transformed = _workspace(x, (36 * into, 36 * into, 16 * given, 36 * given))
+    patches, transformed, spreads = _workspace(
+        x, (max(36 * into, 16 * given), 36 * into, 36 * given)
+    )
     padded = grad.new_zeros((strips.rows * TILE, strips.across * TILE, num_out))
     total, beta = x.new_empty((_N * _N, num_in, num_out)), 0
-    for image, rows, tiles in strips.transform(*buffers):
+    for image, rows, tiles in strips.transform(patches, transformed):
         strip, inside = padded[: rows.stop - rows.start], nhwc[image, rows]
         strip[: len(inside), :width] = inside
         strip[len(inside) :] = 0
@@ -209,7 +209,7 @@ def _weight_gradient(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         count = tiles.shape[1] * num_out
         flat = _planes(patches, TILE * TILE, count)
         flat.view(outputs.shape).copy_(outputs)
-        spread = torch.mm(adjoint, flat, out=_planes(transformed, _N * _N, count))
+        spread = torch.mm(adjoint, flat, out=_planes(spreads, _N * _N, count))
         spread = spread.view(_N * _N, -1, num_out)
         for a, b in zip(tiles.split(strips.part, 1), spread.split(strips.part, 1), strict=True):
             torch.baddbmm(total, a.transpose(1, 2), b, beta=beta, out=total)
