@@ -4,6 +4,7 @@
     python -m benchmarks infer --versus detectron2 --versus torchvision --memory --syncs
     python -m benchmarks train --versus detectron2 --bf16 --output output/benchmark
     python -m benchmarks infer --versus detectron2 --scale image
+    python -m benchmarks infer --versus detectron2 --versus torchvision --separate --busy 2
     python -m benchmarks stages
     python -m benchmarks data --workers 0,2
     python -m benchmarks hooks --iterations 30
@@ -158,6 +159,13 @@ def add_comparison(command: argparse.ArgumentParser) -> None:
         ("--syncs", "count operators that make the CPU wait for a GPU; needs no GPU"),
     ):
         command.add_argument(option, action="store_true", help=text)
+    command.add_argument(
+        "--busy",
+        type=int,
+        default=0,
+        metavar="N",
+        help="run each beside N busy processes, too, and print how much slower that is",
+    )
     command.add_argument("--scale", choices=list(compare.POINTS), help="measure a curve instead")
     command.add_argument(
         "--points", type=numbers, default=(), help="of the curve, such as 300,600,900"
@@ -177,6 +185,10 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--threads must be at least 0, not {args.threads}")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: there is no CUDA here; leave it out")
+    if args.command in ("infer", "train") and args.busy < 0:
+        raise UserError(f"--busy must be at least 0, not {args.busy}")
+    if args.command in ("infer", "train") and args.busy and args.scale:
+        raise UserError("--busy measures no curve: leave out --scale or --busy")
     if args.command in ("infer", "train") and args.points and not args.scale:
         raise UserError("--points belongs to --scale: name the curve")
     if args.command in ("infer", "train") and any(p < 1 for p in args.points):

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         separate=args.separate,
         memory=args.memory,
         syncs=args.syncs,
+        others=args.busy,
     )
     what = _what(args)
     height, width = args.image
@@ -85,6 +86,9 @@ def table(results: dict[str, Any]) -> str:
                 "" if model is ours else str(ratio(ours["seconds"], model["seconds"]))
             ),
         }
+        if "busy" in model:
+            row["busy ms"], row["busy quartiles"] = spread(model["busy"]).in_ms()
+            row["busy / alone [95%]"] = str(ratio(model["busy"], model["seconds"]))
         row |= {key: 1000 * value for key, value in medians(model["sections"]).items()}
         if not results["work"]["training"]:
             row["outside conv, fc %"] = outside_layers(model)

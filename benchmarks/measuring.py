@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -17,6 +20,7 @@ from benchmarks.contenders import SECTIONS, Contender, Sample, calibrated_weight
 from benchmarks.syncs import count_syncs, sync_rows
 from benchmarks.weights import RandomWeights
 from benchmarks.work import Spec, Work
+from frcnn_command import wait_briefly
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.process import peak_memory, tune_process
 
@@ -25,7 +29,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MIB = 2**20
+# Keeps a core busy, until the process that started it is gone.
+_LOOP = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 _RESAMPLES = 2000
+_BESIDE = " beside others"
 
 
 # ---- contenders, here or elsewhere ----------------------------------------------------------
@@ -81,7 +88,14 @@ class ChildSession:
         self._pipe, far = context.Pipe()
         arguments = (far, spec, work, weights, torch.get_num_threads())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        before = dict(os.environ)
+        try:
+            if spec.kind == "config":  # as the plugin's commands do
+                wait_briefly()
+            self._process.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
         far.close()
         self._receive()  # until it is built
 
@@ -151,6 +165,22 @@ def in_turn(
     return results
 
 
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Let so many other processes compute during the ``with`` block, each on one thread."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            other = stack.enter_context(subprocess.Popen([sys.executable, "-c", _LOOP]))
+            stack.callback(other.kill)
+        yield
+
+
+def _beside(count: int, session: LocalSession | ChildSession) -> Sample:
+    with busy(count):
+        sample: Sample = session.call("sample")
+    return sample
+
+
 def by_section(samples: Sequence[tuple[str, Sample]]) -> dict[str, dict[str, list[float]]]:
     """Turn the samples of :func:`in_turn` into name -> section -> seconds of every round."""
     rounds: dict[str, list[Sample]] = {}
@@ -167,6 +197,7 @@ def measure(
     separate: bool,
     memory: bool = False,
     syncs: bool = False,
+    others: int = 0,
 ) -> dict[str, Any]:
     """Build all models and run them in turn.
 
@@ -177,10 +208,11 @@ def measure(
         separate: each model in a process of its own.
         memory: measure the peak of each, in a process of its own.
         syncs: count operators that wait for a GPU.
+        others: each model also runs beside so many busy processes, in every round.
 
     Returns:
         for the JSON file: "order" of the runs, and under "models" per name its seconds, sections,
-        outcome, memory and synchronising operators.
+        outcome, memory, synchronising operators, and "busy", its seconds beside the others.
     """
     for spec in specs:
         spec.cfg(work.training)  # a mistake shows before minutes of work
@@ -200,7 +232,10 @@ def measure(
             ours, *found = (session.call("detections") for session in sessions)
             for session, theirs in zip(sessions[1:], found, strict=True):
                 models[session.name]["outcome"]["ours found, %"] = found_again(ours, theirs)
-        samples = in_turn({s.name: partial(s.call, "sample") for s in sessions}, repeats)
+        runs = {s.name: partial(s.call, "sample") for s in sessions}
+        if others:
+            runs |= {f"{s.name}{_BESIDE}": partial(_beside, others, s) for s in sessions}
+        samples = in_turn(runs, repeats)
         for session in sessions:
             if separate and memory:
                 models[session.name]["peak"] = session.call("peak")
@@ -214,7 +249,10 @@ def measure(
                 child.call("sample")
             models[spec.name]["peak"] = child.call("peak")
     for name, sections in by_section(samples).items():
-        models[name].update(seconds=sections["total"], sections=sections)
+        if name in models:
+            models[name].update(seconds=sections["total"], sections=sections)
+        else:
+            models[name.removesuffix(_BESIDE)]["busy"] = sections["total"]
     return {"work": asdict(work), "order": [name for name, _ in samples], "models": models}
 
 

@@ -52,7 +52,10 @@ _B = (
     (0, 1, -3 / 2, -2, 3 / 2, 1),
 )
 
-_TILES = 128  # that are worked on at a time, at least
+_TILES = 128  # that share one reading of the weights, at least
+# Tiles x channels that are worked on at a time, if that is more. At the end of each operator the
+# threads wait for one another, for long if other programs keep the cores busy: fewer, larger steps.
+_NUMBERS = 2**17
 
 
 def _kron(matrix: tuple[tuple[float, ...], ...], like: torch.Tensor) -> torch.Tensor:
@@ -101,13 +104,21 @@ class _Strips:
 
     All strips pass through the same few buffers, which then stay in the cache. The more output
     channels and so weights there are, the more tiles share one reading of them.
+
+    Attributes:
+        rows: of tiles, in a strip.
+        tiles: in a strip.
+        part: tiles that the weight's gradient is summed over at once; strips hold some such parts.
     """
 
     def __init__(self, x: torch.Tensor, num_out: int) -> None:
         num_images, self.channels, height, self.width = x.shape
         self.nhwc = x.permute(0, 2, 3, 1)
         down, self.across = -(-height // TILE), -(-self.width // TILE)
-        self.rows = min(down, max(1, max(_TILES, num_out // 2) // self.across))
+        rows = max(1, max(_TILES, num_out // 2) // self.across)
+        self.part = rows * self.across
+        times = max(1, _NUMBERS // (self.part * max(self.channels, num_out)))
+        self.rows = min(down, rows * times)
         self.tiles = self.rows * self.across
         self.places = [
             (image, slice(first * TILE, min(down, first + self.rows) * TILE))
@@ -158,19 +169,17 @@ def _convolve(
     )
     nhwc = out.permute(0, 2, 3, 1)
     strips = _Strips(x, num_out)
-    into, given = strips.tiles * num_in, strips.tiles * num_out
-    *buffers, products, sums, ordered = _workspace(
-        x, (36 * into, 36 * into, 36 * given, 16 * given, 16 * given)
-    )
-    for image, rows, tiles in strips.transform(*buffers):
+    size = 36 * strips.tiles * max(num_in, num_out)
+    one, other = _workspace(x, (size, size))  # each step reads one and writes to the other
+    for image, rows, tiles in strips.transform(one, other):
         count = tiles.shape[1] * num_out
-        product = _planes(products, _N * _N, count)
+        product = _planes(one, _N * _N, count)
         torch.bmm(tiles, weight, out=product.view(_N * _N, -1, num_out))
-        y = torch.mm(inverse, product, out=_planes(sums, TILE * TILE, count))
+        y = torch.mm(inverse, product, out=_planes(other, TILE * TILE, count))
         y = y.view(TILE, TILE, -1, strips.across, num_out).permute(2, 0, 3, 1, 4)
         target = nhwc[image, rows]  # smaller than the strip at the border, ...
         fits = target.numel() == y.numel()
-        strip = (target if fits else ordered[: y.numel()]).view(y.shape)
+        strip = (target if fits else one[: y.numel()]).view(y.shape)
         if bias is None:
             strip.copy_(y)
         else:
@@ -187,10 +196,12 @@ def _weight_gradient(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     nhwc = grad.permute(0, 2, 3, 1)
     strips = _Strips(x, num_out)
     into, given = strips.tiles * num_in, strips.tiles * num_out
-    *buffers, patches, transformed = _workspace(x, (36 * into, 36 * into, 16 * given, 36 * given))
+    patches, transformed, spreads = _workspace(
+        x, (max(36 * into, 16 * given), 36 * into, 36 * given)
+    )
     padded = grad.new_zeros((strips.rows * TILE, strips.across * TILE, num_out))
-    total = x.new_empty((_N * _N, num_in, num_out))
-    for i, (image, rows, tiles) in enumerate(strips.transform(*buffers)):
+    total, beta = x.new_empty((_N * _N, num_in, num_out)), 0
+    for image, rows, tiles in strips.transform(patches, transformed):
         strip, inside = padded[: rows.stop - rows.start], nhwc[image, rows]
         strip[: len(inside), :width] = inside
         strip[len(inside) :] = 0
@@ -198,9 +209,11 @@ def _weight_gradient(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         count = tiles.shape[1] * num_out
         flat = _planes(patches, TILE * TILE, count)
         flat.view(outputs.shape).copy_(outputs)
-        spread = torch.mm(adjoint, flat, out=_planes(transformed, _N * _N, count))
+        spread = torch.mm(adjoint, flat, out=_planes(spreads, _N * _N, count))
         spread = spread.view(_N * _N, -1, num_out)
-        torch.baddbmm(total, tiles.transpose(1, 2), spread, beta=1 if i else 0, out=total)
+        for a, b in zip(tiles.split(strips.part, 1), spread.split(strips.part, 1), strict=True):
+            torch.baddbmm(total, a.transpose(1, 2), b, beta=beta, out=total)
+            beta = 1
     taps = _kron(_G, x).t() @ total.view(_N * _N, -1)
     return taps.view(3, 3, num_in, num_out).permute(3, 2, 0, 1)
 

@@ -130,6 +130,15 @@ def _no_gpu(num_processes: int) -> Iterator[Finding]:
             f"{num_processes} processes share {plural(cores, 'CPU core')}",
             f"Give --num-gpus {cores}",
         )
+    load, threads = os.getloadavg()[0], torch.get_num_threads()
+    if threads > 1 and load >= max(1, cores / 4) and load + threads * num_processes > cores:
+        free = max(1, int((cores - load) / num_processes))
+        yield _ENVIRONMENT.warning(
+            f"the load of the last minute is {load:.1f} on {plural(cores, 'CPU core')}: fewer are "
+            f"free than the {threads} threads per process, which lose much time waiting for one "
+            "another then",
+            f"Wait until they are free, or type OMP_NUM_THREADS={free} before the command",
+        )
 
 
 def driver_version() -> str:

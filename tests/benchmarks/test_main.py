@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,21 @@ def test_train_in_bfloat16_beside_float32() -> None:
 def test_peers_in_bfloat16() -> None:
     result = main(["infer", *SIZE, *PEERS, "--versus-bf16", "--repeats", "1", *SMALL])
     assert result["order"] == ["ours", "detectron2 bf16", "torchvision bf16"]
+
+
+def test_beside_busy_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(measuring, "busy", lambda n: (counts.append(n), nullcontext())[1])
+    result = main(["infer", *SIZE, "--versus", "detectron2", "--busy", "3", *SMALL])
+    one_round = ["ours", "detectron2", "ours beside others", "detectron2 beside others"]
+    assert result["order"] == one_round * 2 and counts == [3] * 2 * 3  # a warm-up round, too
+    assert set(result["models"]) == {"ours", "detectron2"}
+    for model in result["models"].values():
+        assert len(model["busy"]) == len(model["seconds"]) == 2
+        assert model["busy"] != model["seconds"]
+    assert "busy / alone [95%]" in capsys.readouterr().out
 
 
 def test_which_detections_are_found_again() -> None:
@@ -228,6 +244,11 @@ def test_family_beside_the_plain_detector(capsys: pytest.CaptureFixture[str]) ->
         (
             ["infer", "--scale", "batch", "--points", "0"],
             "error: --points must be at least 1, not 0",
+        ),
+        (["infer", "--busy", "-1"], "error: --busy must be at least 0, not -1"),
+        (
+            ["train", "--busy", "1", "--scale", "batch"],
+            "error: --busy measures no curve: leave out --scale or --busy",
         ),
         (["infer", "--image", "600"], "'600' is no HEIGHTxWIDTH of 64 pixels or more"),
         (["data", "--workers", "a"], "'a' is no list of whole numbers, such as 0,1,2"),

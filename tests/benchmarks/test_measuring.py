@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -42,6 +44,21 @@ def test_process_settings_are_for_the_plugin_only(monkeypatch: pytest.MonkeyPatc
     assert calls == ["tuned"]
 
 
+def test_how_threads_wait_is_told_to_the_plugin_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process would take it over when it starts; here none does."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    found: list[str | None] = []
+    process = SimpleNamespace(start=lambda: found.append(os.environ.get("GOMP_SPINCOUNT")))
+    ends = (SimpleNamespace(), SimpleNamespace(close=lambda: None))
+    context = SimpleNamespace(Pipe=lambda: ends, Process=lambda **kwargs: process)
+    monkeypatch.setattr(measuring.multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(measuring.ChildSession, "_receive", lambda self: None)
+    for kind in ("config", "detectron2"):
+        measuring.ChildSession(*spec_and_work(kind=kind), RandomWeights(0))
+    assert found == ["10000", None] and "GOMP_SPINCOUNT" not in os.environ
+
+
 def test_models_take_turns_after_the_warm_up() -> None:
     calls: list[str] = []
 
@@ -61,6 +78,23 @@ def test_models_take_turns_after_the_warm_up() -> None:
         ("B", {"total": 6.0}),
     ]
     assert measuring.by_section(samples) == {"A": {"total": [3, 5]}, "B": {"total": [4, 6]}}
+
+
+def test_others_compute_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str]) -> subprocess.Popen[bytes]:
+        started.append(process(command))
+        return started[-1]
+
+    process = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(KeyError), measuring.busy(2):
+        with pytest.raises(subprocess.TimeoutExpired):
+            started[0].wait(1)
+        assert [other.poll() for other in started] == [None, None]
+        raise KeyError
+    assert all(other.returncode < 0 for other in started)
 
 
 def test_ratio_of_medians() -> None:

@@ -125,6 +125,36 @@ def test_words_of_the_command_line(
     assert frcnn_plugin.__version__ in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "10000"}),
+        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_how_threads_wait_is_told_before_torch_is_loaded(
+    given: dict[str, str], expected: dict[str, str]
+) -> None:
+    """By the command only: importing the package leaves the environment as it is."""
+    code = """
+import os, sys, runpy
+def shown():
+    return {k: v for k, v in os.environ.items() if k in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+before = shown()
+import frcnn_command
+assert shown() == before
+assert "torch" not in sys.modules
+runpy.run_path = lambda path: {"main": lambda argv: print(shown(), "torch" in sys.modules)}
+frcnn_command.main([])
+"""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {k: v for k, v in os.environ.items() if k not in names} | given
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+    assert done.stdout.decode() == f"{expected} False\n"
+
+
 BROKEN = "raise RuntimeError('operator torchvision::nms does not exist')"
 
 

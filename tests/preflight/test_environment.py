@@ -61,6 +61,39 @@ def test_more_processes_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "4 processes share 2 CPU cores" in sentence and "--num-gpus 2" in sentence
 
 
+@pytest.mark.parametrize(
+    ("load", "cores", "processes", "threads", "wanted"),
+    [
+        (2.0, 2, 1, 2, "OMP_NUM_THREADS=1"),
+        (1.0, 2, 1, 2, "OMP_NUM_THREADS=1"),
+        (9.0, 16, 1, 16, "OMP_NUM_THREADS=7"),
+        (8.0, 16, 2, 8, "OMP_NUM_THREADS=4"),
+        (0.9, 2, 1, 2, None),  # one that has just ended
+        (3.0, 16, 1, 16, None),
+        (8.0, 16, 1, 8, None),
+        (9.0, 2, 1, 1, None),  # it waits for none
+    ],
+)
+def test_more_threads_than_free_cores(
+    monkeypatch: pytest.MonkeyPatch,
+    load: float,
+    cores: int,
+    processes: int,
+    threads: int,
+    wanted: str | None,
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(environment, "_DRIVER", Path("nothing"))
+    found = bad("cpu", processes)
+    if wanted is None:
+        assert not found
+    else:
+        sentence = only(found, "environment", "warning")
+        assert f"is {load:.1f} on {cores} CPU cores" in sentence and wanted in sentence
+
+
 def test_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     driver = tmp_path / "version"
     driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19\n")
