@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 STATUS = 75  # "temporary failure" in sysexits.h: the same command with --resume goes on
 # Seconds in which signals count as one: terminal, launcher and batch system may all send it.
-_ONE = 1.0
+_ONE = 2.0
 
 _first: tuple[int, float] | None = None  # the signal that asked, and when
 

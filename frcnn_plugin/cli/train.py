@@ -112,23 +112,27 @@ def run(args: argparse.Namespace) -> Any:
     joined = join_launcher() if args.num_machines == 1 else 0
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun lost a process of this run
         args.resume, args.overwrite = not args.eval_only, False
+    if joined:
+        return run_rank(_run_joined, (args, comm.get_world_size() // joined))
     with ExitStack() as stack:
-        if not joined:
-            _prepare(args, stack, args.num_gpus * args.num_machines, args.num_machines)
-            return launch(
-                run_process,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args,),
-            )
-        size = comm.get_world_size()
+        _prepare(args, stack, args.num_gpus * args.num_machines, args.num_machines)
+        return launch(
+            run_process,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+
+
+def _run_joined(args: argparse.Namespace, machines: int) -> Any:
+    with ExitStack() as stack:
         try:
-            on_main_process(lambda: _prepare(args, stack, size, size // joined))
+            on_main_process(lambda: _prepare(args, stack, comm.get_world_size(), machines))
         except RuntimeError as error:  # in the others: the main process says why
             raise (error if comm.is_main_process() else stopping.Stopped("", 1)) from None
-        return run_rank(run_process, (args,))
+        return run_process(args)
 
 
 def _prepare(args: argparse.Namespace, stack: ExitStack, processes: int, machines: int) -> None:
