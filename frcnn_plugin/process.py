@@ -74,7 +74,7 @@ def launch(
         UserError: a process raised it, or was killed; or torchrun has started this one.
         Stopped: a signal came. It was passed on to the processes, which have ended.
     """
-    if num_machines == 1 and not dist.is_initialized() and (started := _started()):
+    if num_machines == 1 and (started := _started()) and not dist.is_initialized():
         raise UserError(
             f"{started[0]} has started {started[2]} processes, but this command starts its own: "
             f"without {started[0]}, type --num-gpus {started[2]}"
@@ -138,17 +138,17 @@ def run_rank(main: Callable[..., Any], args: tuple[Any, ...] = ()) -> Any:
         # Not by way of the interpreter's end, where torch may abort, or wait for the others.
         sys.stdout.flush()
         os._exit(int(str(stopped.code)))
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise UserError("another process of this run has ended: see its own message") from None
     # After an error nothing is synchronised: the other workers may never arrive.
     shut_down()
     return result
 
 
 def _started() -> tuple[str, int, int, int] | None:
-    """Return what has started this process among others, its rank, their number, its local rank.
-
-    Raises:
-        UserError: SLURM's variables lack the address at which the processes meet.
-    """
+    """Return what has started this process among others, its rank, their number, its local rank."""
     env = os.environ
     for how, names in _LAUNCHERS.items():
         values = [env.get(name, "") for name in names]
@@ -176,14 +176,11 @@ def join_launcher() -> int:
     Raises:
         UserError: the processes do not meet, or some machine has more of them.
     """
-    started = _started()
-    if started is None:
+    if (started := _started()) is None:
         return 0
     _, rank, world, local_rank = started
-    # Jobs that share a machine need ports of their own.
-    port = os.environ.setdefault(
-        "MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000)
-    )
+    job = int(os.environ.get("SLURM_JOB_ID", 0))  # two may share a machine
+    port = os.environ.setdefault("MASTER_PORT", str(20000 + job % 20000))
     on_gpus, limit = torch.cuda.is_available(), DEFAULT_TIMEOUT
     try:
         store, *_ = next(dist.rendezvous("env://", rank, world, timeout=limit))
