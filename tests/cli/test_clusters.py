@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def send(rank: int, iteration: int, number: int, to: Callable[[], int] = os.getp
             os.kill(to(), number)
         run_step(trainer)
 
-    PaperTrainer.run_step = step  # type: ignore[method-assign]
+    PaperTrainer.run_step = step  # type: ignore[method-assign,assignment]
 
 
 def forked(
@@ -127,7 +127,7 @@ def lines(text: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     root = tmp_path_factory.mktemp("cluster")
     with pytest.MonkeyPatch.context() as patch:
         for name in (*(n for names in LAUNCHERS.values() for n in names), "MASTER_ADDR"):
@@ -192,7 +192,7 @@ def test_proposals_are_left_and_made_again(cluster: Cluster) -> None:
             if calls[0] == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        ProposalCollector.process = and_ask  # type: ignore[method-assign]
+        ProposalCollector.process = and_ask  # type: ignore[method-assign,assignment]
 
     for status, _, text in cluster.tasks("torchrun", "stages", *STAGES):
         assert status == 0, text

@@ -42,12 +42,13 @@ def ask_the_group() -> None:
 
 def after_call(owner: Any, name: str, when: Callable[..., bool] = lambda *_: True) -> None:
     """Send the signal after the first call whose arguments meet a condition."""
-    function, sent = getattr(owner, name), []
+    function, sent = getattr(owner, name), [False]
 
     def call(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        if not sent and when(*args):
-            sent.append(ask())
+        if not sent[0] and when(*args):
+            sent[0] = True
+            ask()
         return result
 
     setattr(owner, name, call)
