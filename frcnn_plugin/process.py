@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,17 +23,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import create_ddp_model
+from detectron2.engine import DEFAULT_TIMEOUT, create_ddp_model
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.nn.parallel import DistributedDataParallel
 
+from . import stopping
 from .errors import UserError
 from .host import forget_process_groups
+from .stopping import Stopped
 
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -44,6 +47,11 @@ _LOG_ONLY = re.compile(
     r"|detectron2\.data\.(common|dataset_mapper): |detectron2\.data\.build: Making"
     r"|detectron2\.evaluation\.evaluator: Total inference pure|detectron2\.checkpoint\."
 )
+# What starts processes, and the variables that say which one this is.
+_LAUNCHERS = {
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+}
 
 
 def launch(
@@ -73,27 +81,37 @@ def launch(
         What ``main`` returns if there is a single process, else None.
 
     Raises:
-        UserError: a process raised it; or see :func:`refuse_other_launcher`.
+        UserError: a process raised it, or was killed; or torchrun has started this one.
+        Stopped: a signal came. It was passed on to the processes, which have ended.
     """
-    refuse_other_launcher(num_machines)
+    if num_machines == 1 and (started := _started()) and not dist.is_initialized():
+        raise UserError(
+            f"{started[0]} has started {started[2]} processes, but this command starts its own: "
+            f"without {started[0]}, type --num-gpus {started[2]}"
+        )
     if num_machines * num_processes == 1:
         return main(*args)  # Detectron2 drops the result
     others = set(multiprocessing.active_children())
+
+    def pass_on(number: int) -> None:
+        for process in set(multiprocessing.active_children()) - others:
+            os.kill(process.pid or 0, number)
+
     try:
-        return detectron2_launch(
-            _run_and_shut_down,
-            num_processes,
-            num_machines=num_machines,
-            machine_rank=machine_rank,
-            dist_url=dist_url,
-            args=(main, args),
-        )
-    except ProcessRaisedException as e:
-        # It carries the worker's traceback as text; the message of a UserError is the end of it.
-        _, mark, message = str(e).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
-        if not mark:
-            raise
-        raise UserError(message.strip()) from None
+        with stopping.listening(pass_on):
+            try:
+                detectron2_launch(
+                    run_rank,
+                    num_processes,
+                    num_machines=num_machines,
+                    machine_rank=machine_rank,
+                    dist_url=dist_url,
+                    args=(main, args),
+                )
+            except (ProcessRaisedException, ProcessExitedException) as e:
+                raise _explained(e) from None
+            if name := stopping.asked():  # older versions of torch take Ctrl-C for success
+                raise Stopped("interrupted", 128 + signal.Signals[name])
     finally:
         # After Ctrl-C some may still run, and write into a folder that is free for another run.
         for process in set(multiprocessing.active_children()) - others:
@@ -103,33 +121,114 @@ def launch(
             process.join()
 
 
-def refuse_other_launcher(num_machines: int = 1) -> None:
-    """Stop where torchrun, or the like, has started this process as one of several.
-
-    Each would run alone, and all of them would write to the same files.
-
-    Args:
-        num_machines: more than 1: told on the command line, whatever the environment says.
-
-    Raises:
-        UserError: ``WORLD_SIZE`` and ``RANK`` are set, and there is no process group.
-    """
-    world = os.environ.get("WORLD_SIZE", "1")
-    grouped = dist.is_available() and dist.is_initialized()
-    if grouped or num_machines > 1 or "RANK" not in os.environ or world in ("", "1"):
-        return
-    raise UserError(
-        f"WORLD_SIZE is {world} in the environment, as torchrun sets it: this command starts its "
-        f"processes itself. Without torchrun, type --num-gpus {world}; on several machines, "
-        "--num-machines and --machine-rank as well; or unset WORLD_SIZE for one process"
+def _explained(error: Any) -> Any:
+    """Return what to raise where a worker has failed."""
+    code = getattr(error, "exit_code", None)
+    if code == stopping.STATUS:
+        return Stopped()  # the worker has said so
+    # It carries the worker's traceback as text; the message of a UserError is the end of it.
+    _, mark, message = str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
+    if mark:
+        return UserError(message.strip())
+    if name := stopping.asked():
+        return Stopped("interrupted", 128 + signal.Signals[name])
+    if code is None:
+        return error
+    return UserError(
+        f"process {error.error_index} has ended ({error.signal_name or f'status {code}'}), so the "
+        "others were stopped. SIGKILL usually means that memory ran out. --resume goes on"
     )
 
 
-def _run_and_shut_down(main: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    result = main(*args)
+def run_rank(main: Callable[..., Any], args: tuple[Any, ...] = ()) -> Any:
+    """Call ``main(*args)`` as one of several processes, and take down the process groups."""
+    try:
+        result = main(*args)
+    except Stopped as stopped:
+        # Not by way of the interpreter's end, where torch may abort, or wait for the others.
+        sys.stdout.flush()
+        os._exit(int(str(stopped.code)))
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise UserError("another process of this run has ended: see its own message") from None
     # After an error nothing is synchronised: the other workers may never arrive.
     shut_down()
     return result
+
+
+def _started() -> tuple[str, int, int, int] | None:
+    """Return what has started this process among others, its rank, their number, its local rank."""
+    env = os.environ
+    for how, names in _LAUNCHERS.items():
+        values = [env.get(name, "") for name in names]
+        if not all(value.isdecimal() for value in values) or int(values[1]) < 2:
+            continue
+        if "MASTER_ADDR" in env:
+            return how, int(values[0]), int(values[1]), int(values[2])
+        if "SLURM_STEP_NUM_TASKS" in env:  # else it is the batch script itself
+            raise UserError(
+                f"{names[1]} is {values[1]}, but MASTER_ADDR is not set: export the first machine, "
+                '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+            )
+    return None
+
+
+def join_launcher() -> int:
+    """Join the processes that torchrun, or SLURM's srun, has started together with this one.
+
+    Detectron2's ``launch`` starts processes itself. This is what it does in each of them, with
+    rank and size from the environment.
+
+    Returns:
+        The number of processes on each machine; 0 if this process was started alone.
+
+    Raises:
+        UserError: the processes do not meet, or some machine has more of them.
+    """
+    if (started := _started()) is None:
+        return 0
+    _, rank, world, local_rank = started
+    job = int(os.environ.get("SLURM_JOB_ID", 0))  # two may share a machine
+    port = os.environ.setdefault("MASTER_PORT", str(20000 + job % 20000))
+    on_gpus, limit = torch.cuda.is_available(), DEFAULT_TIMEOUT
+    try:
+        store, *_ = next(dist.rendezvous("env://", rank, world, timeout=limit))
+        # torchrun keeps its store when it restarts the processes: with the addresses of dead ones.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
+        backend = "NCCL" if on_gpus else "GLOO"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
+        local_ranks = comm.all_gather(local_rank)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"process {rank} of {world} cannot meet the others at MASTER_ADDR "
+            f"{os.environ['MASTER_ADDR']}, MASTER_PORT {port}: {str(error).splitlines()[0]}"
+        ) from None
+    size = world // max(1, local_ranks.count(0))
+    if local_ranks != [number % size for number in range(world)]:
+        raise UserError(
+            f"the processes have the local ranks {local_ranks}: start equally many on each machine"
+            ", in a row (srun --ntasks-per-node N --distribution block)"
+        )
+    comm.create_local_process_group(size)
+    if on_gpus:  # that there are too few, the checks will say
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    return size
+
+
+def leave_if_asked() -> None:
+    """Raise Stopped in the main process if it was asked to stop; for long work in iterations.
+
+    The others work on until they miss the main one, so that no two wait for each other.
+    """
+    if stopping.asked() and comm.is_main_process():
+        raise Stopped
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Return whether an exception says that another process of this run is gone."""
+    signs = ("gloo/transport", "Connection closed by peer", "NCCL error")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def shut_down() -> None:

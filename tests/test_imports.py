@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "frcnn_plugin"
 
 # From the ground up. Rooms on one floor do not import each other.
 FLOORS: tuple[set[str], ...] = (
-    {"host", "errors"},
+    {"host", "errors", "stopping"},
     {"atomic_files", "plain_pickle", "process", "config"},
     {"config_files"},
     {"layers"},

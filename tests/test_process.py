@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -186,25 +188,48 @@ def test_environment_reads_detectron2s_table(
     assert {name: value for name, value in values.items() if name not in ours} == expected
 
 
+SLURM = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+
+
 @pytest.mark.parametrize(
-    ("variables", "machines", "refused"),
+    ("variables", "refused"),
     [
-        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, 1, True),
-        ({"WORLD_SIZE": "2", "RANK": "0"}, 2, False),  # one command per machine
-        ({"WORLD_SIZE": "1", "RANK": "0"}, 1, False),
-        ({"WORLD_SIZE": "2"}, 1, False),  # a name that anybody may use
-        ({}, 1, False),
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}, "torchrun has"),
+        ({**SLURM, "MASTER_ADDR": "a"}, "srun has started 2 processes.* type --num-gpus 2"),
+        ({**SLURM, "SLURM_STEP_NUM_TASKS": "2"}, "SLURM_NTASKS is 2, but MASTER_ADDR is not set"),
+        (SLURM, ""),  # the batch script itself
+        ({**SLURM, "SLURM_NTASKS": "1", "MASTER_ADDR": "a"}, ""),
+        ({**SLURM, "SLURM_PROCID": "x", "MASTER_ADDR": "a"}, ""),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "a"}, ""),  # names that anybody may use
     ],
 )
-def test_torchrun_is_refused(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], machines: int, refused: bool
+def test_processes_of_others_are_told(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], refused: str
 ) -> None:
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+    """A command that starts its processes itself must not run in each of those."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", *SLURM):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     if refused:
-        with pytest.raises(UserError, match=r"WORLD_SIZE is 2 .* type --num-gpus 2;"):
+        with pytest.raises(UserError, match=refused):
             launch(add, 1, args=(2, 3))
     else:
-        process.refuse_other_launcher(machines)
+        assert launch(add, 1, args=(2, 3)) == 5
+        assert process.join_launcher() == 0
+
+
+def be_killed() -> None:
+    if comm.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    comm.synchronize()
+
+
+def test_a_killed_worker_is_one_line() -> None:
+    begun = time.monotonic()
+    with pytest.raises(
+        UserError, match=r"^process 1 has ended \(SIGKILL\), so the others were"
+    ) as e:
+        launch(be_killed, 2)
+    assert "\n" not in str(e.value)
+    assert time.monotonic() - begun < 60

@@ -11,8 +11,9 @@ each stage, and draws detections beside the ground truth.
 
 from __future__ import annotations
 
-import frcnn_command  # noqa: F401  first, as it keeps other libraries' warnings off the console
+import frcnn_command  # first, as it keeps other libraries' warnings off the console
 
+frcnn_command.wait_briefly()
 # isort: split
 import argparse
 import json

@@ -143,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command, args = parse(sys.argv[1:] if argv is None else argv)
         from frcnn_plugin.errors import UserError
+        from frcnn_plugin.stopping import Stopped
 
         try:
             result = command.run(args)
@@ -152,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Names that come from files may hold codes that a terminal obeys.
             shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(error))
             message, status = "error: " + "".join(shown), 1
+        except Stopped as stopped:
+            message, status = stopped.message, int(str(stopped.code))
     except ImportError as error:
         if error.name != "frcnn_plugin":  # host.check_host explains; any other is a fault of ours
             raise
@@ -163,7 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell reports the signal
     # Printed here, where the exception is gone and a progress bar in its traceback is closed.
-    print(message, file=sys.stderr)
+    if message:
+        print(message, file=sys.stderr)
     return status
 
 

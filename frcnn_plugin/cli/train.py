@@ -9,13 +9,16 @@
 Pairs of KEY VALUE override the config. frcnn://NAME is a config that comes with the plugin; another
 may start from it: _BASE_: frcnn://faster_rcnn_vgg16_voc.yaml. The checks of `frcnn doctor` come
 before anything else. Without CUDA everything runs on the CPU, and --num-gpus is the number of
-processes.
+processes. Where torchrun or srun starts the processes, leave it out (docs/four_step.md). SIGTERM or
+Ctrl-C saves a checkpoint at the end of the iteration and ends the run with status 75; a second one
+ends it at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 from contextlib import ExitStack
 from typing import Any
@@ -24,11 +27,13 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 
+from .. import stopping
 from ..config_files import find_config_file
 from ..engine import PaperTrainer, evaluate_checkpoint, forget_run, lock_output, setup_cfg
 from ..errors import UserError
+from ..four_step.statistics import on_main_process
 from ..preflight import PlannedRun, stop_on_errors
-from ..process import launch, refuse_other_launcher, set_up_logs, tune_process
+from ..process import join_launcher, launch, run_rank, set_up_logs, tune_process
 from ..report import RunRecorder
 from . import add_config_file, add_overrides, add_processes, check_numbers
 
@@ -86,6 +91,8 @@ def run_process(args: argparse.Namespace) -> Any:
     """Set up, then train or evaluate; return the results. Every process calls this."""
     tune_process()
     logging.raiseExceptions = False  # a log on a full disk is no reason for a traceback per line
+    if args.config_file:  # Detectron2 prints its content
+        args.config_file = find_config_file(args.config_file)
     cfg: CfgNode = setup_cfg(args.config_file, args.opts)
     set_up_logs(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
@@ -95,38 +102,19 @@ def run_process(args: argparse.Namespace) -> Any:
     trainer.resume_or_load(resume=args.resume)
     if comm.is_main_process():
         trainer.register_hooks([RunRecorder(cfg)])
-    return trainer.train()
+    with stopping.listening():
+        return trainer.train()
 
 
 def run(args: argparse.Namespace) -> Any:
-    """Check the config, then run it in as many processes as asked for."""
-    check_numbers(args)
-    _check_options(args)
-    refuse_other_launcher(args.num_machines)
-    if args.config_file:  # Detectron2 prints its content
-        args.config_file = find_config_file(args.config_file)
-    # Checked in the parent, so that a mistake is one line and not one per process.
-    cfg = setup_cfg(args.config_file, args.opts)
-    stop_on_errors(
-        PlannedRun(
-            cfg,
-            eval_only=args.eval_only,
-            resume=args.resume,
-            overwrite=args.overwrite,
-            num_processes=args.num_gpus * args.num_machines,
-            num_machines=args.num_machines,
-            config_file=args.config_file,
-            opts=args.opts,
-        )
-    )
-    # There may be no CUDA: a warning that the processes need not repeat.
-    args.opts = [*args.opts, "MODEL.DEVICE", cfg.MODEL.DEVICE]
+    """Check the config, then run it in as many processes as asked for, or as there are."""
+    joined = join_launcher() if args.num_machines == 1 else 0
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun lost a process of this run
+        args.resume, args.overwrite = not args.eval_only, False
+    if joined:
+        return run_rank(_run_joined, (args, comm.get_world_size() // joined))
     with ExitStack() as stack:
-        # The first machine of several writes, for all of them.
-        if not args.eval_only and args.machine_rank == 0:
-            stack.enter_context(lock_output(cfg.OUTPUT_DIR))
-            if args.overwrite:
-                forget_run(cfg)
+        _prepare(args, stack, args.num_gpus * args.num_machines, args.num_machines)
         return launch(
             run_process,
             args.num_gpus,
@@ -135,3 +123,46 @@ def run(args: argparse.Namespace) -> Any:
             dist_url=args.dist_url,
             args=(args,),
         )
+
+
+def _run_joined(args: argparse.Namespace, machines: int) -> Any:
+    with ExitStack() as stack:
+        try:
+            on_main_process(lambda: _prepare(args, stack, comm.get_world_size(), machines))
+        except RuntimeError as error:  # in the others: the main process says why
+            raise (error if comm.is_main_process() else stopping.Stopped("", 1)) from None
+        return run_process(args)
+
+
+def _prepare(args: argparse.Namespace, stack: ExitStack, processes: int, machines: int) -> None:
+    """Check everything, and lock the folder until the stack is closed."""
+    check_numbers(args)
+    _check_options(args)
+    if args.num_gpus > 1 and comm.get_world_size() > 1:
+        raise UserError(
+            f"--num-gpus {args.num_gpus}, but torchrun or srun has started {processes} processes: "
+            "leave it out"
+        )
+    if args.config_file:
+        args.config_file = find_config_file(args.config_file)
+    # Checked in one process, so that a mistake is one line and not one per process.
+    cfg = setup_cfg(args.config_file, args.opts)
+    stop_on_errors(
+        PlannedRun(
+            cfg,
+            eval_only=args.eval_only,
+            resume=args.resume,
+            overwrite=args.overwrite,
+            num_processes=processes,
+            num_machines=machines,
+            config_file=args.config_file,
+            opts=args.opts,
+        )
+    )
+    # There may be no CUDA: a warning that the processes need not repeat.
+    args.opts = [*args.opts, "MODEL.DEVICE", cfg.MODEL.DEVICE]
+    # The first machine of several writes, for all of them.
+    if not args.eval_only and args.machine_rank == 0:
+        stack.enter_context(lock_output(cfg.OUTPUT_DIR))
+        if args.overwrite:
+            forget_run(cfg)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +27,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from .. import stopping
 from ..atomic_files import disk_error, safe_file_name
 from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..checkpoint.read import peek
@@ -43,7 +48,8 @@ from ..four_step.stages import build_four_step_scheduler
 from ..four_step.statistics import on_main_process
 from ..host import inner_trainer, last_results, registered_hooks, set_inner_trainer
 from ..modeling import fold_target_statistics
-from ..process import unwrap_model, wrap_model
+from ..process import is_lost_process, unwrap_model, wrap_model
+from ..stopping import Stopped
 from .guards.memory_errors import memory_errors_explained
 from .guards.step_guard import StepGuard
 from .hooks import (
@@ -89,6 +95,7 @@ class PaperTrainer(DefaultTrainer):
             model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
         )
         self._data_digest = ""
+        self._is_leaving = False
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -101,6 +108,9 @@ class PaperTrainer(DefaultTrainer):
 
         Raises:
             UserError: what stopped it, if the user can do something about it, such as a full disk.
+            Stopped: another process of the run is lost; or, within
+                :func:`frcnn_plugin.stopping.listening`, a signal came. The last finished iteration
+                is saved.
         """
         try:
             super().train()
@@ -116,7 +126,11 @@ class PaperTrainer(DefaultTrainer):
 
     def before_train(self) -> None:
         """Call the hooks; evaluate first if the run was killed before it had done so."""
-        super().before_train()
+        with self._leaving(self.start_iter - 1, saved=True):
+            super().before_train()
+            self._repeat_evaluation()
+
+    def _repeat_evaluation(self) -> None:
         period, iteration = self.cfg.TEST.EVAL_PERIOD, self.start_iter
         if period <= 0 or iteration == 0 or iteration % period or iteration >= self.max_iter:
             return
@@ -133,8 +147,12 @@ class PaperTrainer(DefaultTrainer):
 
     def after_train(self) -> None:
         """Call the hooks; a finished run that is resumed ends where it ended before."""
-        self.iter = min(self.iter, self.max_iter)
-        super().after_train()
+        self.iter = self.storage.iter = min(self.iter, self.max_iter)
+        called: list[HookBase] = registered_hooks(self)
+        if self._is_leaving:  # perhaps after the last iteration, which is when this one evaluates
+            called = [hook for hook in called if not isinstance(hook, hooks.EvalHook)]
+        with self._leaving(self.max_iter - 1, saved=True):
+            _call_all(hook.after_train for hook in called)
 
     def before_step(self) -> None:
         """Call the hooks, in which four-step training makes its proposals.
@@ -142,7 +160,8 @@ class PaperTrainer(DefaultTrainer):
         Raises:
             UserError: memory ran out; says what to lower.
         """
-        with memory_errors_explained(self.cfg):
+        # The last checkpoint is that of the stage before: now its weights are being changed.
+        with self._leaving(self.iter - 1, saved=True), memory_errors_explained(self.cfg):
             super().before_step()
 
     def run_step(self) -> None:
@@ -151,8 +170,57 @@ class PaperTrainer(DefaultTrainer):
         Raises:
             UserError: a loss is not finite, or memory ran out; says why and what to do.
         """
-        with self._guard.explaining():
+        # Whatever fails in it does so before the weights change.
+        with self._leaving(self.iter - 1), self._guard.explaining():
             super().run_step()
+
+    def after_step(self) -> None:
+        """Call the hooks; then, if any process was asked to stop, end the run in all.
+
+        Raises:
+            Stopped: the iteration is saved.
+        """
+        with self._leaving(self.iter):
+            _call_all(hook.after_step for hook in registered_hooks(self))
+            if signals := [name for name in comm.all_gather(stopping.asked()) if name]:
+                raise Stopped(signals[0])
+
+    @contextmanager
+    def _leaving(self, iteration: int, *, saved: bool = False) -> Iterator[None]:
+        """Where the block is stopped, or misses a process, save an iteration and end the run.
+
+        `saved`: that iteration has its checkpoint, and the weights may be others by now.
+        """
+        try:
+            yield
+        except (Stopped, RuntimeError) as error:
+            lost, together = not isinstance(error, Stopped), str(getattr(error, "message", ""))
+            if self._is_leaving or (lost and not is_lost_process(error)):
+                raise
+            self._is_leaving = True
+            is_main, signal = comm.is_main_process(), together or stopping.asked()
+            if is_main and not saved and iteration >= self.start_iter:
+                newest = self.checkpointer.get_checkpoint_file()
+                if not newest or peek(newest).iteration != iteration:
+                    self.iter, now = iteration, self.iter
+                    self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+                    self.iter = now
+            why = f"stopped by {signal}" if signal else "another process of this run has ended"
+            file = Path(self.checkpointer.get_checkpoint_file()).name or "no checkpoint yet"
+            message = (
+                f"{why}, after iteration {iteration + 1:,} of {self.max_iter:,}; --resume goes on "
+                f"in {self.cfg.OUTPUT_DIR} ({file})"
+            )
+            if comm.get_world_size() > 1:
+                # Which process was lost, the one that has started this one says if there is one.
+                told = lost and multiprocessing.parent_process() is not None
+                if not told and (is_main or not signal):
+                    # At once: when the first process ends, the launcher ends the others.
+                    print(message, file=sys.stderr, flush=True)
+                message = ""
+            if together:
+                comm.synchronize()
+            raise Stopped(message, stopping.STATUS if signal else 1) from None
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
@@ -361,6 +429,20 @@ def evaluate_checkpoint(cfg: CfgNode) -> Any:
     model = PaperTrainer.build_model(cfg)
     AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
     return PaperTrainer.test(cfg, model)
+
+
+def _call_all(calls: Iterable[Callable[[], None]]) -> None:
+    """Make all calls, which belong to the iteration, and then raise what stopped one of them."""
+    first: BaseException | None = None
+    for call in calls:
+        try:
+            call()
+        except (Stopped, RuntimeError) as error:
+            if not (isinstance(error, Stopped) or is_lost_process(error)):
+                raise
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def _first_user_error(error: BaseException) -> UserError | None:

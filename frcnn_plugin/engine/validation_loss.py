@@ -26,7 +26,7 @@ from torch import nn
 from ..data.loading.bad_images import CatchingMapper, CheckedLoader
 from ..data.loading.mappers import ImageMapper, with_resize
 from ..data.proposals.files import load_proposals
-from ..process import unwrap_model
+from ..process import leave_if_asked, unwrap_model
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ class ValidationLoss(HookBase):
             images = 0
             model.train()
             for batch in loader:
+                leave_if_asked()
                 seed_all_rng(images)
                 for key, value in model(batch).items():
                     total[key] += float(value) * len(batch)

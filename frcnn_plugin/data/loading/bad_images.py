@@ -19,7 +19,9 @@ from detectron2.data import build_detection_test_loader
 from detectron2.structures import Boxes, Instances
 from torch.utils.data import Dataset, get_worker_info
 
+from ... import stopping
 from ...errors import UserError
+from ...process import leave_if_asked
 from .mappers import build_mapper
 
 logger = logging.getLogger(__name__)
@@ -61,11 +63,16 @@ def _end_worker(error: Exception, _: object) -> None:
 
 
 def explain_dead_worker(error: Exception) -> str:
-    """Return what to do about an exception if it says that a worker process ended, else ""."""
+    """Return what to do about an exception if it says that a worker process ended, else "".
+
+    Raises Stopped if the signal that asked this process to stop has also ended its workers.
+    """
     text = str(error).partition("\n")[0] or type(error).__name__
     # The last two come from the socket by which a batch is fetched.
     if not (text.startswith("DataLoader worker") or isinstance(error, EOFError | ConnectionError)):
         return ""
+    if stopping.asked():
+        raise stopping.Stopped
     return (
         f"a process that loads images has ended ({text.rstrip('. ')}). Usually memory ran out: "
         "that of the machine, or /dev/shm, which has only 64 MB in a container unless it is "
@@ -144,6 +151,8 @@ class CheckedLoader:
     def _checked(self, batches: Iterator[list[Record]]) -> Iterator[list[Record]]:
         in_a_row = 0
         while True:
+            if not self._is_train:
+                leave_if_asked()
             try:
                 batch = next(batches, None)
             except (RuntimeError, EOFError, ConnectionError) as error:
