@@ -31,9 +31,10 @@ from benchmarks.peers import STOCK_RULES, as_peer, starting_weights
 from benchmarks.work import PEERS
 from frcnn_plugin.atomic_files import replacing
 from frcnn_plugin.cli.__main__ import main as frcnn
+from frcnn_plugin.config_files import flat_keys
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.report.page import flat_keys
+from frcnn_plugin.preflight.finding import plural
 from frcnn_plugin.report.recorder import RunRecord
 
 METRICS = ("AP50", "AP75", "AP")
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     text = table(found)
     print(f"\n{runs.title}\n{headline()}\n\n{text}")
     for metric in ("AP50", "AP"):
-        labels = ("iterations", f"{metric}, %, mean of {len(seeds)} seeds")
+        labels = ("iterations", f"{metric}, %, mean of {plural(len(seeds), 'seed')}")
         path = args.output / f"learn_{metric.lower()}.png"
         line_chart(curves(found, metric), runs.title, labels, path)
         print(path)
@@ -191,7 +192,8 @@ class _Runs:
         last = self._last = cfg.SOLVER.MAX_ITER
         self._period = -(-last // args.evaluations)
         self.title = (
-            f"{cfg.DATASETS.TRAIN[0]}: {last} iterations of {cfg.SOLVER.IMS_PER_BATCH} images, "
+            f"{cfg.DATASETS.TRAIN[0]}: {plural(last, 'iteration')} of "
+            f"{plural(cfg.SOLVER.IMS_PER_BATCH, 'image')}, "
             f"shorter side {cfg.INPUT.MIN_SIZE_TRAIN[0]} px"
         )
 
