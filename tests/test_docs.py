@@ -121,8 +121,9 @@ def test_options_of_commands(page: Path) -> None:
             command, words = choose([*forwards.get(script, "").split(), *words])
             known = options(command)
         else:
-            file = "benchmarks/__main__.py" if script.startswith("-m") else script
-            known = set(re.findall(r"\"(--[\w-]+)\"", (ROOT / file).read_text(encoding="utf-8")))
+            files = ROOT.glob("benchmarks/*.py") if script.startswith("-m") else [ROOT / script]
+            texts = "".join(file.read_text(encoding="utf-8") for file in files)
+            known = set(re.findall(r"\"(--[\w-]+)\"", texts))
         unknown = {word for word in words if re.fullmatch(r"--[\w-]+", word)} - known
         assert not unknown, f"{script or 'frcnn'} {rest.strip()}: there is no {sorted(unknown)}"
 
