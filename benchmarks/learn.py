@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +31,7 @@ from benchmarks.peers import STOCK_RULES, as_peer, starting_weights
 from benchmarks.work import PEERS
 from frcnn_plugin.atomic_files import replacing
 from frcnn_plugin.cli.__main__ import main as frcnn
+from frcnn_plugin.cli.ablations import differing_keys, run_with_parent
 from frcnn_plugin.config_files import flat_keys
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
@@ -110,8 +111,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.evaluations < 1:
         raise UserError(f"--evaluations must be at least 1, not {args.evaluations}")
     names = args.row or ([] if args.tried else list(CONTENDERS))
-    runs = _Runs(args, {name: shlex.split(words) for name, words in args.tried})
-    names += [name for name, _ in args.tried if name not in names]
+    names += [name for name, _ in args.tried]
+    folders = [folder_name(name) for name in names]
+    for name, folder in zip(names, folders, strict=True):
+        known = name in (*CONTENDERS, *RULES) and name in dict(args.tried)
+        if not folder or known or (folders.count(folder) > 1 and name in dict(args.tried)):
+            raise UserError(f"--try {name!r}: give each row a name of its own")
+    runs = _Runs(args, names)
     found: dict[str, dict[int, list[Point]]] = {name: {} for name in names}
     for seed in seeds:  # seed by seed: an interrupted comparison has all rows
         for name in names:
@@ -159,6 +165,11 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
+def folder_name(name: str) -> str:
+    """Return the name of a row's folder."""
+    return re.sub(r"[\s/\\]", "_", name).strip(".")
+
+
 def read_points(folder: Path, last: int) -> list[Point]:
     """Return the evaluations of a finished run, from Detectron2's ``metrics.json``.
 
@@ -180,8 +191,8 @@ def read_points(folder: Path, last: int) -> list[Point]:
 class _Runs:
     """The runs, each in a folder of its own."""
 
-    def __init__(self, args: argparse.Namespace, tried: dict[str, list[str]]) -> None:
-        self._folder, self._tried = args.output, tried
+    def __init__(self, args: argparse.Namespace, names: Sequence[str]) -> None:
+        self._folder, self._tried = args.output, dict(args.tried)
         self._config_file, self._opts = args.config_file, args.opts
         cfg = self._cfg = setup_cfg(args.config_file, args.opts)
         if cfg.FOUR_STEP.ENABLED or not cfg.DATASETS.TEST:
@@ -196,6 +207,7 @@ class _Runs:
             f"{plural(cfg.SOLVER.IMS_PER_BATCH, 'image')}, "
             f"shorter side {cfg.INPUT.MIN_SIZE_TRAIN[0]} px"
         )
+        self._opts_of = {name: self._overrides(name) for name in names}  # mistakes, before all runs
 
     def points(self, name: str, seed: int) -> list[Point]:
         """Return the evaluations of a run, which is made or finished first if need be.
@@ -203,9 +215,8 @@ class _Runs:
         Raises:
             UserError: it failed, or its folder holds a run with other values.
         """
-        folder = self._folder / name.replace(" ", "_") / f"seed-{seed}"
-        opts = self._overrides(name)
-        opts += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
+        folder = self._folder / folder_name(name) / f"seed-{seed}"
+        opts = [*self._opts_of[name], "SEED", str(seed), "OUTPUT_DIR", str(folder)]
         record = RunRecord.load(folder)
         if record is None or not record.sessions or not record.sessions[-1].complete:
             self._train(name, seed, folder, opts)
@@ -230,10 +241,23 @@ class _Runs:
             rules = {key: STOCK_RULES[key] for key in RULES[name]} | _ABSENT.get(name, {})
             cfg.merge_from_list([word for pair in rules.items() for word in pair])
         elif name != "joint":
-            cfg.merge_from_list(self._tried[name])
+            cfg = self._other_values(name, cfg.TEST.EVAL_PERIOD)
         before, after = _flat(self._cfg), _flat(cfg)
         changed = {key: value for key, value in after.items() if before[key] != value}
         return [*self._opts, *(w for key, value in changed.items() for w in (key, _typed(value)))]
+
+    def _other_values(self, name: str, period: int) -> CfgNode:
+        try:
+            words = shlex.split(self._tried[name])
+            opts = [*self._opts, "TEST.EVAL_PERIOD", str(period), *words]
+            cfg = setup_cfg(self._config_file, opts)
+        except (UserError, ValueError) as error:
+            raise UserError(f"--try {name!r} {self._tried[name]!r}: {error}") from error
+        if cfg.SOLVER.MAX_ITER != self._last or cfg.FOUR_STEP.ENABLED or not cfg.DATASETS.TEST:
+            raise UserError(
+                f"--try {name!r}: rows train jointly, with the same SOLVER.MAX_ITER, and are tested"
+            )
+        return cfg
 
     def _weights(self, name: str) -> str:
         path = self._folder / f"start_{name}.pth"
@@ -252,7 +276,7 @@ class _Runs:
         start = time.monotonic()
         with console.open("a") as out:
             command = [sys.executable, "-m", "benchmarks.learn", *line]
-            status = subprocess.run(command, stdout=out, stderr=out).returncode
+            status = run_with_parent(command, out)
         if status:
             lines = console.read_text(errors="replace").strip().splitlines()
             last = lines[-1] if lines else ""
@@ -265,12 +289,10 @@ class _Runs:
         print(f"{name}, seed {seed}: {shown} after {time.monotonic() - start:.0f} s", flush=True)
 
     def _check_same(self, folder: Path, record: RunRecord, opts: list[str]) -> None:
-        before = flat_keys(yaml.safe_load(record.config) or {})
-        now = flat_keys(yaml.safe_load(setup_cfg(self._config_file, opts).dump()))
-        keys = [key for key in {*before, *now} if before.get(key) != now.get(key)]
+        keys = differing_keys(record.config, setup_cfg(self._config_file, opts).dump())
         if keys:
             raise UserError(
-                f"{folder} holds a run with other values of {', '.join(sorted(keys)[:3])}: give "
+                f"{folder} holds a run with other values of {', '.join(keys[:3])}: give "
                 "the same config and overrides, or another --output"
             )
 

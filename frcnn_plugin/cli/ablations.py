@@ -23,6 +23,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import yaml
 from detectron2.config import CfgNode
@@ -185,7 +186,7 @@ class _Runs:
             if record is None or not record.sessions or not record.sessions[-1].complete:
                 return None
             before = record.config
-        if differing := _differing(before, cfg.dump()):
+        if differing := differing_keys(before, cfg.dump()):
             raise UserError(
                 f"{folder} holds this row with other values of {', '.join(differing[:3])}: give "
                 "the same overrides, or another --output"
@@ -280,16 +281,19 @@ class _Runs:
             )
 
 
-def run_with_parent(command: Sequence[str]) -> int:
-    """Run a command in a process that, on Linux, ends when this one does; return its status."""
+def run_with_parent(command: Sequence[str], output: IO[str] | None = None) -> int:
+    """Run a command in a process that, on Linux, ends when this one does; return its status.
+
+    What it writes goes to ``output``, if given.
+    """
     # Else it would go on in the folder in which the repeated command wants to work. The function is
     # found here, as in the new process other threads' locks may be held.
     prctl, terminate = getattr(ctypes.CDLL(None), "prctl", None), int(signal.SIGTERM)
     follow = None if prctl is None else lambda: prctl(1, terminate)  # PR_SET_PDEATHSIG
-    return subprocess.run(command, preexec_fn=follow).returncode
+    return subprocess.run(command, preexec_fn=follow, stdout=output, stderr=output).returncode
 
 
-def _differing(before: str, now: str) -> list[str]:
+def differing_keys(before: str, now: str) -> list[str]:
     """Return the keys in which a config differs from an earlier one, or from one that is missing.
 
     A key that an earlier version of this package did not know had what is its default now.

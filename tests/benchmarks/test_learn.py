@@ -153,6 +153,14 @@ def test_a_row_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--evaluations", "0"], "--evaluations must be at least 1"),
         (["--row", "joint", "FOUR_STEP.ENABLED", "True"], "give a config of joint training"),
         (["--row", "detectron2", "MODEL.BACKBONE.NAME", "ZF"], "MODEL.BACKBONE.NAME is ZF"),
+        (["--try", "joint", "SEED 1"], "--try 'joint': give each row a name of its own"),
+        (["--try", "..", "SEED 1"], "a name of its own"),
+        (["--try", "a b", "SEED 1", "--try", "a/b", "SEED 2"], "a name of its own"),
+        (["--try", "x", "SOLVER.BASE_LR '1"], "--try 'x' .*No closing quotation"),
+        (["--try", "x", "SOLVER.BASE_LR"], "--try 'x' "),
+        (["--try", "x", "SOLVER.BASELR 1"], "--try 'x' .*no key SOLVER.BASELR"),
+        (["--try", "x", "SOLVER.BASE_LR hello"], "--try 'x' .*SOLVER.BASE_LR"),
+        (["--try", "x", "SOLVER.MAX_ITER 9"], "the same SOLVER.MAX_ITER"),
     ],
 )
 def test_mistakes(tmp_path: Path, words: list[str], message: str) -> None:
