@@ -4,7 +4,12 @@ Importing the package registers its components with Detectron2 by name; ``add_fr
 their keys to a config.
 """
 
+import sys
+
 from .host import check_host
+
+if sys.argv[:1] == ["-m"] and "frcnn_plugin" in sys.orig_argv:  # python -m frcnn_plugin
+    import frcnn_command  # noqa: F401  keeps off the console what the imports below warn of
 
 __version__ = "0.1.0"
 

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> Any:
     if joined:
         return run_rank(_run_joined, (args, comm.get_world_size() // joined))
     with ExitStack() as stack:
-        _prepare(args, stack, args.num_gpus * args.num_machines, args.num_machines)
+        args.opts = _prepare(args, stack, args.num_gpus * args.num_machines, args.num_machines)
         return launch(
             run_process,
             args.num_gpus,
@@ -128,14 +128,18 @@ def run(args: argparse.Namespace) -> Any:
 def _run_joined(args: argparse.Namespace, machines: int) -> Any:
     with ExitStack() as stack:
         try:
-            on_main_process(lambda: _prepare(args, stack, comm.get_world_size(), machines))
+            args.opts = on_main_process(
+                lambda: _prepare(args, stack, comm.get_world_size(), machines)
+            )
         except RuntimeError as error:  # in the others: the main process says why
             raise (error if comm.is_main_process() else stopping.Stopped("", 1)) from None
         return run_process(args)
 
 
-def _prepare(args: argparse.Namespace, stack: ExitStack, processes: int, machines: int) -> None:
-    """Check everything, and lock the folder until the stack is closed."""
+def _prepare(
+    args: argparse.Namespace, stack: ExitStack, processes: int, machines: int
+) -> list[str]:
+    """Check everything, and lock the folder until the stack is closed; return the overrides."""
     check_numbers(args)
     _check_options(args)
     if args.num_gpus > 1 and comm.get_world_size() > 1:
@@ -159,10 +163,10 @@ def _prepare(args: argparse.Namespace, stack: ExitStack, processes: int, machine
             opts=args.opts,
         )
     )
-    # There may be no CUDA: a warning that the processes need not repeat.
-    args.opts = [*args.opts, "MODEL.DEVICE", cfg.MODEL.DEVICE]
     # The first machine of several writes, for all of them.
     if not args.eval_only and args.machine_rank == 0:
         stack.enter_context(lock_output(cfg.OUTPUT_DIR))
         if args.overwrite:
             forget_run(cfg)
+    # There may be no CUDA: a warning that the processes need not repeat.
+    return [*args.opts, "MODEL.DEVICE", cfg.MODEL.DEVICE]

@@ -110,17 +110,19 @@ class TimeToGo(HookBase):
         self._begun = time.perf_counter()
 
     def before_step(self) -> None:
-        """Note when an iteration begins."""
+        """Note when an iteration begins, and forget those of another stage."""
+        if any(self.trainer.iter == s.start for s in self._stages):
+            self._seconds = []
         self._step = time.perf_counter()
 
     def after_step(self) -> None:
-        """Say it after half a minute or 20 iterations, or at the end if that comes first."""
+        """Say it after half a minute or 20 iterations, but not when the last one is done."""
         if self._said:
             return
         now, done = time.perf_counter(), self.trainer.iter + 1
         self._seconds.append(now - self._step)
         long = len(self._seconds) == 20 or now - self._begun > 30
-        if long or done == self.trainer.max_iter:
+        if long and done < self.trainer.max_iter:
             self._said = True
             logger.info("%s", self._estimate(done, median(self._seconds)))
 

@@ -232,11 +232,14 @@ def test_mistakes_are_one_line_of_one_task(cluster: Cluster) -> None:
 
 
 def test_torchrun(cluster: Cluster, whole: str) -> None:
-    script = [str(ROOT / "tools/train_net.py"), *cluster.words("torchrun")[1:]]
+    words = cluster.words("torchrun", "MODEL.DEVICE", "cuda")[1:]
+    script = [str(ROOT / "tools/train_net.py"), *words]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *script],
         capture_output=True,
         text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr
     assert cluster.weights("torchrun") == whole
+    assert (done.stdout + done.stderr).count("there is no CUDA") == 1  # not once per process

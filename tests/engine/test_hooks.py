@@ -292,7 +292,10 @@ def say(
     caplog: pytest.LogCaptureFixture,
     restore_catalogs: None,
 ) -> Callable[..., tuple[int, str]]:
-    """A function that runs TimeToGo by a clock of its own: after which iteration it says what."""
+    """A function that runs TimeToGo by a clock of its own: after which iteration it says what.
+
+    (0, "") if it says nothing.
+    """
     for name, images in (("time_train", 100), ("time_test", 50)):
         DatasetCatalog.register(name, lambda images=images: [{}] * images)
 
@@ -314,15 +317,14 @@ def say(
                 clock[0] += seconds
                 hook.after_step()
                 said += [hook.trainer.iter + 1] * (len(caplog.messages) - len(said))
-        (message,) = caplog.messages
-        return said[0], message
+        return next(zip(said, caplog.messages, strict=True), (0, ""))
 
     return run
 
 
 @pytest.mark.parametrize(
     ("seconds", "iterations", "after"),
-    [(1, 90, 20), (14, 90, 3), (29, 90, 2), (700, 90, 1), (9, 1, 1)],
+    [(1, 90, 20), (14, 90, 3), (29, 90, 2), (700, 90, 1)],
 )
 def test_the_run_is_estimated_within_a_minute(
     say: Callable[..., tuple[int, str]], seconds: float, iterations: int, after: int
@@ -330,6 +332,13 @@ def test_the_run_is_estimated_within_a_minute(
     said, message = say(seconds, "SOLVER.MAX_ITER", iterations)
     assert said == after
     assert message.startswith(f"an iteration takes {seconds:.2f} s; the run will end in about ")
+
+
+@pytest.mark.parametrize(("seconds", "iterations"), [(1, 19), (1, 20), (9, 1), (31, 1)])
+def test_a_run_that_is_over_is_not_estimated(
+    say: Callable[..., tuple[int, str]], seconds: float, iterations: int
+) -> None:
+    assert say(seconds, "SOLVER.MAX_ITER", iterations) == (0, "")
 
 
 def test_evaluations_count(say: Callable[..., tuple[int, str]]) -> None:
@@ -358,3 +367,5 @@ def test_stages_differ(say: Callable[..., tuple[int, str]]) -> None:
     # In stage 4 what came before no longer counts; nor do training images.
     _, message = say(0.96, *opts, first=240)
     assert "80 iterations: 0:01:17; 50 images " in message
+    # Iterations of another stage are none of its own.
+    assert say(0.76, *opts, "FOUR_STEP.ITERS", [10, 100, 100, 100])[0] == 30
