@@ -16,6 +16,7 @@ import shlex
 import statistics
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,7 +261,8 @@ class _Runs:
         return cfg
 
     def _weights(self, name: str) -> str:
-        path = self._folder / f"start_{name}.pth"
+        what = f"{self._cfg.MODEL.WEIGHTS} {self._cfg.MODEL.WEIGHTS_MAY_LACK}"
+        path = self._folder / f"start_{name}_{zlib.crc32(what.encode()):08x}.pth"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:

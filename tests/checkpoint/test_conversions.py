@@ -317,7 +317,7 @@ NO_PLACE, OTHER = "no place for .* such as ", "the detector has MODEL."
         ("_ohem", [], ""),
         ("_softnms", [], ""),
         ("_dilated", [], f"{OTHER}PAPER_VGG.CONV5_DILATION 2, .* have 1"),
-        ("_nonapproximate", [], f"{OTHER}ROI_BOX_HEAD.POOLER_TYPE ROIWarp"),
+        ("_nonapproximate", [], f"{OTHER}ROI_BOX_HEAD.POOLER_TYPE PrROIPool"),
         ("_cascade", [], f"{NO_PLACE}roi_heads.box_head.0"),
         ("_rfcn", [], f"{NO_PLACE}roi_heads.box_head.conv_new"),
         ("_mask", [], f"{NO_PLACE}roi_heads.mask_head"),
