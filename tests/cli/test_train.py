@@ -104,7 +104,7 @@ def test_console_is_for_people_and_the_log_has_all(trained: Path) -> None:
     for page in ("Environment info", "Running with full config", "Model:\n", "copypaste"):
         assert page not in console and page in log, page
     assert console.count("shapes_trainval: 6 images") == 1 < log.count("shapes_trainval: 6 images")
-    assert console.count("an iteration takes") == log.count("an iteration takes") == 1
+    assert "an iteration takes" not in console  # four of them: there is nothing to tell
     assert console.count("Start inference on 3 batches") == 1
     assert len(console.splitlines()) < 60
 
@@ -128,7 +128,6 @@ def test_resume_goes_on_where_it_stopped(train: Callable[..., str], tmp_path: Pa
     train(*first, "SOLVER.MAX_ITER", "3")
     output = train("--resume", *first)
     assert "Starting training from iteration 3" in output
-    assert "  0 iterations: 0:00:00; 3 images to be evaluated" in output
     checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=False)
     assert checkpoint["iteration"] == 3
     groups = checkpoint["trainer"]["_trainer"]["optimizer"]["param_groups"]
@@ -138,7 +137,8 @@ def test_resume_goes_on_where_it_stopped(train: Callable[..., str], tmp_path: Pa
 
 def test_two_processes_on_the_cpu(data: Path, tmp_path: Path) -> None:
     processes = ("--config-file", DEMO, "--num-gpus", "2", "--dist-url", "auto")
-    output = train_net(data, *processes, *OPTS, "OUTPUT_DIR", str(tmp_path))
+    longer = ("SOLVER.MAX_ITER", "46", "SOLVER.CHECKPOINT_PERIOD", "46")  # 23 in each process
+    output = train_net(data, *processes, *OPTS, *longer, "OUTPUT_DIR", str(tmp_path))
     assert (tmp_path / "model_final.pth").is_file()
     assert "AP50" in output
     assert "terminate called" not in output and "Warning" not in output
