@@ -42,30 +42,30 @@ from frcnn_plugin.report.recorder import RunRecord
 METRICS = ("AP50", "AP75", "AP")
 CONTENDERS = ("joint", "four-step", *PEERS)
 
-# Row -> the keys whose stock values it has; the rest is as in "joint".
-RULES: dict[str, tuple[str, ...]] = {
-    "RoIAlign": ("MODEL.ROI_BOX_HEAD.POOLER_TYPE",),
-    "L1 in the head": ("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA",),
-    "L1 in the RPN": ("MODEL.RPN.SMOOTH_L1_BETA",),
-    "anchors across the border": ("MODEL.RPN.BOUNDARY_THRESH",),
-    "flips at random": ("INPUT.RANDOM_FLIP", "DATALOADER.MIRRORED_COPIES"),
-    "one learning rate": ("SOLVER.BIAS_LR_FACTOR", "SOLVER.CAFFE_MOMENTUM"),
-    "NMS at 0.5": ("MODEL.ROI_HEADS.NMS_THRESH_TEST",),
-    "exact decoding": (),
-    "no dropout": (),
-    "all of them": tuple(STOCK_RULES),
-}
 _EXACT = {
     "MODEL.RPN.DECODE_GROWTH": 0.0,
     "MODEL.ROI_BOX_HEAD.DECODE_GROWTH": 0.0,
     "MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE": False,
 }
 _NO_DROPOUT = {"MODEL.ROI_BOX_HEAD.DROPOUT": 0.0}
-# Values of rules that stock parts do not have.
-_ABSENT: dict[str, dict[str, Any]] = {
+
+
+def _stock(*keys: str) -> dict[str, Any]:
+    return {key: STOCK_RULES[key] for key in keys}
+
+
+# Row -> what it has as stock parts do; the rest is as in "joint".
+RULES: dict[str, dict[str, Any]] = {
+    "RoIAlign": _stock("MODEL.ROI_BOX_HEAD.POOLER_TYPE"),
+    "L1 in the head": _stock("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA"),
+    "L1 in the RPN": _stock("MODEL.RPN.SMOOTH_L1_BETA"),
+    "anchors across the border": _stock("MODEL.RPN.BOUNDARY_THRESH"),
+    "flips at random": _stock("INPUT.RANDOM_FLIP", "DATALOADER.MIRRORED_COPIES"),
+    "one learning rate": _stock("SOLVER.BIAS_LR_FACTOR", "SOLVER.CAFFE_MOMENTUM"),
+    "NMS at 0.5": _stock("MODEL.ROI_HEADS.NMS_THRESH_TEST"),
     "exact decoding": _EXACT,
     "no dropout": _NO_DROPOUT,
-    "all of them": {**_EXACT, **_NO_DROPOUT},
+    "all of them": {**STOCK_RULES, **_EXACT, **_NO_DROPOUT},
 }
 
 
@@ -239,8 +239,7 @@ class _Runs:
         elif name == "four-step":
             _four_steps(cfg)
         elif name in RULES:
-            rules = {key: STOCK_RULES[key] for key in RULES[name]} | _ABSENT.get(name, {})
-            cfg.merge_from_list([word for pair in rules.items() for word in pair])
+            cfg.merge_from_list([word for pair in RULES[name].items() for word in pair])
         elif name != "joint":
             cfg = self._other_values(name, cfg.TEST.EVAL_PERIOD)
         before, after = _flat(self._cfg), _flat(cfg)
