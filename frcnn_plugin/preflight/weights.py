@@ -224,7 +224,8 @@ def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
     dim = run.cfg.MODEL.ROI_BOX_HEAD.FC_DIM
     fully = [n for n in loader.missing if ".fc6." in n or ".fc7." in n]
     if fully and not run.eval_only and run.cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
-        number = sum(run.model.state_dict()[name].numel() for name in fully)
+        state = run.model.state_dict()
+        number = sum(state[name].numel() for name in fully)
         text = (
             f"fc6 and fc7 start at random, as {file} lacks them: your images alone teach their "
             f"{number / 1e6:.3g} M parameters, which takes longer than from ImageNet's"
