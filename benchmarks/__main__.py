@@ -209,6 +209,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return COMMANDS[args.command][0](args)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on from here" if args.command == "learn" else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
+        sys.exit(130)  # as a shell reports the signal
 
 
 if __name__ == "__main__":

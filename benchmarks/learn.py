@@ -202,6 +202,8 @@ class _Runs:
                 "the row four-step is made from it"
             )
         last = self._last = cfg.SOLVER.MAX_ITER
+        if "four-step" in names and last < 4:
+            raise UserError(f"SOLVER.MAX_ITER is {last}: the row four-step needs at least 4")
         self._period = -(-last // args.evaluations)
         self.title = (
             f"{cfg.DATASETS.TRAIN[0]}: {plural(last, 'iteration')} of "

@@ -290,7 +290,13 @@ def run_with_parent(command: Sequence[str], output: IO[str] | None = None) -> in
     # found here, as in the new process other threads' locks may be held.
     prctl, terminate = getattr(ctypes.CDLL(None), "prctl", None), int(signal.SIGTERM)
     follow = None if prctl is None else lambda: prctl(1, terminate)  # PR_SET_PDEATHSIG
-    return subprocess.run(command, preexec_fn=follow, stdout=output, stderr=output).returncode
+    with subprocess.Popen(command, preexec_fn=follow, stdout=output, stderr=output) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # The terminal has told the run, too, which now writes a checkpoint.
+            process.wait()
+            raise
 
 
 def differing_keys(before: str, now: str) -> list[str]:

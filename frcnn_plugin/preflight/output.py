@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..checkpoint.read import peek
+from ..engine.run_folder import LOCK_FILE
 from ..engine.same_run import check_config
 from ..errors import UserError
 from .finding import Finding, Subject
@@ -26,9 +27,10 @@ def check_output(run: PlannedRun) -> Iterator[Finding]:
     folder = Path(run.cfg.OUTPUT_DIR)
     problem = _why_not_writable(folder)
     if last and not (run.resume or run.overwrite):
+        going_on = ", which may still be going on" if (folder / LOCK_FILE).exists() else ""
         yield _OUTPUT.error(
-            f"OUTPUT_DIR {folder} holds a run already: continue it (--resume), start again and "
-            "lose it (--overwrite), or choose another OUTPUT_DIR"
+            f"OUTPUT_DIR {folder} holds a run already{going_on}: continue it (--resume), start "
+            "again and lose it (--overwrite), or choose another OUTPUT_DIR"
         )
     elif problem:
         yield _OUTPUT.error(

@@ -161,6 +161,7 @@ def test_a_row_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--try", "x", "SOLVER.BASELR 1"], "--try 'x' .*no key SOLVER.BASELR"),
         (["--try", "x", "SOLVER.BASE_LR hello"], "--try 'x' .*SOLVER.BASE_LR"),
         (["--try", "x", "SOLVER.MAX_ITER 9"], "the same SOLVER.MAX_ITER"),
+        (["SOLVER.MAX_ITER", "3"], "MAX_ITER is 3: the row four-step needs at least 4"),
     ],
 )
 def test_mistakes(tmp_path: Path, words: list[str], message: str) -> None:

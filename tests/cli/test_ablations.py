@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from detectron2.data import DatasetCatalog
@@ -152,16 +153,16 @@ def test_a_killed_run_is_resumed(
     words += ["SOLVER.MAX_ITER", "20", "SOLVER.CHECKPOINT_PERIOD", "1"]
     checkpoint = shapes / "zf_dense_windows_pyramid" / "model_0000001.pth"  # the second
 
-    def killed(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        with subprocess.Popen(command, **options) as process:
+    def killed(command: list[str]) -> int:
+        with subprocess.Popen(command) as process:
             while process.poll() is None:
                 if checkpoint.exists():
                     process.kill()
                 time.sleep(0.01)
-        return subprocess.CompletedProcess(command, process.returncode)
+        return process.returncode
 
     with monkeypatch.context() as patch:
-        patch.setattr(ablations.subprocess, "run", killed)
+        patch.setattr(ablations, "run_with_parent", killed)
         assert "frcnn train ended with signal 9. The same frcnn ablations" in fails(*words)
     finished = (shapes / "zf_dense_windows" / "run.json").read_text()
     assert frcnn(*words) == 0
@@ -191,6 +192,22 @@ def test_the_run_of_a_row_ends_with_the_command(tmp_path: Path) -> None:
         assert ready()
         parent.kill()
     parent.wait()
+
+
+def test_ctrl_c_waits_for_the_run_to_write_its_checkpoint(tmp_path: Path) -> None:
+    begun, written = tmp_path / "begun", tmp_path / "written"
+    row = "import pathlib, time\ntry:\n"
+    row += f"    pathlib.Path({str(begun)!r}).touch(); time.sleep(900)\n"
+    row += f"except KeyboardInterrupt:\n    time.sleep(1); pathlib.Path({str(written)!r}).touch()"
+    code = "import sys; from frcnn_plugin.cli.ablations import run_with_parent; "
+    code += f"run_with_parent([sys.executable, '-c', {row!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    while not begun.exists():
+        assert parent.poll() is None
+        time.sleep(0.1)
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+    assert parent.wait() != 0
+    assert written.exists()
 
 
 def test_a_row_that_tests_another_rows_detector(shapes: Path) -> None:

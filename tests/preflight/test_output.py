@@ -25,7 +25,10 @@ def leave_run(folder: Path, iteration: int = 99, name: str = "model_0000099.pth"
 def test_run_in_the_folder(find, tmp_path: Path) -> None:
     folder = leave_run(tmp_path / "run")
     sentence = only(find("OUTPUT_DIR", folder), "output")
-    assert "holds a run already" in sentence
+    assert "holds a run already:" in sentence
+    (folder / "run.lock").touch()
+    sentence = only(find("OUTPUT_DIR", folder), "output")
+    assert "holds a run already, which may still be going on:" in sentence
     assert "--resume" in sentence and "--overwrite" in sentence
     findings = find("OUTPUT_DIR", folder, overwrite=True)
     assert "is overwritten" in only(findings, "output", "warning")
