@@ -18,6 +18,7 @@ import frcnn_plugin
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(str(file.relative_to(ROOT / "configs")) for file in ROOT.glob("configs/**/*.yaml"))
+LAZY = [f"lazy/{file.name}" for file in ROOT.glob("configs/lazy/*.py")]
 
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
@@ -76,9 +77,9 @@ def test_wheel_holds_every_module_and_config_and_nothing_else(wheel: Path) -> No
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {str(file.relative_to(ROOT)) for file in (ROOT / "frcnn_plugin").rglob("*.py")}
     data = {"frcnn_plugin/py.typed", *(f"frcnn_plugin/report/page.{x}" for x in ("html", "css"))}
-    configs = {f"frcnn_plugin/configs/{name}" for name in CONFIGS}
+    configs = {f"frcnn_plugin/configs/{name}" for name in CONFIGS + LAZY}
     assert names == modules | data | configs | {"frcnn_command.py"}
-    assert CONFIGS
+    assert CONFIGS and LAZY
 
 
 def test_wheel_metadata(wheel: Path) -> None:
@@ -133,6 +134,9 @@ for name in {CONFIGS!r}:
     cfg = get_cfg()
     frcnn_plugin.add_frcnn_config(cfg)
     frcnn_plugin.load_config_file(cfg, "frcnn://" + name)
+from detectron2.config import LazyConfig
+for name in {LAZY!r}:
+    assert LazyConfig.load(frcnn_plugin.get_config_file(name)).model.roi_heads.num_classes == 20
 print(frcnn_plugin.__version__)
 """
     out = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))
