@@ -24,6 +24,7 @@ NOISE = (
     "UserWarning: torch.meshgrid: ",  # Detectron2's anchors
     "UserWarning: pkg_resources is deprecated",  # its model zoo
     "No CUDA runtime is found, using CUDA_HOME=",  # torch, when Detectron2 lists the environment
+    "Terminating process ",  # torch, of processes that end with the first one, which says why
 )
 
 
@@ -51,7 +52,10 @@ def keep_noise_off_console() -> None:
     logger.propagate = False
     logger.addHandler(console)
     logger.addHandler(MemoryHandler(1000, flushLevel=logging.WARNING))
-    logging.getLogger("torch.utils.cpp_extension").addFilter(_among_warnings)
+    for name in ("torch.utils.cpp_extension", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).addFilter(_among_warnings)
+    # Of semaphores of a process that left at once, by a helper process of Python, which frees them.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
 
 
 keep_noise_off_console()

@@ -31,7 +31,7 @@ if VERSION is None:
 # Beside Python files.
 PACKAGE_DATA = {
     "frcnn_plugin": ["py.typed"],  # type checkers may use the annotations
-    "frcnn_plugin.configs": ["*.yaml", "**/*.yaml"],
+    "frcnn_plugin.configs": ["*.yaml", "**/*.yaml", "lazy/*.py"],
     "frcnn_plugin.report": ["page.html", "page.css"],
 }
 

@@ -209,6 +209,8 @@ def _parse(content: bytes, source: str) -> _File:
             problem += ". A config is plain text and numbers, without such tags"
         elif "'\\t'" in problem:
             problem += ". Indent with spaces, not with tabs"
+        elif str(source).endswith(".py"):
+            problem = "a .py config is for Detectron2's LazyConfig; use the .yaml of that name"
         raise UserError(f"{source}{line} is not YAML: {problem}") from error
     except Exception as error:  # PyYAML lets through whatever its converters raise
         raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error

@@ -1,11 +1,13 @@
 """The package as a user gets it: a wheel built here, installed into an empty folder, used there."""
 
 import importlib.metadata
+import json
 import os
 import runpy
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from email.message import Message
 from email.parser import BytesParser
@@ -18,6 +20,7 @@ import frcnn_plugin
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(str(file.relative_to(ROOT / "configs")) for file in ROOT.glob("configs/**/*.yaml"))
+LAZY = [f"lazy/{file.name}" for file in ROOT.glob("configs/lazy/*.py")]
 
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
@@ -76,9 +79,9 @@ def test_wheel_holds_every_module_and_config_and_nothing_else(wheel: Path) -> No
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {str(file.relative_to(ROOT)) for file in (ROOT / "frcnn_plugin").rglob("*.py")}
     data = {"frcnn_plugin/py.typed", *(f"frcnn_plugin/report/page.{x}" for x in ("html", "css"))}
-    configs = {f"frcnn_plugin/configs/{name}" for name in CONFIGS}
+    configs = {f"frcnn_plugin/configs/{name}" for name in CONFIGS + LAZY}
     assert names == modules | data | configs | {"frcnn_command.py"}
-    assert CONFIGS
+    assert CONFIGS and LAZY
 
 
 def test_wheel_metadata(wheel: Path) -> None:
@@ -95,24 +98,60 @@ def test_wheel_metadata(wheel: Path) -> None:
     assert "Typing :: Typed" in (data.get_all("Classifier") or [])
 
 
-def test_a_working_environment_is_left_as_it_is(wheel: Path) -> None:
-    """What people run Detectron2 with, of 2024, satisfies every requirement."""
-    installed = {
-        "torch": "2.4.0", "torchvision": "0.19.0", "numpy": "1.22.4", "pillow": "9.5.0",
-        "fvcore": "0.1.5.post20221221", "iopath": "0.1.9", "portalocker": "3.0.0",
-        "pyyaml": "5.4", "pycocotools": "2.0.4", "matplotlib": "3.6.0", "jinja2": "3.0.3",
-        "tabulate": "0.8.10", "tqdm": "4.62", "setuptools": "65.0", "opencv-python": "4.5.5.64",
-        "protobuf": "4.25.3",
-    }  # fmt: skip
-    new = {"requests"}  # in pure Python, with requirements that such an environment satisfies
-    for text in metadata(wheel).get_all("Requires-Dist") or []:
-        requirement = Requirement(text)
-        # With a marker, it belongs to an extra.
-        if requirement.marker is None and requirement.name not in new:
-            version = installed[requirement.name.lower()]
-            assert requirement.specifier.contains(version), f"{text} replaces {version}"
-            # A second copy of cv2 would overwrite the files of the first.
-            assert not requirement.name.startswith("opencv")
+# What people ran Detectron2 with in 2024.
+ENVIRONMENT_OF_2024 = {
+    "torch": "2.4.0", "torchvision": "0.19.0", "numpy": "1.22.4", "pillow": "9.5.0",
+    "fvcore": "0.1.5.post20221221", "iopath": "0.1.9", "portalocker": "3.0.0",
+    "pyyaml": "5.4", "pycocotools": "2.0.4", "matplotlib": "3.6.0", "jinja2": "3.0.3",
+    "tabulate": "0.8.10", "tqdm": "4.62", "setuptools": "65.0", "opencv-python": "4.5.5.64",
+    "protobuf": "4.25.3", "detectron2": "0.6",
+    "requests": "2.31.0",  # if it is not there, it is added: it is pure Python
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def environment_of_2024(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Python of an environment in which pip finds these packages."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for name, version in ENVIRONMENT_OF_2024.items():
+        info = packages / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        (info / "METADATA").write_text(text)
+    return str(folder / "bin" / "python")
+
+
+def would_change(python: str, wheel: Path) -> set[str]:
+    """Names of the packages that pip would install, or replace, for a wheel; without a network."""
+    options = ("--dry-run", "--no-index", "--quiet", "--report", "-")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
+    nowhere = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
+    report = json.loads(run(*pip, "install", *options, str(wheel), cwd=wheel.parent, **nowhere))
+    return {package["metadata"]["name"] for package in report["install"]}
+
+
+def test_a_working_environment_is_left_as_it_is(wheel: Path, environment_of_2024: str) -> None:
+    """pip adds this package and replaces nothing, above all no torch that Detectron2 is made for.
+
+    Nor does it add a second OpenCV, which would overwrite the files of the first.
+    """
+    assert would_change(environment_of_2024, wheel) == {"frcnn-plugin"}
+
+
+def test_a_wheel_that_asks_for_more_would_be_noticed(
+    wheel: Path, environment_of_2024: str, tmp_path: Path
+) -> None:
+    other = tmp_path / wheel.name
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(other, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith(".dist-info/METADATA"):
+                content = content.replace(b"torch>=2.4", b"torch>=2.5")
+            new.writestr(name, content)
+    with pytest.raises(AssertionError, match=r"No matching distribution found for torch>=2\.5"):
+        would_change(environment_of_2024, other)
 
 
 def test_installed_wheel_works_away_from_the_checkout(site: Path, tmp_path: Path) -> None:
@@ -133,6 +172,9 @@ for name in {CONFIGS!r}:
     cfg = get_cfg()
     frcnn_plugin.add_frcnn_config(cfg)
     frcnn_plugin.load_config_file(cfg, "frcnn://" + name)
+from detectron2.config import LazyConfig
+for name in {LAZY!r}:
+    assert LazyConfig.load(frcnn_plugin.get_config_file(name)).model.roi_heads.num_classes == 20
 print(frcnn_plugin.__version__)
 """
     out = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))

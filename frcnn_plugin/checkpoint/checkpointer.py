@@ -184,8 +184,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
             if weights is not checkpoint["model"]:
                 logger.info("fc6 and fc7 are cut down to their %d strongest units", head.FC_DIM)
         own = self.model.state_dict()
-        checkpoint["model"] = copied_to_heads(weights, own)
-        owners = used_statistics(without_statistics(checkpoint["model"]))
+        checkpoint["model"] = weights = without_statistics(copied_to_heads(weights, own))
+        owners = used_statistics(weights)
         metadata = Metadata.from_dict(checkpoint.get(KEY))
         if self._cfg is not None:
             check_preprocessing(self._file, metadata, preprocessing(self._cfg))
@@ -203,10 +203,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
             shapes = {name: (tuple(f), tuple(m)) for name, f, m in incompatible.incorrect_shapes}
             loaded = Loaded(self._file, keys, incompatible.missing_keys, shapes)
             self._check(loaded, metadata, self._cfg)
+        # Also where another project has given the layer more classes, but not its statistics.
+        fits = {n for n, w in weights.items() if n in own and own[n].shape == w.shape}
         lost = [
             owner
             for owner, layer in owners.items()
-            if f"{layer}.weight" in own and f"{owner}target_statistics.mean" not in own
+            if f"{layer}.weight" in fits and f"{owner}target_statistics.mean" not in fits
         ]
         check_statistics(self._file, lost)
         return incompatible

@@ -247,6 +247,9 @@ def raw_deltas(
 
     Mean and std, (C, 4), are those of the layer's targets in ``state``, where they belong to the
     module that names begin with, ``owner``; 0 and 1 if there are none.
+
+    Raises:
+        UserError: the layer was given other classes than they have.
     """
     scale = torch.tensor(weights, dtype=torch.float64)
     mean = state.get(f"{owner}target_statistics.mean", torch.zeros(1, 4))
@@ -257,6 +260,11 @@ def raw_deltas(
     weight, bias = layer
     # Convolutions predict the deltas of anchors, 4a + j, or R-FCN's maps, delta by delta.
     maps = weight.dim() == 4 and not owner.startswith(RPN)
+    if weight.dim() == 2 and factor.numel() not in (4, len(bias)):
+        raise UserError(
+            f"{owner}target_statistics are of {len(factor)} classes, but the box layer is of "
+            f"{len(bias) // 4}: fold them into the weights before you give it other classes"
+        )
     repeats = len(bias) // factor.numel() if maps else 1
     factor, offset = (over_channels(values, len(bias), repeats) for values in (factor, offset))
     shape = (-1,) + (1,) * (weight.dim() - 1)

@@ -53,6 +53,7 @@ class PaperRCNN(GeneralizedRCNN):
     """
 
     takes_pyramid = True
+    phase = ""  # until the constructor has run
 
     @configurable
     def __init__(
@@ -365,7 +366,16 @@ class PaperRCNN(GeneralizedRCNN):
         """Normalise, batch, and attach each image's scale and original size to its size.
 
         An input without "height" and "width" is taken to have its original size, at scale 1.
+
+        Raises:
+            UserError: a class that this one is combined with has kept its constructor from running.
         """
+        if not self.phase:
+            raise UserError(
+                f"{type(self).__name__}: the constructor of a class before PaperRCNN does not call "
+                "PaperRCNN's, so that its settings are missing: name PaperRCNN first, as in class "
+                f"{type(self).__name__}(PaperRCNN, ...)"
+            )
         if self.mean_image is not None:
             batched_inputs = [
                 {**x, "image": self._without_mean_image(x["image"])} for x in batched_inputs

@@ -224,6 +224,35 @@ for text in ("`torch.jit.script` is deprecated", "`torch.jit.trace` is deprecate
     assert done.stderr == "<string>:4: FutureWarning: `torch.jit.trace` is deprecated\n"
 
 
+def test_processes_that_end_together_say_nothing(tmp_path: Path) -> None:
+    """Torch and Python tell of it, where a run that was stopped has said all in one line."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import frcnn_command
+import multiprocessing, os, time
+import torch.multiprocessing
+
+def work(rank):
+    lock = multiprocessing.get_context("spawn").RLock()
+    if rank == 1:
+        time.sleep(60)
+    os._exit(75)
+
+if __name__ == "__main__":
+    try:
+        torch.multiprocessing.spawn(work, nprocs=2)
+    except torch.multiprocessing.ProcessExitedException as error:
+        print(error.exit_code)
+""")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("75\n", "")
+
+
 @pytest.mark.parametrize("words", [("tools/demo.py", "--help"), ("tools/doctor.py",)], ids=str)
 def test_commands_start_quietly(words: tuple[str, ...]) -> None:
     """Detectron2 is imported in both."""

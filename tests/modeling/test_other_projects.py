@@ -1,6 +1,7 @@
 """Models, heads and RPNs of other projects, with ours; docs/other_projects.md runs as printed.
 
-The classes here override what those of Unbiased Teacher and its successors override.
+The classes here override what those of Unbiased Teacher, Adaptive Teacher, Probabilistic Teacher
+and UWSOD override, with the same extra arguments.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
@@ -23,10 +26,14 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.structures import Boxes
-from detectron2.utils.events import EventStorage
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, build_box_head
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage, get_event_storage
 
+from frcnn_plugin.checkpoint import AtomicCheckpointer, write_caffemodel
+from frcnn_plugin.cli.__main__ import main
+from frcnn_plugin.errors import UserError
 from frcnn_plugin.layers import CaffeRoIPool
 from frcnn_plugin.modeling import (
     CaffeROIHeads,
@@ -34,11 +41,22 @@ from frcnn_plugin.modeling import (
     PaperFastRCNNOutputLayers,
     PaperRCNN,
     PaperRPN,
+    build_pooler,
+    fold_target_statistics,
 )
 from frcnn_plugin.modeling.image_size import image_scale
+from tests.checkpoint import networks
 from tests.conftest import make_input
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "other_projects.md"
+DILATED = ["MODEL.PAPER_VGG.CONV5_DILATION", 2]
+PYRAMID = [
+    *("MODEL.BACKBONE.NAME", "build_vgg16_fpn_backbone", "MODEL.FPN.OUT_CHANNELS", 8),
+    *("MODEL.FPN.IN_FEATURES", ["conv3", "conv4", "conv5"]),
+    *("MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]),
+    *("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4"]),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [128], [256]]),
+]
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
 BOXES = [[10.0, 12.0, 60.0, 70.0], [50.0, 20.0, 120.0, 90.0]]
 SHAPE = {"conv5": ShapeSpec(channels=8, stride=16)}
@@ -50,7 +68,10 @@ def batch() -> list[dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def leave_registries() -> Any:
-    registries = (META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY)
+    registries = (
+        *(META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, RPN_HEAD_REGISTRY),
+        ROI_HEADS_REGISTRY,
+    )
     saved = [(registry, dict(registry)) for registry in registries]
     yield
     for registry, names in saved:
@@ -95,7 +116,7 @@ class TheirPredictor(FastRCNNOutputLayers):
 
 
 class PseudoLabelHeads(StandardROIHeads):
-    """Own parts, without a call of super, and an own forward."""
+    """Own parts, without a call of super, an own forward, and a name for what it logs."""
 
     predictor: type[FastRCNNOutputLayers] = TheirPredictor
 
@@ -112,13 +133,18 @@ class PseudoLabelHeads(StandardROIHeads):
         self.branches = {*getattr(self, "branches", ()), branch}
         trains = self.training and compute_loss
         if trains:
-            proposals = self.label_and_sample_proposals(proposals, targets)
+            proposals = self.label_and_sample_proposals(proposals, targets, branch=branch)
         maps = [features[f] for f in self.box_in_features]
         pooled = self.box_pooler(maps, [p.proposal_boxes for p in proposals])
         predictions = self.box_predictor(self.box_head(pooled))
         if trains:
             return proposals, self.box_predictor.losses(predictions, proposals)
         return self.box_predictor.inference(predictions, proposals)[0], predictions
+
+    @torch.no_grad()
+    def label_and_sample_proposals(self, proposals, targets, branch=""):
+        get_event_storage().put_scalar(f"labelled_{branch}", 1)
+        return super().label_and_sample_proposals(proposals, targets)
 
 
 class TwoStagePseudoLabel(GeneralizedRCNN):
@@ -138,6 +164,84 @@ class TwoStagePseudoLabel(GeneralizedRCNN):
             images, features, proposals, targets=None, compute_loss=False, branch=branch
         )
         return {}, proposals, detections, predictions
+
+
+class Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+class DomainRCNN(TwoStagePseudoLabel):
+    """With a domain classifier, and a constructor that names its arguments and passes none on."""
+
+    @configurable
+    def __init__(self, *, backbone, proposal_generator, roi_heads, pixel_mean, pixel_std, domain):
+        super(GeneralizedRCNN, self).__init__()
+        self.backbone, self.vis_period = backbone, 0
+        self.proposal_generator, self.roi_heads = proposal_generator, roi_heads
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), False)
+        channels = backbone.output_shape()[domain].channels
+        self.domain, self.classifier = domain, torch.nn.Conv2d(channels, 1, 3, padding=1)
+
+    @classmethod
+    def from_config(cls, cfg):
+        found = GeneralizedRCNN.from_config(cfg)
+        del found["input_format"], found["vis_period"]
+        return {**found, "domain": cfg.MODEL.ROI_HEADS.IN_FEATURES[0]}
+
+    def forward(self, batched_inputs, branch="supervised"):
+        if branch != "domain":
+            return super().forward(batched_inputs, branch=branch)
+        images = self.preprocess_image(batched_inputs)
+        source, target = (self.backbone(x)[self.domain] for x in (images.tensor, -images.tensor))
+        losses = [self.classifier(Reverse.apply(x)).square().mean() for x in (source, target)]
+        return {"loss_source": losses[0], "loss_target": losses[1]}, [], [], None
+
+
+class SigmaRPN(RPN):
+    """Eight numbers per box, a config among its arguments, and an own NMS call."""
+
+    @configurable
+    def __init__(self, *args, **kwargs):
+        self.cfg = kwargs.pop("cfg")
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {**super().from_config(cfg, input_shape), "cfg": cfg}
+
+    def forward(
+        self, images, features, gt_instances=None, compute_loss=True, branch="", danchor=False
+    ):
+        maps = [features[f] for f in self.in_features]
+        anchors = self.anchor_generator(maps)
+        logits, deltas = self.rpn_head(maps)
+        logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]
+        deltas = [
+            x.view(len(x), -1, 8, *x.shape[-2:]).permute(0, 3, 4, 1, 2).flatten(1, -2)
+            for x in deltas
+        ]
+        self.sigma, deltas = [x[..., 4:] for x in deltas], [x[..., :4] for x in deltas]
+        losses = {}
+        if self.training and compute_loss:
+            labels, boxes = self.label_and_sample_anchors(anchors, gt_instances)
+            losses = self.losses(anchors, logits, labels, deltas, boxes)
+        return self.predict_proposals(anchors, logits, deltas, images.image_sizes, None), losses
+
+    def predict_proposals(self, anchors, logits, deltas, image_sizes, sigma):
+        return super().predict_proposals(anchors, logits, deltas, image_sizes)
+
+
+class SigmaRPNHead(StandardRPNHead):
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {**super().from_config(cfg, input_shape), "box_dim": 8}
 
 
 def register(registry: Any, name: str, *bases: type) -> str:
@@ -185,11 +289,279 @@ def test_classes_of_both(tiny_cfg, theirs_first: bool) -> None:
     assert model.scale == pytest.approx(1.6, rel=0.01)  # sizes know it, in both orders
     heads, rpn = model.roi_heads, model.proposal_generator
     assert hasattr(rpn, "ran") == theirs_first
+    with EventStorage() as storage:
+        model.train()(batch(), branch="supervised")
+    assert f"labelled_{'supervised' if theirs_first else ''}" in storage.latest()
     # Ours does not hand it on.
     assert heads.branches == ({"supervised", "unsup_data_weak", ""} if theirs_first else {""})
     assert isinstance(heads.box_predictor, TheirPredictor)
     assert isinstance(heads.box_pooler, InclusiveROIPooler)
     assert type(heads.box_pooler.pooler.level_poolers[0]) is CaffeRoIPool
+
+
+DOMAIN = {"loss_source", "loss_target"}
+
+
+@pytest.mark.parametrize("backbone", [[], ["MODEL.PAPER_VGG.NORM", "BN"], DILATED, PYRAMID])
+def test_a_domain_classifier(tiny_cfg, backbone: list[Any]) -> None:
+    """Alone with our parts, and ours first."""
+    for bases in ((DomainRCNN,), (PaperRCNN, DomainRCNN)):
+        name = register(META_ARCH_REGISTRY, f"Domain{len(bases)}", *bases)
+        model = build_model(tiny_cfg("MODEL.META_ARCHITECTURE", name, *backbone))
+        run_both_branches(model)
+        losses, *_ = model.train()(batch(), branch="domain")
+        assert set(losses) == DOMAIN
+        model.zero_grad()
+        sum(losses.values()).backward()
+        weight = next(p for n, p in model.named_parameters() if "conv5_3" in n)
+        assert model.classifier.weight.grad.any() and weight.grad.any()
+        META_ARCH_REGISTRY._obj_map.pop(name)
+
+
+def test_a_constructor_that_keeps_ours_from_running(tiny_cfg) -> None:
+    name = register(META_ARCH_REGISTRY, "TheirsFirst", DomainRCNN, PaperRCNN)
+    model = build_model(tiny_cfg("MODEL.META_ARCHITECTURE", name))
+    with pytest.raises(UserError, match=r"name PaperRCNN first, as in class TheirsFirst\(PaperR"):
+        model(batch(), branch="supervised")
+
+
+def test_boxes_with_sigma(tiny_cfg) -> None:
+    names = (
+        *("MODEL.META_ARCHITECTURE", register(META_ARCH_REGISTRY, "Sigma", TwoStagePseudoLabel)),
+        "MODEL.PROPOSAL_GENERATOR.NAME",
+        register(PROPOSAL_GENERATOR_REGISTRY, "SigmaBoth", SigmaRPN, PaperRPN),
+        *("MODEL.RPN.HEAD_NAME", register(RPN_HEAD_REGISTRY, "SigmaHead", SigmaRPNHead)),
+    )
+    model = build_model(tiny_cfg(*names))
+    run_both_branches(model)
+    assert model.proposal_generator.sigma[0].shape[-1] == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["MODEL.ROI_HEADS.SAMPLING", "random"],
+        ["MODEL.ROI_HEADS.SAMPLING", "hard"],
+        ["MODEL.ROI_HEADS.NAME", "RFCNHeads"],
+        ["MODEL.ROI_HEADS.NAME", "RFCNHeads", "MODEL.ROI_HEADS.SAMPLING", "hard"],
+        [
+            *("MODEL.ROI_HEADS.NAME", "CaffeCascadeROIHeads"),
+            *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
+        ],
+        ["MODEL.PROPOSAL_GENERATOR.NAME", "DenseWindows"],
+        [
+            *("MODEL.BACKBONE.NAME", "HyperVGG16", "MODEL.ROI_HEADS.IN_FEATURES", ["hyper"]),
+            *("MODEL.PROPOSAL_GENERATOR.NAME", "HyperRPN"),
+        ],
+    ],
+)
+def test_switches_of_all_heads_and_rpns(tiny_cfg, options: list[Any]) -> None:
+    """In training without losses, and with losses in evaluation, without the objects as RoIs."""
+    torch.manual_seed(0)
+    options = ["MODEL.RPN.POST_NMS_TOPK_TRAIN", 50, *options]
+    model = build_model(tiny_cfg(*options))
+    gt = [x["instances"] for x in batch()]
+    with torch.no_grad(), EventStorage():
+        images, features = model.train().features(batch())
+        proposals, nothing = model.proposal_generator(
+            images, features, None, compute_loss=False, branch="weak"
+        )
+        detections, _ = model.roi_heads(
+            images, features, proposals, targets=None, compute_loss=False, branch="weak"
+        )
+        assert nothing == {} and detections[0].has("pred_boxes")
+        model.eval()
+        kept = dict(vars(model.roi_heads))
+        rois, losses = model.roi_heads(
+            images, features, proposals, gt, compute_val_loss=True, branch="val"
+        )
+    assert losses and all(name.startswith("loss_") for name in losses)
+    assert vars(model.roi_heads) == kept
+    boxes = torch.cat([r.proposal_boxes.tensor for r in rois])
+    assert len(boxes) and not any(torch.equal(box, gt[0].gt_boxes.tensor[0]) for box in boxes)
+
+
+def test_a_teacher_by_names_of_its_own_state_dict(tiny_cfg) -> None:
+    """Statistics that the student is given later come along, in wrappers and in place, too."""
+    torch.manual_seed(0)
+    student, teacher = build_model(tiny_cfg()).eval(), build_model(tiny_cfg()).eval()
+    predictor = student.roi_heads.box_predictor
+    predictor.target_statistics.set(torch.full((3, 4), 0.1), torch.full((3, 4), 0.2))
+    theirs = {f"module.{name}": value for name, value in student.state_dict().items()}
+    teacher.load_state_dict({k: theirs[f"module.{k}"] for k in teacher.state_dict()})
+    with torch.no_grad():
+        pairs = zip(student(batch()), teacher(batch()), strict=True)
+        for a, b in ((x["instances"], y["instances"]) for x, y in pairs):
+            assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+        # As code does that averages the data of parameters, which no version counter sees.
+        for p, q in zip(student.parameters(), teacher.parameters(), strict=True):
+            q.data.mul_(0.5).add_(p.data, alpha=0.5).add_(0.01)
+            p.data.add_(0.01)
+        changed = student(batch())[0]["instances"], teacher(batch())[0]["instances"]
+    assert torch.allclose(changed[0].scores, changed[1].scores, atol=1e-5)
+
+
+# ---- weakly supervised and few-shot -----------------------------------------------------------
+
+
+class WeakLayers(torch.nn.Module):
+    """Two streams, image-level labels; it asks for the proposals, too."""
+
+    def __init__(self, cfg, input_shape):
+        super().__init__()
+        layers = (torch.nn.Linear(input_shape.channels, cfg.MODEL.ROI_HEADS.NUM_CLASSES),) * 2
+        self.classes, self.proposals = layers
+
+    def forward(self, x, proposals):
+        sizes = [len(p) for p in proposals]
+        pairs = zip(self.classes(x).split(sizes), self.proposals(x).split(sizes), strict=True)
+        return [classes.softmax(1) * found.softmax(0) for classes, found in pairs]
+
+
+class WeakHeads(torch.nn.Module):
+    """Not of Detectron2's classes, with an own pooler; they scale features by the logits."""
+
+    @configurable
+    def __init__(self, *, in_features, box_pooler, box_head, box_predictor):
+        super().__init__()
+        self.in_features, self.box_pooler = in_features, box_pooler
+        self.box_head, self.box_predictor = box_head, box_predictor
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return cls._init_box_head(cfg, input_shape)
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        (name,), size = cfg.MODEL.ROI_HEADS.IN_FEATURES, cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        pooled = ShapeSpec(channels=input_shape[name].channels, height=size, width=size)
+        kind, head = cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE, build_box_head(cfg, pooled)
+        return {
+            "in_features": [name],
+            "box_pooler": ROIPooler(size, (1 / input_shape[name].stride,), 0, kind),
+            "box_head": head,
+            "box_predictor": WeakLayers(cfg, ShapeSpec(channels=head.output_size)),
+        }
+
+    def forward(self, images, features, proposals, targets=None):
+        maps = [features[name] for name in self.in_features]
+        x = self.box_pooler(maps, [p.proposal_boxes for p in proposals])
+        x = x * torch.cat([p.objectness_logits + 1 for p in proposals]).view(-1, 1, 1, 1)
+        scores = self.box_predictor(self.box_head(x), proposals)
+        if not self.training:
+            return proposals, {}
+        wanted = torch.zeros(len(targets), scores[0].shape[1])
+        for row, target in zip(wanted, targets, strict=True):
+            row[target.gt_classes.unique()] = 1
+        found = torch.stack([s.sum(0) for s in scores]).clamp(1e-6, 1 - 1e-6)
+        return proposals, {"loss_image": torch.nn.functional.binary_cross_entropy(found, wanted)}
+
+
+class CaffePooledWeakHeads(WeakHeads):
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        parts = super()._init_box_head(cfg, input_shape)
+        return {**parts, "box_pooler": InclusiveROIPooler(parts["box_pooler"])}
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("model", ["PaperRCNN", "GeneralizedRCNN"])
+def test_weakly_supervised_heads(tiny_cfg, model: str, dilation: int) -> None:
+    ROI_HEADS_REGISTRY.register(CaffePooledWeakHeads)
+    cfg = tiny_cfg(
+        *("MODEL.META_ARCHITECTURE", model, "MODEL.BACKBONE.FREEZE_AT", 5),
+        *("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"),
+        *("MODEL.ROI_HEADS.NAME", "CaffePooledWeakHeads", "MODEL.ROI_BOX_HEAD.FC_DIM", 64),
+        *("MODEL.PAPER_VGG.CONV5_DILATION", dilation, "MODEL.PIXEL_STD", [60.0] * 3),
+    )
+    torch.manual_seed(0)
+    built, x = build_model(cfg).train(), batch()
+    for entry in x:
+        boxes = Boxes(torch.tensor([*BOXES, [5.0, 30.0, 90.0, 95.0]]))
+        fields = {"proposal_boxes": boxes, "objectness_logits": torch.ones(len(boxes))}
+        entry["proposals"] = Instances(entry["instances"].image_size, **fields)
+    with EventStorage():
+        losses = built(x)
+    assert set(losses) == {"loss_image"}
+    losses["loss_image"].backward()
+    assert built.roi_heads.box_head.fc6.weight.grad.any()
+    # The pooler is that of our heads.
+    stride = 16 // dilation
+    ours = build_pooler("ROIPool", 7, (1 / stride,))
+    maps, boxes = [torch.rand(1, 8, 9, 11)], [x[0]["instances"].gt_boxes]
+    assert torch.equal(built.roi_heads.box_pooler(maps, boxes), ours(maps, boxes))
+    # Maps of where the image supports a class: a gradient for pixels, through frozen layers.
+    pixels = torch.rand(1, 3, 64, 64, requires_grad=True)
+    built.backbone(pixels)["conv5"].sum().backward()
+    assert pixels.grad.any()
+
+
+def test_rows_for_new_classes(tiny_cfg, tmp_path: Path, capsys) -> None:
+    """Scripts add them to the layers, and know no statistics: fold first, else it is an error."""
+    torch.manual_seed(0)
+    base = build_model(tiny_cfg())
+    statistics = base.roi_heads.box_predictor.target_statistics
+
+    def add_rows(name: str) -> str:
+        content = torch.load(tmp_path / name)
+        for layer, per_class in (("cls_score", 1), ("bbox_pred", 4)):
+            for kind in ("weight", "bias"):
+                key = f"roi_heads.box_predictor.{layer}.{kind}"
+                old = content["model"][key][: 3 * per_class]
+                rest = old.new_zeros(2 * per_class + (layer == "cls_score"), *old.shape[1:])
+                content["model"][key] = torch.cat([old, rest])
+        torch.save(content, tmp_path / f"novel_{name}")
+        return str(tmp_path / f"novel_{name}")
+
+    novel = build_model(tiny_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 5))
+    DetectionCheckpointer(base, str(tmp_path)).save("plain")
+    AtomicCheckpointer(novel).load(add_rows("plain.pth"))
+    statistics.set(torch.full((3, 4), 0.1), torch.full((3, 4), 0.2))
+    DetectionCheckpointer(base, str(tmp_path)).save("statistics")
+    path = add_rows("statistics.pth")
+    with pytest.raises(UserError, match=r"box_predictor of the model cannot use.*--fold"):
+        AtomicCheckpointer(novel).load(path)
+    assert main(["weights", "convert", path, str(tmp_path / "x.pth"), "--fold"]) != 0
+    assert "of 3 classes, but the box layer is of 5: fold them" in capsys.readouterr().err
+    paths = [str(tmp_path / name) for name in ("statistics.pth", "folded.pth")]
+    assert main(["weights", "convert", *paths, "--fold"]) == 0
+    AtomicCheckpointer(novel).load(add_rows("folded.pth"))
+    fold_target_statistics(base)
+    layers = [m.roi_heads.box_predictor.bbox_pred.weight for m in (novel, base)]
+    assert torch.equal(layers[0][:12], layers[1])
+
+
+# ---- weights --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["caffemodel", "torchvision"])
+def test_weights_in_another_trainer(
+    page: dict[str, Any], tiny_cfg, tmp_path: Path, caplog, kind: str
+) -> None:
+    """What the page says of Detectron2's checkpointer, and both ways out."""
+    cfg = tiny_cfg("MODEL.PAPER_VGG.CHANNELS", [4] * 5, "MODEL.ROI_BOX_HEAD.FC_DIM", 6)
+    student, teacher, theirs = (build_model(cfg) for _ in range(3))
+    cfg.MODEL.WEIGHTS = str(tmp_path / f"vgg16.{kind}")
+    if kind == "caffemodel":
+        write_caffemodel(cfg.MODEL.WEIGHTS, networks.vgg16())
+        with pytest.raises(Exception, match=r"(?i)pickle|invalid load key"):
+            DetectionCheckpointer(theirs).load(cfg.MODEL.WEIGHTS)
+        page["start"](student, teacher, cfg)
+    else:
+        cfg.MODEL.WEIGHTS += ".pth"
+        torch.save(networks.torchvision_vgg16(), cfg.MODEL.WEIGHTS)
+        with caplog.at_level("WARNING"):
+            DetectionCheckpointer(theirs).load(cfg.MODEL.WEIGHTS)
+        assert "backbone.conv1.conv1_1" in caplog.text
+        with pytest.raises(UserError, match="--layout"):
+            page["start"](student, teacher, cfg)
+    converted, layout = str(tmp_path / "vgg16.pth"), ["--layout", "torchvision"]
+    options = layout if kind == "torchvision" else []
+    assert main(["weights", "convert", cfg.MODEL.WEIGHTS, converted, *options]) == 0
+    DetectionCheckpointer(theirs).load(converted)
+    wanted = torch.from_numpy(networks.vgg16()["conv5_3"][0])
+    loaded = [theirs] if kind == "torchvision" else [theirs, student, teacher]
+    assert all(torch.equal(m.backbone.conv5.conv5_3.weight, wanted) for m in loaded)
 
 
 def test_their_rpn_counts_lambda_twice(tiny_cfg) -> None:
@@ -301,12 +673,19 @@ def test_the_page(page: dict[str, Any]) -> None:
     assert type(vgg.roi_heads) is StandardROIHeads and vgg.roi_heads.box_head.output_size == 64
     assert set(page["student"]["model"]) == set(model.state_dict())
     assert len(pair["model"]) == 2 * len(model.state_dict())
+    assert page["strides"] == {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
+    assert type(page["from_lazy"].roi_heads) is CaffeROIHeads
     assert "modelTeacher.backbone.conv1.conv1_1.weight" in pair["model"]
 
     both = page["both"].roi_heads
     assert type(both.box_predictor) is page["FocalOutputLayers"]
     assert both.box_predictor.decode_in_image and not both.box_predictor.target_statistics.active
     assert isinstance(both.box_pooler, InclusiveROIPooler)
+    pooled = page["pooled"].roi_heads
+    assert not isinstance(pooled, CaffeROIHeads) and isinstance(both.box_pooler, InclusiveROIPooler)
+    assert type(page["cosine"].box_predictor) is page["CosineOutputLayers"]
+    scores, _ = page["cosine"].box_predictor(torch.randn(3, 64))
+    assert scores.shape == (3, 9) and scores.abs().max() <= 20
 
 
 @pytest.mark.parametrize("part", ["RPN", "ROI_HEADS"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -54,6 +56,7 @@ class DenseWindows(nn.Module):
         images: ImageList,
         features: dict[str, torch.Tensor],
         gt_instances: list[Instances] | None = None,
+        **switches: Any,
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """Return the windows of each image, all with the logit 0, and no losses.
 
@@ -61,6 +64,7 @@ class DenseWindows(nn.Module):
             images: only their sizes are used.
             features: only the sizes of the maps are used, each (N, C, H, W).
             gt_instances: not used.
+            switches: those of :class:`~frcnn_plugin.modeling.PaperRPN`, not used.
         """
         maps = [features[name] for name in self.in_features]
         windows = Boxes.cat(self.anchor_generator(maps)).tensor

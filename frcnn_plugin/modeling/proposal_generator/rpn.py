@@ -159,6 +159,7 @@ class PaperRPN(RPN):
         gt_instances: list[Instances] | None = None,
         compute_loss: bool = True,
         compute_val_loss: bool = False,
+        branch: str = "",
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """Propose, and compute losses in training.
 
@@ -170,6 +171,7 @@ class PaperRPN(RPN):
             gt_instances: per image, with ``gt_boxes``; needed for losses only.
             compute_loss: False: propose as in training, without targets and losses.
             compute_val_loss: compute losses in evaluation as well.
+            branch: not used.
 
         Returns:
             see :meth:`predict_proposals` and :meth:`losses`; no losses in evaluation.

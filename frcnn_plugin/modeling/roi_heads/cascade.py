@@ -30,6 +30,7 @@ from ..image_pyramid import pool_from_pyramid
 from ..matcher import AsyncMatcher
 from .fast_rcnn import PaperFastRCNNOutputLayers
 from .poolers import on_cells, own_poolers, stop_unless_whole, with_stock_poolers
+from .sampling import objects_left_out
 
 SCORES_FROM = ("last", "own")
 
@@ -149,18 +150,25 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
         features: dict[str, torch.Tensor],
         proposals: list[Instances],
         targets: list[Instances] | None = None,
+        compute_loss: bool = True,
+        branch: str = "",
+        compute_val_loss: bool = False,
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """Compute losses or detect, with the arguments of :class:`.roi_heads.CaffeROIHeads`.
 
         Returns:
             the RoIs of head 1 and the losses, ``loss_cls_head1``, ``loss_box_reg_head1`` and so on;
-            or detections and {}.
+            or detections, in training without masks, and {}.
         """
+        if not compute_val_loss and not (self.training and compute_loss):
+            found = self._detect(features, proposals)
+            return found if self.training else self.forward_with_given_boxes(features, found), {}
+        assert targets is not None, "losses need targets"
+        with objects_left_out(self, compute_val_loss):
+            rois = self.label_and_sample_proposals(proposals, targets)
+            losses = self._box_losses(features, rois, targets)
         if not self.training:
-            return self.forward_with_given_boxes(features, self._detect(features, proposals)), {}
-        assert targets is not None, "training needs targets"
-        rois = self.label_and_sample_proposals(proposals, targets)
-        losses = self._box_losses(features, rois, targets)
+            return rois, losses
         # The head of masks has one set of RoIs in training, as in Detectron2: those of head 1.
         losses.update(head_losses(self, features, rois, ("mask", "keypoint")))
         return rois, losses

@@ -28,7 +28,7 @@ from ..proposal_generator.rpn_head import redraw
 from ..target_statistics import TargetStatistics
 from .fast_rcnn import PaperFastRCNNOutputLayers
 from .poolers import Operator, OperatorPooler, stop_unless_whole
-from .sampling import ALL, HardExamples, hard_examples, log_samples
+from .sampling import ALL, HardExamples, hard_examples, log_samples, objects_left_out
 
 
 class RFCNConvs(nn.Module):
@@ -235,16 +235,22 @@ class RFCNHeads(ROIHeads):
         features: dict[str, torch.Tensor],
         proposals: list[Instances],
         targets: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        compute_loss: bool = True,
+        branch: str = "",
+        compute_val_loss: bool = False,
+    ) -> tuple[list[Instances], Any]:
         """Compute losses or detect, with the arguments of :class:`.roi_heads.CaffeROIHeads`."""
-        if self.training and self.hard_examples is not None:
-            return self._train_on_hard(self.hard_examples, features, proposals, targets)
-        if self.training:
-            proposals = self.label_and_sample_proposals(proposals, targets)
+        learns = (self.training and compute_loss) or compute_val_loss
+        with objects_left_out(self, compute_val_loss):
+            if learns and self.hard_examples is not None:
+                return self._train_on_hard(self.hard_examples, features, proposals, targets)
+            if learns:
+                proposals = self.label_and_sample_proposals(proposals, targets)
         predictions = self.predict(features, [p.proposal_boxes for p in proposals])
-        if self.training:
+        if learns:
             return proposals, self.box_predictor.losses(predictions, proposals)
-        return self.box_predictor.inference(predictions, proposals)[0], {}
+        detections = self.box_predictor.inference(predictions, proposals)[0]
+        return detections, predictions if self.training else {}
 
     def _train_on_hard(
         self,

@@ -27,7 +27,7 @@ from .poolers import (
     with_box_gradient,
     with_stock_poolers,
 )
-from .sampling import ALL, hard_examples, log_samples
+from .sampling import ALL, hard_examples, log_samples, objects_left_out
 
 
 @register(ROI_HEADS_REGISTRY)
@@ -45,7 +45,6 @@ class CaffeROIHeads(StandardROIHeads):
     (docs/other_projects.md).
     """
 
-    proposal_append_gt: bool
     batch_size_per_image: int
     box_gradient = True  # see MODEL.PAPER_RCNN.PROPOSAL_GRADIENT
     takes_pyramid = True
@@ -147,9 +146,8 @@ class CaffeROIHeads(StandardROIHeads):
             losses in training, detections and predictions (scores and deltas of all proposals).
         """
         if compute_val_loss:
-            append_gt, self.proposal_append_gt = self.proposal_append_gt, False
-            proposals = self.training_rois(features, proposals, targets)
-            self.proposal_append_gt = append_gt
+            with objects_left_out(self, compute_val_loss):
+                proposals = self.training_rois(features, proposals, targets)
         elif self.training and compute_loss and (self.hard_examples or have_gradient(proposals)):
             rois = self.training_rois(features, proposals, targets)
             losses = head_losses(self, features, rois, ("box",))
@@ -164,17 +162,20 @@ class CaffeROIHeads(StandardROIHeads):
         return self.box_predictor.inference(predictions, proposals)[0], predictions
 
     def label_and_sample_proposals(
-        self, proposals: list[Instances], targets: list[Instances] | None
+        self, proposals: list[Instances], targets: list[Instances] | None, **kwargs: Any
     ) -> list[Instances]:
-        """Label and sample RoIs as Detectron2 does.
+        """Label and sample RoIs as Detectron2, or the class that this one is combined with, does.
 
-        Boxes of proposals that have a gradient keep it, as ``proposal_gradient`` says.
+        Boxes of proposals that have a gradient keep it, as ``proposal_gradient`` says. ``kwargs``
+        is what the other class takes (``branch=`` and the like).
         """
         if self.proposal_gradient == "none" or not have_gradient(proposals):
-            return super().label_and_sample_proposals(proposals, targets)
+            return super().label_and_sample_proposals(proposals, targets, **kwargs)
         assert targets is not None
         sampled = super().label_and_sample_proposals(
-            with_rows(proposals, are_proposals=True), with_rows(targets, are_proposals=False)
+            with_rows(proposals, are_proposals=True),
+            with_rows(targets, are_proposals=False),
+            **kwargs,
         )
         is_foreground = self.proposal_gradient == "foreground"
         take_gradient(sampled, proposals, self.num_classes, foreground=is_foreground)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.structures import Instances
@@ -16,6 +19,18 @@ from ...layers.nms import float32_threshold
 SAMPLINGS = ("random", "hard", "all")
 # A batch size of Detectron2's sampling that takes every RoI there is.
 ALL = 2**31 - 1
+
+
+@contextmanager
+def objects_left_out(roi_heads: Any, left_out: bool) -> Iterator[None]:
+    """Keep the objects themselves from the RoIs of ROI heads, for losses that are only measured."""
+    keys = [k for k in ("proposal_append_gt", "append_gt") if left_out and hasattr(roi_heads, k)]
+    before = {key: getattr(roi_heads, key) for key in keys}
+    vars(roi_heads).update(dict.fromkeys(keys, False))
+    try:
+        yield
+    finally:
+        vars(roi_heads).update(before)
 
 
 @dataclass(frozen=True)
