@@ -89,6 +89,12 @@ setup(
             "mypy>=1.11",  # types
             "types-tabulate",  # types of tabulate, for mypy
             "scipy>=1.9",  # tests of the "proposals" extra
+            "onnx>=1.15",  # tests of the "export" extra
+            "onnxruntime>=1.17",  # the same
+        ],
+        "export": [
+            "onnx>=1.15",  # PyTorch needs it to write ONNX files; 1.15 has opset 20 and all before
+            "onnxruntime>=1.17",  # runs them (frcnn export --check); the first with opset 20
         ],
         "proposals": [
             "scipy>=1.9",  # reads the .mat files of selective search

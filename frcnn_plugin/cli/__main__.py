@@ -29,6 +29,7 @@ from typing import Any
 COMMANDS = {
     "train": ("train", "train a detector, or evaluate one (--eval-only)"),
     "predict": ("predict", "run a detector on images"),
+    "export": ("export", "write a detector to a TorchScript or ONNX file"),
     "visualize": ("visualize", "draw anchors, matches, samples, proposals, RoIs, detections"),
     "doctor": ("doctor", "find what is wrong before it costs a day"),
     "report": ("report", "write an HTML page about a training run"),

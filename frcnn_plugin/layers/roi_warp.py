@@ -48,6 +48,8 @@ class _InterpolatedPool(nn.Module):
         corners = rois[:, 1:] * self.spatial_scale
         x = self.weights(corners[:, 0], corners[:, 2], width)
         y = self.weights(corners[:, 1], corners[:, 3], height)
+        if torch.jit.is_tracing():  # it would fix the number of parts; there is one image
+            return _weigh(features[0], x, y)
         order, pooled = [], []
         for i, image in enumerate(features):
             for part in (rois[:, 0] == i).nonzero().squeeze(1).split(_ROIS):
@@ -109,7 +111,7 @@ class ROIAlignGrad(_InterpolatedPool):
         share = (torch.arange(count, device=start.device, dtype=start.dtype) + 0.5) / count
         positions = (start - 0.5)[:, None] + (end - start)[:, None] * share
         weights = _samples(positions, size, -1, size)
-        return weights.unflatten(1, (self.output_size, self.samples)).mean(dim=2)
+        return weights.view(-1, self.output_size, self.samples, size).mean(dim=2)
 
 
 class PrROIPool(_InterpolatedPool):
@@ -129,7 +131,8 @@ class PrROIPool(_InterpolatedPool):
         cells = torch.arange(size, device=start.device)
         # A cell's value spreads as 1 - |t| around it; this is the integral from -1 to t.
         t = (edges[:, :, None] - cells).clamp(-1, 1)
-        integrals = (0.5 + t - 0.5 * t * t.abs()).diff(dim=1)
+        integrals = 0.5 + t - 0.5 * t * t.abs()
+        integrals = integrals[:, 1:] - integrals[:, :-1]  # ONNX has no diff
         bins = (length / self.output_size)[:, None, None]
         return torch.where(bins > 0, integrals / torch.where(bins > 0, bins, 1), 0)
 

@@ -104,7 +104,7 @@ def clip_inclusive(boxes: torch.Tensor, image_size: tuple[float, float]) -> torc
     Source: py-faster-rcnn bbox_transform.py (clip_boxes).
     """
     height, width = image_size
-    x1, y1, x2, y2 = boxes.unflatten(1, (-1, 4)).unbind(2)
+    x1, y1, x2, y2 = (boxes[:, i::4] for i in range(4))
     clipped = (
         x1.clamp(0, width - 1),
         y1.clamp(0, height - 1),

@@ -100,4 +100,5 @@ def box_loss(
 
 def grow(boxes: torch.Tensor, pixels: float) -> torch.Tensor:
     """Move x2, y2 of all boxes, (R, K*4), right and down by so many pixels."""
-    return boxes + boxes.new_tensor([0.0, 0.0, pixels, pixels]).repeat(boxes.shape[1] // 4)
+    # In a trace, pixels may be a tensor, of which new_tensor would make a constant.
+    return boxes + pixels * boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).repeat(boxes.shape[1] // 4)

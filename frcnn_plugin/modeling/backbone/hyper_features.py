@@ -180,7 +180,8 @@ class HyperVGG16(VGG16):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map images to ``{"hyper": (N, 126, ceil(H/4), ceil(W/4)), ...}``."""
-        rows, columns = (-(-side // _STRIDE) for side in x.shape[2:])
+        # Not -(-side // 4): ONNX rounds that towards 0.
+        rows, columns = ((side + _STRIDE - 1) // _STRIDE for side in x.shape[2:])
         features = super().forward(x)
         maps = []
         for name in self.in_features:

@@ -102,6 +102,8 @@ class HyperRPNHead(nn.Module):
         bytes_per_box = 4 * prepared.shape[1] * self.resolution**2
         size = min(_MOST_ANCHORS, max(1, _MOST_BYTES // bytes_per_box))
         chunks = [boxes[i : i + size] for i in range(0, len(boxes), size)]
+        if torch.jit.is_tracing():  # it would fix their number
+            chunks = [boxes]
         images = prepared.split(1)
         outputs = [[self(image, [chunk]) for chunk in chunks] for image in images]
         logits, deltas = (

@@ -73,7 +73,9 @@ def select_proposals(
     kept_boxes, kept_scores = clipped[large], scores[large]
 
     # Stable: equal scores stay in the order of the anchors, so that results can be repeated.
-    kept_scores, order = kept_scores.sort(descending=True, stable=True)
+    # ONNX cannot say so, but its operator keeps that order.
+    stable = {} if torch.onnx.is_in_onnx_export() else {"stable": True}
+    kept_scores, order = kept_scores.sort(descending=True, **stable)
     if pre_nms_topk > 0:
         kept_scores, order = kept_scores[:pre_nms_topk], order[:pre_nms_topk]
     kept_boxes = kept_boxes[order]

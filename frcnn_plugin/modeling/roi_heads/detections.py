@@ -48,7 +48,7 @@ def detection_candidates(
         best = scores.masked_fill(~chosen, -1.0).topk(topk_per_class, dim=0).indices
         chosen &= torch.zeros_like(chosen).scatter_(0, best, True)
     rows, classes = chosen.nonzero().unbind(1)
-    of_class = boxes.view(len(boxes), boxes.shape[1] // 4, 4)
+    of_class = boxes.view(-1, boxes.shape[1] // 4, 4)
     gathered = of_class[rows, classes if of_class.shape[1] > 1 else torch.zeros_like(classes)]
     counted = finite.cumsum(0) - 1
     return clip_boxes(gathered, image_size), scores[rows, classes], classes, counted[rows]
@@ -138,8 +138,8 @@ def suppress(
 
 def within_limit(scores: torch.Tensor, topk: int, keep_ties: bool = False) -> torch.Tensor | slice:
     """Return an index for the best of descending scores, (n,); see :func:`select_detections`."""
-    if keep_ties and 0 < topk < len(scores):
-        return scores >= scores[topk - 1 : topk]
+    if keep_ties and topk > 0:
+        return scores >= scores[:topk][-1:]
     return slice(topk if topk >= 0 else None)
 
 

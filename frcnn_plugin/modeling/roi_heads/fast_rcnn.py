@@ -437,5 +437,6 @@ def _to_network(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tenso
         return boxes
     height, width = image_size.original
     x, y = image_size[1] / width, image_size[0] / height
-    scales = boxes.new_tensor([x, y, x, y]).repeat(boxes.shape[1] // 4)
+    of_x = boxes.new_tensor([1.0, 0.0, 1.0, 0.0])  # as x and y may be tensors of a trace
+    scales = (x * of_x + y * (1 - of_x)).repeat(boxes.shape[1] // 4)
     return clip_inclusive(boxes, image_size.original) * scales
