@@ -8,10 +8,10 @@
     python -m benchmarks stages
     python -m benchmarks data --workers 0,2
     python -m benchmarks hooks --iterations 30
-    python -m benchmarks caffemodel
     python -m benchmarks targets
     python -m benchmarks family
     python -m benchmarks learn --config-file my.yaml --output output/learn
+    python -m benchmarks runtimes
     python -m benchmarks gpu --minutes 8 --output output/gpu
 
 Weights are random unless MODEL.WEIGHTS names a file, but such that proposals and detections have
@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from detectron2.utils.logger import setup_logger
 
-from benchmarks import caffemodel, compare, data, family, gpu, learn, stages, targets
+from benchmarks import compare, data, family, gpu, learn, runtimes, stages, targets
 from benchmarks.output import prepare_folder
 from benchmarks.work import PEERS
 from frcnn_plugin import get_config_file
@@ -47,10 +47,10 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], str, i
     "stages": (stages.run, "the stages of four-step training; proposal dumps", 5),
     "data": (data.run, "the training loader; iterations with many ground-truth boxes", 5),
     "hooks": (stages.run_hooks, "what the plugin's hooks add to four-step training", 1),
-    "caffemodel": (caffemodel.run, "conversion of VGG16's caffemodel: time and memory", 1),
     "targets": (targets.run, "everything that a target is set for, with the targets", 5),
     "family": (family.run, "the systems around Faster R-CNN beside the plain one", 5),
     "learn": (learn.run, "AP after training on your data, beside both peers", 0),
+    "runtimes": (runtimes.run, "inference on a CPU beside ONNX Runtime and OpenVINO", 7),
     "gpu": (gpu.run, "all that is to be known on a GPU, in a few minutes", 0),
 }
 

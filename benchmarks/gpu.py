@@ -57,9 +57,9 @@ def _machine(setting: Setting) -> Iterator[Any]:
 def _serve(pipe: Any, measure: Callable[[], Iterator[Any]], log: Path) -> None:
     """Measure in a process of its own; send what comes, and at the end why no more does."""
     os.setpgrp()  # with what it starts: they are killed together
-    with log.open("a") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
+    sys.stdout = sys.stderr = log.open("a", buffering=1)
+    for stream in (1, 2):  # also of programs that it starts
+        os.dup2(sys.stdout.fileno(), stream)
     try:
         for found in measure():
             pipe.send(found)
@@ -146,7 +146,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             name, part = next(iter(parts.items()))
             del parts[name]
             seconds = share[name] / sum(share.values()) * (end - time.monotonic())
-            print(f"{name}: at most {seconds:.0f} s", file=sys.stderr, flush=True)
+            print(f"{name}: at most {seconds:.0f} s", flush=True)
+            with log.open("a") as file:
+                file.write(f"\n==== {name}\n")
             measure = partial(part.measure, setting)
             for found in in_process(measure, seconds, log, "spawn" if poisoned else "fork"):
                 if isinstance(found, Cell):
