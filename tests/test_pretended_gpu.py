@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import PolygonMasks
 from detectron2.utils.events import EventStorage
 
+from benchmarks.contenders import Found, found_again
 from benchmarks.syncs import count_syncs, sync_rows, totals
 from benchmarks.work import Work, make_batch
 from frcnn_plugin import get_config_file
@@ -89,6 +91,26 @@ def test_the_cpu_s_results(system: str) -> None:
         assert len(a) > 0
         assert torch.equal(a.scores, b.scores) and torch.equal(a.pred_classes, b.pred_classes)
         assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_real_gpu(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It rounds otherwise, and draws other samples."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    cpu = random_detector(config(system, "cpu"))
+    gpu = build_model(config(system, "cuda")).eval()
+    gpu.load_state_dict(cpu.state_dict())
+    with torch.no_grad():
+        expected, found = (
+            [x["instances"].to("cpu") for x in model(batch(False))] for model in (cpu, gpu)
+        )
+    expected, found = (
+        [Found(x.pred_boxes.tensor, x.pred_classes) for x in each] for each in (expected, found)
+    )
+    assert found_again(expected, found) > 90
+    assert all(map(math.isfinite, step(config(system, "cuda"), cpu.state_dict()).values()))
 
 
 @pytest.mark.parametrize("training", [False, True])
