@@ -16,9 +16,10 @@ PYTHONS := python3 python3.13 python3.12 python3.11 python3.10
 ARGS ?=
 DEMO_ARGS ?=
 BENCHMARK_ARGS ?=
+GPU_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format benchmark clean FORCE
+.PHONY: help setup demo test lint format benchmark gpu clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +45,10 @@ format: $(STAMP) ## format the code and mend what ruff can
 
 benchmark: $(STAMP) ## measure speed and memory beside two peers: 6 to 10 minutes on two idle cores
 	@$(PY) -m benchmarks targets --output output/benchmark $(BENCHMARK_ARGS)
+
+# Also where no .venv can be made: then with the Python that has PyTorch.
+gpu: ## measure and test everything on a GPU, in 8 minutes (GPU_ARGS="--minutes 4")
+	@$(if $(wildcard $(PY)),$(PY),$(or $(PYTHON),python3)) -m benchmarks gpu $(GPU_ARGS)
 
 clean: ## remove .venv, build products and caches (output/ and datasets/ stay)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,10 +8,11 @@
     python -m benchmarks stages
     python -m benchmarks data --workers 0,2
     python -m benchmarks hooks --iterations 30
-    python -m benchmarks caffemodel
     python -m benchmarks targets
     python -m benchmarks family
     python -m benchmarks learn --config-file my.yaml --output output/learn
+    python -m benchmarks runtimes
+    python -m benchmarks gpu --minutes 8 --output output/gpu
 
 Weights are random unless MODEL.WEIGHTS names a file, but such that proposals and detections have
 their full number; images are random too. ``infer`` and ``train`` run the models in turn, in one
@@ -31,13 +32,12 @@ from typing import Any
 import torch
 from detectron2.utils.logger import setup_logger
 
-from benchmarks import caffemodel, compare, data, family, learn, stages, targets
+from benchmarks import compare, data, family, gpu, learn, runtimes, stages, targets
 from benchmarks.output import prepare_folder
 from benchmarks.work import PEERS
 from frcnn_plugin import get_config_file
 from frcnn_plugin.errors import UserError
 
-CONFIG = "faster_rcnn_vgg16_voc_joint.yaml"
 HOOKS_CONFIG = "demo/vgg16_shapes.yaml"
 
 # Sub-command -> what does it, its help, and how many runs are measured.
@@ -47,10 +47,11 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], str, i
     "stages": (stages.run, "the stages of four-step training; proposal dumps", 5),
     "data": (data.run, "the training loader; iterations with many ground-truth boxes", 5),
     "hooks": (stages.run_hooks, "what the plugin's hooks add to four-step training", 1),
-    "caffemodel": (caffemodel.run, "conversion of VGG16's caffemodel: time and memory", 1),
     "targets": (targets.run, "everything that a target is set for, with the targets", 5),
     "family": (family.run, "the systems around Faster R-CNN beside the plain one", 5),
     "learn": (learn.run, "AP after training on your data, beside both peers", 0),
+    "runtimes": (runtimes.run, "inference on a CPU beside ONNX Runtime and OpenVINO", 7),
+    "gpu": (gpu.run, "all that is to be known on a GPU, in a few minutes", 0),
 }
 
 
@@ -81,8 +82,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, text, repeats) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
-        if name == "learn":
-            learn.add_arguments(command)
+        if name in ("learn", "gpu"):
+            (learn if name == "learn" else gpu).add_arguments(command)
             continue
         add_common(command, repeats)
         if name in ("infer", "train"):
@@ -114,7 +115,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def add_common(command: argparse.ArgumentParser, repeats: int) -> None:
     command.add_argument(
-        "--config-file", default=get_config_file(CONFIG), help="default: %(default)s"
+        "--config-file", default=get_config_file(gpu.CONFIG), help="default: %(default)s"
     )
     command.add_argument(
         "--image", type=image_size, default=(600, 1000), metavar="HxW", help="default: 600x1000"
@@ -201,8 +202,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         setup_logger(name=name)
     try:
         prepare_folder(args.output)
-        if args.command == "learn":
-            return learn.run(args)
+        if args.command in ("learn", "gpu"):
+            return COMMANDS[args.command][0](args)
         check(args)
         if args.threads:
             torch.set_num_threads(args.threads)

@@ -161,12 +161,15 @@ class Contender:
     def arguments_for(self, work: Work) -> tuple[Any, ...]:
         """Return what the model is called with; :attr:`arguments` may be set to it."""
         batch = make_batch(work, self.cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        for item in batch:  # torchvision's model does not move them
+            item["image"] = item["image"].to(self.device)
+            item["instances"] = item["instances"].to(self.device)
         if self.spec.kind != "torchvision":
-            return (batch,)  # the model moves it
-        images = [x["image"].to(self.device) for x in batch]
+            return (batch,)
+        images = [x["image"] for x in batch]
         if not work.training:
             return (images,)
-        truths = [x["instances"].to(self.device) for x in batch]
+        truths = [x["instances"] for x in batch]
         return images, [{"boxes": t.gt_boxes.tensor, "labels": t.gt_classes + 1} for t in truths]
 
     def synchronise(self) -> None:
@@ -206,16 +209,17 @@ class Contender:
         # own. On a CPU they cost nothing.
         clock = Clock(self.parts, self.synchronise)
         try:
-            total = self._seconds(clock)
+            total = self.seconds(clock)
         finally:
             clock.close()
         if self.device.type == "cuda":
-            sectioned, total = total, self._seconds(None)
+            sectioned, total = total, self.seconds()
             clock.seconds = {k: v * total / sectioned for k, v in clock.seconds.items()}
         inner = sum(v for k, v in clock.seconds.items() if k != "layers")
         return {"total": total, **clock.seconds, "other": total - inner}
 
-    def _seconds(self, clock: Clock | None) -> float:
+    def seconds(self, clock: Clock | None = None) -> float:
+        """Run once; return how long it took."""
         self.synchronise()
         start = time.perf_counter()
         self.run(clock)

@@ -59,6 +59,12 @@ def _hardware() -> dict[str, Any]:
     }
 
 
+def describe() -> dict[str, Any]:
+    """Return the command, the hardware and the versions, for ``benchmark.json``."""
+    command = shlex.join(["python", *sys.argv])
+    return {"command": command, **_hardware(), "environment": environment()}
+
+
 def prepare_folder(folder: Path | None) -> None:
     """Make the output folder before anything is measured.
 
@@ -84,12 +90,7 @@ def write_results(folder: Path | None, results: dict[str, Any]) -> dict[str, Any
         the results.
     """
     if folder is not None:
-        content = {
-            "command": shlex.join(["python", *sys.argv]),
-            **_hardware(),
-            "environment": environment(),
-            **results,
-        }
+        content = {**describe(), **results}
         write_text(folder / FILE, json.dumps(content, indent=2, default=str) + "\n")
     return results
 

@@ -93,6 +93,7 @@ class Stages:
             boxes = random_boxes(count, height, width, 0.05, generator)
             item["proposals"].proposal_boxes = boxes
             item["proposals"].objectness_logits = torch.zeros(count)
+            item["proposals"] = item["proposals"].to(self.contender.device)
 
     def sample(self, kind: str) -> Sample:
         """Measure one iteration, of a kind that :data:`KINDS` names."""

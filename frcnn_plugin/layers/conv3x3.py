@@ -47,6 +47,8 @@ class Conv3x3(nn.Conv2d):
             return Winograd.apply(x.float(), self.weight, self.bias)
 
     def _is_faster(self, x: torch.Tensor) -> bool:
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # the rest cannot be compiled
+            return False
         mixed = torch.is_autocast_enabled("cpu")
         pairs = _MIN_CHANNEL_PAIRS_MIXED if mixed else _MIN_CHANNEL_PAIRS
         tiles = -(-x.shape[2] // TILE) * -(-x.shape[3] // TILE)
@@ -57,6 +59,4 @@ class Conv3x3(nn.Conv2d):
             and (not _has_matrix_units() if mixed else x.dtype == torch.float32)
             and self.in_channels * self.out_channels >= pairs
             and tiles >= (_MIN_TILES_MIXED if mixed else _MIN_TILES)
-            and not torch.jit.is_tracing()
-            and not torch.compiler.is_compiling()
         )

@@ -68,6 +68,19 @@ class CaffeAnchorGenerator(DefaultAnchorGenerator):
             )
         return ret
 
+    def _grid_anchors(self, grid_sizes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Shift the cell anchors to all cells of maps; (height, width) each.
+
+        Rewrites Detectron2's method, which copies the shifts to a GPU, and so waits until the
+        backbone is done.
+        """
+        anchors = []
+        for size, stride, cell in zip(grid_sizes, self.strides, self.cell_anchors, strict=True):
+            shifts = (torch.arange(n, device=cell.device, dtype=cell.dtype) * stride for n in size)
+            y, x = torch.meshgrid(*shifts, indexing="ij")
+            anchors.append((torch.stack((x, y, x, y), dim=2).view(-1, 1, 4) + cell).view(-1, 4))
+        return anchors
+
     def generate_cell_anchors(
         self,
         sizes: Sequence[float] = (128, 256, 512),

@@ -304,8 +304,9 @@ class PaperRCNN(GeneralizedRCNN):
         return outputs
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        images, features = self.features(batched_inputs)
+        # First, as a GPU's work until then has to be waited for.
         targets = [x["instances"].to(self.device) for x in batched_inputs]
+        images, features = self.features(batched_inputs)
         draws = self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0
         losses: dict[str, torch.Tensor] = {}
         if self._is_given_proposals():

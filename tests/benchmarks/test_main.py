@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import caffemodel, family, measuring, targets
+from benchmarks import family, measuring, targets
 from benchmarks.__main__ import main
-from frcnn_plugin.checkpoint import read_caffemodel
 
 from .tiny import CONFIG, SIZE, SMALL
 
@@ -149,16 +148,6 @@ def test_data(tmp_path: Path) -> None:
     assert [workers for workers, _ in result["loader"]] == [0, 1]
     assert all(speed > 0 for _, speed in result["loader"])
     assert list(result["seconds"]) == ["5 boxes", "500 boxes"]
-
-
-def test_caffemodel_has_all_layers_of_vgg16(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(caffemodel, "_BLOCKS", ((4, 2), (4, 2), (4, 3), (4, 3), (4, 3)))
-    monkeypatch.setattr(caffemodel, "_FC", {"fc6": (4, 8), "fc7": (4, 4), "fc8": (5, 4)})
-    caffemodel.write_vgg16(tmp_path / "vgg16.caffemodel")
-    layers = read_caffemodel(tmp_path / "vgg16.caffemodel")
-    assert len(layers) == 16 and layers["conv3_3"][0].shape == (4, 4, 3, 3)
 
 
 def test_targets(

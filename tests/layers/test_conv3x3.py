@@ -92,3 +92,15 @@ def test_it_is_a_convolution_elsewhere() -> None:
     assert isinstance(layer, nn.Conv2d)
     shapes = {k: tuple(v.shape) for k, v in layer.state_dict().items()}
     assert shapes == {"weight": (5, 3, 3, 3), "bias": (5,)}
+
+
+def test_compiled_in_one_piece() -> None:
+    """In mixed precision too, where the processor is asked for its units."""
+    layer = Conv3x3(4, 4)
+    layer.winograd = True
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    x = torch.rand(1, 4, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), layer(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(compiled(x), layer(x))
