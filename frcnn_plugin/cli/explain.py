@@ -42,6 +42,7 @@ from ..explain import LANGUAGES, Subject, render
 from ..four_step.stages import build_stages
 from ..predict.config import predictor_cfg
 from ..preflight import stop_on_bad_values
+from ..preflight.planned_run import muted
 from ..process import tune_process
 from ..visualization.inspection import InspectedImage, has_rpn_weights, with_training_proposals
 from ..visualization.measure import check_model, forward_pass, time_parts, training_step
@@ -161,9 +162,8 @@ def load(args: argparse.Namespace) -> tuple[Any, CfgNode, Sequence[str], str]:
         phase = "fast_rcnn"
     cfg = with_training_proposals(cfg)
     # The picture is neither flipped nor cropped, and trains at the size at which it is tested.
-    cfg.merge_from_list(
-        ["INPUT.RANDOM_FLIP", "none", "INPUT.CROP.ENABLED", False, "MODEL.PAPER_RCNN.PHASE", phase]
-    )
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED = "none", False
+    cfg.MODEL.PAPER_RCNN.PHASE, cfg.MODEL.WEIGHTS_MAY_LACK = phase, ["roi_heads.box_head"]
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (
         (cfg.INPUT.MIN_SIZE_TEST,),
         cfg.INPUT.MAX_SIZE_TEST,
@@ -173,8 +173,10 @@ def load(args: argparse.Namespace) -> tuple[Any, CfgNode, Sequence[str], str]:
         model = build_model(cfg).eval()
     check_model(model)
     if args.weights:
-        evaluating = kind == "detector"
-        AtomicCheckpointer(model, cfg=cfg, evaluating=evaluating).load(cfg.MODEL.WEIGHTS)
+        with muted("fvcore"):  # what a backbone's file lacks, the page says
+            AtomicCheckpointer(model, cfg=cfg, evaluating=kind == "detector").load(
+                cfg.MODEL.WEIGHTS
+            )
     number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     return model, cfg, names or [f"class {k + 1}" for k in range(number)], kind
 

@@ -376,14 +376,13 @@ def _training(x: Subject, words: Values) -> Section:
     scheme = words["four_step" if x.stages else "joint"].format(iterations=f"{iterations:,}")
     rows: Table = []
     own = {stage.number: stage for stage in x.stages}
+    frozen = [f"conv{k + 1}" for k in range(x.settings["MODEL.BACKBONE.FREEZE_AT"])]
     for stage in STAGES:
         what = "rpn" if stage.phase == "rpn" else "fast_rcnn"
-        parts = ("backbone", "proposal_generator", "roi_heads")
-        still = [p for p in parts if p not in stage.trains and (p == "backbone")]
         run = own.get(stage.number)
         rows.append([
             stage.title, f"stage{1 + stage.number // 3}_{what}_train", ", ".join(stage.trains),
-            ", ".join(still) or f"conv1 .. conv{x.settings['MODEL.BACKBONE.FREEZE_AT']}",
+            ", ".join(frozen if "backbone" in stage.trains else ["backbone"]),
             f"{words['stage']} {stage.weights_of}" if stage.weights_of else words["initial"],
             f"{words['stage']} {stage.proposals_of}" if stage.proposals_of else "",
             run.iters if run else "", run.images if run else "",
@@ -429,7 +428,7 @@ def _after(x: Subject, words: Values) -> Section:
     mask.box(given, OBJECT)
     across, down = np.meshgrid((np.arange(14) + 0.5) / 14, (np.arange(14) + 0.5) / 14)
     mask.axes[0].plot(
-        x1 + across.ravel() * (x2 - x1), y1 + down.ravel() * (y2 - y1), ".", color=VERMILION, ms=3
+        x1 + across.ravel() * (x2 - x1), y1 + down.ravel() * (y2 - y1), ".", color=VERMILION, ms=6
     )
     moved = []
     for iou in ious:
