@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def pages(made: tuple[Subject, Path]) -> dict[str, str]:
 def words(page: str) -> str:
     """What a reader sees of the page, without pictures."""
     body = page[page.index("<body>") :]
-    return re.sub(r"<[^>]*>", " ", re.sub(r'(src|alt|href|id)="[^"]*"', "", body))
+    return unescape(re.sub(r"<[^>]*>", " ", re.sub(r'(src|alt|href|id)="[^"]*"', "", body)))
 
 
 def split(page: str) -> dict[str, str]:
