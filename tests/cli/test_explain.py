@@ -69,9 +69,15 @@ def test_boxes_of_text_and_xml_are_the_same(xml: Path, tmp_path: Path) -> None:
     "line, problem",
     [
         ("1,2,3,circle", r"line 1: '1,2,3,circle' is not x1,y1,x2,y2,class"),
-        ("1,2,3,4,heart", r"line 1: 'heart' is none of the classes .*circle, square, triangle"),
-        ("1,2,3000,4,circle", r"line 1: it leaves the image, which has \d+ x \d+ pixels: give the"),
-        ("900,900,950,950,circle", r"line 1: it lies outside the image, which has"),
+        (
+            "1,2,3,4,heart",
+            r"line 1: 'heart' is none of the config's classes, circle, square, triangle: name",
+        ),
+        (
+            "1,2,3000,4,circle",
+            r"line 1: it leaves the image \(the image has \d+ x \d+ pixels\): give this",
+        ),
+        ("900,900,950,950,circle", r"line 1: it lies outside the image \(the image has"),
         ("5,5,5,9,circle", r"line 1: it has no width or height"),
         ("nan,5,9,9,circle", r"line 1: a coordinate is missing or not a finite number"),
     ],
@@ -85,7 +91,9 @@ def test_bad_lines(xml: Path, tmp_path: Path, line: str, problem: str) -> None:
 
 def test_boxes_of_another_image(xml: Path) -> None:
     width, height = size_of(xml)
-    with pytest.raises(UserError, match=rf"for an image of {width} x {height} pixels, this one"):
+    with pytest.raises(
+        UserError, match=rf"is for {width} x {height} pixels, but the image has {width + 1} x"
+    ):
         explain.read_boxes(xml, (width + 1, height), SHAPE_CLASSES)
 
 
