@@ -215,8 +215,8 @@ def _proposals(x: Subject, words: Values) -> Section:
     if (~truth.ignored).any():
         paragraphs.append("recall")
         for name, tensor in (("anchors", seen.anchors.tensor), ("post", boxes)):
-            ranks = -np.arange(len(tensor), dtype=float)
-            found = Proposals([image.name], [image.to_image(tensor.cpu())], [ranks])
+            given: Any = image.to_image(tensor.cpu()), -np.arange(len(tensor), dtype=float)
+            found = Proposals([image.name], [given[0]], [given[1]])
             curves = measure_recall(found, truth, [len(tensor)], "image")
             assert curves is not None
             values["objects"] = curves.num_objects
