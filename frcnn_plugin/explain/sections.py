@@ -242,8 +242,8 @@ def _pooling(x: Subject, _: Values) -> Section:
         except UserError:
             return Section(values, ["main", "differs"])
         pooled = [
-            (kind, build_pooler(kind, bins, [1 / stride], 2)([fmap], [Boxes(box[None])])[0])
-            for kind in ("ROIPool", "ROIAlignV2", "ROIWarp")
+            (kind, build_pooler(kind, bins, [1 / stride])([fmap], [Boxes(box[None])])[0])
+            for kind in ("ROIPool", "ROIAlignGrad", "ROIWarp")
         ]
         channel = int(pooled[0][1].amax(dim=(1, 2)).argmax())
         maps = [(kind, values[channel].numpy()) for kind, values in pooled]
