@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": ("predict", "run a detector on images"),
     "export": ("export", "write a detector to a TorchScript or ONNX file"),
     "visualize": ("visualize", "draw anchors, matches, samples, proposals, RoIs, detections"),
+    "explain": ("explain", "write an HTML page on one image, all the way through the method"),
     "doctor": ("doctor", "find what is wrong before it costs a day"),
     "report": ("report", "write an HTML page about a training run"),
     "weights convert": (
