@@ -35,11 +35,23 @@ PACKAGE_DATA = {
     "frcnn_plugin.report": ["page.html", "page.css"],
 }
 
+
+def for_an_index_page(text: str) -> str:
+    """Return the README as a page that stands alone: no picture, and paths in place of links."""
+    text = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)\n", "", text)
+
+    def path(link: re.Match[str]) -> str:
+        file = link[2].partition("#")[0]
+        return link[1] if not file or file in link[1] else f"{link[1]} ({file})"
+
+    return re.sub(r"\[([^\]]*)\]\((?!https?:)([^)]*)\)", path, text)
+
+
 setup(
     name="frcnn-plugin",
     version=VERSION.group(1),
     description="The original Faster R-CNN (2015) as a Detectron2 plugin",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=for_an_index_page((HERE / "README.md").read_text(encoding="utf-8")),
     long_description_content_type="text/markdown",
     author="The frcnn_plugin contributors",
     license="Apache-2.0",
