@@ -32,6 +32,7 @@ if VERSION is None:
 PACKAGE_DATA = {
     "frcnn_plugin": ["py.typed"],  # type checkers may use the annotations
     "frcnn_plugin.configs": ["*.yaml", "**/*.yaml"],
+    "frcnn_plugin.explain": ["*.html", "*.yaml"],
     "frcnn_plugin.report": ["page.html", "page.css"],
 }
 

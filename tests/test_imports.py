@@ -27,7 +27,7 @@ FLOORS: tuple[set[str], ...] = (
     {"engine"},
     {"visualization"},
     {"predict", "report"},
-    {"preflight"},
+    {"preflight", "explain"},
     {"cli"},
     {"__main__"},
 )

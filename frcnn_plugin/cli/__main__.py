@@ -30,6 +30,7 @@ COMMANDS = {
     "train": ("train", "train a detector, or evaluate one (--eval-only)"),
     "predict": ("predict", "run a detector on images"),
     "visualize": ("visualize", "draw anchors, matches, samples, proposals, RoIs, detections"),
+    "explain": ("explain", "write an HTML page on one image, all the way through the method"),
     "doctor": ("doctor", "find what is wrong before it costs a day"),
     "report": ("report", "write an HTML page about a training run"),
     "weights convert": (

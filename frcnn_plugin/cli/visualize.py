@@ -10,6 +10,9 @@ Modes:
   anchors     the anchors of one cell, and which of them lie inside the image
   matches     positive, negative and ignored anchors, and why
   sampled     the mini-batch of anchors; with weights, that of RoIs too
+  losses      these mini-batches by their losses (needs weights)
+  layers      some channels of conv1 to conv5 (needs weights)
+  funnel      from anchors to proposals, step by step (needs weights)
   proposals   the best proposals, their scores and their recall (needs weights)
   roi-cells   the feature cells and bins that RoI pooling reads for a box
   detections  right, wrong and missed ones (needs weights)
@@ -56,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_file(parser, "config of the network", required=True)
     parser.add_argument(
         "--dataset",
-        help="registered name; default: the first of DATASETS.TEST for proposals and detections, "
-        "of DATASETS.TRAIN for the other modes",
+        help="registered name; default: the first of DATASETS.TEST for layers, funnel, proposals "
+        "and detections, of DATASETS.TRAIN for the other modes",
     )
     parser.add_argument(
         "--image", nargs="+", action="extend", metavar="ID", help="ids of images of the data set"
@@ -167,7 +170,9 @@ def run(args: argparse.Namespace) -> list[Path]:
     else:
         dataset = dataset_name(cfg, args)
         # The data set must have the network's classes where the network's heads are used.
-        uses_head = args.mode == "detections" or (args.mode == "sampled" and cfg.MODEL.WEIGHTS)
+        uses_head = args.mode in ("detections", "losses") or (
+            args.mode == "sampled" and cfg.MODEL.WEIGHTS
+        )
         number = cfg.MODEL.ROI_HEADS.NUM_CLASSES if uses_head else None
         check_datasets([dataset], number, skip_bad_images=skips_bad_images(cfg))
         records = records_of_dataset(args, dataset)

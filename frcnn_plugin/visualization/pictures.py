@@ -27,10 +27,12 @@ from ..errors import UserError
 from ..evaluation.detections import Detections, judge_detections
 from ..evaluation.ground_truth import GroundTruth, from_dicts
 from ..evaluation.proposals.recall import measure_recall
+from ..modeling import clip_inclusive
 from ..modeling.anchor_generator import CaffeAnchorGenerator
 from .drawings.anchors import Sample, draw_anchors, draw_matches, draw_samples, explain_matches
 from .drawings.canvas import Canvas
 from .drawings.detections import draw_detections
+from .drawings.maps import draw_funnel, draw_layer, draw_losses
 from .drawings.objects import NO_OBJECTS, Objects, count_of, draw_data
 from .drawings.palette import ImageArray, paint_masks
 from .drawings.proposals import draw_proposals
@@ -45,10 +47,14 @@ from .inspection import (
     sample_rois,
     with_training_proposals,
 )
+from .measure import ForwardPass, TrainingStep, forward_pass, training_step
 
-MODES = ("data", "anchors", "matches", "sampled", "proposals", "roi-cells", "detections")
-_NEED_TRUTH = ("data", "matches", "sampled")
-_TESTING = ("proposals", "detections")
+MODES = (
+    "data", "anchors", "matches", "sampled", "losses", "layers", "funnel", "proposals",
+    "roi-cells", "detections",
+)  # fmt: skip
+_NEED_TRUTH = ("data", "matches", "sampled", "losses")
+_TESTING = ("layers", "funnel", "proposals", "detections")
 
 # Defaults of the options.
 _MOST_ROIS = 3  # pictures of pooled cells per image
@@ -127,7 +133,7 @@ class Pictures:
                 "draw --mode proposals, or add MODEL.PAPER_RCNN.PHASE joint, with weights of a "
                 "whole detector"
             )
-        proposes = mode in _TESTING or (mode == "sampled" and self._has_rpn)
+        proposes = mode in (*_TESTING, "losses") or (mode == "sampled" and self._has_rpn)
         if self.cfg.MODEL.LOAD_PROPOSALS and proposes:
             raise UserError(
                 f"mode {mode} draws what the RPN proposes, but this config has proposals from "
@@ -137,8 +143,11 @@ class Pictures:
         image = InspectedImage(record, self._mappers[is_of_training(mode)])
         if mode == "roi-cells":
             return [(f"_{n}", canvas) for n, canvas in enumerate(self._roi_cells(image), start=1)]
+        if mode == "layers":
+            return [(f"_{name}", canvas) for name, canvas in layers_of(self._seen(image))]
         draw_one = {
-            "data": self._data, "anchors": self._anchors, "matches": self._matches,
+            "losses": self._losses, "funnel": self._funnel, "data": self._data,
+            "anchors": self._anchors, "matches": self._matches,
             "sampled": self._sampled, "proposals": self._proposals, "detections": self._detections,
         }[mode]  # fmt: skip
         return [("", draw_one(image))]
@@ -165,6 +174,23 @@ class Pictures:
     @cached_property
     def _detecting_model(self) -> Any:
         return load_model(self.cfg)
+
+    def _seen(self, image: InspectedImage) -> ForwardPass:
+        return forward_pass(self._proposing_model, image)
+
+    def _funnel(self, image: InspectedImage) -> Canvas:
+        known = "annotations" in image.record
+        return funnel_of(self._seen(image), self._truth(image)[1] if known else NO_OBJECTS)
+
+    def _losses(self, image: InspectedImage) -> Canvas:
+        model = load_model(with_training_proposals(self.cfg))
+        step = training_step(model, seen := forward_pass(model, image), self.options.seed)
+        return losses_of(seen, step, self._trained_objects(image))
+
+    def objects_of(self, image: InspectedImage) -> tuple[tuple[GroundTruth, Objects], Objects]:
+        """Return all objects, and those that train before those that do not; none if unknown."""
+        truth = self._truth(image)
+        return truth, self._trained_objects(image) if "annotations" in image.record else truth[1]
 
     def _truth(self, image: InspectedImage) -> tuple[GroundTruth, Objects]:
         truth = from_dicts([image.record])
@@ -341,6 +367,56 @@ class Pictures:
             pixels, found.boxes, names, found.scores, objects, verdicts,
             f"detections: {image.name}", [f"scores of at least {lowest:g}{rule}"],
         )  # fmt: skip
+
+
+def cell_of(seen: ForwardPass, stride: int) -> tuple[float, float]:
+    """Return width and height of a cell in pixels of the original image."""
+    width, height = (float(side) for side in stride * seen.image.scale[:2])
+    return width, height
+
+
+def layers_of(seen: ForwardPass) -> list[tuple[str, Canvas]]:
+    """Draw some channels of each block of the backbone; return them by its name."""
+    drawn = []
+    for name, values in seen.maps.items():
+        layer = [one for one in seen.layers if one.name.startswith(name)][-1]
+        notes = [f"a cell is {layer.stride} network pixels and sees {layer.sees} x {layer.sees}"]
+        cell, array = cell_of(seen, layer.stride), values.float().cpu().numpy()
+        drawn.append((name, draw_layer(seen.image.bgr, array, cell, name, notes)))
+    return drawn
+
+
+def funnel_of(seen: ForwardPass, objects: Objects, count: int = 100) -> Canvas:
+    """Draw the way from anchors to proposals, the best `count` boxes of each step."""
+    selection, size, image = seen.selection, seen.image.size, seen.image
+    assert selection.counts is not None
+    left, best = selection.counts, seen.logits.argsort(descending=True, stable=True)[:count]
+    kept = selection.boxes[:count]
+    steps = [
+        (f"{len(seen.anchors)} anchors", seen.anchors.tensor[best]),
+        ("moved by t", seen.decoded[best]),
+        (f"clipped; {left['large']} large enough", clip_inclusive(seen.decoded[best], size)),
+        (f"top {left['pre_nms']}, NMS: {left['nms']}, top {left['proposals']}", kept),
+    ]
+    notes = [
+        f"{image.resized}; {int(seen.inside.sum())} anchors lie inside, those train",
+        f"the {count} boxes of the highest scores of each step",
+    ]
+    drawn = [(text, image.to_image(boxes.cpu())) for text, boxes in steps]
+    return draw_funnel(image.bgr, drawn, objects, f"funnel: {image.name}", notes)
+
+
+def losses_of(seen: ForwardPass, step: TrainingStep, objects: Objects) -> Canvas:
+    """Draw the mini-batches of anchors and RoIs by their class losses, and name all losses."""
+    anchors = seen.anchors.tensor[step.sampled >= 0]
+    groups = [(f"{len(anchors)} anchors, class losses", anchors, step.anchor_losses)]
+    if step.rois is not None and step.roi_losses:
+        boxes = step.rois.proposal_boxes.tensor
+        groups.append((f"{len(boxes)} RoIs, class losses", boxes, step.roi_losses["loss_cls"]))
+    drawn = [(t, seen.image.to_image(b.cpu()), x.cpu().numpy()) for t, b, x in groups]
+    notes = [", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())]
+    title = f"losses: {seen.image.name}, {sum(step.losses.values()):.4f} in all, without dropout"
+    return draw_losses(seen.image.bgr, drawn, objects, title, notes)
 
 
 def _with_masks(image: InspectedImage) -> ImageArray:

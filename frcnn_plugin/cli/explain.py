@@ -1,0 +1,226 @@
+"""Write one page on what the method does with one image, from its pixels to detections.
+
+    frcnn explain photo.jpg --weights output/model_final.pth --boxes photo.xml
+    frcnn explain photo.jpg --config-file frcnn://faster_rcnn_zf_voc.yaml
+    frcnn explain --demo --output page.html
+
+The page is one HTML file with the real numbers of the image: sizes, anchors, labels, losses,
+proposals, pooled cells, scores, times. Weights may be a detector's, ImageNet's convolutions, or
+none: then they are random, and the page says so. --boxes gives the objects: an XML of VOC, or a
+text file with a line "x1,y1,x2,y2,class" for each, in pixels from the image's upper left corner.
+--demo needs nothing: it draws an image of shapes and trains a small network on it for half a
+minute. ``KEY VALUE`` pairs at the end override the config.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage
+
+from ..atomic_files import write_text
+from ..checkpoint.checkpointer import AtomicCheckpointer, class_names
+from ..checkpoint.read import local_file
+from ..config import plugin_cfg
+from ..config_files import flat_keys
+from ..data.datasets.geometry import fit_box
+from ..data.datasets.voc_xml import read_annotation
+from ..data.loading.image_reader import read_bgr
+from ..data.loading.mappers import build_mapper
+from ..data.synthetic import write_synthetic_voc
+from ..engine import PaperTrainer, setup_cfg
+from ..errors import UserError
+from ..explain import LANGUAGES, Subject, render
+from ..four_step.stages import build_stages
+from ..predict.config import predictor_cfg
+from ..preflight import stop_on_bad_values
+from ..process import tune_process
+from ..visualization.inspection import InspectedImage, has_rpn_weights, with_training_proposals
+from ..visualization.measure import check_model, forward_pass, time_parts, training_step
+from ..visualization.pictures import Pictures
+from . import add_config_file, check_file, split_overrides
+
+_DEFAULT = "frcnn://faster_rcnn_vgg16_voc.yaml"
+_DEMO = "frcnn://demo/vgg16_shapes_joint.yaml"
+_DEMO_SEED = 4  # of an image with several objects
+_DEMO_ITERATIONS = 150
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_file(parser, f"config; default: the weights' own, without weights {_DEFAULT}")
+    parser.add_argument("--weights", default="", metavar="FILE", help="default: random ones")
+    parser.add_argument("--boxes", type=Path, metavar="FILE", help="the objects: XML, or text")
+    parser.add_argument("--demo", action="store_true", help="an image and a network of its own")
+    parser.add_argument("--language", choices=LANGUAGES, default="en", help="default: %(default)s")
+    parser.add_argument(
+        "--output", type=Path, default=Path("explain.html"), help="page; default: %(default)s"
+    )
+    parser.add_argument("image", nargs="*", help="a photograph; then KEY VALUE ...")
+
+
+# Options may stand after the image.
+parse = argparse.ArgumentParser.parse_intermixed_args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Stop before the work on what would come to nothing; take the overrides off the image."""
+    images, args.opts = split_overrides(args.image)
+    if args.demo and (images or args.weights or args.boxes or args.config_file):
+        raise UserError("--demo makes its own image, objects and weights: leave out the others")
+    if not args.demo and len(images) != 1:
+        raise UserError(f"{len(images)} images are named: give one, or let --demo draw one")
+    args.image = images[0] if images else None
+    read = {Path(path).resolve() for path in (args.image, args.boxes, args.weights) if path}
+    if args.output.resolve() in read:
+        raise UserError(f"--output {args.output} is read, too: give another name")
+    check_file("--output", args.output)
+
+
+def read_boxes(path: Path, size: tuple[int, int], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Read objects as annotations in Detectron2's format.
+
+    Args:
+        path: an XML of VOC (pixels counted from 1, corners inclusive), or lines of
+            "x1,y1,x2,y2,class" (continuous, from 0).
+        size: width and height of the image.
+        names: of the classes.
+
+    Raises:
+        UserError: it cannot be read, is for another image, or has another class.
+    """
+    found: list[tuple[str, Any, str, bool]] = []  # where, box, class, difficult
+    if path.suffix.lower() == ".xml":
+        content = read_annotation(path)
+        if all(content.size) and content.size != size:
+            raise UserError(
+                f"--boxes {path} is for an image of {content.size[0]} x {content.size[1]} pixels, "
+                f"this one has {size[0]} x {size[1]}: give the XML of this image"
+            )
+        found = [(f"object {o.number}", o.box, o.name, o.difficult) for o in content.objects]
+    else:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise UserError(f"--boxes {path} cannot be read: {error}") from error
+        for number, line in enumerate(lines, start=1):
+            words = [word.strip() for word in line.split(",", 4)]
+            try:
+                if line.strip():
+                    found.append((f"line {number}", tuple(map(float, words[:4])), words[4], False))
+            except (ValueError, IndexError) as error:
+                raise UserError(
+                    f"--boxes {path}, line {number}: {line.strip()!r} is not x1,y1,x2,y2,class"
+                ) from error
+    annotations = []
+    for where, box, name, difficult in found:
+        fitted, problem = fit_box(box, size)
+        if fitted is None or problem:
+            raise UserError(
+                f"--boxes {path}, {where}: {problem}, which has {size[0]} x {size[1]} pixels: "
+                "give the boxes of this image"
+                if "image" in problem
+                else f"--boxes {path}, {where}: {problem}"
+            )
+        if name not in names:
+            raise UserError(
+                f"--boxes {path}, {where}: {name!r} is none of the classes of this config, "
+                f"{', '.join(names)}: name a config whose data set has it (--config-file)"
+            )
+        annotations.append({
+            "bbox": list(fitted), "bbox_mode": BoxMode.XYXY_ABS, "category_id": names.index(name),
+            "difficult": int(difficult), "iscrowd": int(difficult),
+        })  # fmt: skip
+    return annotations
+
+
+def load(args: argparse.Namespace) -> tuple[Any, CfgNode, Sequence[str], str]:
+    """Build the model; return it with its config, class names, and what its weights are."""
+    config_file = _DEMO if args.demo else args.config_file
+    kind, names = "demo" if args.demo else "random", None
+    if args.weights:
+        probe = plugin_cfg()
+        probe.MODEL.WEIGHTS = local_file(args.weights)
+        kind = "detector" if has_rpn_weights(probe) else "backbone"
+    if kind == "detector":
+        cfg, names = predictor_cfg(args.weights, config_file, args.opts)
+    else:
+        opts = [*args.opts, "MODEL.WEIGHTS", local_file(args.weights) if args.weights else ""]
+        cfg = setup_cfg(config_file or _DEFAULT, opts)
+        names = class_names(cfg)
+    stop_on_bad_values(cfg)
+    phase = cfg.MODEL.PAPER_RCNN.PHASE
+    if cfg.MODEL.LOAD_PROPOSALS:
+        phase = "fast_rcnn"
+    cfg = with_training_proposals(cfg)
+    # The picture is neither flipped nor cropped, and trains at the size at which it is tested.
+    cfg.merge_from_list(
+        ["INPUT.RANDOM_FLIP", "none", "INPUT.CROP.ENABLED", False, "MODEL.PAPER_RCNN.PHASE", phase]
+    )
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (
+        (cfg.INPUT.MIN_SIZE_TEST,),
+        cfg.INPUT.MAX_SIZE_TEST,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(cfg).eval()
+    check_model(model)
+    if args.weights:
+        evaluating = kind == "detector"
+        AtomicCheckpointer(model, cfg=cfg, evaluating=evaluating).load(cfg.MODEL.WEIGHTS)
+    number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    return model, cfg, names or [f"class {k + 1}" for k in range(number)], kind
+
+
+def teach(model: Any, cfg: CfgNode, item: dict[str, Any], iterations: int) -> None:
+    """Train on one image."""
+    optimizer = PaperTrainer.build_optimizer(cfg, model)
+    model.train()
+    with torch.random.fork_rng(), EventStorage():
+        torch.manual_seed(0)
+        for _ in range(iterations):
+            optimizer.zero_grad()
+            sum(model([item]).values()).backward()
+            optimizer.step()
+    model.eval()
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Write the page; return it."""
+    check(args)
+    tune_process()
+    if args.demo:
+        folder = args.output.with_name(args.output.stem + "_demo")
+        write_synthetic_voc(folder, 1, 0, seed=_DEMO_SEED)
+        args.image, args.boxes = folder / "JPEGImages/000001.jpg", folder / "Annotations/000001.xml"
+        print(f"image and objects: {args.image}, {args.boxes}")
+    height, width = read_bgr(args.image).shape[:2]
+    model, cfg, names, kind = load(args)
+    record: dict[str, Any] = {"file_name": str(args.image), "image_id": Path(args.image).stem}
+    if args.boxes:
+        record["annotations"] = read_boxes(args.boxes, (width, height), names)
+    image = InspectedImage(record, build_mapper(cfg, is_train=True))
+    if args.demo:
+        teach(model, cfg, image.item, _DEMO_ITERATIONS)
+    seen = forward_pass(model, image)
+    pictures = Pictures(cfg, names)
+    subject = Subject(
+        model, pictures, record, seen, training_step(model, seen) if args.boxes else None,
+        *pictures.objects_of(image), names, flat_keys(yaml.safe_load(cfg.dump())),
+        build_stages(cfg) if cfg.FOUR_STEP.ENABLED else (),
+        (kind, {"weights": Path(args.weights).name, "iterations": _DEMO_ITERATIONS}),
+        time_parts(model, image.item),
+    )  # fmt: skip
+    try:
+        write_text(args.output, render(subject, args.language))
+    except OSError as error:
+        raise UserError(f"--output {args.output} cannot be written: {error.strerror}") from error
+    print(args.output)
+    return Path(args.output)
