@@ -102,6 +102,9 @@ setup(
             "mypy>=1.11",  # types
             "types-tabulate",  # types of tabulate, for mypy
             "scipy>=1.9",  # tests of the "proposals" extra
+            "nbclient>=0.8",  # runs docs/tutorial.ipynb in a test ...
+            "nbformat>=5.7",  # ... which this reads
+            "ipykernel>=6.20",  # the notebook's Python
         ],
         "proposals": [
             "scipy>=1.9",  # reads the .mat files of selective search
