@@ -42,6 +42,7 @@ from ..explain import LANGUAGES, Subject, render
 from ..four_step.stages import build_stages
 from ..predict.config import predictor_cfg
 from ..preflight import stop_on_bad_values
+from ..preflight.planned_run import muted
 from ..process import tune_process
 from ..visualization.inspection import InspectedImage, has_rpn_weights, with_training_proposals
 from ..visualization.measure import check_model, forward_pass, time_parts, training_step
@@ -96,44 +97,35 @@ def read_boxes(path: Path, size: tuple[int, int], names: Sequence[str]) -> list[
     Raises:
         UserError: it cannot be read, is for another image, or has another class.
     """
+    given, image = f"--boxes {path}", f"the image has {size[0]} x {size[1]} pixels"
     found: list[tuple[str, Any, str, bool]] = []  # where, box, class, difficult
     if path.suffix.lower() == ".xml":
         content = read_annotation(path)
         if all(content.size) and content.size != size:
-            raise UserError(
-                f"--boxes {path} is for an image of {content.size[0]} x {content.size[1]} pixels, "
-                f"this one has {size[0]} x {size[1]}: give the XML of this image"
-            )
+            said = " x ".join(map(str, content.size))
+            raise UserError(f"{given} is for {said} pixels, but {image}: give this image's boxes")
         found = [(f"object {o.number}", o.box, o.name, o.difficult) for o in content.objects]
     else:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
-            raise UserError(f"--boxes {path} cannot be read: {error}") from error
+            raise UserError(f"{given} cannot be read: {error}") from error
         for number, line in enumerate(lines, start=1):
-            words = [word.strip() for word in line.split(",", 4)]
+            words, where = [word.strip() for word in line.split(",", 4)], f"line {number}"
             try:
                 if line.strip():
-                    found.append((f"line {number}", tuple(map(float, words[:4])), words[4], False))
+                    found.append((where, tuple(map(float, words[:4])), words[4], False))
             except (ValueError, IndexError) as error:
-                raise UserError(
-                    f"--boxes {path}, line {number}: {line.strip()!r} is not x1,y1,x2,y2,class"
-                ) from error
+                what = f"{line.strip()!r} is not x1,y1,x2,y2,class"
+                raise UserError(f"{given}, {where}: {what}") from error
     annotations = []
     for where, box, name, difficult in found:
         fitted, problem = fit_box(box, size)
         if fitted is None or problem:
-            raise UserError(
-                f"--boxes {path}, {where}: {problem}, which has {size[0]} x {size[1]} pixels: "
-                "give the boxes of this image"
-                if "image" in problem
-                else f"--boxes {path}, {where}: {problem}"
-            )
+            raise UserError(f"{given}, {where}: {problem} ({image}): give this image's boxes")
         if name not in names:
-            raise UserError(
-                f"--boxes {path}, {where}: {name!r} is none of the classes of this config, "
-                f"{', '.join(names)}: name a config whose data set has it (--config-file)"
-            )
+            known = f"{', '.join(names)}: name a config whose data set has it (--config-file)"
+            raise UserError(f"{given}, {where}: {name!r} is none of the config's classes, {known}")
         annotations.append({
             "bbox": list(fitted), "bbox_mode": BoxMode.XYXY_ABS, "category_id": names.index(name),
             "difficult": int(difficult), "iscrowd": int(difficult),
@@ -141,42 +133,41 @@ def read_boxes(path: Path, size: tuple[int, int], names: Sequence[str]) -> list[
     return annotations
 
 
-def load(args: argparse.Namespace) -> tuple[Any, CfgNode, Sequence[str], str]:
-    """Build the model; return it with its config, class names, and what its weights are."""
-    config_file = _DEMO if args.demo else args.config_file
-    kind, names = "demo" if args.demo else "random", None
-    if args.weights:
-        probe = plugin_cfg()
-        probe.MODEL.WEIGHTS = local_file(args.weights)
-        kind = "detector" if has_rpn_weights(probe) else "backbone"
-    if kind == "detector":
-        cfg, names = predictor_cfg(args.weights, config_file, args.opts)
+def configure(args: argparse.Namespace) -> tuple[CfgNode, Sequence[str], str]:
+    """Return the config, its class names, and what the weights are."""
+    config_file, path = args.config_file, local_file(args.weights) if args.weights else ""
+    probe = plugin_cfg()
+    probe.MODEL.WEIGHTS = path
+    if has_rpn_weights(probe):
+        kind, (cfg, names) = "detector", predictor_cfg(path, config_file, args.opts)
     else:
-        opts = [*args.opts, "MODEL.WEIGHTS", local_file(args.weights) if args.weights else ""]
-        cfg = setup_cfg(config_file or _DEFAULT, opts)
-        names = class_names(cfg)
+        kind = "demo" if args.demo else "backbone" if path else "random"
+        config_file = config_file or (_DEMO if args.demo else _DEFAULT)
+        cfg = setup_cfg(config_file, [*args.opts, "MODEL.WEIGHTS", path])
+        classes = range(1, cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1)
+        names = class_names(cfg) or tuple(f"class {k}" for k in classes)
     stop_on_bad_values(cfg)
-    phase = cfg.MODEL.PAPER_RCNN.PHASE
-    if cfg.MODEL.LOAD_PROPOSALS:
-        phase = "fast_rcnn"
+    phase = "fast_rcnn" if cfg.MODEL.LOAD_PROPOSALS else cfg.MODEL.PAPER_RCNN.PHASE
     cfg = with_training_proposals(cfg)
+    cfg.MODEL.PAPER_RCNN.PHASE, cfg.MODEL.WEIGHTS_MAY_LACK = phase, ["roi_heads.box_head"]
     # The picture is neither flipped nor cropped, and trains at the size at which it is tested.
-    cfg.merge_from_list(
-        ["INPUT.RANDOM_FLIP", "none", "INPUT.CROP.ENABLED", False, "MODEL.PAPER_RCNN.PHASE", phase]
-    )
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (
-        (cfg.INPUT.MIN_SIZE_TEST,),
-        cfg.INPUT.MAX_SIZE_TEST,
-    )
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED = "none", False
+    cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+    return cfg, names, kind
+
+
+def build(cfg: CfgNode, kind: str) -> Any:
+    """Build the model with the weights that there are."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build_model(cfg).eval()
     check_model(model)
-    if args.weights:
-        evaluating = kind == "detector"
-        AtomicCheckpointer(model, cfg=cfg, evaluating=evaluating).load(cfg.MODEL.WEIGHTS)
-    number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    return model, cfg, names or [f"class {k + 1}" for k in range(number)], kind
+    if cfg.MODEL.WEIGHTS:
+        checkpointer = AtomicCheckpointer(model, cfg=cfg, evaluating=kind == "detector")
+        with muted("fvcore"):  # what a backbone's file lacks, the page says
+            checkpointer.load(cfg.MODEL.WEIGHTS)
+    return model
 
 
 def teach(model: Any, cfg: CfgNode, item: dict[str, Any], iterations: int) -> None:
@@ -201,16 +192,16 @@ def run(args: argparse.Namespace) -> Path:
         write_synthetic_voc(folder, 1, 0, seed=_DEMO_SEED)
         args.image, args.boxes = folder / "JPEGImages/000001.jpg", folder / "Annotations/000001.xml"
         print(f"image and objects: {args.image}, {args.boxes}")
-    height, width = read_bgr(args.image).shape[:2]
-    model, cfg, names, kind = load(args)
+    size = read_bgr(args.image).shape[1::-1]
+    cfg, names, kind = configure(args)
     record: dict[str, Any] = {"file_name": str(args.image), "image_id": Path(args.image).stem}
     if args.boxes:
-        record["annotations"] = read_boxes(args.boxes, (width, height), names)
+        record["annotations"] = read_boxes(args.boxes, (size[0], size[1]), names)
+    model = build(cfg, kind)
     image = InspectedImage(record, build_mapper(cfg, is_train=True))
     if args.demo:
         teach(model, cfg, image.item, _DEMO_ITERATIONS)
-    seen = forward_pass(model, image)
-    pictures = Pictures(cfg, names)
+    seen, pictures = forward_pass(model, image), Pictures(cfg, names)
     subject = Subject(
         model, pictures, record, seen, training_step(model, seen) if args.boxes else None,
         *pictures.objects_of(image), names, flat_keys(yaml.safe_load(cfg.dump())),
@@ -218,9 +209,6 @@ def run(args: argparse.Namespace) -> Path:
         (kind, {"weights": Path(args.weights).name, "iterations": _DEMO_ITERATIONS}),
         time_parts(model, image.item),
     )  # fmt: skip
-    try:
-        write_text(args.output, render(subject, args.language))
-    except OSError as error:
-        raise UserError(f"--output {args.output} cannot be written: {error.strerror}") from error
+    write_text(args.output, render(subject, args.language))
     print(args.output)
     return Path(args.output)

@@ -55,8 +55,8 @@ def render(subject: Subject, language: str) -> str:
 def _filled(section: Section, text: dict[str, Any]) -> dict[str, Any]:
     values = {name: _shown(value) for name, value in section.values.items()}
     return {
-        "title": text["title"],
-        "paper": text["paper"],
+        "title": text["head"][0],
+        "paper": text["head"][1],
         "paragraphs": [text[name].format(**values) for name in section.paragraphs],
         "tables": [(text["tables"][name], rows) for name, rows in section.tables],
         "figures": [

@@ -40,35 +40,20 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Subject:
-    """What the page is about.
+    """What the page is about."""
 
-    Attributes:
-        model: the detector, in evaluation mode.
-        pictures: of its config.
-        record: the image, in Detectron2's format; "annotations" if its objects are known.
-        seen: its way through the model.
-        step: what it would teach; None without annotations.
-        truth: its objects, and how they are drawn; none of them without annotations.
-        trained: those that train, in the order of `step`.
-        names: of the classes.
-        settings: all keys of the config.
-        stages: of its four-step training; empty if it trains otherwise.
-        weights: which sentence on the weights holds, and what it names.
-        seconds: of the parts of the path.
-    """
-
-    model: Any
-    pictures: Pictures
-    record: dict[str, Any]
-    seen: ForwardPass
-    step: TrainingStep | None
-    truth: tuple[GroundTruth, Objects]
-    trained: Objects
-    names: Sequence[str]
-    settings: Values
-    stages: Sequence[ScheduledStage]
-    weights: tuple[str, Values]
-    seconds: Sequence[float]
+    model: Any  # the detector, in evaluation mode
+    pictures: Pictures  # of its config
+    record: dict[str, Any]  # the image in Detectron2's format; "annotations" if they are known
+    seen: ForwardPass  # its way through the model
+    step: TrainingStep | None  # what it would teach; None without annotations
+    truth: tuple[GroundTruth, Objects]  # all objects; none without annotations
+    trained: Objects  # those that train, as `step` counts them, then the others
+    names: Sequence[str]  # of the classes
+    settings: Values  # all keys of the config
+    stages: Sequence[ScheduledStage]  # of four-step training; empty if it trains otherwise
+    weights: tuple[str, Values]  # which sentence on the weights holds, and what it names
+    seconds: Sequence[float]  # of the parts of the path
 
     def draw(self, mode: str, **options: Any) -> ImageArray:
         """Draw one of the modes of `Pictures` that need no weights."""
@@ -109,9 +94,8 @@ def _image(x: Subject, _: Values) -> Section:
         "objects": len(known.names), "ignored": int(known.ignored.sum()),
     }  # fmt: skip
     picture = x.draw("data") if x.step else Canvas(seen.bgr, seen.name).pixels()
-    return Section(
-        values, ["main", "mean", "truth" if x.step else "no_truth"], [("image", picture)]
-    )
+    paragraphs = ["main", "mean", "truth" if x.step else "no_truth"]
+    return Section(values, paragraphs, [("image", picture)])
 
 
 def _network(x: Subject, words: Values) -> Section:
@@ -263,9 +247,8 @@ def _pooling(x: Subject, _: Values) -> Section:
         ]
         channel = int(pooled[0][1].amax(dim=(1, 2)).argmax())
         maps = [(kind, values[channel].numpy()) for kind, values in pooled]
-        figures.append(
-            ("pooled", draw_pooled(maps, f"{what}, channel {channel} of {name}").pixels())
-        )
+        canvas = draw_pooled(maps, f"{what}, channel {channel} of {name}")
+        figures.append(("pooled", canvas.pixels()))
     return Section(values, ["main", "other"], figures)
 
 
@@ -350,8 +333,7 @@ def _detections(x: Subject, _: Values) -> Section:
             "missed": int((~hit & ~truth.ignored).sum()),
         }  # fmt: skip
         paragraphs.append("verdict")
-    known = objects if x.step else None
-    title = f"detections: {image.name}"
+    known, title = objects if x.step else None, f"detections: {image.name}"
     canvas = draw_detections(image.bgr, boxes, names, scores, known, verdicts, title)
     return Section(values, paragraphs, [("detections", canvas.pixels())])
 
@@ -376,14 +358,13 @@ def _training(x: Subject, words: Values) -> Section:
     scheme = words["four_step" if x.stages else "joint"].format(iterations=f"{iterations:,}")
     rows: Table = []
     own = {stage.number: stage for stage in x.stages}
+    frozen = [f"conv{k + 1}" for k in range(x.settings["MODEL.BACKBONE.FREEZE_AT"])]
     for stage in STAGES:
         what = "rpn" if stage.phase == "rpn" else "fast_rcnn"
-        parts = ("backbone", "proposal_generator", "roi_heads")
-        still = [p for p in parts if p not in stage.trains and (p == "backbone")]
         run = own.get(stage.number)
         rows.append([
             stage.title, f"stage{1 + stage.number // 3}_{what}_train", ", ".join(stage.trains),
-            ", ".join(still) or f"conv1 .. conv{x.settings['MODEL.BACKBONE.FREEZE_AT']}",
+            ", ".join(frozen if "backbone" in stage.trains else ["backbone"]),
             f"{words['stage']} {stage.weights_of}" if stage.weights_of else words["initial"],
             f"{words['stage']} {stage.proposals_of}" if stage.proposals_of else "",
             run.iters if run else "", run.images if run else "",
@@ -392,62 +373,49 @@ def _training(x: Subject, words: Values) -> Section:
 
 
 def _after(x: Subject, words: Values) -> Section:
-    seen, bgr, to_image = x.seen, x.seen.image.bgr, x.seen.image.to_image
+    seen, bgr = x.seen, x.seen.image.bgr
     k, ious = x.settings["MODEL.RFCN.GROUP_SIZE"], x.settings["MODEL.ROI_BOX_CASCADE_HEAD.IOUS"]
     values: Values = {
         "k": k, "channels": x.settings["MODEL.HYPER.CHANNELS"], "reach": "",
         "ious": ", ".join(f"{v:g}" for v in ious),
     }  # fmt: skip
-    boxes = x.boxes()
-    if not boxes:
-        return Section(values, ["main"])
-    box = boxes[0][1]
-    x1, y1, x2, y2 = given = to_image(box[None])[0]
-    wide, high = (x2 - x1) / k, (y2 - y1) / k
-    margin = 0.15 * max(x2 - x1, y2 - y1)
+    if not (boxes := x.boxes()):
+        return Section(values)
+    x1, y1, x2, y2 = box = seen.image.to_image(boxes[0][1][None])[0]
+    sides, margin = box[2:] - box[:2], 0.15 * (box[2:] - box[:2]).max()
+    # Of two boxes of one size, side by side, with just this IoU.
+    moved = [box + np.array([1, 0, 1, 0]) * sides[0] * (1 - v) / (1 + v) for v in ious]
     close = (x1 - margin, y1 - margin, x2 + margin, y2 + margin)
-    rfcn = Canvas(
-        bgr, f"R-FCN: {k} x {k} bins, a map for each", panels=[Panel(view=close)], ticks=False
-    )
+    titles = {
+        f"R-FCN: {k} x {k} bins, a map for each": close, "Mask R-CNN: RoIAlign's samples": close,
+        "Cascade R-CNN: IoU with the yellow box": view_around(bgr, moved),
+    }  # fmt: skip
+    rfcn, mask, cascade = drawn = [
+        Canvas(bgr, text, panels=[Panel(view=view)], ticks=False) for text, view in titles.items()
+    ]
     for n in range(k * k):
-        left, top = x1 + n % k * wide, y1 + n // k * high
-        part = (left, top, left + wide, top + high)
+        corner = box[:2] + sides / k * [n % k, n // k]
+        part = np.concatenate([corner, corner + sides / k])
         rfcn.fill(part, class_style(n).colour, 0.45, text=str(n + 1))
-    rfcn.box(given, OBJECT)
     strides = {y.name[:5]: y.stride for y in seen.layers if y.name.startswith("conv")}
     joined = [n for n in ("conv1", "conv3", "conv5") if n in seen.maps]
     means = [(n, seen.maps[n].float().mean(dim=0).cpu().numpy()) for n in joined]
-    hyper = draw_maps(
-        bgr, means, [cell_of(seen, strides[n]) for n in joined], "HyperNet: three maps"
-    )
-    size, stride = seen.grid[:2], strides["conv5"]
-    cells = pooled_cells(build_pooler("ROIPool", 7, [1 / stride]), box, size)
-    mask = Canvas(
-        bgr, "Mask R-CNN: RoIAlign's samples", panels=[Panel(view=close, fade=0.2)], ticks=False
-    )
-    mask.box(cells.rounded * np.array([*cell_of(seen, stride)] * 2), Style(VERMILION, 3.0, "--"))
-    mask.box(given, OBJECT)
-    across, down = np.meshgrid((np.arange(14) + 0.5) / 14, (np.arange(14) + 0.5) / 14)
-    mask.axes[0].plot(
-        x1 + across.ravel() * (x2 - x1), y1 + down.ravel() * (y2 - y1), ".", color=VERMILION, ms=3
-    )
-    moved = []
-    for iou in ious:
-        shift = (x2 - x1) * (1 - iou) / (1 + iou)  # of two boxes of one size, side by side
-        moved.append((x1 + shift, y1, x2 + shift, y2))
-    view = view_around(bgr, moved)
-    cascade = Canvas(
-        bgr, "Cascade R-CNN: IoU with the yellow box", panels=[Panel(view=view)], ticks=False
-    )
-    cascade.box(given, OBJECT)
+    hyper = draw_maps(bgr, means, [cell_of(seen, strides[n]) for n in joined], "HyperNet: maps")
+    pooler, cell = build_pooler("ROIPool", 7, [1 / strides["conv5"]]), strides["conv5"]
+    rounded = pooled_cells(pooler, boxes[0][1], seen.grid[:2]).rounded
+    mask.box(rounded * np.array([*cell_of(seen, cell)] * 2), Style(VERMILION, 3.0, "--"))
+    points = (np.indices((14, 14)).reshape(2, -1) + 0.5) / 14 * sides[:, None] + box[:2, None]
+    mask.axes[0].plot(*points, ".", color=VERMILION, ms=6)
     styles = [class_style(n) for n in range(len(ious))]
     cascade.boxes(moved, styles, [f"IoU {iou:g}" for iou in ious])
-    if x.step and (instances := seen.image.item["instances"]):
+    for canvas in drawn:
+        canvas.box(box, OBJECT)
+    if x.step and len(instances := seen.image.item["instances"]):
         best = pairwise_iou(instances.gt_boxes, seen.proposals.proposal_boxes.to("cpu")).amax(dim=0)
         reached = [f"{int((best >= iou).sum()):,}" for iou in ious]
         values["reach"] = words["reach"].format(", ".join(reached))
-    drawn = {"rfcn": rfcn, "hyper": hyper, "mask": mask, "cascade": cascade}
-    return Section(values, ["main"], [(name, canvas.pixels()) for name, canvas in drawn.items()])
+    every = {"rfcn": rfcn, "hyper": hyper, "mask": mask, "cascade": cascade}
+    return Section(values, figures=[(name, canvas.pixels()) for name, canvas in every.items()])
 
 
 SECTIONS: dict[str, Callable[[Subject, Values], Section]] = {

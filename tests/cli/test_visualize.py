@@ -48,11 +48,19 @@ def test_training_modes_draw_the_training_set_without_weights(draw: Callable, mo
     assert draw(mode, "--limit", "2") == [f"{mode}_000001.png", f"{mode}_000002.png"]
 
 
-@pytest.mark.parametrize("mode, first", [("sampled", 1), ("proposals", 7), ("detections", 7)])
+@pytest.mark.parametrize(
+    "mode, first",
+    [("sampled", 1), ("losses", 1), ("funnel", 7), ("proposals", 7), ("detections", 7)],
+)
 def test_modes_with_weights(draw: Callable, weights: Path, mode: str, first: int) -> None:
     """Those of testing draw the test set."""
     names = draw(mode, "--limit", "2", weights=weights)
     assert names == [f"{mode}_00000{first}.png", f"{mode}_00000{first + 1}.png"]
+
+
+def test_layers_are_a_picture_each(draw: Callable, weights: Path) -> None:
+    names = draw("layers", "--limit", "1", weights=weights)
+    assert names == [f"layers_000007_conv{k}.png" for k in range(1, 6)]
 
 
 def test_roi_cells_of_the_objects(draw: Callable, capsys: pytest.CaptureFixture) -> None:
