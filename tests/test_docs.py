@@ -97,6 +97,7 @@ def test_files(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for path in PATH.findall(text):
         assert list(ROOT.glob(path)), f"there is no {path}"
+    assert set(re.findall(r"`make ([a-z]+)", text)) <= targets()
     known = {file.name for file in (ROOT / "configs").rglob("*.yaml")} | OUTPUTS
     for name in YAML_NAME.findall(text):
         if "*" not in name:
@@ -160,6 +161,11 @@ def shell_commands(page: Path) -> Iterator[list[str]]:
                     yield command
 
 
+def targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+
+
 def script_parser(file: str) -> Callable[[list[str]], Any]:
     """`parse_args` of a script of tools/."""
     spec = importlib.util.spec_from_file_location(Path(file).stem, ROOT / file)
@@ -173,9 +179,7 @@ def parsed(words: list[str]) -> Any:
     """Read a command of this project as it would itself; None: another program's command."""
     name, rest = Path(words[0]).name, [word for word in words[1:] if word != "..."]
     if name == "make":
-        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-        targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
-        assert {word for word in rest if "=" not in word} <= targets, f"make {rest}"
+        assert {word for word in rest if "=" not in word} <= targets(), f"make {rest}"
         return None
     if words[0].startswith("tools/"):  # under torchrun
         name, rest = "python", [words[0], *rest]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 from pathlib import Path
 
@@ -21,6 +22,9 @@ def test_notebook_is_short_and_holds_no_output() -> None:
     assert len(code) == 5
     assert [cell["outputs"] for cell in code] == [[]] * 5
     assert {cell["execution_count"] for cell in code} == {None}
+    text = "".join("".join(cell["source"]) for cell in cells if cell not in code)
+    links = re.findall(r"\]\(([^)#]+)", text)
+    assert links and all((NOTEBOOK.parent / link).is_file() for link in links)
 
 
 def children() -> float:
