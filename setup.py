@@ -39,13 +39,9 @@ PACKAGE_DATA = {
 
 def for_an_index_page(text: str) -> str:
     """Return the README as a page that stands alone: no picture, and paths in place of links."""
-    text = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)\n", "", text)
-
-    def path(link: re.Match[str]) -> str:
-        file = link[2].partition("#")[0]
-        return link[1] if not file or file in link[1] else f"{link[1]} ({file})"
-
-    return re.sub(r"\[([^\]]*)\]\((?!https?:)([^)]*)\)", path, text)
+    text = re.sub(r"^(?:!\[.*|English \| .*)\n(?:.+\n)*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)  # the texts are the paths
+    return f"{text}\n`docs/`, `configs/` and the Makefile are in the source distribution.\n"
 
 
 setup(

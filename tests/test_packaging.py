@@ -103,8 +103,12 @@ def test_index_page_stands_alone(wheel: Path) -> None:
     targets = re.findall(r"\]\(([^)]*)\)", text)
     assert targets, "links to the internet stay"
     assert [target for target in targets if not target.startswith("https://")] == []
-    assert "docs/custom_data.md leads from a folder" in text
-    assert "the whole case (docs/custom_data.md)" in text
+    named = set(re.findall(r"(?:docs/|configs/)?\w+\.md", text))
+    assert "docs/getting_started.md" in named
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(((?:docs/|configs/)?\w+\.md)", readme))
+    assert linked == named, "the text of a link has to be its path"
+    assert "README.zh-CN.md" not in text and "bccd" not in text.lower()
 
 
 def test_a_working_environment_is_left_as_it_is(wheel: Path) -> None:
