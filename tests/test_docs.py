@@ -146,8 +146,16 @@ def test_options_of_commands(page: Path) -> None:
 
 
 def shell_commands(page: Path) -> Iterator[list[str]]:
-    """Words of every command in a page's shell blocks, without comments and what stands before."""
-    for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
+    """Words of every command in a page's shell blocks, without comments and what stands before.
+
+    Where a page's text has whole commands, not parts of them, those too.
+    """
+    text = page.read_text(encoding="utf-8")
+    blocks = BLOCK.findall(text)
+    if page.name in ("paper.md", "settings.md"):
+        inline = re.findall(r"`((?:frcnn|python) [^`]+)`", BLOCK.sub("", text))
+        blocks += [("", command.replace("\n", " ")) for command in inline]
+    for language, block in blocks:
         lines = block.replace("\\\n", " ").splitlines() if language in ("", "bash") else []
         for line in lines:
             words = shlex.split(line, comments=True)
