@@ -15,6 +15,7 @@ minute. ``KEY VALUE`` pairs at the end override the config.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,9 @@ def check(args: argparse.Namespace) -> None:
     check_file("--output", args.output)
 
 
-def read_boxes(path: Path, size: tuple[int, int], names: Sequence[str]) -> list[dict[str, Any]]:
+def read_boxes(
+    path: Path, size: tuple[int, int], names: Sequence[str], image_name: str = ""
+) -> list[dict[str, Any]]:
     """Read objects as annotations in Detectron2's format.
 
     Args:
@@ -93,6 +96,7 @@ def read_boxes(path: Path, size: tuple[int, int], names: Sequence[str]) -> list[
             "x1,y1,x2,y2,class" (continuous, from 0).
         size: width and height of the image.
         names: of the classes.
+        image_name: of the image's file, without extension; another one in an XML is reported.
 
     Raises:
         UserError: it cannot be read, is for another image, or has another class.
@@ -104,12 +108,16 @@ def read_boxes(path: Path, size: tuple[int, int], names: Sequence[str]) -> list[
         if all(content.size) and content.size != size:
             said = " x ".join(map(str, content.size))
             raise UserError(f"{given} is for {said} pixels, but {image}: give this image's boxes")
+        # Not an error, as not every tool keeps it up to date.
+        if image_name and Path(content.filename).stem not in ("", image_name):
+            print(f"warning: {given} names the image {content.filename}", file=sys.stderr)
         found = [(f"object {o.number}", o.box, o.name, o.difficult) for o in content.objects]
     else:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
-            raise UserError(f"{given} cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{given} cannot be read ({reason})") from error
         for number, line in enumerate(lines, start=1):
             words, where = [word.strip() for word in line.split(",", 4)], f"line {number}"
             try:
@@ -192,11 +200,11 @@ def run(args: argparse.Namespace) -> Path:
         write_synthetic_voc(folder, 1, 0, seed=_DEMO_SEED)
         args.image, args.boxes = folder / "JPEGImages/000001.jpg", folder / "Annotations/000001.xml"
         print(f"image and objects: {args.image}, {args.boxes}")
-    size = read_bgr(args.image).shape[1::-1]
+    height, width = read_bgr(args.image).shape[:2]
     cfg, names, kind = configure(args)
     record: dict[str, Any] = {"file_name": str(args.image), "image_id": Path(args.image).stem}
     if args.boxes:
-        record["annotations"] = read_boxes(args.boxes, (size[0], size[1]), names)
+        record["annotations"] = read_boxes(args.boxes, (width, height), names, record["image_id"])
     model = build(cfg, kind)
     image = InspectedImage(record, build_mapper(cfg, is_train=True))
     if args.demo:

@@ -89,7 +89,10 @@ def test_bad_lines(xml: Path, tmp_path: Path, line: str, problem: str) -> None:
         explain.read_boxes(path, size_of(xml), SHAPE_CLASSES)
 
 
-def test_boxes_of_another_image(xml: Path) -> None:
+def test_boxes_of_another_image(xml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("000001", "other"):
+        explain.read_boxes(xml, size_of(xml), SHAPE_CLASSES, name)
+    assert capsys.readouterr().err == f"warning: --boxes {xml} names the image 000001.jpg\n"
     width, height = size_of(xml)
     with pytest.raises(
         UserError, match=rf"is for {width} x {height} pixels, but the image has {width + 1} x"
@@ -132,7 +135,7 @@ def test_training_size_is_that_of_testing(image: Path, subjects: list[Subject]) 
         (("--demo", "--boxes", "XML"), "--demo makes its own image"),
         (("XML",), "cannot be read as an image"),
         (("IMAGE", "--output", "IMAGE"), "is read, too"),
-        (("IMAGE", "--boxes", "none.txt", *CONFIG), "none.txt cannot be read"),
+        (("IMAGE", "--boxes", "none.txt", *CONFIG), "none.txt cannot be read (No such file"),
         (("IMAGE", "--config-file", "frcnn://fast_rcnn_vgg16_voc.yaml", *SMALL), "given its prop"),
         (("IMAGE", "--config-file", "frcnn://demo/vgg16_shapes_fpn.yaml", *SMALL), "NAME VGG16 or"),
     ],
