@@ -8,8 +8,8 @@ The page is one HTML file with the real numbers of the image: sizes, anchors, la
 proposals, pooled cells, scores, times. Weights may be a detector's, ImageNet's convolutions, or
 none: then they are random, and the page says so. --boxes gives the objects: an XML of VOC, or a
 text file with a line "x1,y1,x2,y2,class" for each, in pixels from the image's upper left corner.
---demo needs nothing: it draws an image of shapes and trains a small network on it for half a
-minute. ``KEY VALUE`` pairs at the end override the config.
+--demo needs nothing: it draws an image of shapes and trains a small network on it until it knows
+it by heart. ``KEY VALUE`` pairs at the end override the config.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from . import add_config_file, check_file, split_overrides
 
 _DEFAULT = "frcnn://faster_rcnn_vgg16_voc.yaml"
 _DEMO = "frcnn://demo/vgg16_shapes_joint.yaml"
-_DEMO_SEED = 4  # of an image with several objects
-_DEMO_ITERATIONS = 150
+_DEMO_SEED = 3  # of an image with objects of each class
+_DEMO_ITERATIONS = 80
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -215,8 +215,8 @@ def _proposals(x: Subject, words: Values) -> Section:
     if (~truth.ignored).any():
         paragraphs.append("recall")
         for name, tensor in (("anchors", seen.anchors.tensor), ("post", boxes)):
-            ranks = -np.arange(len(tensor), dtype=float)
-            found = Proposals([image.name], [image.to_image(tensor.cpu())], [ranks])
+            given: Any = image.to_image(tensor.cpu()), -np.arange(len(tensor), dtype=float)
+            found = Proposals([image.name], [given[0]], [given[1]])
             curves = measure_recall(found, truth, [len(tensor)], "image")
             assert curves is not None
             values["objects"] = curves.num_objects
@@ -242,8 +242,8 @@ def _pooling(x: Subject, _: Values) -> Section:
         except UserError:
             return Section(values, ["main", "differs"])
         pooled = [
-            (kind, build_pooler(kind, bins, [1 / stride], 2)([fmap], [Boxes(box[None])])[0])
-            for kind in ("ROIPool", "ROIAlignV2", "ROIWarp")
+            (kind, build_pooler(kind, bins, [1 / stride])([fmap], [Boxes(box[None])])[0])
+            for kind in ("ROIPool", "ROIAlignGrad", "ROIWarp")
         ]
         channel = int(pooled[0][1].amax(dim=(1, 2)).argmax())
         maps = [(kind, values[channel].numpy()) for kind, values in pooled]

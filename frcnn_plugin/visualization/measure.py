@@ -103,6 +103,8 @@ def check_model(model: Any) -> None:
     ):
         if not isinstance(part, kind):
             raise UserError(f"this config builds a {type(part).__name__}: set {fix}")
+    if len(names := list(rpn.in_features)) > 1:
+        raise UserError(f"MODEL.RPN.IN_FEATURES is {names}: name one feature map, such as conv5")
 
 
 @torch.no_grad()
@@ -125,7 +127,9 @@ def forward_pass(model: Any, image: InspectedImage) -> ForwardPass:
     (selection,) = rpn.selections(anchors, logits, deltas, sizes, count=True)
     (proposals,) = rpn.predict_proposals(anchors, logits, deltas, sizes)
     moved = rpn.box2box_transform.apply_deltas(deltas[0][0], boxes) if rpn.regress else boxes
-    blocks = {name: list(model.backbone._modules[name]._modules) for name in _blocks(model)}
+    blocks = {
+        name: list(model.backbone._modules[name]._modules) for name in model.backbone.block_names
+    }
     pairs, rest = outputs.get("rpn_cls_score"), dict[str, Any]()
     if model.phase != "rpn":
         (found,) = model.detect(images, features, [proposals])
@@ -146,14 +150,10 @@ def _keep(outputs: dict[str, torch.Tensor], name: str, _m: Any, _i: Any, y: torc
     outputs[name] = y
 
 
-def _blocks(model: Any) -> list[str]:
-    return list(model.backbone.block_names)
-
-
 def _chain(model: Any) -> dict[str, nn.Module]:
     """Return the layers of the backbone's blocks, then, if it has the paper's, the RPN's."""
     layers: dict[str, nn.Module] = {}
-    for name in _blocks(model):
+    for name in model.backbone.block_names:
         layers |= model.backbone._modules[name]._modules
     own = model.proposal_generator.rpn_head._modules
     paper = isinstance(own.get("rpn_cls_score"), nn.Conv2d)
@@ -215,7 +215,7 @@ def training_step(model: Any, seen: ForwardPass, seed: int = 0) -> TrainingStep:
     rpn, targets = model.proposal_generator, [seen.image.item["instances"].to(model.device)]
     outputs = [seen.anchors], [seen.logits[None]], [seen.deltas[None]]
     labels, matched = rpn.label_anchors(seen.anchors, targets[0])
-    on_cpu = [x.to("cpu") for x in (seen.anchors, labels, seen.inside, targets[0].gt_boxes)]
+    on_cpu: Any = [x.to("cpu") for x in (seen.anchors, labels, seen.inside, targets[0].gt_boxes)]
     low, high = rpn.anchor_matcher.thresholds[1:3]
     with torch.random.fork_rng(), EventStorage():
         torch.manual_seed(seed)

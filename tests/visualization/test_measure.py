@@ -146,6 +146,15 @@ def test_a_proposal_network_ends_there(tiny_cfg, item) -> None:
         (("MODEL.PAPER_RCNN.PHASE", "fast_rcnn"), "given its proposals, .*LOAD_PROPOSALS False"),
         (("MODEL.PROPOSAL_GENERATOR.NAME", "RPN"), "builds a RPN: set .*NAME PaperRPN"),
         (("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"), "set MODEL.META_ARCHITECTURE PaperRCNN"),
+        (
+            (
+                *("MODEL.RPN.IN_FEATURES", ["conv4", "conv5"]),
+                *("MODEL.PAPER_VGG.OUT_FEATURES", ["conv4", "conv5"]),
+                *("MODEL.PAPER_VGG.CHANNELS", [4, 4, 8, 8, 8]),
+                *("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64]]),
+            ),
+            r"IN_FEATURES is \['conv4', 'conv5'\]: name one feature map",
+        ),
     ],
 )
 def test_other_models_are_refused(tiny_cfg, item, opts, problem) -> None:
