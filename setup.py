@@ -36,11 +36,19 @@ PACKAGE_DATA = {
     "frcnn_plugin.report": ["page.html", "page.css"],
 }
 
+
+def for_an_index_page(text: str) -> str:
+    """Return the README as a page that stands alone: no picture, and paths in place of links."""
+    text = re.sub(r"^(?:!\[.*|English \| .*)\n(?:.+\n)*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", text)  # the texts are the paths
+    return f"{text}\n`docs/`, `configs/` and the Makefile are in the source distribution.\n"
+
+
 setup(
     name="frcnn-plugin",
     version=VERSION.group(1),
     description="The original Faster R-CNN (2015) as a Detectron2 plugin",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=for_an_index_page((HERE / "README.md").read_text(encoding="utf-8")),
     long_description_content_type="text/markdown",
     author="The frcnn_plugin contributors",
     license="Apache-2.0",
@@ -90,6 +98,9 @@ setup(
             "mypy>=1.11",  # types
             "types-tabulate",  # types of tabulate, for mypy
             "scipy>=1.9",  # tests of the "proposals" extra
+            "nbclient>=0.8",  # runs docs/tutorial.ipynb in a test ...
+            "nbformat>=5.7",  # ... which this reads
+            "ipykernel>=6.20",  # the notebook's Python
             "onnx>=1.15",  # tests of the "export" extra
             "onnxruntime>=1.17",  # the same
         ],

@@ -1,9 +1,14 @@
-"""What README.md and docs/ name exists: links, files, options, config keys."""
+"""What README.md and docs/ name exists: links, files, commands, options, config keys."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
+import io
 import re
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +16,19 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from frcnn_plugin import add_frcnn_config, layers, modeling
-from frcnn_plugin.cli.__main__ import GROUPS, choose, load
+from frcnn_plugin import add_frcnn_config, config_files, layers, modeling
+from frcnn_plugin.checkpoint.catalog.known_files import find
+from frcnn_plugin.cli import split_overrides
+from frcnn_plugin.cli.__main__ import GROUPS, choose, load, parse
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
+PAGES = [
+    *READMES,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "configs" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -32,6 +45,9 @@ COMMAND = re.compile(
 )
 # Written by a run, not part of the repository.
 OUTPUTS = {"config.yaml"}
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+# What may stand before the command of a line.
+BEFORE = re.compile(r"[A-Z_0-9]+=.*|if|then|srun|torchrun|--\S+=\S+")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 
@@ -81,6 +97,7 @@ def test_files(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for path in PATH.findall(text):
         assert list(ROOT.glob(path)), f"there is no {path}"
+    assert set(re.findall(r"`make ([a-z]+)", text)) <= targets()
     known = {file.name for file in (ROOT / "configs").rglob("*.yaml")} | OUTPUTS
     for name in YAML_NAME.findall(text):
         if "*" not in name:
@@ -126,6 +143,138 @@ def test_options_of_commands(page: Path) -> None:
             known = set(re.findall(r"\"(--[\w-]+)\"", texts))
         unknown = {word for word in words if re.fullmatch(r"--[\w-]+", word)} - known
         assert not unknown, f"{script or 'frcnn'} {rest.strip()}: there is no {sorted(unknown)}"
+
+
+def shell_commands(page: Path) -> Iterator[list[str]]:
+    """Words of every command in a page's shell blocks, without comments and what stands before.
+
+    Where a page's text has whole commands, not parts of them, those too.
+    """
+    text = page.read_text(encoding="utf-8")
+    blocks = BLOCK.findall(text)
+    if page.name in ("paper.md", "settings.md"):
+        inline = re.findall(r"`((?:frcnn|python) [^`]+)`", BLOCK.sub("", text))
+        blocks += [("", command.replace("\n", " ")) for command in inline]
+    for language, block in blocks:
+        lines = block.replace("\\\n", " ").splitlines() if language in ("", "bash") else []
+        for line in lines:
+            words = shlex.split(line, comments=True)
+            while words:
+                ends = (i for i, word in enumerate(words, 1) if word.endswith(";"))
+                end = next(ends, len(words))
+                command, words = [word.rstrip(";") for word in words[:end]], words[end:]
+                while command and BEFORE.fullmatch(command[0]):
+                    command.pop(0)
+                if command:
+                    yield command
+
+
+def targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+
+
+def script_parser(file: str) -> Callable[[list[str]], Any]:
+    """`parse_args` of a script of tools/."""
+    spec = importlib.util.spec_from_file_location(Path(file).stem, ROOT / file)
+    assert spec and spec.loader, f"there is no {file}"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.parse_args
+
+
+def parsed(words: list[str]) -> Any:
+    """Read a command of this project as it would itself; None: another program's command."""
+    name, rest = Path(words[0]).name, [word for word in words[1:] if word != "..."]
+    if name == "make":
+        assert {word for word in rest if "=" not in word} <= targets(), f"make {rest}"
+        return None
+    if words[0].startswith("tools/"):  # under torchrun
+        name, rest = "python", [words[0], *rest]
+    if name == "frcnn":
+        return parse(rest)[1]
+    if name == "python" and rest[:2] == ["-m", "benchmarks"]:
+        from benchmarks.__main__ import parse_args
+
+        return parse_args(rest[2:])
+    if name == "python" and rest[0] in (forwards := scripts_of_commands()):
+        return parse([*forwards[rest[0]].split(), *rest[1:]])[1]
+    if name == "python" and rest[0].startswith("tools/"):
+        return script_parser(rest[0])(rest[1:])
+    if name == "python" and rest[0].startswith("docs/"):
+        assert (ROOT / rest[0]).is_file(), f"there is no {rest[0]}"
+    return None
+
+
+def check_values(args: Any) -> None:
+    """Config file, overrides and names of weights that a command is given exist."""
+    cfg = config()
+    file = getattr(args, "config_file", "") or ""
+    if file.startswith(("frcnn://", "configs/")):  # others are the reader's
+        config_files.load_config_file(cfg, file)
+    opts = split_overrides(getattr(args, "inputs", []))[1] or getattr(args, "opts", [])
+    config_files.merge_overrides(cfg, opts)
+    files = [cfg.MODEL.WEIGHTS, getattr(args, "weights", ""), getattr(args, "input", "")]
+    names = [str(name).removeprefix("frcnn://") for name in files if "frcnn://" in str(name)]
+    for name in [*names, *getattr(args, "names", [])]:
+        find(name)
+
+
+@every_page
+def test_commands(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line of a shell block can be read: its options, values, config files and overrides."""
+    monkeypatch.chdir(ROOT)
+    for words in shell_commands(page):
+        errors = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(errors):
+                args = parsed(words)
+            if args is not None:
+                check_values(args)
+        except (SystemExit, config_files.UserError) as error:
+            pytest.fail(f"{shlex.join(words)}: {errors.getvalue() or error}")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "frcnn tran --config-file my.yaml",
+        "frcnn train --config my.yaml SOLVER.MAX_ITERS 3",
+        "frcnn train --config-file configs/no_such.yaml",
+        "frcnn visualize --mode anchor --config-file my.yaml",
+        "frcnn predict --weights frcnn://vgg16_voc photo.jpg --output found",
+        "python tools/train_net.py --config-file my.yaml --evaluate-only",
+        "python -m benchmarks infer --against detectron2",
+        "make tests",
+    ],
+)
+def test_a_wrong_command_is_found(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises((SystemExit, AssertionError, config_files.UserError)):
+        args = parsed(shlex.split(line))
+        assert args is not None
+        check_values(args)
+
+
+def test_the_readmes_agree() -> None:
+    """The translation has the headings, links, numbers and code of the original."""
+    texts = [page.read_text(encoding="utf-8") for page in READMES]
+    # Comments are translated.
+    code = [[re.sub(r" *#.*", "", found) for _, found in BLOCK.findall(text)] for text in texts]
+    assert code[0] == code[1]
+    assert len(code[0]) >= 6
+    prose = [BLOCK.sub("", text) for text in texts]
+    # Pages have English headings, and so have the links to them.
+    for pattern in (r"^#+(?= )", r"`[^`]+`", r"\]\(([^)]+\.(?:md|jpg)[^)]*)\)", r"\d+(?:\.\d+)*"):
+        found = [re.findall(pattern, text, flags=re.MULTILINE) for text in prose]
+        if not pattern.startswith("^"):  # a language has its own order of words
+            found = [sorted(s for s in x if not s.startswith("README")) for x in found]
+        assert found[0] == found[1]
+        assert found[0]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(READMES[0].read_text(encoding="utf-8").splitlines()) <= 140
 
 
 def test_every_page_is_in_the_index() -> None:

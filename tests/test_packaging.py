@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("build") / "checkout"
     copy.mkdir()
     rubbish = shutil.ignore_patterns("__pycache__")
-    for name in ("frcnn_plugin", "configs", "benchmarks", "tools", "tests"):
+    for name in ("frcnn_plugin", "configs", "benchmarks", "docs", "tools", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=rubbish)
     for file in ROOT.iterdir():
         if file.is_file() and not file.name.startswith("."):
@@ -96,6 +97,21 @@ def test_wheel_metadata(wheel: Path) -> None:
     assert not [text for text in requirements if text.startswith("detectron2")]
     assert "dev" in (data.get_all("Provides-Extra") or [])
     assert "Typing :: Typed" in (data.get_all("Classifier") or [])
+
+
+def test_index_page_stands_alone(wheel: Path) -> None:
+    """On an index page there is nothing beside the text: no picture, and no file to link to."""
+    text = metadata(wheel).get_payload()
+    assert isinstance(text, str) and text.startswith("# frcnn_plugin")
+    targets = re.findall(r"\]\(([^)]*)\)", text)
+    assert targets, "links to the internet stay"
+    assert [target for target in targets if not target.startswith("https://")] == []
+    named = set(re.findall(r"(?:docs/|configs/)?\w+\.md", text))
+    assert "docs/getting_started.md" in named
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(((?:docs/|configs/)?\w+\.md)", readme))
+    assert linked == named, "the text of a link has to be its path"
+    assert "README.zh-CN.md" not in text and "bccd" not in text.lower()
 
 
 # What people ran Detectron2 with in 2024.
@@ -213,6 +229,8 @@ def test_source_distribution_builds_the_same_wheel(
     (source,) = (tmp_path / "source").iterdir()
     for name in ("LICENSE", "constraints.txt", "Makefile", "tools/install_detectron2.py"):
         assert (source / name).is_file()
+    documents = [file.relative_to(ROOT) for file in (ROOT / "docs").iterdir() if file.is_file()]
+    assert [name for name in (*documents, "README.zh-CN.md") if not (source / name).is_file()] == []
     (tmp_path / "wheel").mkdir()
     again = build_wheel(source, tmp_path / "wheel")
     with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
