@@ -232,8 +232,9 @@ def training_step(model: Any, seen: ForwardPass, seed: int = 0) -> TrainingStep:
     anchor_losses = F.binary_cross_entropy_with_logits(
         seen.logits[drawn], sampled[0][drawn].float(), reduction="none"
     )
+    reasons = explain_matches(*on_cpu, thresholds=(low, high))
     return TrainingStep(
-        labels, explain_matches(*on_cpu, (low, high)), matched, sampled[0], anchor_losses,
+        labels, reasons, matched, sampled[0], anchor_losses,
         {name: float(loss) for name, loss in losses.items()}, **rest,
     )  # fmt: skip
 
