@@ -46,14 +46,14 @@ def render(subject: Subject, language: str) -> str:
     )
     kind, values = subject.weights
     return environment.get_template("page.html").render(
-        text=text, language=language, sections=sections, good=kind == "detector", shown=_shown,
+        text=text, language=language, sections=sections, good=kind == "detector", shown=shown,
         title=text["page"]["title"].format(name=subject.seen.image.name),
         weights=text["weights"][kind].format(**values),
     )  # fmt: skip
 
 
 def _filled(section: Section, text: dict[str, Any]) -> dict[str, Any]:
-    values = {name: _shown(value) for name, value in section.values.items()}
+    values = {name: shown(value) for name, value in section.values.items()}
     return {
         "title": text["head"][0],
         "paper": text["head"][1],
@@ -66,11 +66,13 @@ def _filled(section: Section, text: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Write a number as people read it."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
 
 
 def _address(picture: ImageArray) -> str:

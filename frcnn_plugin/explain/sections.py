@@ -32,7 +32,7 @@ from ..visualization.drawings.roi_cells import pooled_cells
 from ..visualization.measure import ForwardPass, TrainingStep
 from ..visualization.pictures import Pictures, cell_of, funnel_of, layers_of, losses_of
 
-_PAPER_MS = {"VGG16": (141, 10, 47, 198), "ZF": (31, 3, 25, 59)}  # table 5
+_PAPER_MS = {"VGG16": (141, 10, 47), "ZF": (31, 3, 25)}  # table 5
 _ROWS = 6  # of tables of examples
 Table = list[list[Any]]
 Values = dict[str, Any]
@@ -261,7 +261,8 @@ def _head(x: Subject, words: Values) -> Section:
     paragraphs, figures, tables = ["main"], [], []
     if seen.scores is None:
         paragraphs.append("cascade")
-    else:
+    elif len(seen.scores):
+        paragraphs.append("table")
         chances, classes = seen.scores[:_ROWS].topk(min(3, number + 1), dim=1)
         objectness, rows = seen.proposals.objectness_logits.sigmoid(), []
         for k, (p, c) in enumerate(zip(chances.tolist(), classes.tolist(), strict=True)):
@@ -339,18 +340,19 @@ def _detections(x: Subject, _: Values) -> Section:
 
 
 def _time(x: Subject, words: Values) -> Section:
+    parts = len(x.seconds)  # an RPN alone has two
     here = [round(1000 * s, 1) for s in (*x.seconds, sum(x.seconds))]
-    (rows, columns), paper = x.seen.image.size, _PAPER_MS
-    name = "ZF" if x.settings["MODEL.BACKBONE.NAME"] == "ZF" else "VGG16"
-    labels = [*words["parts"][: len(x.seconds)], words["total"]]
-    columns_ = [here, *([*ms[: len(x.seconds)], ms[3]] for ms in paper.values())]
-    table: Table = [list(row) for row in zip(labels, *columns_, strict=True)]
+    (rows, columns), zf = x.seen.image.size, x.settings["MODEL.BACKBONE.NAME"] == "ZF"
+    paper = {name: [*ms[:parts], sum(ms[:parts])] for name, ms in _PAPER_MS.items()}
+    labels = [*words["parts"][:parts], words["total"]]
+    table: Table = [list(row) for row in zip(labels, here, *paper.values(), strict=True)]
+    name = "ZF" if zf else "VGG16"
     values = {
-        "rows": rows, "columns": columns, "total": here[-1], "reference": paper[name][3],
+        "rows": rows, "columns": columns, "total": here[-1], "reference": paper[name][-1],
         "device": str(x.model.device), "threads": torch.get_num_threads(), "name": name,
-        "ratio": here[-1] / paper[name][3],
+        "ratio": here[-1] / paper[name][-1],
     }  # fmt: skip
-    return Section(values, ["main"], [], [("time", table)])
+    return Section(values, tables=[("time", table)])
 
 
 def _training(x: Subject, words: Values) -> Section:

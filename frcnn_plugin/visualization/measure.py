@@ -215,7 +215,8 @@ def training_step(model: Any, seen: ForwardPass, seed: int = 0) -> TrainingStep:
     rpn, targets = model.proposal_generator, [seen.image.item["instances"].to(model.device)]
     outputs = [seen.anchors], [seen.logits[None]], [seen.deltas[None]]
     labels, matched = rpn.label_anchors(seen.anchors, targets[0])
-    on_cpu: Any = [x.to("cpu") for x in (seen.anchors, labels, seen.inside, targets[0].gt_boxes)]
+    given = (seen.anchors, labels, seen.inside, targets[0].gt_boxes)
+    all_anchors, all_labels, inside, objects = (x.to("cpu") for x in given)
     low, high = rpn.anchor_matcher.thresholds[1:3]
     with torch.random.fork_rng(), EventStorage():
         torch.manual_seed(seed)
@@ -232,8 +233,9 @@ def training_step(model: Any, seen: ForwardPass, seed: int = 0) -> TrainingStep:
     anchor_losses = F.binary_cross_entropy_with_logits(
         seen.logits[drawn], sampled[0][drawn].float(), reduction="none"
     )
+    reasons = explain_matches(all_anchors, all_labels, inside, objects, (low, high))
     return TrainingStep(
-        labels, explain_matches(*on_cpu, (low, high)), matched, sampled[0], anchor_losses,
+        labels, reasons, matched, sampled[0], anchor_losses,
         {name: float(loss) for name, loss in losses.items()}, **rest,
     )  # fmt: skip
 

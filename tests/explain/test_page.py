@@ -18,6 +18,7 @@ import yaml
 
 from frcnn_plugin.cli import explain as command
 from frcnn_plugin.explain import LANGUAGES, Subject, render
+from frcnn_plugin.explain.page import shown
 from frcnn_plugin.explain.sections import SECTIONS
 from frcnn_plugin.visualization.inspection import InspectedImage
 from tests.cli.conftest import frcnn
@@ -91,6 +92,20 @@ def test_both_languages_have_the_same_names() -> None:
     assert names(texts[0]) == names(texts[1])
     assert set(texts[0]["sections"]) == set(SECTIONS)
     assert not re.search(r"[a-z]{3,} [a-z]{3,} [a-z]{3,}", yaml.dump(texts[1], allow_unicode=True))
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (21546, "21,546"),
+        (0.00151234, "0.001512"),
+        (26941.3, "26,941"),
+        (999.96, "1000"),
+        ("a", "a"),
+    ],
+)
+def test_numbers_are_written_as_people_do(value: Any, text: str) -> None:
+    assert shown(value) == text
 
 
 def test_keys_and_files_exist() -> None:
