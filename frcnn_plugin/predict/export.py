@@ -107,12 +107,11 @@ def export(predictor: FasterRCNNPredictor, form: str, opset: int = OPSET) -> byt
     """
     cfg, buffer = predictor.cfg, io.BytesIO()
     detector = ExportedDetector(predictor.model).eval().requires_grad_(False)  # nor can the file
-    short = cfg.INPUT.MIN_SIZE_TEST or 600
-    example = inputs_of(generated(cfg, short, 1.25 * short))
+    example = inputs_of(generated(cfg, 225, 289))
     names = [*OUTPUTS, *(MASKS if cfg.MODEL.MASK_ON else ())]
     options: dict[str, Any] = {"f": buffer, "opset_version": opset, "output_names": names}
     options["input_names"] = list(INPUTS)
-    options["dynamic_axes"] = {"image": [1, 2]} | dict.fromkeys(names, [0])
+    options["dynamic_axes"] = {"image": {1: "height", 2: "width"}} | {k: {0: "n"} for k in names}
     trunc = lambda g, x: g.op("Mul", g.op("Sign", x), g.op("Floor", g.op("Abs", x)))  # noqa: E731
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:  # from PyTorch 2.5 on
         options["dynamo"] = False
