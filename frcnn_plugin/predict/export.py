@@ -52,14 +52,13 @@ class ExportedDetector(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, image: torch.Tensor, original_size: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, image: torch.Tensor, original_size: Any) -> tuple[torch.Tensor, ...]:
         """Map :data:`INPUTS` to :data:`OUTPUTS`, with :data:`MASKS` if the model has any."""
         model: Any = self.model
         images, features = PaperRCNN.features(model, [{"image": image}])
-        size: Any = images.image_sizes[0]
-        original: Any = original_size.unbind()
+        size, original = images.image_sizes[0], original_size.unbind()
         if isinstance(model, PaperRCNN):  # Detectron2's own model has no scale
-            scale: Any = traced_scale(size, original_size, model.short_sides)
+            scale = traced_scale(size, original_size, model.short_sides)
             images.image_sizes = [ScaledImageSize(tuple(size), scale, original)]
         proposals = PaperRCNN.propose(model, images, features)
         [found] = PaperRCNN.detect(model, images, features, proposals)
@@ -71,7 +70,7 @@ class ExportedDetector(nn.Module):
         return (fields.pop("pred_boxes").tensor, *fields.values())
 
 
-def traced_scale(size: Any, original: Any, short_sides: Collection[int]) -> torch.Tensor:
+def traced_scale(size: Any, original: Any, short_sides: Collection[int]) -> Any:
     """Compute ``resize_scale`` of modeling/image_size.py by operators; sizes are (2,) tensors."""
     size, original = size.double(), original.double()
     scale = size.min() / original.min()
@@ -101,21 +100,18 @@ def check_exports(cfg: CfgNode, form: str) -> None:
 
 
 def export(predictor: FasterRCNNPredictor, form: str, opset: int = OPSET) -> bytes:
-    """Trace a detector that is on the CPU; return the content of a file.
+    """Trace a detector that is on the CPU; return the content of a file. It can train no more.
 
     Raises:
         UserError: a part of the detector, perhaps another project's, cannot be exported.
     """
     cfg, buffer = predictor.cfg, io.BytesIO()
-    # Loaded, the file would otherwise prepare to train.
-    detector = ExportedDetector(predictor.model).eval().requires_grad_(False)
-    short = cfg.INPUT.MIN_SIZE_TEST or 600
-    example = inputs_of(generated(cfg, short, 1.25 * short))
+    detector = ExportedDetector(predictor.model).eval().requires_grad_(False)  # nor can the file
+    example = inputs_of(generated(cfg, 225, 289))
     names = [*OUTPUTS, *(MASKS if cfg.MODEL.MASK_ON else ())]
     options: dict[str, Any] = {"f": buffer, "opset_version": opset, "output_names": names}
     options["input_names"] = list(INPUTS)
-    options["dynamic_axes"] = {name: {0: "detections"} for name in names}
-    options["dynamic_axes"]["image"] = {1: "height", 2: "width"}
+    options["dynamic_axes"] = {"image": {1: "height", 2: "width"}} | {k: {0: "n"} for k in names}
     trunc = lambda g, x: g.op("Mul", g.op("Sign", x), g.op("Floor", g.op("Abs", x)))  # noqa: E731
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:  # from PyTorch 2.5 on
         options["dynamo"] = False

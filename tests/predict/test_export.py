@@ -21,6 +21,7 @@ from frcnn_plugin.checkpoint.checkpointer import AtomicCheckpointer
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling.image_size import resize_scale
+from frcnn_plugin.modeling.proposal_generator import hyper_rpn
 from frcnn_plugin.predict import FasterRCNNPredictor, export
 from tests.random_detector import random_detector, squares
 from tests.small_demo import SMALL
@@ -92,6 +93,28 @@ def test_family(name: str, form: str) -> None:
     if form == "torchscript":
         gaps = [float(gap) for line in lines for gap in re.findall(r"by ([\d.e-]+)", line)]
         assert max(gaps) < 2e-4
+
+
+def test_images_have_many_few_and_no_proposals() -> None:
+    """Those that `compare` generates, as the detector sees them."""
+    predictor = detector("original")
+    counts = []
+    model, entries = predictor.model, []
+    predictor.model = lambda batch: entries.append(batch) or model(batch)
+    list(export.compare(predictor, exported("original", "torchscript"), "torchscript"))
+    with torch.no_grad():
+        for batch in entries:
+            counts.append(len(model.propose(*model.features(batch))[0]))
+    assert min(counts[:2]) > 80 > 40 > counts[2] > 0 == counts[3], counts
+    sizes = {tuple(batch[0]["image"].shape[1:]) for batch in entries}
+    assert len(sizes) == 3 and {side % 2 for size in sizes for side in size} == {0, 1}
+
+
+def test_pieces_of_anchors_are_not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hyper_rpn, "_MOST_ANCHORS", 100)
+    predictor = detector("hypernet")
+    content = export.export(predictor, "torchscript")
+    assert len(list(export.compare(predictor, content, "torchscript"))) == 4
 
 
 @every_format
