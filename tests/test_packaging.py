@@ -76,6 +76,8 @@ def test_wheel_holds_every_module_and_config_and_nothing_else(wheel: Path) -> No
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {str(file.relative_to(ROOT)) for file in (ROOT / "frcnn_plugin").rglob("*.py")}
     data = {"frcnn_plugin/py.typed", *(f"frcnn_plugin/report/page.{x}" for x in ("html", "css"))}
+    words = ("page.html", "en.yaml", "zh.yaml", "sections.yaml")
+    data |= {f"frcnn_plugin/explain/{name}" for name in words}
     configs = {f"frcnn_plugin/configs/{name}" for name in CONFIGS}
     assert names == modules | data | configs | {"frcnn_command.py"}
     assert CONFIGS
