@@ -22,6 +22,7 @@ from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling.image_size import resize_scale
 from frcnn_plugin.modeling.proposal_generator import hyper_rpn
+from frcnn_plugin.modeling.roi_heads import fast_rcnn
 from frcnn_plugin.predict import FasterRCNNPredictor, export
 from tests.random_detector import random_detector, squares
 from tests.small_demo import SMALL
@@ -29,7 +30,8 @@ from tests.small_demo import SMALL
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "export_example.py"
 OPTS = [
     *SMALL,
-    *("INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", "144"),
+    # So the example of a trace has fewer anchors than these images, and more than the small ones.
+    *("INPUT.MIN_SIZE_TEST", "240", "INPUT.MAX_SIZE_TEST", "360"),
     *("MODEL.RPN.MIN_SIZE_IMAGE", "8.0", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.05"),
 ]
 # What depends on the original size, or once was frozen by the example image.
@@ -203,6 +205,18 @@ def test_differences_are_found() -> None:
     assert export._largest(ours, less, 0.05, 3) == [0, 0]
 
 
+def test_a_choice_by_python_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another project's part may make it: here the number of boxes becomes a constant."""
+    monkeypatch.setattr(fast_rcnn, "within_limit", lambda scores, *_: torch.arange(len(scores)))
+    predictor = detector("original")
+    content = export.export(predictor, "torchscript")
+    with pytest.raises(
+        UserError, match=r"^not written: generated, .*: the file does not run: "
+    ) as e:
+        list(export.compare(predictor, content, "torchscript"))
+    assert "\n" not in str(e.value)
+
+
 @every_format
 def test_another_detector_is_noticed(form: str) -> None:
     predictor = detector("original")
@@ -277,6 +291,6 @@ def test_description_names_what_an_onnx_file_has() -> None:
     assert [x.name for x in session.get_outputs()] == list(about["outputs"])
     assert about["opset"] == 18 and about["classes"] == ["a", "b", "c"]
     how = about["preprocessing"]
-    assert (how["short_side"], how["longest_side"], how["resize"]) == (96, 144, "pillow")
+    assert (how["short_side"], how["longest_side"], how["resize"]) == (240, 360, "pillow")
     assert about["thresholds"]["score"] == 0.05 and about["versions"]["torch"]
     assert export.description(predictor, "torchscript")["opset"] is None
