@@ -74,7 +74,7 @@ def matmul_precision() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def restore_catalogs() -> Iterator[None]:
     """Leaves Detectron2's catalogs as they were."""
     saved = [(catalog, dict(catalog.data)) for catalog in (DatasetCatalog, MetadataCatalog)]

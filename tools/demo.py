@@ -43,8 +43,8 @@ from frcnn_plugin.visualization import contact_sheet, draw_comparison, save_pict
 
 CONFIG = "demo/vgg16_shapes.yaml"
 # AP50 (area under the curve) on images it was not trained on: what the runs of docs/benchmarks.md
-# exceeded by at least three points, and below which nothing was learned. In so short a training the seed and
-# rounding, which differs between processors, make a difference of a few points.
+# exceeded by at least three points, and below which nothing was learned. In so short a training the
+# seed and rounding, which differs between processors, make a difference of a few points.
 USUAL, LEARNED = 92.0, 50.0
 IMAGES = (500, 100)  # to train on, to test on
 QUICK_IMAGES = (20, 10)

@@ -88,6 +88,14 @@ def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor
     )
 
 
+def of_second_corner(boxes: torch.Tensor) -> torch.Tensor:
+    """Return 1 for the columns of x2 and y2 of boxes, (R, K*4), and 0 for the others: (K*4,).
+
+    Made on their device, as a GPU would be waited for to copy it there.
+    """
+    return (torch.arange(boxes.shape[1], device=boxes.device) % 4 > 1).to(boxes.dtype)
+
+
 def clip_inclusive(boxes: torch.Tensor, image_size: tuple[float, float]) -> torch.Tensor:
     """Clip as py-faster-rcnn does, which keeps inclusive corners on pixels of the image.
 

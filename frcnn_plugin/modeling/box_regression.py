@@ -10,6 +10,8 @@ from detectron2.layers import ciou_loss, diou_loss
 from detectron2.modeling.box_regression import Box2BoxTransform
 from fvcore.nn import giou_loss, smooth_l1_loss
 
+from .box_ops import of_second_corner
+
 
 class CaffeBox2BoxTransform(Box2BoxTransform):
     """Detectron2's transform without its limit on dw, dh; with py-faster-rcnn's growth if asked.
@@ -101,4 +103,4 @@ def box_loss(
 def grow(boxes: torch.Tensor, pixels: float) -> torch.Tensor:
     """Move x2, y2 of all boxes, (R, K*4), right and down by so many pixels."""
     # In a trace, pixels may be a tensor, of which new_tensor would make a constant.
-    return boxes + pixels * boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).repeat(boxes.shape[1] // 4)
+    return boxes + pixels * of_second_corner(boxes)

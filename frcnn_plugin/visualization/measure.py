@@ -128,7 +128,8 @@ def forward_pass(model: Any, image: InspectedImage) -> ForwardPass:
     (proposals,) = rpn.predict_proposals(anchors, logits, deltas, sizes)
     moved = rpn.box2box_transform.apply_deltas(deltas[0][0], boxes) if rpn.regress else boxes
     blocks = {
-        name: list(model.backbone._modules[name]._modules) for name in model.backbone.block_names
+        name: [child for child, _ in model.backbone.get_submodule(name).named_children()]
+        for name in model.backbone.block_names
     }
     pairs, rest = outputs.get("rpn_cls_score"), dict[str, Any]()
     if model.phase != "rpn":
@@ -154,10 +155,10 @@ def _chain(model: Any) -> dict[str, nn.Module]:
     """Return the layers of the backbone's blocks, then, if it has the paper's, the RPN's."""
     layers: dict[str, nn.Module] = {}
     for name in model.backbone.block_names:
-        layers |= model.backbone._modules[name]._modules
-    own = model.proposal_generator.rpn_head._modules
+        layers |= dict(model.backbone.get_submodule(name).named_children())
+    own = dict(model.proposal_generator.rpn_head.named_children())
     paper = isinstance(own.get("rpn_cls_score"), nn.Conv2d)
-    return layers | (dict(own) if paper else {})
+    return layers | (own if paper else {})
 
 
 def _layers(model: Any, outputs: dict[str, torch.Tensor]) -> list[Layer]:

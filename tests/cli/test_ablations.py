@@ -196,17 +196,19 @@ def test_the_run_of_a_row_ends_with_the_command(tmp_path: Path) -> None:
 
 def test_ctrl_c_waits_for_the_run_to_write_its_checkpoint(tmp_path: Path) -> None:
     begun, written = tmp_path / "begun", tmp_path / "written"
-    row = "import pathlib, time\ntry:\n"
+    # Set anew, as a shell's background jobs ignore the signal, and so do their children.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    row = f"{heard}import pathlib, time\ntry:\n"
     row += f"    pathlib.Path({str(begun)!r}).touch(); time.sleep(900)\n"
     row += f"except KeyboardInterrupt:\n    time.sleep(1); pathlib.Path({str(written)!r}).touch()"
-    code = "import sys; from frcnn_plugin.cli.ablations import run_with_parent; "
+    code = f"{heard}import sys; from frcnn_plugin.cli.ablations import run_with_parent; "
     code += f"run_with_parent([sys.executable, '-c', {row!r}])"
     parent = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     while not begun.exists():
         assert parent.poll() is None
         time.sleep(0.1)
     os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
-    assert parent.wait() != 0
+    assert parent.wait(timeout=60) != 0
     assert written.exists()
 
 

@@ -100,7 +100,7 @@ def test_trains_evaluates_and_writes_checkpoints(trained: Path) -> None:
 def test_console_is_for_people_and_the_log_has_all(trained: Path) -> None:
     console, log = ((trained / name).read_text() for name in ("console.txt", "log.txt"))
     assert "Warning" not in console and "site-packages" not in console
-    assert "FutureWarning" in log and "UserWarning: torch.meshgrid" in log
+    assert "FutureWarning" in log
     for page in ("Environment info", "Running with full config", "Model:\n", "copypaste"):
         assert page not in console and page in log, page
     assert console.count("shapes_trainval: 6 images") == 1 < log.count("shapes_trainval: 6 images")

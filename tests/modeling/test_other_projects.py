@@ -282,7 +282,7 @@ def test_classes_of_both(tiny_cfg, theirs_first: bool) -> None:
         "MODEL.PROPOSAL_GENERATOR.NAME",
         register(PROPOSAL_GENERATOR_REGISTRY, "BothRPN", *both(PseudoLabelRPN, PaperRPN)),
         "MODEL.ROI_HEADS.NAME",
-        register(ROI_HEADS_REGISTRY, "BothHeads", *both(PseudoLabelHeads, CaffeROIHeads)),
+        register(ROI_HEADS_REGISTRY, "HeadsOfBoth", *both(PseudoLabelHeads, CaffeROIHeads)),
     )
     model = build_model(cfg)
     run_both_branches(model)

@@ -138,7 +138,7 @@ def suppress(
 
 def within_limit(scores: torch.Tensor, topk: int, keep_ties: bool = False) -> torch.Tensor | slice:
     """Return an index for the best of descending scores, (n,); see :func:`select_detections`."""
-    if keep_ties and topk > 0:
+    if keep_ties and topk > 0 and (torch.jit.is_tracing() or topk < len(scores)):
         return scores >= scores[:topk][-1:]
     return slice(topk if topk >= 0 else None)
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ...errors import UserError
 from ...layers.nms import float32_threshold
-from ..box_ops import clip_inclusive, whole_pixels
+from ..box_ops import clip_inclusive, of_second_corner, whole_pixels
 from ..box_regression import CaffeBox2BoxTransform, box_loss, grow
 from ..image_size import ScaledImageSize, image_scale
 from ..proposal_generator.rpn_head import redraw
@@ -423,7 +423,7 @@ def _to_image(proposals: Instances) -> Instances:
     Source: py-faster-rcnn test.py (im_detect).
     """
     size, boxes = proposals.image_size, proposals.proposal_boxes.tensor
-    one = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    one = of_second_corner(boxes)
     return Instances(size, proposal_boxes=Boxes((boxes - one) / image_scale(size) + one))
 
 
@@ -437,6 +437,6 @@ def _to_network(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tenso
         return boxes
     height, width = image_size.original
     x, y = image_size[1] / width, image_size[0] / height
-    of_x = boxes.new_tensor([1.0, 0.0, 1.0, 0.0])  # as x and y may be tensors of a trace
-    scales = (x * of_x + y * (1 - of_x)).repeat(boxes.shape[1] // 4)
+    of_x = 1 - torch.arange(boxes.shape[1], device=boxes.device) % 2  # x and y may be traced
+    scales = x * of_x.to(boxes.dtype) + y * (1 - of_x).to(boxes.dtype)
     return clip_inclusive(boxes, image_size.original) * scales
