@@ -34,7 +34,7 @@ def render(subject: Subject, language: str) -> str:
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
         for name, build in SECTIONS.items():
             filled = _filled(build(subject, text["words"]), text["sections"][name])
-            settings = [(key, subject.settings[key]) for key in facts[name]["keys"]]
+            settings = [(key, _setting(subject.settings[key])) for key in facts[name]["keys"]]
             source = facts[name]["source"]
             sections.append({"name": name, "settings": settings, "source": source, **filled})
     environment = Environment(
@@ -73,6 +73,10 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return str(value)
+
+
+def _setting(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _address(picture: ImageArray) -> str:
