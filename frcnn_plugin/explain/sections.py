@@ -96,7 +96,7 @@ def _image(x: Subject, _: Values) -> Section:
     }  # fmt: skip
     picture = x.draw("data") if x.step else Canvas(seen.bgr, seen.name).pixels()
     divided = ["std"] if any(v != 1 for v in x.settings["MODEL.PIXEL_STD"]) else []
-    paragraphs = ["main", "mean", *divided, "truth" if x.step else "no_truth"]
+    paragraphs = ["main" if values["short"] else "as_is", "mean", *divided, "truth" if x.step else "no_truth"]
     return Section(values, paragraphs, [("image", picture)])
 
 
@@ -391,6 +391,8 @@ def _after(x: Subject, words: Values) -> Section:
         "k": k, "channels": x.settings["MODEL.HYPER.CHANNELS"], "reach": "",
         "ious": ", ".join(f"{v:g}" for v in ious),
     }  # fmt: skip
+    joined = [n for n in ("conv1", "conv3", "conv5") if n in seen.maps]
+    values["joined"] = ", ".join(joined)
     if not (boxes := x.boxes()):
         return Section(values)
     x1, y1, x2, y2 = box = seen.image.to_image(boxes[0][1][None])[0]
@@ -398,10 +400,10 @@ def _after(x: Subject, words: Values) -> Section:
     # Of two boxes of one size, side by side, with just this IoU.
     moved = [box + np.array([1, 0, 1, 0]) * sides[0] * (1 - v) / (1 + v) for v in ious]
     close = (x1 - margin, y1 - margin, x2 + margin, y2 + margin)
-    strides = {y.name[:5]: y.stride for y in seen.layers if y.name.startswith("conv")}
-    pooler, cell = build_pooler("ROIPool", 7, [1 / strides["conv5"]]), strides["conv5"]
-    rounded = pooled_cells(pooler, boxes[0][1], seen.grid[:2]).rounded
-    rounded = rounded * np.array([*cell_of(seen, cell)] * 2)
+    last = [y for y in seen.layers if y.name.startswith("conv")][-1]
+    pooler = build_pooler("ROIPool", 7, [1 / last.stride])
+    rounded = pooled_cells(pooler, boxes[0][1], last.size).rounded
+    rounded = rounded * np.array([*cell_of(seen, last.stride)] * 2)
     both = np.array([close, rounded])
     titles = {
         f"R-FCN: {k} x {k} bins, a map for each": close,
@@ -415,7 +417,7 @@ def _after(x: Subject, words: Values) -> Section:
         corner = box[:2] + sides / k * [n % k, n // k]
         part = np.concatenate([corner, corner + sides / k])
         rfcn.fill(part, class_style(n).colour, 0.45, text=str(n + 1))
-    joined = [n for n in ("conv1", "conv3", "conv5") if n in seen.maps]
+    strides = {y.name[:5]: y.stride for y in seen.layers if y.name.startswith("conv")}
     means = [(n, seen.maps[n].float().mean(dim=0).cpu().numpy()) for n in joined]
     hyper = draw_maps(bgr, means, [cell_of(seen, strides[n]) for n in joined], "HyperNet: maps")
     mask.box(rounded, Style(VERMILION, 3.0, "--"))

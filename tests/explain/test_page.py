@@ -213,3 +213,19 @@ def test_times_are_compared_with_what_the_paper_ran(pages: dict[str, str]) -> No
     assert "There the last map has 512 channels and the shorter side 600 pixels; here it is" in text
     ratio = re.search(r"this is (\S+) times", text)
     assert ratio and len(ratio[1].replace(".", "").strip("0,")) <= 2
+
+
+def test_image_that_is_not_resized(made: tuple[Subject, Path]) -> None:
+    settings = {**made[0].settings, "INPUT.MIN_SIZE_TEST": 0}
+    text = split(render(replace(made[0], settings=settings), "en"))["image"]
+    assert "the network sees it as it is" in text and "shorter side" not in text
+
+
+def test_network_without_conv5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_DEMO_ITERATIONS", 1)
+    monkeypatch.setattr(command, "tune_process", lambda: None)
+    parts = ("PAPER_VGG.OUT_FEATURES", "RPN.IN_FEATURES", "ROI_HEADS.IN_FEATURES")
+    words = [word for part in parts for word in (f"MODEL.{part}", "['conv4']")]
+    frcnn("explain", "--demo", "--output", tmp_path / "page.html", *SMALL, *words)
+    text = split((tmp_path / "page.html").read_text("utf-8"))["after"]
+    assert "(conv1, conv3)" in text and "conv5" not in text
