@@ -70,13 +70,16 @@ def shown(value: Any) -> str:
     """Write a number as people read it."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, float) and 0 < value < 1e-4:
+        return "< 0.0001"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return str(value)
 
 
 def _setting(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value
+    text = str(value)
+    return f"{value:.6g}" if isinstance(value, float) and len(text) > 8 else text
 
 
 def _address(picture: ImageArray) -> str:

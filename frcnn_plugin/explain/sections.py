@@ -96,7 +96,8 @@ def _image(x: Subject, _: Values) -> Section:
     }  # fmt: skip
     picture = x.draw("data") if x.step else Canvas(seen.bgr, seen.name).pixels()
     divided = ["std"] if any(v != 1 for v in x.settings["MODEL.PIXEL_STD"]) else []
-    paragraphs = ["main" if values["short"] else "as_is", "mean", *divided, "truth" if x.step else "no_truth"]
+    size, known_or_not = "main" if values["short"] else "as_is", "truth" if x.step else "no_truth"
+    paragraphs = [size, "mean", *divided, known_or_not]
     return Section(values, paragraphs, [("image", picture)])
 
 
@@ -407,7 +408,9 @@ def _after(x: Subject, words: Values) -> Section:
     both = np.array([close, rounded])
     titles = {
         f"R-FCN: {k} x {k} bins, a map for each": close,
-        "Mask R-CNN: RoIAlign's samples": (*both[:, :2].min(axis=0), *both[:, 2:].max(axis=0)),
+        "Mask R-CNN: RoIAlign's samples": (
+            *(both[:, :2].min(axis=0) - margin / 4), *(both[:, 2:].max(axis=0) + margin / 4)
+        ),
         "Cascade R-CNN: IoU with the yellow box": view_around(bgr, moved),
     }  # fmt: skip
     rfcn, mask, cascade = drawn = [

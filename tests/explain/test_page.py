@@ -100,6 +100,8 @@ def test_both_languages_have_the_same_names() -> None:
     [
         (21546, "21,546"),
         (0.00151234, "0.001512"),
+        (3.056e-9, "< 0.0001"),
+        (0.0, "0"),
         (26941.3, "26,941"),
         (999.96, "1000"),
         ("a", "a"),
@@ -177,6 +179,7 @@ def test_demo_has_objects_to_show(made: tuple[Subject, Path]) -> None:
 def test_settings_are_rounded_and_can_be_typed(pages: dict[str, str]) -> None:
     assert "MODEL.RPN.SMOOTH_L1_BETA 0.111111<" in pages["en"]
     assert "MODEL.RPN.PRE_NMS_TOPK_TEST 6000<" in pages["en"]  # no comma, unlike the sentences
+    assert "MODEL.RPN.MIN_SIZE_IMAGE 8.0<" in pages["en"]  # the command wants the point
     assert "0.1111111" not in pages["en"]
 
 
@@ -210,7 +213,7 @@ def test_whitened_targets_are_not_said_to_be_multiplied(made: tuple[Subject, Pat
 
 def test_times_are_compared_with_what_the_paper_ran(pages: dict[str, str]) -> None:
     text = re.sub(r"\s+", " ", split(pages["en"])["time"])
-    assert "There the last map has 512 channels and the shorter side 600 pixels; here it is" in text
+    assert "There the last map has 512 channels and the shorter side 600 pixels; here these are" in text
     ratio = re.search(r"this is (\S+) times", text)
     assert ratio and len(ratio[1].replace(".", "").strip("0,")) <= 2
 
