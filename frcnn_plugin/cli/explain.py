@@ -154,9 +154,11 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, Sequence[str], str]:
         kind = "demo" if args.demo else "backbone" if path else "random"
         config_file = config_file or (_DEMO if args.demo else _DEFAULT)
         cfg = setup_cfg(config_file, [*args.opts, "MODEL.WEIGHTS", path])
-        names = class_names(cfg) or (args.boxes and _names_in_files(cfg)) or ()
-        number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        names = names if len(names) == number else [f"class {k + 1}" for k in range(number)]
+        names, number = class_names(cfg) or (), cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        if not names and args.boxes:
+            names = _names_in_files(cfg)
+        if len(names) != number:
+            names = tuple(f"class {k + 1}" for k in range(number))
     stop_on_bad_values(cfg)
     phase = "fast_rcnn" if cfg.MODEL.LOAD_PROPOSALS else cfg.MODEL.PAPER_RCNN.PHASE
     cfg = with_training_proposals(cfg)
@@ -168,10 +170,10 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, Sequence[str], str]:
     return cfg, names, kind
 
 
-def _names_in_files(cfg: CfgNode) -> Sequence[str]:
+def _names_in_files(cfg: CfgNode) -> tuple[str, ...]:
     """Return the class names that only the files of the first training set have, if any."""
     with suppress(UserError):  # files that are not there: boxes may name "class 1"
-        return [name for first in cfg.DATASETS.TRAIN[:1] for name in names_of_data_set(first)]
+        return tuple(n for first in cfg.DATASETS.TRAIN[:1] for n in names_of_data_set(first))
     return ()
 
 
