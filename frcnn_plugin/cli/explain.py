@@ -86,6 +86,9 @@ def check(args: argparse.Namespace) -> None:
     if args.output.resolve() in read:
         raise UserError(f"--output {args.output} is read, too: give another name")
     check_file("--output", args.output)
+    if args.output.suffix.lower() not in (".html", ".htm"):  # a slip would replace a photograph
+        better = args.output.with_suffix(".html")
+        raise UserError(f"--output {args.output} is to be an HTML page: name it {better}")
 
 
 def read_boxes(

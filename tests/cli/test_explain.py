@@ -135,6 +135,7 @@ def test_training_size_is_that_of_testing(image: Path, subjects: list[Subject]) 
         (("--demo", "--boxes", "XML"), "--demo makes its own image"),
         (("XML",), "cannot be read as an image"),
         (("IMAGE", "--output", "IMAGE"), "is read, too"),
+        (("--demo", "--output", "a.png"), "--output a.png is to be an HTML page: name it a.html"),
         (("IMAGE", "--boxes", "none.txt", *CONFIG), "none.txt cannot be read (No such file"),
         (("IMAGE", "--config-file", "frcnn://fast_rcnn_vgg16_voc.yaml", *SMALL), "given its prop"),
         (("IMAGE", "--config-file", "frcnn://demo/vgg16_shapes_fpn.yaml", *SMALL), "NAME VGG16 or"),
