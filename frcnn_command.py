@@ -19,10 +19,12 @@ from pathlib import Path
 # What other libraries say of each other, whatever a user does, and she can do nothing about.
 NOISE = (
     "FutureWarning: `torch.jit.script`",  # Detectron2 compiles functions when it is imported
+    "FutureWarning: `torch.jit.load`",  # files that `frcnn export` compares
     "FutureWarning: `torch.cuda.amp.",  # its AMPTrainer
     "FutureWarning: `broadcast_buffers` is deprecated",  # of models in several processes
     "UserWarning: torch.meshgrid: ",  # Detectron2's anchors
     "UserWarning: pkg_resources is deprecated",  # its model zoo
+    "is_fx_tracing will return true for both ",  # its RoIAlign, of masks
     "No CUDA runtime is found, using CUDA_HOME=",  # torch, when Detectron2 lists the environment
     "Terminating process ",  # torch, of processes that end with the first one, which says why
 )
@@ -52,8 +54,8 @@ def keep_noise_off_console() -> None:
     logger.propagate = False
     logger.addHandler(console)
     logger.addHandler(MemoryHandler(1000, flushLevel=logging.WARNING))
-    for name in ("torch.utils.cpp_extension", "torch.multiprocessing.spawn"):
-        logging.getLogger(name).addFilter(_among_warnings)
+    for name in ("utils.cpp_extension", "multiprocessing.spawn", "fx._symbolic_trace"):
+        logging.getLogger(f"torch.{name}").addFilter(_among_warnings)
     # Of semaphores of a process that left at once, by a helper process of Python, which frees them.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
 

@@ -351,7 +351,9 @@ def existing(path: str | os.PathLike[str]) -> Path:
     """Return the path of a file that is there and may be read; else raise a UserError."""
     path = Path(path)
     if path.is_dir():
-        inside = next((f.name for f in sorted(path.glob("*.pth"))), "model_final.pth")
+        # A finished run's first of all; others by name.
+        there = sorted(path.glob("*.pth"), key=lambda f: (f.name != "model_final.pth", f.name))
+        inside = there[0].name if there else "model_final.pth"
         raise UserError(f"{path} is a folder: name a file in it, such as {path / inside}")
     if not path.is_file():
         raise UserError(f"there is no file {path}")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ..checkpoint.checkpointer import AtomicCheckpointer, class_names
 from ..checkpoint.read import local_file
 from ..config import plugin_cfg
 from ..config_files import flat_keys
+from ..data.datasets.checks import class_names as names_of_data_set
 from ..data.datasets.geometry import fit_box
 from ..data.datasets.voc_xml import read_annotation
 from ..data.loading.image_reader import read_bgr
@@ -84,6 +86,9 @@ def check(args: argparse.Namespace) -> None:
     if args.output.resolve() in read:
         raise UserError(f"--output {args.output} is read, too: give another name")
     check_file("--output", args.output)
+    if args.output.suffix.lower() not in (".html", ".htm"):  # a slip would replace a photograph
+        better = args.output.with_suffix(".html")
+        raise UserError(f"--output {args.output} is to be an HTML page: name it {better}")
 
 
 def read_boxes(
@@ -152,8 +157,11 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, Sequence[str], str]:
         kind = "demo" if args.demo else "backbone" if path else "random"
         config_file = config_file or (_DEMO if args.demo else _DEFAULT)
         cfg = setup_cfg(config_file, [*args.opts, "MODEL.WEIGHTS", path])
-        classes = range(1, cfg.MODEL.ROI_HEADS.NUM_CLASSES + 1)
-        names = class_names(cfg) or tuple(f"class {k}" for k in classes)
+        names, number = class_names(cfg) or (), cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        if not names and args.boxes:
+            names = _names_in_files(cfg)
+        if len(names) != number:
+            names = tuple(f"class {k + 1}" for k in range(number))
     stop_on_bad_values(cfg)
     phase = "fast_rcnn" if cfg.MODEL.LOAD_PROPOSALS else cfg.MODEL.PAPER_RCNN.PHASE
     cfg = with_training_proposals(cfg)
@@ -163,6 +171,13 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, Sequence[str], str]:
     cfg.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
     cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
     return cfg, names, kind
+
+
+def _names_in_files(cfg: CfgNode) -> tuple[str, ...]:
+    """Return the class names that only the files of the first training set have, if any."""
+    with suppress(UserError):  # files that are not there: boxes may name "class 1"
+        return tuple(n for first in cfg.DATASETS.TRAIN[:1] for n in names_of_data_set(first))
+    return ()
 
 
 def build(cfg: CfgNode, kind: str) -> Any:
@@ -195,13 +210,13 @@ def run(args: argparse.Namespace) -> Path:
     """Write the page; return it."""
     check(args)
     tune_process()
+    cfg, names, kind = configure(args)
     if args.demo:
         folder = args.output.with_name(args.output.stem + "_demo")
         write_synthetic_voc(folder, 1, 0, seed=_DEMO_SEED)
         args.image, args.boxes = folder / "JPEGImages/000001.jpg", folder / "Annotations/000001.xml"
         print(f"image and objects: {args.image}, {args.boxes}")
     height, width = read_bgr(args.image).shape[:2]
-    cfg, names, kind = configure(args)
     record: dict[str, Any] = {"file_name": str(args.image), "image_id": Path(args.image).stem}
     if args.boxes:
         record["annotations"] = read_boxes(args.boxes, (width, height), names, record["image_id"])

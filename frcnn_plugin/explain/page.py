@@ -34,7 +34,7 @@ def render(subject: Subject, language: str) -> str:
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
         for name, build in SECTIONS.items():
             filled = _filled(build(subject, text["words"]), text["sections"][name])
-            settings = [(key, subject.settings[key]) for key in facts[name]["keys"]]
+            settings = [(key, _setting(subject.settings[key])) for key in facts[name]["keys"]]
             source = facts[name]["source"]
             sections.append({"name": name, "settings": settings, "source": source, **filled})
     environment = Environment(
@@ -70,9 +70,16 @@ def shown(value: Any) -> str:
     """Write a number as people read it."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, float) and 0 < value < 1e-4:
+        return "< 0.0001"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return str(value)
+
+
+def _setting(value: Any) -> Any:
+    text = str(value)
+    return f"{value:.6g}" if isinstance(value, float) and len(text) > 8 else text
 
 
 def _address(picture: ImageArray) -> str:

@@ -32,6 +32,7 @@ from ..visualization.drawings.roi_cells import pooled_cells
 from ..visualization.measure import ForwardPass, TrainingStep
 from ..visualization.pictures import Pictures, cell_of, funnel_of, layers_of, losses_of
 
+_PAPER_CHANNELS = {"VGG16": 512, "ZF": 256}  # of the last map
 _PAPER_MS = {"VGG16": (141, 10, 47), "ZF": (31, 3, 25)}  # table 5
 _ROWS = 6  # of tables of examples
 Table = list[list[Any]]
@@ -85,7 +86,7 @@ def _image(x: Subject, _: Values) -> Section:
     seen, known = x.seen.image, x.truth[1]
     (rows, columns), (height, width) = seen.size, seen.bgr.shape[:2]
     mean, std = (
-        ", ".join(f"{v:g}" for v in x.settings[f"MODEL.PIXEL_{k}"]) for k in ("MEAN", "STD")
+        ", ".join(f"{v:.10g}" for v in x.settings[f"MODEL.PIXEL_{k}"]) for k in ("MEAN", "STD")
     )
     values = {
         "width": width, "height": height, "rows": rows, "columns": columns, "mean": mean,
@@ -94,7 +95,9 @@ def _image(x: Subject, _: Values) -> Section:
         "objects": len(known.names), "ignored": int(known.ignored.sum()),
     }  # fmt: skip
     picture = x.draw("data") if x.step else Canvas(seen.bgr, seen.name).pixels()
-    paragraphs = ["main", "mean", "truth" if x.step else "no_truth"]
+    divided = ["std"] if any(v != 1 for v in x.settings["MODEL.PIXEL_STD"]) else []
+    size, known_or_not = "main" if values["short"] else "as_is", "truth" if x.step else "no_truth"
+    paragraphs = [size, "mean", *divided, known_or_not]
     return Section(values, paragraphs, [("image", picture)])
 
 
@@ -174,6 +177,7 @@ def _rpn(x: Subject, words: Values) -> Section:
         cell, kind = divmod(best, per_cell)
         back, front = seen.pairs.flatten(1)[[kind, per_cell + kind], cell].tolist()
         values |= {"back": f"{back:.3f}", "front": f"{front:.3f}"}
+        values["minus"] = values["front"] if front >= 0 else f"({values['front']})"
     maps = chance.view(rows, columns, per_cell).permute(2, 0, 1).cpu().numpy()
     panels = [(f"{s}: {m.max():.2f}", m) for s, m in zip(_sides(seen), maps, strict=True)]
     cell_size, rowfuls = cell_of(seen, own.anchor_generator.strides[0]), []
@@ -190,7 +194,7 @@ def _rpn(x: Subject, words: Values) -> Section:
             "cls": step.losses["loss_rpn_cls"], "loc": step.losses["loss_rpn_loc"],
             "whitened": words["white"] if white else "",
         }  # fmt: skip
-        paragraphs += ["loss", "t"]
+        paragraphs += ["loss", "norm", "t"]
         chosen, names = (step.sampled == 1).nonzero().squeeze(1)[:_ROWS], x.trained.names
         wanted = own.box2box_transform.get_deltas(seen.anchors.tensor[chosen], step.matched[chosen])
         for a, v in zip(chosen.tolist(), wanted, strict=True):
@@ -209,9 +213,10 @@ def _proposals(x: Subject, words: Values) -> Section:
         **dict(zip(keys, left, strict=True)),
         "nms": own.nms_thresh,
         "least": own.min_size_image,
+        "train": x.settings["MODEL.RPN.POST_NMS_TOPK_TRAIN"],
     }
     boxes, scores = seen.proposals.proposal_boxes.tensor, seen.proposals.objectness_logits.sigmoid()
-    paragraphs = ["main"]
+    paragraphs = ["main", "train"]
     if (~truth.ignored).any():
         paragraphs.append("recall")
         for name, tensor in (("anchors", seen.anchors.tensor), ("post", boxes)):
@@ -292,6 +297,10 @@ def _head(x: Subject, words: Values) -> Section:
         paragraphs.append("sample")
         if step.targets is not None and step.predicted is not None and step.chances is not None:
             paragraphs.append("t")
+            own_layer = x.model.roi_heads.box_predictor
+            times = ", ".join(f"{v:g}" for v in own_layer.box2box_transform.weights)
+            white = own_layer.target_statistics.active
+            values["scaled"] = words["white"] if white else words["times"].format(times)
             rows = [
                 [
                     names[classes[k]], float(step.chances[k]),
@@ -350,7 +359,9 @@ def _time(x: Subject, words: Values) -> Section:
     values = {
         "rows": rows, "columns": columns, "total": here[-1], "reference": paper[name][-1],
         "device": str(x.model.device), "threads": torch.get_num_threads(), "name": name,
-        "ratio": here[-1] / paper[name][-1],
+        "ratio": float(f"{here[-1] / paper[name][-1]:.2g}"), "theirs": _PAPER_CHANNELS[name],
+        "channels": x.seen.features[x.model.proposal_generator.in_features[0]].shape[1],
+        "short": min(rows, columns),
     }  # fmt: skip
     return Section(values, tables=[("time", table)])
 
@@ -381,6 +392,8 @@ def _after(x: Subject, words: Values) -> Section:
         "k": k, "channels": x.settings["MODEL.HYPER.CHANNELS"], "reach": "",
         "ious": ", ".join(f"{v:g}" for v in ious),
     }  # fmt: skip
+    joined = [n for n in ("conv1", "conv3", "conv5") if n in seen.maps]
+    values["joined"] = ", ".join(joined)
     if not (boxes := x.boxes()):
         return Section(values)
     x1, y1, x2, y2 = box = seen.image.to_image(boxes[0][1][None])[0]
@@ -388,8 +401,16 @@ def _after(x: Subject, words: Values) -> Section:
     # Of two boxes of one size, side by side, with just this IoU.
     moved = [box + np.array([1, 0, 1, 0]) * sides[0] * (1 - v) / (1 + v) for v in ious]
     close = (x1 - margin, y1 - margin, x2 + margin, y2 + margin)
+    last = [y for y in seen.layers if y.name.startswith("conv")][-1]
+    pooler = build_pooler("ROIPool", 7, [1 / last.stride])
+    rounded = pooled_cells(pooler, boxes[0][1], last.size).rounded
+    rounded = rounded * np.array([*cell_of(seen, last.stride)] * 2)
+    both = np.array([close, rounded])
     titles = {
-        f"R-FCN: {k} x {k} bins, a map for each": close, "Mask R-CNN: RoIAlign's samples": close,
+        f"R-FCN: {k} x {k} bins, a map for each": close,
+        "Mask R-CNN: RoIAlign's samples": (
+            *(both[:, :2].min(axis=0) - margin / 4), *(both[:, 2:].max(axis=0) + margin / 4)
+        ),
         "Cascade R-CNN: IoU with the yellow box": view_around(bgr, moved),
     }  # fmt: skip
     rfcn, mask, cascade = drawn = [
@@ -400,12 +421,9 @@ def _after(x: Subject, words: Values) -> Section:
         part = np.concatenate([corner, corner + sides / k])
         rfcn.fill(part, class_style(n).colour, 0.45, text=str(n + 1))
     strides = {y.name[:5]: y.stride for y in seen.layers if y.name.startswith("conv")}
-    joined = [n for n in ("conv1", "conv3", "conv5") if n in seen.maps]
     means = [(n, seen.maps[n].float().mean(dim=0).cpu().numpy()) for n in joined]
     hyper = draw_maps(bgr, means, [cell_of(seen, strides[n]) for n in joined], "HyperNet: maps")
-    pooler, cell = build_pooler("ROIPool", 7, [1 / strides["conv5"]]), strides["conv5"]
-    rounded = pooled_cells(pooler, boxes[0][1], seen.grid[:2]).rounded
-    mask.box(rounded * np.array([*cell_of(seen, cell)] * 2), Style(VERMILION, 3.0, "--"))
+    mask.box(rounded, Style(VERMILION, 3.0, "--"))
     points = (np.indices((14, 14)).reshape(2, -1) + 0.5) / 14 * sides[:, None] + box[:2, None]
     mask.axes[0].plot(*points, ".", color=VERMILION, ms=6)
     styles = [class_style(n) for n in range(len(ious))]

@@ -304,6 +304,10 @@ def test_pickles_of_detectron_and_its_successor(tmp_path: Path, protocol: int) -
 def test_folder_and_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a folder: name a file in it, such as .*model_final"):
         read_checkpoint(tmp_path)
+    for name in ("initial_weights.pth", "model_final.pth", "stage1_final.pth"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"name a file in it, such as .*model_final\.pth"):
+        read_checkpoint(tmp_path)
     (tmp_path / "notes.pth").write_text("learning rate 0.001\n")
     with pytest.raises(UserError, match=r"notes\.pth is a text file, not one of weights"):
         read_weights(tmp_path / "notes.pth")

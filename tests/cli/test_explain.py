@@ -135,6 +135,7 @@ def test_training_size_is_that_of_testing(image: Path, subjects: list[Subject]) 
         (("--demo", "--boxes", "XML"), "--demo makes its own image"),
         (("XML",), "cannot be read as an image"),
         (("IMAGE", "--output", "IMAGE"), "is read, too"),
+        (("--demo", "--output", "a.png"), "--output a.png is to be an HTML page: name it a.html"),
         (("IMAGE", "--boxes", "none.txt", *CONFIG), "none.txt cannot be read (No such file"),
         (("IMAGE", "--config-file", "frcnn://fast_rcnn_vgg16_voc.yaml", *SMALL), "given its prop"),
         (("IMAGE", "--config-file", "frcnn://demo/vgg16_shapes_fpn.yaml", *SMALL), "NAME VGG16 or"),
@@ -155,3 +156,25 @@ def test_demo_learns_its_picture(subjects: list[Subject], monkeypatch: pytest.Mo
     before, after = (sum(s.step.losses.values()) for s in subjects if s.step)
     assert after < before and not subjects[1].model.training
     assert subjects[1].weights == ("demo", {"weights": "", "iterations": 12})
+
+
+def test_demo_leaves_nothing_after_a_mistake(
+    fails: Callable[..., str], subjects: list[Subject], tmp_path: Path
+) -> None:
+    assert "there is no key MODEL.NO" in fails("explain", "--demo", "MODEL.NO", "3")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_only_a_coco_file_has(
+    data: Path, xml: Path, image: Path, subjects: list[Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And masks, which boxes lack."""
+    mask = "frcnn://demo/vgg16_shapes_mask.yaml"
+    entry = [{
+        "name": "shapes_of_explain", "json": str(data / "COCO" / "trainval.json"),
+        "images": str(data / "JPEGImages"),
+    }]  # fmt: skip
+    words = ("DATASETS.REGISTER", str(entry), "DATASETS.TRAIN", "('shapes_of_explain',)")
+    frcnn("explain", image, "--boxes", xml, "--config-file", mask, *SMALL, *words)
+    assert tuple(subjects[0].names) == SHAPE_CLASSES
+    assert subjects[0].step and subjects[0].step.rois is not None

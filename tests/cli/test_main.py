@@ -214,9 +214,10 @@ assert not {"torch", "detectron2", "numpy", "frcnn_plugin"} & set(sys.modules)
 def test_noise_is_known_by_its_words() -> None:
     """All other warnings are shown, in Python's own form."""
     code = """
-import frcnn_command, warnings
-for text in ("`torch.jit.script` is deprecated", "`torch.jit.trace` is deprecated"):
-    warnings.warn(text, FutureWarning)
+import frcnn_command, logging, warnings
+for text in ("`torch.jit.script`", "`torch.jit.load`", "`torch.jit.trace`"):
+    warnings.warn(f"{text} is deprecated", FutureWarning)
+logging.getLogger("torch.fx._symbolic_trace").warning("is_fx_tracing will return true for both fx")
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

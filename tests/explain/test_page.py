@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from frcnn_plugin.cli import explain as command
@@ -99,6 +100,8 @@ def test_both_languages_have_the_same_names() -> None:
     [
         (21546, "21,546"),
         (0.00151234, "0.001512"),
+        (3.056e-9, "< 0.0001"),
+        (0.0, "0"),
         (26941.3, "26,941"),
         (999.96, "1000"),
         ("a", "a"),
@@ -171,3 +174,61 @@ def test_demo_has_objects_to_show(made: tuple[Subject, Path]) -> None:
         len(subject.trained.names) >= 2 and (folder / "page_demo/Annotations/000001.xml").is_file()
     )
     assert DEMO.endswith(command._DEMO.removeprefix("frcnn://"))
+
+
+def test_settings_are_rounded_and_can_be_typed(pages: dict[str, str]) -> None:
+    assert "MODEL.RPN.SMOOTH_L1_BETA 0.111111<" in pages["en"]
+    assert "MODEL.RPN.PRE_NMS_TOPK_TEST 6000<" in pages["en"]  # no comma, unlike the sentences
+    assert "MODEL.RPN.MIN_SIZE_IMAGE 8.0<" in pages["en"]  # the command wants the point
+    assert "0.1111111" not in pages["en"]
+
+
+def test_pixels_that_are_not_divided_are_not_said_to_be(made: tuple[Subject, Path]) -> None:
+    subject, text = made[0], {}
+    for std in (1.0, 57.375):
+        settings = {**subject.settings, "MODEL.PIXEL_STD": [std] * 3}
+        text[std] = split(render(replace(subject, settings=settings), "en"))["image"]
+    assert "divided by" not in text[1.0]
+    assert "What is left is divided by 57.375, 57.375, 57.375." in text[57.375]
+
+
+def test_formula_has_brackets_only_where_needed(made: tuple[Subject, Path]) -> None:
+    subject = made[0]
+    assert subject.seen.pairs is not None
+    for front, term in ((2.5, "- 2.500)) ="), (-2.5, "- (-2.500))) =")):
+        seen = replace(subject.seen, pairs=torch.full_like(subject.seen.pairs, front))
+        assert term in split(render(replace(subject, seen=seen), "en"))["rpn"]
+
+
+def test_whitened_targets_are_not_said_to_be_multiplied(made: tuple[Subject, Path]) -> None:
+    subject = made[0]
+    statistics = subject.model.roi_heads.box_predictor.target_statistics
+    before = split(render(subject, "en"))["head"]
+    assert "both multiplied by 10, 10, 5, 5 (zeros in v" in before
+    statistics.std.fill_(0.5)
+    after = split(render(subject, "en"))["head"]
+    statistics.std.fill_(1.0)
+    assert "both less the mean of the training set" in after and "multiplied" not in after
+
+
+def test_times_are_compared_with_what_the_paper_ran(pages: dict[str, str]) -> None:
+    text = re.sub(r"\s+", " ", split(pages["en"])["time"])
+    assert "There the last map has 512 channels and the shorter side 600 pixels; here " in text
+    ratio = re.search(r"this is (\S+) times", text)
+    assert ratio and len(ratio[1].replace(".", "").strip("0,")) <= 2
+
+
+def test_image_that_is_not_resized(made: tuple[Subject, Path]) -> None:
+    settings = {**made[0].settings, "INPUT.MIN_SIZE_TEST": 0}
+    text = split(render(replace(made[0], settings=settings), "en"))["image"]
+    assert "the network sees it as it is" in text and "shorter side" not in text
+
+
+def test_network_without_conv5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_DEMO_ITERATIONS", 1)
+    monkeypatch.setattr(command, "tune_process", lambda: None)
+    parts = ("PAPER_VGG.OUT_FEATURES", "RPN.IN_FEATURES", "ROI_HEADS.IN_FEATURES")
+    words = [word for part in parts for word in (f"MODEL.{part}", "['conv4']")]
+    frcnn("explain", "--demo", "--output", tmp_path / "page.html", *SMALL, *words)
+    text = split((tmp_path / "page.html").read_text("utf-8"))["after"]
+    assert "(conv1, conv3)" in text and "conv5" not in text
