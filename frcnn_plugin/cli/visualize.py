@@ -104,8 +104,20 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     return args
 
 
+# Option -> the modes that it has a meaning for.
+_MODES_OF = {
+    "topk": ("proposals", "roi-cells", "detections"),
+    "score": ("proposals", "detections"),
+    "box": ("roi-cells",),
+    "cell": ("anchors",),
+}
+
+
 def check(args: argparse.Namespace) -> None:
     check_numbers(args)
+    for option, modes in _MODES_OF.items():
+        if getattr(args, option) is not None and args.mode not in modes:
+            raise UserError(f"--{option} has no meaning for --mode {args.mode}, but for {modes[0]}")
     if args.input and (args.image or args.dataset):
         other = "--image" if args.image else "--dataset"
         raise UserError(f"--input and {other} exclude each other: files, or images of a data set")

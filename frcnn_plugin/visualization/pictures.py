@@ -380,7 +380,8 @@ def layers_of(seen: ForwardPass) -> list[tuple[str, Canvas]]:
     drawn = []
     for name, values in seen.maps.items():
         layer = [one for one in seen.layers if one.name.startswith(name)][-1]
-        notes = [f"a cell is {layer.stride} network pixels and sees {layer.sees} x {layer.sees}"]
+        own, seen_by = (f"{side} x {side}" for side in (layer.stride, layer.sees))
+        notes = [f"a cell is {own} network pixels and sees {seen_by}"]
         cell, array = cell_of(seen, layer.stride), values.float().cpu().numpy()
         drawn.append((name, draw_layer(seen.image.bgr, array, cell, name, notes)))
     return drawn
