@@ -33,7 +33,7 @@ PACKAGE_DATA = {
     "frcnn_plugin": ["py.typed"],  # type checkers may use the annotations
     "frcnn_plugin.configs": ["*.yaml", "**/*.yaml", "lazy/*.py"],
     "frcnn_plugin.explain": ["*.html", "*.yaml"],
-    "frcnn_plugin.report": ["page.html", "page.css"],
+    "frcnn_plugin.report": ["*.html", "*.css"],
 }
 
 

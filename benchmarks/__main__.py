@@ -53,6 +53,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], str, i
     "runtimes": (runtimes.run, "inference on a CPU beside ONNX Runtime and OpenVINO", 7),
     "gpu": (gpu.run, "all that is to be known on a GPU, in a few minutes", 0),
 }
+# Sub-commands that share no options with the others -> what adds theirs.
+_WITH_OWN_OPTIONS = {"learn": learn.add_arguments, "gpu": gpu.add_arguments}
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -82,8 +84,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, text, repeats) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
-        if name in ("learn", "gpu"):
-            (learn if name == "learn" else gpu).add_arguments(command)
+        if name in _WITH_OWN_OPTIONS:
+            _WITH_OWN_OPTIONS[name](command)
             continue
         add_common(command, repeats)
         if name in ("infer", "train"):
@@ -202,11 +204,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         setup_logger(name=name)
     try:
         prepare_folder(args.output)
-        if args.command in ("learn", "gpu"):
-            return COMMANDS[args.command][0](args)
-        check(args)
-        if args.threads:
-            torch.set_num_threads(args.threads)
+        if args.command not in _WITH_OWN_OPTIONS:
+            check(args)
+            if args.threads:
+                torch.set_num_threads(args.threads)
         return COMMANDS[args.command][0](args)
     except UserError as error:
         sys.exit(f"error: {error}")

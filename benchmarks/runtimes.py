@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from benchmarks.measuring import in_turn, ratio, spread, tune
 from benchmarks.output import headline, write_results
 from benchmarks.work import specs_from, work_from
 from frcnn_plugin.errors import UserError
+from frcnn_plugin.predict.export import export, inputs_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,15 +93,9 @@ def _convolutions(contender: Contender, file: Path) -> dict[str, Run]:
 
 def _detector(contender: Contender, file: Path) -> dict[str, Run]:
     """Run all of it; they get the resized image, as ours does."""
-    try:
-        export = importlib.import_module("frcnn_plugin.predict.export").export
-    except ImportError:
-        logger.warning("the whole detector is left out: this version cannot export it")
-        return {}
     model: Any = contender.model
-    file.write_bytes(export(SimpleNamespace(cfg=contender.cfg, model=model), "onnx"))
+    file.write_bytes(export(contender.cfg, model, "onnx"))
     (item,) = contender.arguments[0]
-    size = torch.tensor([item["height"], item["width"]], dtype=torch.float32)
 
     def ours(dtype: torch.dtype) -> Any:
         model.inference_dtype = dtype
@@ -110,7 +104,7 @@ def _detector(contender: Contender, file: Path) -> dict[str, Run]:
 
     dtypes = {"ours": torch.float32, "ours bf16": torch.bfloat16}
     runs: dict[str, Run] = {name: partial(ours, dtype) for name, dtype in dtypes.items()}
-    return runs | _others(file, [item["image"], size])
+    return runs | _others(file, [*inputs_of(item)])
 
 
 def _sample(run: Run) -> float:
@@ -131,8 +125,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {"what": "runtimes"}
     for what, build in (("convolutions", _convolutions), ("detector", _detector)):
         with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-            if not (runs := build(contender, Path(folder, "model.onnx"))):
-                continue
+            runs = build(contender, Path(folder, "model.onnx"))
             found = {name: torch.as_tensor(each()[0]) for name, each in runs.items()}
             samples = in_turn({n: partial(_sample, each) for n, each in runs.items()}, args.repeats)
         seconds = {name: [s for n, s in samples if n == name] for name in runs}

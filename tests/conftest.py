@@ -17,6 +17,12 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+)
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import setup_logger
 
@@ -81,6 +87,19 @@ def restore_catalogs() -> Iterator[None]:
     yield
     for catalog, data in saved:
         catalog.data = data
+
+
+@pytest.fixture
+def restore_registries() -> Iterator[None]:
+    """Leaves the names of models and of their parts as they were."""
+    registries = (
+        *(META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, RPN_HEAD_REGISTRY),
+        ROI_HEADS_REGISTRY,
+    )
+    saved = [(registry, dict(registry)) for registry in registries]
+    yield
+    for registry, names in saved:
+        registry._obj_map = names
 
 
 @pytest.fixture

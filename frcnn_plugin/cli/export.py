@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     export.check_exports(cfg, form)
     predictor = FasterRCNNPredictor(model, args.config_file, opts, device="cpu")
     predictor.check_detects()
-    content = export.export(predictor, form, opset)
+    content = export.export(predictor.cfg, predictor.model, form, opset)
     if args.check is not None:
         for line in export.compare(predictor, content, form, paths):
             print(line)

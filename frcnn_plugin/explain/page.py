@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..report.page import fill
 from ..visualization.drawings.canvas import encode, resize
 from ..visualization.drawings.palette import ImageArray
 from .sections import SECTIONS, Section, Subject
@@ -37,16 +37,10 @@ def render(subject: Subject, language: str) -> str:
             settings = [(key, _setting(subject.settings[key])) for key in facts[name]["keys"]]
             source = facts[name]["source"]
             sections.append({"name": name, "settings": settings, "source": source, **filled})
-    environment = Environment(
-        loader=FileSystemLoader([_HERE, _HERE.parent]),
-        autoescape=True,  # anybody may name classes and files
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     kind, values = subject.weights
-    return environment.get_template("page.html").render(
-        text=text, language=language, sections=sections, good=kind == "detector", shown=shown,
+    return fill(
+        "explain/page.html", text=text, language=language, sections=sections, shown=shown,
+        good=kind == "detector",
         title=text["page"]["title"].format(name=subject.seen.image.name),
         weights=text["weights"][kind].format(**values),
     )  # fmt: skip

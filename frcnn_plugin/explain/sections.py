@@ -16,12 +16,12 @@ from detectron2.structures import Boxes, pairwise_iou
 
 from ..data.proposals.files import Proposals
 from ..errors import UserError
-from ..evaluation.detections import Detections, judge_detections
+from ..evaluation.detections import judge_detections
 from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.proposals.recall import measure_recall
 from ..four_step.stages import STAGES, ScheduledStage
 from ..modeling import build_pooler
-from ..visualization.drawings.anchors import Reason, Sample, draw_samples
+from ..visualization.drawings.anchors import Reason, draw_samples
 from ..visualization.drawings.canvas import Canvas, Panel, view_around
 from ..visualization.drawings.detections import contact_sheet, draw_detections
 from ..visualization.drawings.maps import draw_maps, draw_pooled
@@ -30,7 +30,16 @@ from ..visualization.drawings.palette import OBJECT, VERMILION, ImageArray, Styl
 from ..visualization.drawings.proposals import draw_proposals
 from ..visualization.drawings.roi_cells import pooled_cells
 from ..visualization.measure import ForwardPass, TrainingStep
-from ..visualization.pictures import Pictures, cell_of, funnel_of, layers_of, losses_of
+from ..visualization.pictures import (
+    Pictures,
+    anchor_sample,
+    cell_of,
+    detections_of,
+    funnel_of,
+    layers_of,
+    losses_of,
+    roi_sample,
+)
 
 _PAPER_CHANNELS = {"VGG16": 512, "ZF": 256}  # of the last map
 _PAPER_MS = {"VGG16": (141, 10, 47), "ZF": (31, 3, 25)}  # table 5
@@ -277,7 +286,6 @@ def _head(x: Subject, words: Values) -> Section:
     if step and step.rois is not None:
         rois, classes = step.rois, step.rois.gt_classes.tolist()
         fg = [k for k, c in enumerate(classes) if c < number]
-        boxes = seen.image.to_image(rois.proposal_boxes.tensor.cpu())
         back = [k for k in range(len(rois)) if k not in fg]
         own = {k: v for k, v in step.losses.items() if not k.startswith("loss_rpn")}
         values |= {
@@ -285,12 +293,9 @@ def _head(x: Subject, words: Values) -> Section:
             "iou": x.settings["MODEL.ROI_HEADS.IOU_THRESHOLDS"][-1],
             "losses": ", ".join(f"{k} {v:.4f}" for k, v in own.items()),
         }  # fmt: skip
-        positive, negative = (
-            seen.image.to_image(seen.anchors.tensor[step.sampled == k].cpu()) for k in (1, 0)
-        )
         samples = [
-            Sample("RPN anchors", positive, negative),
-            Sample("head RoIs", boxes[fg], boxes[back], ("foreground", "background")),
+            anchor_sample(seen.image, seen.anchors, step.sampled),
+            roi_sample(seen.image, rois, number),
         ]
         picture = draw_samples(seen.image.bgr, samples, x.trained, seen.image.name).pixels()
         figures += [("sampled", picture), ("losses", losses_of(seen, step, x.trained).pixels())]
@@ -321,30 +326,28 @@ def _detections(x: Subject, _: Values) -> Section:
     least = 0.5
     if len(found) and found.scores[0] < least:  # random weights have no high scores
         least = float(found.scores[:10][-1])
-    shown = found[found.scores >= least].to("cpu")
-    boxes = shown.pred_boxes.tensor.double().numpy()
-    scores, classes = shown.scores.double().numpy(), shown.pred_classes.numpy()
-    names, verdicts, match = [x.names[c] for c in classes], None, x.settings["TEST.VOC_MATCH"]
+    shown = detections_of(found[found.scores >= least])
+    names, verdicts = [x.names[c] for c in shown.classes], None
+    match = x.settings["TEST.VOC_MATCH"]
     heads = {k: x.settings[f"MODEL.ROI_HEADS.{k}_THRESH_TEST"] for k in ("SCORE", "NMS")}
     values = {
         "proposals": len(x.seen.proposals), "score": heads["SCORE"], "nms": heads["NMS"],
         "limit": x.settings["TEST.DETECTIONS_PER_IMAGE"], "found": len(found),
-        "shown": f"{least:.3f}", "drawn": len(shown),
+        "shown": f"{least:.3f}", "drawn": len(names),
     }  # fmt: skip
     paragraphs = ["several"]
     if x.seen.counts:
         paragraphs = ["main"]
         values["candidates"], values["kept"] = x.seen.counts
     if x.step:
-        judged = Detections(boxes, scores, classes, np.zeros(len(shown), dtype=np.int64))
-        right, ignored, hit = verdicts = judge_detections(judged, truth, match)
+        right, ignored, hit = verdicts = judge_detections(shown, truth, match)
         values |= {
             "right": int(right.sum()), "wrong": int((~right & ~ignored).sum()), "rule": match,
             "missed": int((~hit & ~truth.ignored).sum()),
         }  # fmt: skip
         paragraphs.append("verdict")
     known, title = objects if x.step else None, f"detections: {image.name}"
-    canvas = draw_detections(image.bgr, boxes, names, scores, known, verdicts, title)
+    canvas = draw_detections(image.bgr, shown.boxes, names, shown.scores, known, verdicts, title)
     return Section(values, paragraphs, [("detections", canvas.pixels())])
 
 

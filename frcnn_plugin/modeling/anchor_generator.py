@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
+from detectron2.structures import Boxes
 
 from ..errors import UserError
 from ..host import register
@@ -68,17 +69,21 @@ class CaffeAnchorGenerator(DefaultAnchorGenerator):
             )
         return ret
 
-    def _grid_anchors(self, grid_sizes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Shift the cell anchors to all cells of maps; (height, width) each.
+    def forward(self, features: Sequence[torch.Tensor]) -> list[Boxes]:
+        """Return the anchors of all cells of each map, (N, C, H, W): (H * W * A, 4).
 
-        Rewrites Detectron2's method, which copies the shifts to a GPU, and so waits until the
-        backbone is done.
+        Rewrites Detectron2's method, which copies the shifts of cells to a GPU, and so waits until
+        the backbone is done.
         """
         anchors = []
-        for size, stride, cell in zip(grid_sizes, self.strides, self.cell_anchors, strict=True):
-            shifts = (torch.arange(n, device=cell.device, dtype=cell.dtype) * stride for n in size)
-            y, x = torch.meshgrid(*shifts, indexing="ij")
-            anchors.append((torch.stack((x, y, x, y), dim=2).view(-1, 1, 4) + cell).view(-1, 4))
+        for feature, stride, cell in zip(features, self.strides, self.cell_anchors, strict=True):
+            steps = (
+                torch.arange(n, device=cell.device, dtype=cell.dtype) * stride
+                for n in feature.shape[-2:]
+            )
+            y, x = torch.meshgrid(*steps, indexing="ij")
+            shifts = torch.stack((x, y, x, y), dim=2).view(-1, 1, 4)
+            anchors.append(Boxes((shifts + cell).view(-1, 4)))
         return anchors
 
     def generate_cell_anchors(

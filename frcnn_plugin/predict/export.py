@@ -98,14 +98,14 @@ def check_exports(cfg: CfgNode, form: str) -> None:
             raise UserError(f"{key} is {value}, which {form} cannot do: type {key} '{usable}'")
 
 
-def export(predictor: FasterRCNNPredictor, form: str, opset: int = OPSET) -> bytes:
+def export(cfg: CfgNode, model: nn.Module, form: str, opset: int = OPSET) -> bytes:
     """Trace a detector that is on the CPU; return the content of a file. It can train no more.
 
     Raises:
         UserError: a part of the detector, perhaps another project's, cannot be exported.
     """
-    cfg, buffer = predictor.cfg, io.BytesIO()
-    detector = ExportedDetector(predictor.model).eval().requires_grad_(False)  # nor can the file
+    buffer = io.BytesIO()
+    detector = ExportedDetector(model).eval().requires_grad_(False)  # nor can the file
     example = inputs_of(generated(cfg, 225, 289))
     names = [*OUTPUTS, *(MASKS if cfg.MODEL.MASK_ON else ())]
     options: dict[str, Any] = {"f": buffer, "opset_version": opset, "output_names": names}

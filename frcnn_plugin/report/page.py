@@ -61,6 +61,18 @@ def write_report(
     return target
 
 
+def fill(template: str, **values: Any) -> str:
+    """Fill the template of a page, a path in this package, with values of any kind."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parents[1]),
+        autoescape=True,  # anybody may name classes, files and data sets
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
 def render(run: RunFolder) -> str:
     """Return the page as text; it refers to nothing outside itself."""
     # Here, because training imports this folder for its recorder, and draws nothing.
@@ -68,18 +80,13 @@ def render(run: RunFolder) -> str:
 
     from . import figures
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # anybody may name classes, files and data sets
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     total = sum(session.seconds for session in run.record.sessions)
     with matplotlib.rc_context(figures.STYLE), warnings.catch_warnings():
         # Letters that Matplotlib's own font lacks: the browser draws the text.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
-        return environment.get_template("page.html").render(
+        return fill(
+            "report/page.html",
+            language="en",
             run=run,
             figures=figures,
             draw_recall=draw_recall,

@@ -125,7 +125,9 @@ def forward_pass(model: Any, image: InspectedImage) -> ForwardPass:
         logits, deltas = rpn.predict_anchors(rpn.head_inputs(features), anchors)
     sizes, boxes, cells = images.image_sizes, anchors[0].tensor, features[rpn.in_features[0]]
     (selection,) = rpn.selections(anchors, logits, deltas, sizes, count=True)
-    (proposals,) = rpn.predict_proposals(anchors, logits, deltas, sizes)
+    proposals = Instances(
+        sizes[0], proposal_boxes=Boxes(selection.boxes), objectness_logits=selection.scores
+    )
     moved = rpn.box2box_transform.apply_deltas(deltas[0][0], boxes) if rpn.regress else boxes
     blocks = {
         name: [child for child, _ in model.backbone.get_submodule(name).named_children()]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import GenericMask
 
 from ..data.loading.mappers import build_mapper
@@ -273,8 +274,7 @@ class Pictures:
         rules, seed, model = self._rules, self.options.seed, self._sampling_model
         anchors = rules.anchors(image.size)
         labels = rules.sampled_labels(anchors, image.item["instances"], seed)
-        positive, negative = (image.to_image(anchors.tensor[labels == value]) for value in (1, 0))
-        samples = [Sample("RPN anchors", positive, negative)]
+        samples = [anchor_sample(image, anchors, labels)]
         notes = [f"{image.resized}; seed {seed}"]
         if model is None:
             given = self.cfg.MODEL.WEIGHTS
@@ -282,11 +282,10 @@ class Pictures:
             notes.append(f"RoIs of the head need proposals, so a trained RPN: {why}")
         else:
             rois = sample_rois(model, image.item, seed)
-            boxes, classes = image.to_image(rois.proposal_boxes.tensor), rois.gt_classes.numpy()
-            background = classes == model.roi_heads.num_classes
-            words = ("foreground", "background")
-            samples.append(Sample("head RoIs", boxes[~background], boxes[background], words))
-            each = zip(*np.unique(classes[~background], return_counts=True), strict=True)
+            samples.append(roi_sample(image, rois, model.roi_heads.num_classes))
+            classes = rois.gt_classes.numpy()
+            classes = classes[classes < model.roi_heads.num_classes]
+            each = zip(*np.unique(classes, return_counts=True), strict=True)
             listed = ", ".join(f"{count} {self.class_names[index]}" for index, count in each)
             notes += [f"foreground RoIs: {listed}"] if listed else []
         return draw_samples(image.bgr, samples, self._trained_objects(image), image.name, notes)
@@ -348,12 +347,7 @@ class Pictures:
         instances = detect(self._detecting_model, image.item)
         lowest = _LOWEST_SCORE if self.options.score is None else self.options.score
         instances = instances[instances.scores >= lowest][: self.options.topk]
-        found = Detections(
-            instances.pred_boxes.tensor.double().numpy(),
-            instances.scores.double().numpy(),
-            instances.pred_classes.numpy(),
-            np.zeros(len(instances), dtype=np.int64),
-        )
+        found = detections_of(instances)
         objects, verdicts, rule = None, None, ""
         if "annotations" in image.record:
             truth, objects = self._truth(image)
@@ -367,6 +361,30 @@ class Pictures:
             pixels, found.boxes, names, found.scores, objects, verdicts,
             f"detections: {image.name}", [f"scores of at least {lowest:g}{rule}"],
         )  # fmt: skip
+
+
+def anchor_sample(image: InspectedImage, anchors: Boxes, labels: torch.Tensor) -> Sample:
+    """Return the RPN's mini-batch of an image: anchors (R, 4) with labels (R,) of 1 and 0."""
+    positive, negative = (image.to_image(anchors.tensor[labels == value].cpu()) for value in (1, 0))
+    return Sample("RPN anchors", positive, negative)
+
+
+def roi_sample(image: InspectedImage, rois: Instances, num_classes: int) -> Sample:
+    """Return the head's mini-batch of an image."""
+    boxes = image.to_image(rois.proposal_boxes.tensor.cpu())
+    background = (rois.gt_classes == num_classes).cpu().numpy()
+    words = ("foreground", "background")
+    return Sample("head RoIs", boxes[~background], boxes[background], words)
+
+
+def detections_of(found: Instances) -> Detections:
+    """Return the detections in one image, in its pixels, as they are judged."""
+    return Detections(
+        found.pred_boxes.tensor.double().cpu().numpy(),
+        found.scores.double().cpu().numpy(),
+        found.pred_classes.cpu().numpy(),
+        np.zeros(len(found), dtype=np.int64),
+    )
 
 
 def cell_of(seen: ForwardPass, stride: int) -> tuple[float, float]:

@@ -80,7 +80,8 @@ def detector(name: str) -> Any:
 
 @lru_cache
 def exported(name: str, form: str) -> bytes:
-    return export.export(detector(name), form)
+    predictor = detector(name)
+    return export.export(predictor.cfg, predictor.model, form)
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)
@@ -115,7 +116,7 @@ def test_images_have_many_few_and_no_proposals() -> None:
 def test_pieces_of_anchors_are_not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hyper_rpn, "_MOST_ANCHORS", 100)
     predictor = detector("hypernet")
-    content = export.export(predictor, "torchscript")
+    content = export.export(predictor.cfg, predictor.model, "torchscript")
     assert len(list(export.compare(predictor, content, "torchscript"))) == 4
 
 
@@ -137,7 +138,7 @@ def test_opsets_of_onnx(opset: int) -> None:
     import onnx
 
     predictor = detector("fpn")
-    content = export.export(predictor, "onnx", opset)
+    content = export.export(predictor.cfg, predictor.model, "onnx", opset)
     assert onnx.load_model_from_string(content).opset_import[0].version == opset
     assert len(list(export.compare(predictor, content, "onnx"))) == 4
 
@@ -172,7 +173,7 @@ def test_parts_that_cannot_be_traced_are_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(predictor.model.backbone, "forward", unusable)
     with pytest.raises(UserError, match=r"exported to torchscript: no operator for this$"):
-        export.export(predictor, "torchscript")
+        export.export(predictor.cfg, predictor.model, "torchscript")
 
 
 def test_scale_is_that_of_the_detector() -> None:
@@ -209,7 +210,7 @@ def test_a_choice_by_python_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     """As another project's part may make it: here the number of boxes becomes a constant."""
     monkeypatch.setattr(fast_rcnn, "within_limit", lambda scores, *_: torch.arange(len(scores)))
     predictor = detector("original")
-    content = export.export(predictor, "torchscript")
+    content = export.export(predictor.cfg, predictor.model, "torchscript")
     with pytest.raises(
         UserError, match=r"^not written: generated, .*: the file does not run: "
     ) as e:
@@ -240,7 +241,7 @@ def sure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     predictor = detector("original")
     predictor.model.roi_heads.box_predictor.cls_score.weight.data *= 10
     AtomicCheckpointer(predictor.model, str(folder), cfg=predictor.cfg).save("model_final")
-    (folder / "model.onnx").write_bytes(export.export(predictor, "onnx"))
+    (folder / "model.onnx").write_bytes(export.export(predictor.cfg, predictor.model, "onnx"))
     return folder
 
 
