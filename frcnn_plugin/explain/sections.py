@@ -43,6 +43,7 @@ from ..visualization.pictures import (
 
 _PAPER_CHANNELS = {"VGG16": 512, "ZF": 256}  # of the last map
 _PAPER_MS = {"VGG16": (141, 10, 47), "ZF": (31, 3, 25)}  # table 5
+_POOLINGS = {"ROIPool": "RoI pooling", "ROIAlignGrad": "RoIAlign", "ROIWarp": "RoI warping"}
 _ROWS = 6  # of tables of examples
 Table = list[list[Any]]
 Values = dict[str, Any]
@@ -257,10 +258,10 @@ def _pooling(x: Subject, _: Values) -> Section:
             return Section(values, ["main", "differs"])
         pooled = [
             (kind, build_pooler(kind, bins, [1 / stride])([fmap], [Boxes(box[None])])[0])
-            for kind in ("ROIPool", "ROIAlignGrad", "ROIWarp")
+            for kind in _POOLINGS
         ]
         channel = int(pooled[0][1].amax(dim=(1, 2)).argmax())
-        maps = [(kind, values[channel].numpy()) for kind, values in pooled]
+        maps = [(_POOLINGS[kind], values[channel].numpy()) for kind, values in pooled]
         canvas = draw_pooled(maps, f"{what}, channel {channel} of {name}")
         figures.append(("pooled", canvas.pixels()))
     return Section(values, ["main", "other"], figures)
