@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..atomic_files import replacing, write_json
+from ..checkpoint.read import existing
 from ..errors import UserError
 from ..predict import FasterRCNNPredictor, export
 from ..predict.config import predictor_cfg
@@ -43,6 +44,8 @@ parse = argparse.ArgumentParser.parse_intermixed_args
 
 def check(args: argparse.Namespace, model: str, output: Path, images: list[Path]) -> None:
     """Stop before the work on what would stop it."""
+    if "://" not in model:
+        existing(model)  # else the output beside it would be the first to be missed
     if args.opset and args.format != "onnx":
         raise UserError(f"--opset {args.opset} goes with --format onnx")
     for module in ("onnx", "onnxruntime")[: 2 if args.check is not None else 1]:

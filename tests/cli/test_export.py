@@ -112,6 +112,7 @@ def test_mistakes(model: Path, tmp_path: Path, fails: Fails, photo: Path) -> Non
     for words, part in (
         ((model, model, *TORCHSCRIPT), "give one MODEL.pth, not 2: "),
         ((tmp_path / "none.pth", *TORCHSCRIPT), "none.pth"),
+        ((tmp_path / "no" / "none.pth", *TORCHSCRIPT), f"there is no file {tmp_path}/no/none.pth"),
         ((text, *TORCHSCRIPT), "text.pth"),
         ((model, *TORCHSCRIPT, "--opset", "17"), "--opset 17 goes with --format onnx"),
         ((model, *TORCHSCRIPT, "--output", tmp_path), "is a folder"),
