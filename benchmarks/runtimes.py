@@ -24,6 +24,7 @@ from benchmarks.measuring import in_turn, ratio, spread, tune
 from benchmarks.output import headline, write_results
 from benchmarks.work import specs_from, work_from
 from frcnn_plugin.errors import UserError
+from frcnn_plugin.layers.packed import has_amx
 from frcnn_plugin.predict.export import export, inputs_of
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,8 @@ class _Convolutions(nn.Module):
 def _convolutions(contender: Contender, file: Path) -> dict[str, Run]:
     model: Any = contender.model
     images = model.preprocess_image(contender.arguments[0]).tensor
-    module, plain = _Convolutions(model.backbone), images.contiguous()
+    # Export leaves the mode that it found.
+    module, plain = _Convolutions(model.backbone).eval(), images.contiguous()
     with torch.no_grad():
         torch.onnx.export(module, (plain,), str(file), opset_version=17, dynamo=False)
 
@@ -121,7 +123,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     spec, work = specs_from(args)[0], work_from(args)
     tune(spec)
     contender = Contender(spec, work, calibrated_weights(spec, work))
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    amx = has_amx()
     results: dict[str, Any] = {"what": "runtimes"}
     for what, build in (("convolutions", _convolutions), ("detector", _detector)):
         with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:

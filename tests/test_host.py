@@ -256,7 +256,10 @@ INHERITED = {
 }  # fmt: skip
 OF_TORCH = {
     "_exit", "_on_queue_feeder_error",  # of Python
-    "_is_amx_tile_supported", "_forward_hooks", "_forward_pre_hooks"
+    "_is_amx_tile_supported", "_forward_hooks", "_forward_pre_hooks", "_version",
+    # layers/packed.py, which tries them first
+    "_convolution_pointwise", "_linear_pointwise",
+    "_reorder_convolution_weight", "_reorder_linear_weight",
 }  # fmt: skip
 
 

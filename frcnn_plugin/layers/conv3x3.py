@@ -6,7 +6,9 @@ import functools
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from .packed import PackedWeight, has_amx
 from .winograd import TILE, Winograd
 
 # Below these, the transforms cost more than the multiplications that they save.
@@ -20,9 +22,7 @@ _MIN_TILES_MIXED = 256
 @functools.cache
 def _has_matrix_units() -> bool:
     """Tell whether bfloat16 is many times faster here, as on a CPU with AMX or an unknown one."""
-    known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return not known or bool(amx())
+    return torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512") or has_amx()
 
 
 class Conv3x3(nn.Conv2d):
@@ -30,7 +30,8 @@ class Conv3x3(nn.Conv2d):
 
     That is on a CPU, in float32, with many channels, while :attr:`winograd` is True. In mixed
     precision, it takes very many channels and a large map, and the result is float32. A dilated one
-    is always computed directly.
+    is always computed directly. In inference in mixed precision, with matrix units (AMX), the
+    weight is kept in packed form.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
@@ -38,13 +39,24 @@ class Conv3x3(nn.Conv2d):
             in_channels, out_channels, kernel_size=3, padding=dilation, dilation=dilation
         )
         self.winograd = False
+        self._packed = PackedWeight()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve ``x`` (N, C, H, W) to (N, O, H, W)."""
-        if not (self.winograd and self._is_faster(x)):
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return Winograd.apply(x.float(), self.weight, self.bias)
+    def train(self, mode: bool = True) -> Conv3x3:
+        """Switch to training, which changes weights, or back."""
+        if mode:
+            self._packed.forget()
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor, relu: bool = False) -> torch.Tensor:
+        """Convolve ``x`` (N, C, H, W) to (N, O, H, W); then ReLU, in the same pass if possible."""
+        if self.winograd and self._is_faster(x):
+            with torch.autocast("cpu", enabled=False):
+                out = Winograd.apply(x.float(), self.weight, self.bias)
+        elif self._packed.serves(self, x):
+            return self._packed.convolve(self, x, relu)
+        else:
+            out = super().forward(x)
+        return F.relu_(out) if relu else out
 
     def _is_faster(self, x: torch.Tensor) -> bool:
         if torch.jit.is_tracing() or torch.compiler.is_compiling():  # the rest cannot be compiled

@@ -12,6 +12,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .packed import PackedWeight
+
 _PART = 512  # outputs that are computed at a time without a gradient
 _MIN_BYTES = 2**25  # of a weight; for less, the C library keeps the memory
 
@@ -27,7 +29,20 @@ class LargeLinear(nn.Linear):
 
     In training, memory for the weight's gradient comes from the system in huge pages: it is mapped
     anew in every iteration, and 100,000 page faults of 4 KiB take longer than computing it.
+
+    In inference in mixed precision, with matrix units (AMX), the weight is kept in packed form.
     """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        """Make the layer of ``nn.Linear``."""
+        super().__init__(in_features, out_features, bias)
+        self._packed = PackedWeight()
+
+    def train(self, mode: bool = True) -> LargeLinear:
+        """Switch to training, which changes weights, or back."""
+        if mode:
+            self._packed.forget()
+        return super().train(mode)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (R, in) to (R, out), with the numbers and the dtype of ``nn.Linear``."""
@@ -40,6 +55,8 @@ class LargeLinear(nn.Linear):
             if not (large and self.weight.requires_grad):
                 return super().forward(x)
             return _Linear.apply(x, self.weight, self.bias)
+        if self._packed.serves(self, x):
+            return self._packed.multiply(self, x)
         parts = len(self.weight) // _PART
         if parts < 2:
             return super().forward(x)

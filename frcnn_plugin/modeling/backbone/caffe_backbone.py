@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import zip_longest
 
 import torch
 from detectron2.config import CfgNode
@@ -12,6 +14,7 @@ from detectron2.modeling.backbone import Backbone
 from torch import nn
 
 from ...errors import UserError
+from ...layers.conv3x3 import Conv3x3
 
 
 class CaffeBackbone(Backbone):
@@ -102,16 +105,38 @@ class CaffeBackbone(Backbone):
         """Compute the features of ``x``, which has passed the first ``skip`` layers already."""
         outputs: dict[str, torch.Tensor] = {}
         for name in self.block_names:
+            layers = list(getattr(self, name))
             # Layer by layer: if a block were called as a whole, this frame would keep its input,
             # the largest feature map of all, alive while the block runs.
-            for layer in getattr(self, name):
-                if skip > 0:
-                    skip -= 1
-                else:
-                    x = layer(x)
+            for step in steps_of(layers[skip:]):
+                x = step(x)
+            skip = max(0, skip - len(layers))
             if name in self._kept:
                 outputs[name] = x
         return outputs
+
+
+def steps_of(layers: Sequence[nn.Module]) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Yield the layers in order, a 3x3 convolution and the ReLU after it as one where possible.
+
+    That is without gradients, and where no hook looks between the two.
+    """
+    joined = False
+    for layer, after in zip_longest(layers, layers[1:]):
+        if joined:  # with the one before
+            joined = False
+            continue
+        joined = (
+            isinstance(layer, Conv3x3)
+            and type(after) is nn.ReLU
+            and not (torch.is_grad_enabled() or is_watched(layer) or is_watched(after))
+        )
+        yield partial(layer, relu=True) if joined else layer
+
+
+def is_watched(layer: nn.Module) -> bool:
+    """Tell whether somebody's hook wants to see what goes into a layer or comes out of it."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def backbone_feature_sizes(

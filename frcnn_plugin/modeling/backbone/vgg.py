@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...errors import UserError
 from ...host import register
 from ...layers.conv3x3 import Conv3x3
-from .caffe_backbone import CaffeBackbone
+from .caffe_backbone import CaffeBackbone, is_watched, steps_of
 
 # Convolutions per block, conv1_1..conv5_3.
 _CONVS_PER_BLOCK = (2, 2, 3, 3, 3)
@@ -110,7 +110,7 @@ class VGG16(CaffeBackbone):
         )
         kept = "conv1" in self._kept or "conv2" not in self.block_names
         layers = [*self.conv1, *(self.conv2[:1] if not kept else ())]
-        watched = any(m._forward_hooks or m._forward_pre_hooks for m in layers)
+        watched = any(map(is_watched, layers))
         # A normalisation that takes statistics takes them of whole maps.
         fixed = all(
             isinstance(m, (nn.Conv2d, nn.ReLU, FrozenBatchNorm2d))
@@ -132,7 +132,9 @@ class VGG16(CaffeBackbone):
         for first in range(0, height, _STRIP):
             last = min(height, first + _STRIP)
             top = max(0, first - 2)
-            strip = self.conv1(x[:, :, top : last + 2])
+            strip = x[:, :, top : last + 2]
+            for step in steps_of(list(self.conv1)):
+                strip = step(strip)
             pooled.append(self.conv2[0](strip[:, :, first - top : last - top]))
         return torch.cat(pooled, dim=2)
 

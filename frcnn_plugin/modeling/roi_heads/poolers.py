@@ -179,9 +179,9 @@ class OperatorPooler(nn.Module):
             rois = [torch.cat([b[:, :2], b[:, 2:] - 1], dim=1) for b in rois]
         # The operators have no reduced-precision kernel on CPUs, and coordinates need float32.
         with torch.autocast(features[0].device.type, enabled=False):
-            features = [f.float() for f in features]
             if len(features) > 1:
-                return self.pooler(features, [Boxes(b) for b in rois]).to(dtype)
+                widened = [f.float() for f in features]
+                return self.pooler(widened, [Boxes(b) for b in rois]).to(dtype)
             return self._pool(features[0], rois).to(dtype)
 
     def _pool(self, features: torch.Tensor, rois: list[torch.Tensor]) -> torch.Tensor:
@@ -189,7 +189,7 @@ class OperatorPooler(nn.Module):
         (operator,) = self.pooler.level_poolers
         # Not by Detectron2's convert_boxes_to_pooler_format, which waits for a GPU to count boxes.
         numbered = [F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(rois)]
-        return operator(features, torch.cat(numbered))
+        return operator(features.float(), torch.cat(numbered))
 
 
 class _MaxOver(nn.Module):
@@ -227,4 +227,5 @@ class InclusiveROIPooler(OperatorPooler):
         if features.is_cuda or needs_grad or torch.jit.is_tracing():
             return super()._pool(features, rois)
         (operator,) = self.pooler.level_poolers
+        # In the features' dtype: maxima do not round.
         return roi_max_pool(features, rois, self.pooler.output_size[0], operator.spatial_scale)
