@@ -30,7 +30,7 @@ class Conv3x3(nn.Conv2d):
 
     That is on a CPU, in float32, with many channels, while :attr:`winograd` is True. In mixed
     precision, it takes very many channels and a large map, and the result is float32. A dilated one
-    is always computed directly. In inference in mixed precision, with matrix units (AMX), the
+    is always computed directly. In mixed precision without a gradient, with matrix units (AMX), the
     weight is kept in packed form.
     """
 
@@ -42,7 +42,7 @@ class Conv3x3(nn.Conv2d):
         self._packed = PackedWeight()
 
     def train(self, mode: bool = True) -> Conv3x3:
-        """Switch to training, which changes weights, or back."""
+        """Switch to training, which needs the memory, or back."""
         if mode:
             self._packed.forget()
         return super().train(mode)

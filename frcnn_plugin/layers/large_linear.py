@@ -30,7 +30,8 @@ class LargeLinear(nn.Linear):
     In training, memory for the weight's gradient comes from the system in huge pages: it is mapped
     anew in every iteration, and 100,000 page faults of 4 KiB take longer than computing it.
 
-    In inference in mixed precision, with matrix units (AMX), the weight is kept in packed form.
+    In mixed precision without a gradient, with matrix units (AMX), the weight is kept in packed
+    form.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
@@ -39,7 +40,7 @@ class LargeLinear(nn.Linear):
         self._packed = PackedWeight()
 
     def train(self, mode: bool = True) -> LargeLinear:
-        """Switch to training, which changes weights, or back."""
+        """Switch to training, which needs the memory, or back."""
         if mode:
             self._packed.forget()
         return super().train(mode)

@@ -1,4 +1,4 @@
-"""Weights kept in bfloat16 and in oneDNN's own layout, for inference on CPUs with AMX.
+"""Weights kept in bfloat16 and in oneDNN's own layout, where nothing trains, on CPUs with AMX.
 
 torch casts and reorders a weight at every call. Beside matrix units that takes long: of VGG16's
 detector on one image a quarter of the time, most of it for fc6. Kept, the packed weights take half
@@ -47,8 +47,8 @@ class PackedWeight:
         self._kept = None
 
     def serves(self, layer: nn.Conv2d | nn.Linear, x: torch.Tensor) -> bool:
-        """Tell whether to compute ``layer(x)`` here: inference in bfloat16, on a CPU with AMX."""
-        if torch.is_grad_enabled() or layer.training or not torch.is_autocast_enabled("cpu"):
+        """Tell whether to compute ``layer(x)`` here: no gradient, bfloat16, a CPU with AMX."""
+        if torch.is_grad_enabled() or not torch.is_autocast_enabled("cpu"):
             return False
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
             return False

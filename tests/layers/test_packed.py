@@ -150,7 +150,7 @@ def test_loading_replacing_and_bias(make: Callable[[], Any]) -> None:
 
 
 @both
-def test_only_in_inference_in_bfloat16(make: Callable[[], Any]) -> None:
+def test_only_without_gradient_in_bfloat16(make: Callable[[], Any]) -> None:
     layer, x = make()
     with torch.no_grad():
         layer(x)
@@ -163,8 +163,7 @@ def test_only_in_inference_in_bfloat16(make: Callable[[], Any]) -> None:
     assert layer._packed._kept is not None
     layer.train()  # frees the memory
     assert layer._packed._kept is None
-    infer(layer, x)
-    assert layer._packed._kept is None
+    assert is_close(infer(layer, x), expected(layer, x))
 
 
 @both
@@ -200,6 +199,42 @@ def test_backbone_joins_relu_unless_someone_looks(monkeypatch: pytest.MonkeyPatc
     apart = infer(net, x)["conv5"]
     assert asked.count(False) == 2 and torch.equal(joined, apart)
     assert (seen[0] < 0).any()  # before ReLU
+
+
+def test_frozen_blocks_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What trains is not packed, and its gradient is the one without packing."""
+    torch.manual_seed(0)
+    net = VGG16(channels=(8, 8, 16, 16, 16), freeze_at=2).train()
+    x = torch.randn(1, 3, 45, 64)
+    served: list[nn.Module] = []
+    serves = PackedWeight.serves
+
+    def watch(self: PackedWeight, layer: Any, x: torch.Tensor) -> bool:
+        served.extend([layer] * serves(self, layer, x))
+        return layer in served
+
+    def gradients(x: torch.Tensor) -> dict[str, torch.Tensor | None]:
+        served.clear()
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            net(x)["conv5"].float().sum().backward()
+        return {name: p.grad for name, p in net.named_parameters()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedWeight, "serves", lambda *_: False)
+        plain = gradients(x)
+    monkeypatch.setattr(PackedWeight, "serves", watch)
+    found = gradients(x)
+    assert served == [*net.conv1[::2], *net.conv2[1::2]]
+    for name, grad in found.items():
+        if name.startswith(("conv1", "conv2")):
+            assert grad is None
+        else:
+            largest = plain[name].abs().max()
+            assert (grad - plain[name]).abs().max() <= 0.05 * largest and largest > 0
+    x.requires_grad_()  # as for an adversarial image: the gradient passes frozen blocks
+    gradients(x)
+    assert not served and x.grad is not None and x.grad.abs().sum() > 0
 
 
 @needs_amx

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 
@@ -108,12 +108,20 @@ class CaffeBackbone(Backbone):
             layers = list(getattr(self, name))
             # Layer by layer: if a block were called as a whole, this frame would keep its input,
             # the largest feature map of all, alive while the block runs.
-            for step in steps_of(layers[skip:]):
-                x = step(x)
+            with torch.set_grad_enabled(needs_gradient(x, layers)):
+                for step in steps_of(layers[skip:]):
+                    x = step(x)
             skip = max(0, skip - len(layers))
             if name in self._kept:
                 outputs[name] = x
         return outputs
+
+
+def needs_gradient(x: torch.Tensor, layers: Iterable[nn.Module]) -> bool:
+    """Tell whether there is a gradient to compute for the input or a parameter of some layers."""
+    return torch.is_grad_enabled() and (
+        x.requires_grad or any(p.requires_grad for layer in layers for p in layer.parameters())
+    )
 
 
 def steps_of(layers: Sequence[nn.Module]) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:

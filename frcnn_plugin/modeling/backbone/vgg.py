@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...errors import UserError
 from ...host import register
 from ...layers.conv3x3 import Conv3x3
-from .caffe_backbone import CaffeBackbone, is_watched, steps_of
+from .caffe_backbone import CaffeBackbone, is_watched, needs_gradient, steps_of
 
 # Convolutions per block, conv1_1..conv5_3.
 _CONVS_PER_BLOCK = (2, 2, 3, 3, 3)
@@ -105,9 +105,6 @@ class VGG16(CaffeBackbone):
 
     def _runs_in_strips(self, x: torch.Tensor) -> bool:
         """Tell whether to compute conv1 in strips: on a CPU, if nothing needs its whole map."""
-        trains = torch.is_grad_enabled() and (
-            x.requires_grad or any(p.requires_grad for p in self.conv1.parameters())
-        )
         kept = "conv1" in self._kept or "conv2" not in self.block_names
         layers = [*self.conv1, *(self.conv2[:1] if not kept else ())]
         watched = any(map(is_watched, layers))
@@ -118,8 +115,10 @@ class VGG16(CaffeBackbone):
             for m in self.conv1
         )
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        return x.device.type == "cpu" and fixed and not (trains or kept or watched or traced)
+        plain = fixed and not (kept or watched or traced or needs_gradient(x, self.conv1))
+        return x.device.type == "cpu" and plain
 
+    @torch.no_grad()
     def _conv1_pool1(self, x: torch.Tensor) -> torch.Tensor:
         """Compute conv1 and its pooling, some rows at a time.
 
