@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torchvision.ops import batched_nms
 
+from benchmarks.contenders import Contender, calibrated_weights
 from benchmarks.syncs import count_syncs, sync_rows, totals
 from frcnn_plugin.layers import prefix_nms
 from frcnn_plugin.modeling import TargetStatistics
+
+from .tiny import spec_and_work
 
 
 def count(run: Callable[[], object]) -> dict[str, int]:
@@ -95,3 +99,13 @@ def test_packages_are_told_by_their_folder() -> None:
     assert rows and all(
         line.startswith("frcnn_plugin/modeling/target_statistics.py:") for _, _, line in rows
     )
+
+
+@pytest.mark.parametrize(("training", "limit"), [(False, 6), (True, 12)])
+def test_the_detector_waits_no_more_often_than_promised(training: bool, limit: int) -> None:
+    """Also where more detections are found than kept, with ties (docs/benchmarks.md)."""
+    spec, work = spec_and_work(training)
+    contender = Contender(spec, work, calibrated_weights(spec, work))
+    assert 4 <= totals(sync_rows(count_syncs(contender.run)))[0] <= limit
+    if not training:
+        assert len(contender.forward()[0]["instances"]) == 10  # all that are wanted

@@ -139,7 +139,8 @@ def suppress(
 def within_limit(scores: torch.Tensor, topk: int, keep_ties: bool = False) -> torch.Tensor | slice:
     """Return an index for the best of descending scores, (n,); see :func:`select_detections`."""
     if keep_ties and topk > 0 and (torch.jit.is_tracing() or topk < len(scores)):
-        return scores >= scores[:topk][-1:]
+        # Not a mask, at each use of which a GPU would have to wait.
+        return (scores >= scores[:topk][-1:]).nonzero().squeeze(1)
     return slice(topk if topk >= 0 else None)
 
 
