@@ -20,6 +20,7 @@ import argparse
 import logging
 import os
 import re
+import sys
 from contextlib import ExitStack
 from typing import Any
 
@@ -113,6 +114,9 @@ def run(args: argparse.Namespace) -> Any:
         args.resume, args.overwrite = not args.eval_only, False
     if joined:
         return run_rank(_run_joined, (args, comm.get_world_size() // joined))
+    tasks, here = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"))
+    if tasks.isdecimal() and int(tasks) > 1 == args.num_gpus * args.num_machines and here == "1":
+        print(f"warning: this SLURM job has {tasks} tasks; without srun one runs", file=sys.stderr)
     with ExitStack() as stack:
         args.opts = _prepare(args, stack, args.num_gpus * args.num_machines, args.num_machines)
         return launch(
