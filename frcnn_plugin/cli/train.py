@@ -31,6 +31,7 @@ from detectron2.utils import comm
 from .. import stopping
 from ..config_files import find_config_file
 from ..engine import PaperTrainer, evaluate_checkpoint, forget_run, lock_output, setup_cfg
+from ..engine.run_folder import check_shared
 from ..errors import UserError
 from ..four_step.statistics import on_main_process
 from ..preflight import PlannedRun, stop_on_errors
@@ -95,6 +96,8 @@ def run_process(args: argparse.Namespace) -> Any:
     if args.config_file:  # Detectron2 prints its content
         args.config_file = find_config_file(args.config_file)
     cfg: CfgNode = setup_cfg(args.config_file, args.opts)
+    if comm.get_world_size() > 1 and not args.eval_only:
+        check_shared(cfg.OUTPUT_DIR)
     set_up_logs(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     if args.eval_only:
