@@ -16,6 +16,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -40,6 +42,7 @@ from .stopping import Stopped
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PATIENCE = 10  # seconds that a process has to end when it is asked to
+_MEETING = 60  # seconds in which processes that are all there connect
 # Lines of Detectron2 that only a run's log gets: pages long, or about its own works.
 _LOG_ONLY = re.compile(
     r"detectron2: (Rank of|Environment|Command line|Contents of|Running with full)"
@@ -49,8 +52,9 @@ _LOG_ONLY = re.compile(
 )
 # What starts processes, and the variables that say which one this is.
 _LAUNCHERS = {
-    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"),  # names anybody may use
+    # Not SLURM_NTASKS, which a batch script and the shell of salloc have as well.
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 }
 
 
@@ -84,11 +88,8 @@ def launch(
         UserError: a process raised it, or was killed; or torchrun has started this one.
         Stopped: a signal came. It was passed on to the processes, which have ended.
     """
-    if num_machines == 1 and (started := _started()) and not dist.is_initialized():
-        raise UserError(
-            f"{started[0]} has started {started[2]} processes, but this command starts its own: "
-            f"without {started[0]}, type --num-gpus {started[2]}"
-        )
+    if num_machines == 1 and not dist.is_initialized():
+        refuse_launcher()
     if num_machines * num_processes == 1:
         return main(*args)  # Detectron2 drops the result
     others = set(multiprocessing.active_children())
@@ -145,6 +146,8 @@ def run_rank(main: Callable[..., Any], args: tuple[Any, ...] = ()) -> Any:
     try:
         result = main(*args)
     except Stopped as stopped:
+        if stopped.code == 1 and comm.get_rank():
+            time.sleep(1)  # the launcher ends the others with the first: let that one say why
         # Not by way of the interpreter's end, where torch may abort, or wait for the others.
         sys.stdout.flush()
         os._exit(int(str(stopped.code)))
@@ -159,19 +162,21 @@ def run_rank(main: Callable[..., Any], args: tuple[Any, ...] = ()) -> Any:
 
 def _started() -> tuple[str, int, int, int] | None:
     """Return what has started this process among others, its rank, their number, its local rank."""
-    env = os.environ
     for how, names in _LAUNCHERS.items():
-        values = [env.get(name, "") for name in names]
-        if not all(value.isdecimal() for value in values) or int(values[1]) < 2:
-            continue
-        if "MASTER_ADDR" in env:
+        values = [os.environ.get(name, "") for name in names]
+        if all(values) and all(v.isdecimal() for v in values[:3]) and int(values[1]) > 1:
             return how, int(values[0]), int(values[1]), int(values[2])
-        if "SLURM_STEP_NUM_TASKS" in env:  # else it is the batch script itself
-            raise UserError(
-                f"{names[1]} is {values[1]}, but MASTER_ADDR is not set: export the first machine, "
-                '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
-            )
     return None
+
+
+def refuse_launcher() -> None:
+    """Raise UserError in a process that is one of several, each of which would do the same."""
+    if started := _started():
+        how, _, number, _ = started
+        raise UserError(
+            f"{how} has started {number} processes, each of which would do all the work: start one,"
+            f" by srun --ntasks=1 or without torchrun; --num-gpus {number}, if there, shares it out"
+        )
 
 
 def join_launcher() -> int:
@@ -189,21 +194,38 @@ def join_launcher() -> int:
     if (started := _started()) is None:
         return 0
     _, rank, world, local_rank = started
+    if not (addr := os.environ.get("MASTER_ADDR")):
+        raise UserError(
+            f"srun has started {world} processes, but MASTER_ADDR is not set: export the first "
+            'machine, $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+        )
     job = int(os.environ.get("SLURM_JOB_ID", 0))  # two may share a machine
     port = os.environ.setdefault("MASTER_PORT", str(20000 + job % 20000))
     on_gpus, limit = torch.cuda.is_available(), DEFAULT_TIMEOUT
+    what = f"process {rank} of {world} cannot meet the others at "
+    what += f"MASTER_ADDR {addr}, MASTER_PORT {port}: "
+    hint = "; if gloo takes the wrong network interface, set GLOO_SOCKET_IFNAME"
+
+    def give_up() -> None:
+        print(f"error: {what}no answer in {_MEETING} s{hint}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    too_late = threading.Timer(_MEETING, give_up)
     try:
         store, *_ = next(dist.rendezvous("env://", rank, world, timeout=limit))
         # torchrun keeps its store when it restarts the processes: with the addresses of dead ones.
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
+        store.set(f"here{rank}", "")
+        store.wait([f"here{number}" for number in range(world)], limit)
+        too_late.start()  # all are there; but gloo waits without end for one that cannot reach it
         backend = "NCCL" if on_gpus else "GLOO"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
         local_ranks = comm.all_gather(local_rank)
     except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"process {rank} of {world} cannot meet the others at MASTER_ADDR "
-            f"{os.environ['MASTER_ADDR']}, MASTER_PORT {port}: {str(error).splitlines()[0]}"
-        ) from None
+        text = str(error).splitlines()[0]
+        raise UserError(what + text + hint * ("gloo" in text.lower())) from None
+    finally:
+        too_late.cancel()
     size = world // max(1, local_ranks.count(0))
     if local_ranks != [number % size for number in range(world)]:
         raise UserError(

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessRaisedException
 
 from frcnn_plugin import process
+from frcnn_plugin.cli import __main__ as cli
+from frcnn_plugin.cli import train
+from frcnn_plugin.cli.__main__ import COMMANDS
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.process import launch, peak_memory
 
@@ -188,35 +194,118 @@ def test_environment_reads_detectron2s_table(
     assert {name: value for name, value in values.items() if name not in ours} == expected
 
 
-SLURM = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
+# What SLURM 22.05 sets in a batch script, and in addition in what srun starts.
+BATCH = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+SRUN = {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+
+
+@pytest.fixture
+def variables(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in TORCHRUN | SRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in request.param.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN, SRUN, {**SRUN, "MASTER_ADDR": "a"}], indirect=True)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_only_train_works_under_a_launcher(
+    variables: None,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Others would do the same work in each process, and write over each other's files."""
+    runs = argparse.Namespace(run=lambda _: print("runs"))
+    monkeypatch.setattr(cli, "parse", lambda words: (runs, argparse.Namespace()))
+    status = cli.main(command.split())
+    out, err = capsys.readouterr()
+    if command == "train":
+        assert (status, out) == (0, "runs\n")
+    else:
+        assert (status, out) == (1, "")
+        assert err.count("\n") == 1 and "has started 2 processes" in err
 
 
 @pytest.mark.parametrize(
-    ("variables", "refused"),
+    "variables",
     [
-        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}, "torchrun has"),
-        ({**SLURM, "MASTER_ADDR": "a"}, "srun has started 2 processes.* type --num-gpus 2"),
-        ({**SLURM, "SLURM_STEP_NUM_TASKS": "2"}, "SLURM_NTASKS is 2, but MASTER_ADDR is not set"),
-        (SLURM, ""),  # the batch script itself
-        ({**SLURM, "SLURM_NTASKS": "1", "MASTER_ADDR": "a"}, ""),
-        ({**SLURM, "SLURM_PROCID": "x", "MASTER_ADDR": "a"}, ""),
-        ({"WORLD_SIZE": "2", "MASTER_ADDR": "a"}, ""),  # names that anybody may use
+        {**BATCH, "MASTER_ADDR": "a"},
+        # The shell that salloc opens with LaunchParameters=use_interactive_step.
+        {**SRUN, "SLURM_STEP_NUM_TASKS": "1", "MASTER_ADDR": "a"},
+        {**SRUN, "SLURM_PROCID": "x", "MASTER_ADDR": "a"},
+        {"WORLD_SIZE": "2", "MASTER_ADDR": "a"},  # names that anybody may use
+        {**TORCHRUN, "MASTER_ADDR": ""},
     ],
+    indirect=True,
 )
-def test_processes_of_others_are_told(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], refused: str
+def test_a_process_that_was_started_alone_is_told_from_others(variables: None) -> None:
+    """Under a batch script's variables it would wait for tasks that nobody starts."""
+    assert process.join_launcher() == 0
+    assert launch(add, 1, args=(2, 3)) == 5
+
+
+@pytest.mark.parametrize("variables", [SRUN], indirect=True)
+def test_srun_needs_an_address(variables: None) -> None:
+    with pytest.raises(UserError, match="has started 2 processes, but MASTER_ADDR is not set"):
+        process.join_launcher()
+    with pytest.raises(UserError, match="would do all the work"):
+        launch(add, 1, args=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "warned"),
+    [
+        (BATCH, [], True),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, [], True),
+        (BATCH, ["--num-gpus", "2"], False),
+        ({**BATCH, "SLURM_NTASKS": "1"}, [], False),
+        ({}, [], False),
+    ],
+    indirect=["variables"],
+)
+def test_tasks_that_nothing_uses_are_told(
+    variables: None,
+    words: list[str],
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A command that starts its processes itself must not run in each of those."""
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", *SLURM):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
+    monkeypatch.setattr(train, "_prepare", lambda *_: [])
+    monkeypatch.setattr(train, "launch", lambda *_, **__: None)
+    _, args = cli.parse(["train", *words])
+    train.run(args)
+    assert ("this SLURM job has 2 tasks" in capsys.readouterr().err) is warned
+
+
+def is_silent() -> None:
+    """Join, as a process whose machine the others cannot reach by gloo."""
+    store, *_ = next(dist.rendezvous("env://", 1, 2))
+    dist.PrefixStore("", store).set("here1", "")
+    time.sleep(20)
+
+
+def test_processes_that_cannot_reach_each_other_end(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Gloo does not keep to a limit when it waits for a connection."""
+    monkeypatch.setattr(process, "_MEETING", 1)
+    for name, value in {**TORCHRUN, "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
-    if refused:
-        with pytest.raises(UserError, match=refused):
-            launch(add, 1, args=(2, 3))
-    else:
-        assert launch(add, 1, args=(2, 3)) == 5
-        assert process.join_launcher() == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    fork = multiprocessing.get_context("fork")
+    tasks = [fork.Process(target=work) for work in (process.join_launcher, is_silent)]
+    for task in tasks:
+        task.start()
+    tasks[0].join(15)
+    tasks[1].kill()
+    assert tasks[0].exitcode == 1
+    err = capfd.readouterr().err
+    assert "error: process 0 of 2 cannot meet the others at MASTER_ADDR 127.0.0.1, MASTER_P" in err
+    assert "no answer in 1 s; if gloo takes the wrong network interface, set GLOO_SOCKET" in err
 
 
 def be_killed() -> None:

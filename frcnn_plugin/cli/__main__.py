@@ -142,12 +142,17 @@ def parse(argv: Sequence[str]) -> tuple[Any, argparse.Namespace]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` (default: the command line) names; return the exit status."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        command, args = parse(sys.argv[1:] if argv is None else argv)
+        command, args = parse(words)
         from frcnn_plugin.errors import UserError
         from frcnn_plugin.stopping import Stopped
 
         try:
+            if words[0] != "train" and {"RANK", "SLURM_STEP_ID"} & os.environ.keys():
+                from frcnn_plugin.process import refuse_launcher
+
+                refuse_launcher()
             result = command.run(args)
             sys.stdout.flush()
             return result if isinstance(result, int) else 0

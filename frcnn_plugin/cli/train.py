@@ -20,6 +20,7 @@ import argparse
 import logging
 import os
 import re
+import sys
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,6 +31,7 @@ from detectron2.utils import comm
 from .. import stopping
 from ..config_files import find_config_file
 from ..engine import PaperTrainer, evaluate_checkpoint, forget_run, lock_output, setup_cfg
+from ..engine.run_folder import check_shared
 from ..errors import UserError
 from ..four_step.statistics import on_main_process
 from ..preflight import PlannedRun, stop_on_errors
@@ -94,6 +96,8 @@ def run_process(args: argparse.Namespace) -> Any:
     if args.config_file:  # Detectron2 prints its content
         args.config_file = find_config_file(args.config_file)
     cfg: CfgNode = setup_cfg(args.config_file, args.opts)
+    if comm.get_world_size() > 1 and not args.eval_only:
+        check_shared(cfg.OUTPUT_DIR)
     set_up_logs(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     if args.eval_only:
@@ -113,6 +117,9 @@ def run(args: argparse.Namespace) -> Any:
         args.resume, args.overwrite = not args.eval_only, False
     if joined:
         return run_rank(_run_joined, (args, comm.get_world_size() // joined))
+    tasks, here = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"))
+    if tasks.isdecimal() and int(tasks) > 1 == args.num_gpus * args.num_machines and here == "1":
+        print(f"warning: this SLURM job has {tasks} tasks; without srun one runs", file=sys.stderr)
     with ExitStack() as stack:
         args.opts = _prepare(args, stack, args.num_gpus * args.num_machines, args.num_machines)
         return launch(

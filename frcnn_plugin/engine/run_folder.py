@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import re
 import socket
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from ..errors import UserError
+from ..stopping import Stopped
 
 try:
     import fcntl
@@ -66,6 +69,30 @@ def lock_output(folder: str | os.PathLike[str]) -> Iterator[None]:
         with suppress(OSError):
             (folder / LOCK_FILE).unlink()
         file.close()
+
+
+def check_shared(folder: str) -> None:
+    """Check that all processes, perhaps on several machines, see one folder; all call it.
+
+    Raises:
+        UserError: some machine has another folder there (Stopped in all but its first process).
+    """
+    # Not the lock file: to close it would drop the lock. Nor a name that a disk may have cached.
+    path = Path(folder, comm.all_gather(f".seen.{os.urandom(4).hex()}.partial")[0])
+    if comm.is_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    comm.synchronize()
+    seen = comm.all_gather((socket.gethostname(), os.path.exists(path)))
+    if comm.is_main_process():
+        path.unlink()
+    if others := sorted({host for host, there in seen if not there}):
+        if comm.get_local_rank() and multiprocessing.parent_process() is None:
+            raise Stopped("", 1)
+        raise UserError(
+            f"OUTPUT_DIR {folder} on {', '.join(others)} is not the folder that the first process "
+            f"({seen[0][0]}) writes to: choose one on a disk that all machines share"
+        )
 
 
 def _locked(path: Path) -> IO[str] | None:

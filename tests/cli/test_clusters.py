@@ -41,7 +41,7 @@ OPTS = [
 ]
 LAUNCHERS = {
     "torchrun": ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
-    "srun": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
+    "srun": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"),
 }
 
 
@@ -229,6 +229,22 @@ def test_mistakes_are_one_line_of_one_task(cluster: Cluster) -> None:
     first, second = cluster.tasks("torchrun", "used", "--num-gpus", "2")
     assert (first[0], second[0], len(first[1]), second[1]) == (1, 1, 1, []), first
     assert "--num-gpus 2, but torchrun or srun has started 2 processes" in first[1][0]
+
+
+def test_machines_must_share_the_folder(cluster: Cluster) -> None:
+    """As on two machines, each with a disk of its own where the config's relative path leads."""
+
+    def arm() -> None:
+        local = cluster.root / f"machine{os.environ['RANK']}"
+        local.mkdir()
+        os.chdir(local)
+
+    words = [*STAGES, "OUTPUT_DIR", "output"]
+    first, second = cluster.tasks("torchrun", "", *words, arm=arm)
+    assert (first[0], second[0], len(first[1]), second[1]) == (1, 1, 1, []), first
+    assert "OUTPUT_DIR output on" in first[1][0] and "all machines share" in first[1][0]
+    left = sorted(path.name for n in "01" for path in cluster.root.glob(f"machine{n}/**/*"))
+    assert left == ["output"]
 
 
 def test_torchrun(cluster: Cluster, whole: str) -> None:
