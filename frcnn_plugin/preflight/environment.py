@@ -128,7 +128,7 @@ def _no_gpu(num_processes: int) -> Iterator[Finding]:
     if num_processes > cores:
         yield _ENVIRONMENT.warning(
             f"{num_processes} processes share {plural(cores, 'CPU core')}",
-            f"Give --num-gpus {cores}",
+            f"Give --num-gpus {cores}, or let the launcher start so many",
         )
     load, threads = os.getloadavg()[0], torch.get_num_threads()
     if threads > 1 and load >= max(1, cores / 4) and load + threads * num_processes > cores:
