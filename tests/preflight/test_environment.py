@@ -16,6 +16,11 @@ from frcnn_plugin.preflight.environment import check_environment
 from tests.preflight.conftest import only
 
 
+@pytest.fixture(autouse=True)
+def _idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+
+
 def bad(*args: Any, **kwargs: Any) -> list[Any]:
     return [f for f in check_environment(*args, **kwargs) if f.level != "ok"]
 
