@@ -244,7 +244,7 @@ def register_xml_folder(
 
 def register_builtin() -> None:
     """Register PASCAL VOC 2007 and 2012; a second call changes nothing."""
-    for name in OFFICIAL_IMAGE_COUNTS:
+    for name in (*OFFICIAL_IMAGE_COUNTS, "voc12_test"):
         short_year, split = name.removeprefix("voc").split("_")
         year = 2000 + int(short_year)
         VOCSource(
@@ -254,17 +254,9 @@ def register_builtin() -> None:
             classes=VOC_CLASSES,
             year=year,
             official=True,
+            # The evaluation server's archive has XML files of some images, and not their objects.
+            annotated=name != "voc12_test",
         ).register()
-    # Its archive, of the evaluation server, has XML files of some images, and not their objects.
-    VOCSource(
-        name="voc12_test",
-        roots=("VOCdevkit/VOC2012", "VOC2012"),
-        split="test",
-        classes=VOC_CLASSES,
-        year=2012,
-        official=True,
-        annotated=False,
-    ).register()
 
 
 @dataclass(frozen=True, kw_only=True)
