@@ -47,9 +47,7 @@ class _File:
 def load_config_file(cfg: CN, name: str | Path) -> None:
     """Merge a config file into ``cfg``, in place; nothing is changed if there is a mistake in it.
 
-    Args:
-        cfg: not frozen.
-        name: path, or ``frcnn://`` and the name of a config that comes with the plugin.
+    Its name is a path, or ``frcnn://`` and the name of a config that comes with the plugin.
 
     Raises:
         UserError: a file cannot be read, or has a key or value that ``cfg`` cannot have.
@@ -59,12 +57,9 @@ def load_config_file(cfg: CN, name: str | Path) -> None:
 
 
 def load_config_text(cfg: CN, text: str, source: str) -> None:
-    """Merge a config that is part of another file, such as a checkpoint; see above.
+    """Merge a config without ``_BASE_`` that is in ``source``, such as a checkpoint; see above.
 
-    Args:
-        cfg: not frozen; if it allows new keys, unknown ones are taken over.
-        text: YAML without ``_BASE_``.
-        source: what an error calls it.
+    If ``cfg`` allows new keys, unknown ones are taken over.
     """
     _merge(cfg, [_parse(text.encode(errors="replace"), source)])
 

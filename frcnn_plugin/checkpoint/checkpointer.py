@@ -88,17 +88,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
         unused: str = "",
         **kwargs: Any,
     ) -> None:
-        """Build the checkpointer of a model.
+        """Build the checkpointer of a model, with the further arguments of Detectron2's class.
 
-        Args:
-            model: as for Detectron2's class, like `save_dir` and `kwargs`.
-            save_dir: where checkpoints are.
-            cfg: config of the model: what is loaded is checked against it, and checkpoints carry it
-                with class names and preprocessing. None: nothing is checked or added.
-            evaluating: nothing will be trained, so everything has to be in the file.
-            unused: sub-module that need not be in it then; in the phases "rpn" and "fast_rcnn" it
-                is the other half.
-            kwargs: further arguments.
+        What is loaded is checked against `cfg`, and checkpoints carry it with class names and
+        preprocessing; if it is None, nothing is checked or added. With `evaluating` everything has
+        to be in the file but the sub-module `unused`, which is the other half in the phases "rpn"
+        and "fast_rcnn".
         """
         super().__init__(model, save_dir, **kwargs)
         self.path_manager: Any = _AtomicPaths(PathManager)

@@ -266,13 +266,7 @@ class Shape:
 def draw_scene(
     rng: np.random.Generator, width: int, height: int, num_objects: int
 ) -> tuple[npt.NDArray[np.uint8], list[Shape]]:
-    """Draw one image.
-
-    Args:
-        rng: source of all randomness.
-        width: image width in pixels.
-        height: image height in pixels.
-        num_objects: shapes to draw; fewer come out if no room is found.
+    """Draw an image of some shapes, fewer if no room is found.
 
     Returns:
         The image, (H, W, 3) uint8 RGB, and its objects.

@@ -121,10 +121,8 @@ def write_coco_results(
 ) -> None:
     """Write all detections in COCO's format for results; if that fails, a warning says so.
 
-    Args:
-        folder: see `record_evaluation`.
-        dataset_name: the set whose category ids are written; class indices if it has none.
-        detections: ``image_id``, ``category_id`` (the class index), ``bbox`` (XYWH), ``score``.
+    Those given have ``image_id``, ``category_id`` (the class index), ``bbox`` (XYWH) and ``score``.
+    The category ids of the data set are written; class indices if it has none.
     """
     path = Path(folder) / COCO_RESULTS_FILE
     with optional_output(path):

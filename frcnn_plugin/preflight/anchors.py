@@ -203,10 +203,7 @@ def overlaps(
 ) -> Overlaps:
     """Compare the objects of images with the anchors that training would match them with.
 
-    Args:
-        run: gives the backbone's strides.
-        records: images with annotations and sizes.
-        cfg: with other anchors than the run's.
+    These are the anchors of ``cfg``, if it is given, at the strides of the run's backbone.
     """
     cfg = cfg or run.cfg
     grids_of, border = _grids(run, cfg), cfg.MODEL.RPN.BOUNDARY_THRESH

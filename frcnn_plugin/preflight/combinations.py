@@ -309,12 +309,7 @@ def _may_differ(cfg: CfgNode) -> Problems:
 
 
 def contradictions(cfg: CfgNode, *, trains: bool) -> Problems:
-    """Yield what is wrong between keys whose values are allowed one by one.
-
-    Args:
-        cfg: with this package's keys.
-        trains: also compare what only training reads.
-    """
+    """Yield what is wrong between keys whose values are allowed one by one."""
     yield from _short_and_long(cfg, "TEST")
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         yield from _channel_values(cfg, key)

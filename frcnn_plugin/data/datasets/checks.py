@@ -229,10 +229,7 @@ def _check_class_count(name: str, classes: Sequence[str], num_classes: int | Non
 
 
 def check_same_classes(classes: dict[str, list[str]]) -> None:
-    """Make sure that class numbers mean the same in every set.
-
-    Args:
-        classes: class names by data set.
+    """Make sure that class numbers mean the same in every set; ``classes`` has names by data set.
 
     Raises:
         UserError: they do not; names the first class that differs.

@@ -63,13 +63,7 @@ AS_WRITTEN = ClassMap()
 def check_classes(
     name: str, classes: object, ignore: object = (), rename: object = None
 ) -> tuple[tuple[str, ...], ClassMap]:
-    """Check what a user says about the classes of data set ``name``.
-
-    Args:
-        name: of the data set.
-        classes: its class list; None gives an empty one.
-        ignore: see :class:`ClassMap`.
-        rename: see there; a mapping.
+    """Check what a user says about the classes of data set ``name``; None is an empty list.
 
     Raises:
         UserError: ``classes`` is no list of distinct names without background, ``ignore`` no list

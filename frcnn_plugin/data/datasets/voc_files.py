@@ -43,11 +43,8 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """List files in and below a folder, by their names from there, sorted folder by folder.
 
     Hidden ones, which systems leave, are skipped. Linked folders are followed, but none is read
-    twice.
-
-    Args:
-        folder: nothing is found if it does not exist.
-        suffixes: in lower case; files may have them in any.
+    twice. Nothing is found in a folder that does not exist. Files may have the ``suffixes``, which
+    are in lower case, in any.
     """
     found: list[str] = []
     seen = set()
@@ -87,12 +84,7 @@ class VOCFolders:
     """
 
     def __init__(self, annotations: Path, images: Path) -> None:
-        """Look which files there are.
-
-        Args:
-            annotations: folder of the XML files; need not exist.
-            images: folder of the images.
-        """
+        """Look which files there are; neither folder need exist."""
         self.annotations, self.images = annotations, images
         self._xml = {name[: -len(".xml")]: name for name in files_below(annotations, (".xml",))}
         self.ids = list(self._xml)

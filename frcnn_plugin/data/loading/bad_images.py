@@ -217,12 +217,9 @@ def build_test_loader(
     source: str | list[Record],
     mapper: Callable[[Record], Record] | None = None,
 ) -> CheckedLoader:
-    """Build Detectron2's test loader with the resize of ``INPUT.RESIZE``.
+    """Build Detectron2's test loader of a data set, named or given as its entries.
 
-    Args:
-        cfg: config of the run.
-        source: name of a data set, or its entries.
-        mapper: instead of :func:`~.mappers.build_mapper`'s.
+    The mapper is that of :func:`~.mappers.build_mapper` if it is None.
     """
     catching = CatchingMapper(mapper or build_mapper(cfg, is_train=False))
     if isinstance(source, str):

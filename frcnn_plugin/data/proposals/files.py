@@ -197,15 +197,7 @@ def _copy(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
 def check_proposals(
     path: str | os.PathLike[str], dataset_dicts: Sequence[Mapping[str, Any]], dataset_name: str
 ) -> Proposals:
-    """Read a proposal file and check that it is one of this data set.
-
-    Args:
-        path: the file.
-        dataset_dicts: the whole data set, in Detectron2's format.
-        dataset_name: its name, for messages.
-
-    Returns:
-        The entries, in the order of the data set.
+    """Read a proposal file of a whole data set; return its entries in the order of the set.
 
     Raises:
         UserError: if the file cannot be read, or as ``validate_proposals``.
@@ -229,12 +221,8 @@ def validate_proposals(
 ) -> None:
     """Check that every image of the data set has an entry with possible boxes, and no other.
 
-    Args:
-        proposals: the entries.
-        dataset_dicts: the whole data set; images without ``width`` and ``height`` are not compared
-            with their boxes.
-        dataset_name: its name, for messages.
-        source: what the entries come from, as messages begin.
+    Images without ``width`` and ``height`` are not compared with their boxes. Messages begin with
+    ``source``, what the entries come from.
 
     Raises:
         UserError: for a missing, extra or repeated image; a box that is not finite, has no area

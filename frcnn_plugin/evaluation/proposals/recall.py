@@ -229,10 +229,8 @@ def report_recall(
 def draw_recall(curves: Mapping[str, RecallCurves]) -> Figure:
     """Draw recall over IoU .5 to 1 at 300, 1000 and 2000 proposals, a panel each.
 
-    Numbers that no curve has are left out; if it has none of the three, its own are drawn.
-
-    Args:
-        curves: what the legend calls them (such as "RPN", "SS") -> the curves.
+    Numbers that no curve has are left out; if it has none of the three, its own are drawn. The keys
+    (such as "RPN", "SS") are for the legend.
     """
     from matplotlib.figure import Figure  # here: training evaluates, but need not draw
 
