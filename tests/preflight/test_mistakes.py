@@ -306,7 +306,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, written_shapes: Path) -> Pa
 
 @pytest.fixture
 def start(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, restore_catalogs: None,
+    folder: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[bool, str]]:  # fmt: skip
     """A function that types a command; returns whether a run would start, and what was said."""
@@ -524,7 +524,7 @@ def test_warnings(start, config: str, typed: list[str], parts: list[str]) -> Non
 )
 @pytest.mark.parametrize("command", ["doctor", "predict", "visualize", "proposals dump"])
 def test_other_commands(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, restore_catalogs: None,
+    folder: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], command: str, typed: str, parts: tuple[str, str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(folder)
