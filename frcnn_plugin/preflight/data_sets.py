@@ -23,7 +23,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
-from ..data.datasets.arguments import datasets_root, root_in_words
+from ..data.datasets.arguments import datasets_root, examples, root_in_words
 from ..data.datasets.checks import check_datasets, check_same_classes, class_names
 from ..data.datasets.coco import coco_source
 from ..data.datasets.voc import OFFICIAL_IMAGE_COUNTS, VOCSource
@@ -36,7 +36,6 @@ from .planned_run import PlannedRun, muted
 
 _DATA = Subject("data")
 _PROPOSALS = Subject("proposals")
-_EXAMPLES = 3  # names that a message lists
 _MOST_FILES = 5  # files that it lists, one per line
 _SAMPLE = 24  # images per set that are decoded; about 5 ms each
 _SLICE = 4096  # bytes by which files of one size are told apart before all is read
@@ -233,7 +232,7 @@ def _check_objects(
     ):
         if found.any():
             files = [str(objects[i][0].get("file_name", "?")) for i in np.flatnonzero(found)]
-            where = _some(list(dict.fromkeys(files)))
+            where = examples(list(dict.fromkeys(files)))
             yield _DATA.warning(
                 f"{name}: {len(files)} of {len(boxes):,} boxes have {what}, in {where}",
                 f"Correct the annotations, or delete these objects: {effect}",
@@ -242,7 +241,7 @@ def _check_objects(
     absent = [c for i, c in enumerate(classes or ()) if i not in numbers]
     if absent and name in run.train:
         yield _DATA.warning(
-            f"{name}: no object of {len(absent)} classes ({_some(absent)})",
+            f"{name}: no object of {len(absent)} classes ({examples(absent)})",
             "A detector cannot learn them: check the names, or leave them out of the class list",
         )
 
@@ -258,7 +257,8 @@ def _check_overlap(run: PlannedRun) -> Iterator[Finding]:
     same = [name for name in run.test if name in run.train]
     if same:
         yield _DATA.warning(
-            f"{_some(same)} is trained on and tested on: its scores say nothing about new images",
+            f"{examples(same)} is trained on and tested on: its scores say nothing about new "
+            "images",
             "Name another set in DATASETS.TEST",
         )
     trained = {d["file_name"]: name for name in run.train for d in run.dicts(name)}
@@ -269,7 +269,7 @@ def _check_overlap(run: PlannedRun) -> Iterator[Finding]:
             yield _DATA.warning(
                 f"{len(copies)} of the {run.size(name)} images of {name} are also in "
                 f"{trained[next(iter(copies.values()))]}, which is trained on "
-                f"({_some([a if a == b else f'{a}, there as {b}' for a, b in pairs])})",
+                f"({examples([a if a == b else f'{a}, there as {b}' for a, b in pairs])})",
                 "Take them out of one of the two",
             )
 
@@ -291,10 +291,6 @@ def _copies(trained: Collection[str], tested: Sequence[str]) -> dict[str, str]:
             elif same := [f for f in alike[key] if filecmp.cmp(f, file, shallow=False)]:
                 copies[file] = same[0]
     return copies
-
-
-def _some(items: Sequence[str]) -> str:
-    return ", ".join(items[:_EXAMPLES]) + (", ..." if len(items) > _EXAMPLES else "")
 
 
 # ---- images ---------------------------------------------------------------------------------
