@@ -170,13 +170,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         """Load, and stop at what Detectron2 only logs: weights that do not fit stay random."""
-        checkpoint["model"] = self._placed(checkpoint["model"])
-        keys = list(checkpoint["model"])
-        weights = checkpoint["model"]
+        weights = placed = self._placed(checkpoint["model"])
+        keys = list(placed)
         head = self._cfg.MODEL.ROI_BOX_HEAD if self._cfg is not None else None
         if head is not None and head.PRUNE_WEIGHTS and not self._evaluating:
-            weights = pruned(weights, head.FC_DIM)
-            if weights is not checkpoint["model"]:
+            weights = pruned(placed, head.FC_DIM)
+            if weights is not placed:
                 logger.info("fc6 and fc7 are cut down to their %d strongest units", head.FC_DIM)
         own = self.model.state_dict()
         checkpoint["model"] = weights = without_statistics(copied_to_heads(weights, own))
@@ -184,9 +183,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
         metadata = Metadata.from_dict(checkpoint.get(KEY))
         if self._cfg is not None:
             check_preprocessing(self._file, metadata, preprocessing(self._cfg))
-        if reduced := reduce_fc(checkpoint["model"], own):
+        if reduced := reduce_fc(weights, own):
             logger.info("fc6 and fc7 of %s are sub-sampled to convolutions", self._file)
-            checkpoint["model"] = {**checkpoint["model"], **reduced}
+            checkpoint["model"] = {**weights, **reduced}
         incompatible = super()._load_model(checkpoint)
         norms = [name for name in keys if name.endswith(".bn1_1.running_mean")]
         if norms and norms[0] not in own:
