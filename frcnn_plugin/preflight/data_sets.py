@@ -27,6 +27,7 @@ from ..data.datasets.arguments import datasets_root, examples, root_in_words
 from ..data.datasets.checks import check_datasets, check_same_classes, class_names
 from ..data.datasets.coco import coco_source
 from ..data.datasets.voc import OFFICIAL_IMAGE_COUNTS, VOCSource
+from ..data.datasets.voc_files import split_file
 from ..data.loading.image_reader import read_record
 from ..data.proposals.files import check_proposals
 from ..errors import UserError
@@ -421,7 +422,7 @@ def check_data_root() -> Iterator[Finding]:
     found = []
     for name in OFFICIAL_IMAGE_COUNTS:
         source: Any = DatasetCatalog[name]
-        lists = [folder / _split_file(source) for folder in source.candidates()]
+        lists = [split_file(folder, source.split) for folder in source.candidates()]
         file = next((f for f in lists if f.is_file()), None)
         if file is not None:
             number = sum(bool(line.strip()) for line in file.read_text().splitlines())
@@ -445,23 +446,19 @@ def suggest_folder(name: str) -> str:
     source: Any = DatasetCatalog[name] if name in DatasetCatalog else None
     if not isinstance(source, VOCSource):
         return ""
-    wanted = _split_file(source)
-    if any((folder / wanted).is_file() for folder in source.candidates()):
+    if any(split_file(folder, source.split).is_file() for folder in source.candidates()):
         return ""
     if not source.official:
-        nearby = (f for f in _near(source.candidates()[0]) if (f / wanted).is_file())
+        near = _near(source.candidates()[0])
+        nearby = (folder for folder in near if split_file(folder, source.split).is_file())
         folder = next(nearby, None)
         return f"It seems to be one level off: root: {folder}" if folder else ""
     year = f"VOC{source.year}"
     for folder in _near(datasets_root()):
         for place in (folder, folder / year, folder / "VOCdevkit" / year):
-            if place.name == year and (place / wanted).is_file():
+            if place.name == year and split_file(place, source.split).is_file():
                 return f"It seems to be one level off: export DETECTRON2_DATASETS={place.parent}"
     return ""
-
-
-def _split_file(source: VOCSource) -> Path:
-    return Path("ImageSets", "Main", f"{source.split}.txt")
 
 
 def _near(folder: Path) -> Iterator[Path]:

@@ -397,9 +397,10 @@ def test_two_sets_missing_for_one_reason(find) -> None:
     assert second.endswith("VOC2007 (as above)")
 
 
-def test_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lists", ["ImageSets/Main", "imagesets/main"])
+def test_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: str) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    main = tmp_path / "VOC2012" / "ImageSets" / "Main"
+    main = tmp_path / "VOC2012" / lists
     main.mkdir(parents=True)
     (main / "trainval.txt").write_text("".join(f"{i}\n" for i in range(11540)))
     (tmp_path / "coco" / "annotations").mkdir(parents=True)

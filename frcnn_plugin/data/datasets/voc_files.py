@@ -206,8 +206,8 @@ def inside(root: Path, *names: str) -> Path:
     """Return a path inside ``root``, which need not exist; its folders may be in other capitals."""
     for name in names:
         exact = root / name
-        others = sorted(path for path in root.glob("*") if path.name.lower() == name.lower())
-        root = others[0] if others and not exact.exists() else exact
+        others = () if exact.exists() else sorted(root.glob("*"))
+        root = next((path for path in others if path.name.lower() == name.lower()), exact)
     return root
 
 
