@@ -100,9 +100,7 @@ def convert_torchvision(
 ) -> Conversion:
     """Convert a VGG16 or vgg16_bn in torchvision's names, with or without the classifier.
 
-    Args:
-        state: ``features.N.*`` and, where there are any, ``classifier.N.*``.
-        preprocessing: of the images that the weights expect.
+    The weights expect images of this ``preprocessing``.
 
     Raises:
         UserError: another network.

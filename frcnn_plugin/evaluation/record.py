@@ -143,13 +143,8 @@ def pick_examples(
     F1 is the harmonic mean of precision and recall. Only images with objects that count, or with
     confident detections that are wrong, take part. Of equal ones the image with more objects right
     is the better, that with more errors the worse. No image is in both lists, and none without a
-    right detection is in the first.
-
-    Args:
-        detections: of the whole data set, in descending order of score.
-        truth: its objects.
-        class_names: names by class index.
-        match: see `match_detections`.
+    right detection is in the first. The detections, of the whole data set, are in descending order
+    of score.
 
     Returns:
         At most `NUM_IMAGES` best ones, best first, and as many worst ones, worst first.

@@ -25,7 +25,7 @@ def _config(run: PlannedRun) -> Iterator[Finding]:
 
 
 def _environment(run: PlannedRun) -> Iterator[Finding]:
-    touch = run.may_touch_gpus
+    touch = run.alone or run.processes_here == 1  # workers would lack the memory that it takes
     return check_environment(run.cfg.MODEL.DEVICE, run.processes_here, touch_gpus=touch)
 
 

@@ -87,9 +87,7 @@ def write_caffemodel(
 ) -> None:
     """Write a network that Caffe's ``--weights`` takes; the file appears only when complete.
 
-    Args:
-        path: file.
-        layers: by layer name, its blobs; float32, in the shapes of the network's prototxt.
+    The blobs, by layer name, are in the shapes of the network's prototxt, and written as float32.
 
     Raises:
         UserError: more than the 2 GiB that a file of this kind can have.

@@ -119,10 +119,7 @@ class VOCFolders:
     def image(self, image_id: str, filename: str = "") -> str | None:
         """Find the image that is named as its id or, failing that, as its XML file says.
 
-        Args:
-            image_id: of the image.
-            filename: the XML file's ``<filename>``, which may be a path of another system, lack the
-                suffix, or differ in capitals.
+        That ``filename`` may be a path of another system, lack the suffix, or differ in capitals.
 
         Returns:
             The path; None if there is no image, or several, between which nothing decides.
@@ -162,10 +159,9 @@ class VOCFolders:
     def read_list(self, path: Path) -> list[str]:
         """Read the image ids of a list, in its order: a file of ``ImageSets/Main``, for example.
 
-        Args:
-            path: a text file with one image per line. Skipped are blank lines, the second column
-                (-1, 0 or 1) of VOC's per-class files, and what goes beyond an id: the suffix, and
-                the folders of a path. An image that is listed twice is taken once, with a warning.
+        It has one image per line. Skipped are blank lines, the second column (-1, 0 or 1) of VOC's
+        per-class files, and what goes beyond an id: the suffix, and the folders of a path. An image
+        that is listed twice is taken once, with a warning.
 
         Raises:
             UserError: if the file is missing or no text.

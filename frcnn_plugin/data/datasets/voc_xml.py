@@ -67,11 +67,7 @@ def read_annotation(path: str | PathLike[str], counts_from: int = 1) -> VOCAnnot
 
     ``pose``, ``truncated``, ``difficult``, ``size`` and ``filename`` may be absent, coordinates
     may be floats, tags may be in capitals and in a namespace, and the boxes of nested ``<part>``
-    elements are left alone.
-
-    Args:
-        path: of the file.
-        counts_from: the number of its first pixel.
+    elements are left alone. The first pixel has the number ``counts_from``.
 
     Raises:
         UserError: if the file is not readable as XML or is another kind of XML, or an object has

@@ -97,7 +97,6 @@ class StandInDataset(Dataset[Record]):
         self._entries, self._mapper, self._landscape = entries, mapper, landscape
 
     def __len__(self) -> int:
-        """Return the number of entries."""
         return len(self._landscape)
 
     def __getitem__(self, index: int) -> Record:
@@ -122,13 +121,10 @@ class CheckedLoader:
     """
 
     def __init__(self, cfg: CfgNode, loader: Any, *, is_train: bool) -> None:
-        """Wrap a loader.
+        """Wrap a loader of batches, lists of entries.
 
-        Args:
-            cfg: has ``DATALOADER.ON_BAD_IMAGE``.
-            loader: of batches, lists of entries.
-            is_train: bad entries are dropped; otherwise they become small black images without
-                proposals, in which little is found, as every image of a test set has to appear.
+        In training bad entries are dropped; otherwise they become small black images without
+        proposals, in which little is found, as every image of a test set has to appear.
 
         Raises:
             UserError: unknown ``DATALOADER.ON_BAD_IMAGE``.
@@ -140,7 +136,6 @@ class CheckedLoader:
         self.reasons: dict[str, None] = {}
 
     def __len__(self) -> int:
-        """Return the number of batches."""
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[Record]]:

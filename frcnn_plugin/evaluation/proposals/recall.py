@@ -104,13 +104,10 @@ class RecallCurves:
 def measure_recall(
     proposals: Proposals, truth: GroundTruth, counts: Sequence[int], dataset_name: str
 ) -> RecallCurves | None:
-    """Measure the recall of the best proposals of every image.
+    """Measure the recall of the best proposals of every image, for several `counts` of them.
 
-    Args:
-        proposals: of the images of `truth`, in the same order.
-        truth: the objects; ignored ones are left out.
-        counts: numbers of proposals per image; an image that has fewer contributes what it has.
-        dataset_name: its name.
+    An image that has fewer contributes what it has. The proposals are of the images of `truth`, in
+    the same order; its ignored objects are left out.
 
     Returns:
         The curves; None if there is no object to be found.
