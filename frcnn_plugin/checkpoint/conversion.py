@@ -61,14 +61,12 @@ def conv_target(layer: str) -> str:
 class Conversion:
     """Converted weights, and how they were converted."""
 
-    network: str = ""
-    """For people: "VGG16, ImageNet"."""
+    network: str = ""  # for people: "VGG16, ImageNet"
     state_dict: dict[str, torch.Tensor] = field(default_factory=dict)
     metadata: Metadata = field(default_factory=lambda: Metadata("imagenet"))
+    # The mapping: source, target, shape with a note.
     rows: list[tuple[str, str, str]] = field(default_factory=list)
-    """The mapping: source, target, shape with a note."""
-    unused: list[str] = field(default_factory=list)
-    """What was left out."""
+    unused: list[str] = field(default_factory=list)  # what was left out
 
     def put(self, source: str, target: str, tensor: torch.Tensor, note: str = "") -> None:
         """Add a tensor under its new name."""

@@ -32,12 +32,9 @@ class Loaded:
     """What came of loading a file into a model."""
 
     file: str
-    keys: Sequence[str]
-    """Names of the weights in the file."""
-    missing: Collection[str]
-    """Names of the model's weights that the file does not have, or not in the right shape."""
-    wrong_shapes: Mapping[str, tuple[Shape, Shape]]
-    """Those of them that it has in another shape: the file's and the model's."""
+    keys: Sequence[str]  # names of the weights in the file
+    missing: Collection[str]  # those of the model that the file has not, or not in the right shape
+    wrong_shapes: Mapping[str, tuple[Shape, Shape]]  # of these: the file's and the model's
 
     def without(self, part: str) -> Loaded:
         """Return the same, as if the model did not have the sub-module."""

@@ -43,8 +43,7 @@ _WRAPPERS = ("model", "state_dict", "model_state")
 class Peek:
     """What is in a checkpoint; a model is not needed to read it."""
 
-    content: dict[str, Any]
-    """All entries by name, the weights as "model"."""
+    content: dict[str, Any]  # all entries by name, the weights as "model"
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
