@@ -238,19 +238,12 @@ def _add(parent: ET.Element, **children: str | int) -> None:
 
 @dataclass
 class Shape:
-    """One object of a picture.
+    """One object of a picture."""
 
-    Attributes:
-        name: one of ``SHAPE_CLASSES``.
-        mask: (H, W), the pixels that are visible of it.
-        full_area: number of its pixels if it were visible as a whole.
-        truncated: whether the shape leaves the image.
-    """
-
-    name: str
-    mask: BoolArray
-    full_area: int
-    truncated: bool
+    name: str  # one of ``SHAPE_CLASSES``
+    mask: BoolArray  # (H, W), the pixels that are visible of it
+    full_area: int  # number of its pixels if it were visible as a whole
+    truncated: bool  # whether the shape leaves the image
 
     def box(self) -> Box:
         """Return the box, tight to the visible pixels; whole numbers, continuous XYXY_ABS."""

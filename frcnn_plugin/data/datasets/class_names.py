@@ -36,15 +36,10 @@ def name_problem(class_name: str) -> str:
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Which classes of the files are left out, and which go by another name.
+    """Which classes of the files are left out, and which go by another name."""
 
-    Attributes:
-        ignore: names in the files whose objects are left out, as if they were not annotated.
-        rename: (name in the files, name to use); two to one name merges them.
-    """
-
-    ignore: tuple[str, ...] = ()
-    rename: tuple[tuple[str, str], ...] = ()
+    ignore: tuple[str, ...] = ()  # their objects are left out, as if they were not annotated
+    rename: tuple[tuple[str, str], ...] = ()  # (name in the files, to use); two to one are merged
 
     def used(self, names: Iterable[str]) -> dict[str, str]:
         """Map the names of the files that are used to what they are called."""

@@ -344,17 +344,11 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class VOCSource(Source):
-    """A set in VOC's three folders.
+    """A set in VOC's three folders."""
 
-    Attributes:
-        roots: folders to try in this order, relative ones under ``$DETECTRON2_DATASETS``.
-        split: name of the file in ``ImageSets/Main``, without ``.txt``.
-        official: the set is PASCAL's own; messages then name its archives.
-    """
-
-    roots: tuple[str, ...]
-    split: str
-    official: bool = False
+    roots: tuple[str, ...]  # tried in this order, relative ones under ``$DETECTRON2_DATASETS``
+    split: str  # name of the file in ``ImageSets/Main``, without ``.txt``
+    official: bool = False  # PASCAL's own set, so that messages name its archives
 
     def candidates(self) -> list[Path]:
         """List the folders that are tried, in order."""

@@ -77,10 +77,8 @@ def _tails(path: str) -> Iterator[str]:
 class VOCFolders:
     """The folder of the XML files and that of the images of a data set.
 
-    An image's id is the name of its XML file from the folder on, without ``.xml``.
-
-    Attributes:
-        ids: of all XML files, in their order.
+    An image's id is the name of its XML file from the folder on, without ``.xml``. The ``ids`` are
+    those of all XML files, in their order.
     """
 
     def __init__(self, annotations: Path, images: Path) -> None:
