@@ -238,8 +238,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _check_training(self, loaded: Loaded, metadata: Metadata | None, cfg: CfgNode) -> None:
         """Training must not start without our backbones, nor a trained head without fc6 and fc7."""
         may_lack = cfg.MODEL.WEIGHTS_MAY_LACK
-        modules = [name for name, _ in self.model.named_modules()]
-        check_may_lack(may_lack, [*modules, *self.model.state_dict()])
+        check_may_lack(may_lack, self.model)
         for prefix, module in self.model.named_modules():
             if is_in(prefix, may_lack):
                 continue

@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from ..config_files import read_config_text
 from ..errors import UserError
 from .conversion import OF_PREDICTOR, RPN, RPN_HEAD
@@ -69,8 +71,9 @@ def check_layers(
     )
 
 
-def check_may_lack(parts: Sequence[str], names: Sequence[str]) -> None:
+def check_may_lack(parts: Sequence[str], model: nn.Module) -> None:
     """Stop if ``MODEL.WEIGHTS_MAY_LACK`` names what is none of a model's modules and weights."""
+    names = [*(name for name, _ in model.named_modules()), *model.state_dict()]
     for part in parts:
         if not any(is_in(name, [part]) for name in names):
             alike = difflib.get_close_matches(part, names, n=2)
