@@ -323,11 +323,7 @@ def name_another(folder: str | os.PathLike[str]) -> str:
 
 
 def local_file(name: str) -> str:
-    """Return the path of a file, which is downloaded if an address is given.
-
-    Raises:
-        UserError: the download failed.
-    """
+    """Return the path of a file; of an address, the file that is downloaded, or a UserError."""
     if "://" not in name:
         return name
     try:

@@ -259,11 +259,7 @@ class Shape:
 def draw_scene(
     rng: np.random.Generator, width: int, height: int, num_objects: int
 ) -> tuple[npt.NDArray[np.uint8], list[Shape]]:
-    """Draw an image of some shapes, fewer if no room is found.
-
-    Returns:
-        The image, (H, W, 3) uint8 RGB, and its objects.
-    """
+    """Draw an image, (H, W, 3) uint8 RGB, and shapes, fewer if there is no room; return both."""
     canvas = _background(rng, width, height)
     shapes: list[Shape] = []
     for _ in range(num_objects):

@@ -76,11 +76,7 @@ class EvaluationRecord:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> EvaluationRecord:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: for a missing, damaged or foreign file.
-        """
+        """Read what `save` wrote; a UserError names a missing, damaged or foreign file."""
         with reading_json(
             path, "evaluation", "; make it again: frcnn train --eval-only"
         ) as content:

@@ -49,11 +49,7 @@ _IF_ALL_IS_WELL: tuple[tuple[str, Check], ...] = (
 
 
 def preflight(run: PlannedRun) -> Iterator[Finding]:
-    """Check everything that a run needs.
-
-    Yields:
-        Findings as they are made, so that a caller may stop at the first error.
-    """
+    """Check everything that a run needs; a caller may stop at the first error."""
     for subject, check in _CHECKS:
         for finding in _guarded(subject, check, run):
             run.failed |= finding.level == "error"

@@ -199,8 +199,7 @@ def _check_identity(name: str, dicts: Sequence[Any]) -> None:
 def _check_sizes(name: str, dicts: Sequence[Any]) -> list[str]:
     """Compare sizes, which stop a run when the image is read, with the images that are here.
 
-    Returns:
-        What is wrong with those that are here and cannot be read.
+    Return what is wrong with those that are here and cannot be read.
     """
     findings = SizeFindings()
     for item in progress(dicts, f"sizes of {name}", "image"):

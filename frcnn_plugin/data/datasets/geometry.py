@@ -77,9 +77,8 @@ def _unreadable(reasons: Sequence[str], total: int) -> str:
 def fit_box(box: Box, size: Size) -> tuple[Box | None, str]:
     """Clip a box, whatever the file gives, to an image of ``size``.
 
-    Returns:
-        What of the box lies inside, None if that is nearly nothing; and what was wrong with it, ""
-        if nothing or only rounding.
+    Return what of it lies inside, None if that is nearly nothing; and what was wrong with it, "" if
+    nothing or only rounding.
     """
     (x1, y1, x2, y2), (width, height) = box, size
     if not (math.isfinite(x1 + x2) and math.isfinite(y1 + y2)):

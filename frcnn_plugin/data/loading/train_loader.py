@@ -215,11 +215,7 @@ def _repeats(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> torch.Tensor | No
 
 
 def ignored_keys(cfg: CfgNode) -> list[str]:
-    """Say which keys of Detectron2's loader :func:`build_train_loader` leaves alone, and why.
-
-    Returns:
-        One sentence per key whose value would have an effect in Detectron2's loader.
-    """
+    """Say, in a sentence per key, what Detectron2's loader heeds and ours leaves alone, and why."""
     copies = cfg.DATALOADER.MIRRORED_COPIES
     if not (copies or cfg.FOUR_STEP.ENABLED):
         return []  # Detectron2's loader

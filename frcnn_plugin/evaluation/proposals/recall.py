@@ -91,11 +91,7 @@ class RecallCurves:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> RecallCurves:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: for a missing, damaged or foreign file.
-        """
+        """Read what `save` wrote; a UserError names a missing, damaged or foreign file."""
         with reading_json(path, "recall curves") as content:
             content["recall"] = {int(count): row for count, row in content["recall"].items()}
             return RecallCurves(**content)
