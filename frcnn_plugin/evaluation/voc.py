@@ -105,7 +105,7 @@ class VOCEvaluator(DatasetEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Take in the `instances` of some images; `pred_boxes` are in image pixels.
+        """Take in the `instances` of some images; boxes are continuous XYXY, image pixels.
 
         An image that comes a second time, because samplers repeat some to fill a batch, is ignored.
         """
