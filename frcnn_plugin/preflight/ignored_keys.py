@@ -58,7 +58,7 @@ _Rule = tuple[Callable[[PlannedRun], bool], str, dict[str, str]]
 
 
 def _unless(key: str, value: str, ignored: Iterable[str], *, training: bool = False) -> _Rule:
-    """Ignore keys, all of them or those of training, where another key has not a value."""
+    """Ignore keys unless another has the value; with `training`, where something is trained."""
 
     def is_other(run: PlannedRun) -> bool:
         return not (training and run.eval_only) and value_of(run.cfg, key) != value

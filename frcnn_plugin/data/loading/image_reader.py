@@ -86,7 +86,7 @@ def image_pixels(image: Image.Image, image_format: str, name: str) -> npt.NDArra
 
 
 def read_bgr(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-    """Read an image in colour by :func:`read_image`: (H, W, 3) uint8, BGR, contiguous."""
+    """Read an image in colour as :func:`read_image` does: (H, W, 3) uint8, BGR, contiguous."""
     return np.ascontiguousarray(read_image(path, "BGR"))
 
 
