@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+
 from ...errors import UserError
 from ...host import replace_metadata
 from .arguments import register_source, resolve_root, root_in_words, warn_once
@@ -35,13 +37,7 @@ from .voc_files import (
 
 logger = logging.getLogger(__name__)
 
-# fmt: off
-VOC_CLASSES: tuple[str, ...] = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
-    "tvmonitor",
-)
-# fmt: on
+VOC_CLASSES: tuple[str, ...] = tuple(CLASS_NAMES)
 
 # Registered name -> number of images in PASCAL's image set, as the VOC site gives it.
 OFFICIAL_IMAGE_COUNTS: dict[str, int] = {
