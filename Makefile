@@ -51,7 +51,7 @@ gpu: ## measure and test everything on a GPU, in 8 minutes (GPU_ARGS="--minutes 
 	@$(if $(wildcard $(PY)),$(PY),$(or $(PYTHON),python3)) -m benchmarks gpu $(GPU_ARGS)
 
 clean: ## remove .venv, build products and caches (output/ and datasets/ stay)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Also when the stamp is there but .venv's Python is gone (uninstalled), and when DETECTRON2 is given:

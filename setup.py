@@ -93,7 +93,6 @@ setup(
         "dev": [
             "pytest>=8",  # the test suite
             "pytest-xdist>=3.6",  # runs it in two processes (make test)
-            "hypothesis>=6",  # generated boxes and annotations in tests
             "ruff>=0.6",  # format and lint
             "mypy>=1.11",  # types
             "types-tabulate",  # types of tabulate, for mypy

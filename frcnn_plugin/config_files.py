@@ -47,9 +47,7 @@ class _File:
 def load_config_file(cfg: CN, name: str | Path) -> None:
     """Merge a config file into ``cfg``, in place; nothing is changed if there is a mistake in it.
 
-    Args:
-        cfg: not frozen.
-        name: path, or ``frcnn://`` and the name of a config that comes with the plugin.
+    Its name is a path, or ``frcnn://`` and the name of a config that comes with the plugin.
 
     Raises:
         UserError: a file cannot be read, or has a key or value that ``cfg`` cannot have.
@@ -59,12 +57,9 @@ def load_config_file(cfg: CN, name: str | Path) -> None:
 
 
 def load_config_text(cfg: CN, text: str, source: str) -> None:
-    """Merge a config that is part of another file, such as a checkpoint; see above.
+    """Merge a config without ``_BASE_`` that is in ``source``, such as a checkpoint; see above.
 
-    Args:
-        cfg: not frozen; if it allows new keys, unknown ones are taken over.
-        text: YAML without ``_BASE_``.
-        source: what an error calls it.
+    If ``cfg`` allows new keys, unknown ones are taken over.
     """
     _merge(cfg, [_parse(text.encode(errors="replace"), source)])
 
@@ -323,8 +318,12 @@ def _check_key(
     if name not in node:
         if key in RENAMED_NODES:
             raise UserError(f"{where}{key} is now called {RENAMED_NODES[key]}: rename it")
-        what, close = "section" if section else "key", _close(key, key_names(cfg, sections=section))
-        raise UserError(f"{where}there is no {what} {_shown(key)}; did you mean {close}?")
+        what, known = "section" if section else "key", flat_keys(cfg)
+        if section:
+            known = dict.fromkeys(name.rpartition(".")[0] for name in known if "." in name)
+        raise UserError(
+            f"{where}there is no {what} {_shown(key)}; did you mean {_close(key, known)}?"
+        )
     if isinstance(node[name], CN):
         keys = ", ".join(f"{key}.{k}" for k in list(node[name])[:3])
         raise UserError(
@@ -350,15 +349,6 @@ def _close(key: str, names: Iterable[str]) -> str:
     same = [k for k in known if k.rpartition(".")[2] == upper.rpartition(".")[2]]
     close = get_close_matches(upper, same or known, n=3, cutoff=0.0 if same else 0.6)
     return " or ".join(close or get_close_matches(upper, known, n=3, cutoff=0.0))
-
-
-def key_names(node: CN, prefix: str = "", *, sections: bool = False) -> Iterator[str]:
-    """Yield the full names of all keys, or of all sections."""
-    for name, value in node.items():
-        if isinstance(value, CN) is sections:
-            yield prefix + name
-        if isinstance(value, CN):
-            yield from key_names(value, f"{prefix}{name}.", sections=sections)
 
 
 def flat_keys(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -35,17 +35,6 @@ pytest_plugins = ["tests.four_step.fixtures"]
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-def flatten(node: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """``{"A.B": value}`` of a config."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def make_instances(
     image_size: tuple[int, int], boxes: list[list[float]], classes: list[int] | None = None
 ) -> Instances:

@@ -1,4 +1,4 @@
-"""Damaged files for readers: a UserError or a result, whatever the bytes, and little memory."""
+"""Damaged and evil files for readers: a UserError or a result, and little memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ from frcnn_plugin.errors import UserError
 
 _EDGES = (0, 1, 127, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 MEGABYTE = 2**20
+
+
+class Calls:
+    """Pickled as a call, which an unguarded reader makes."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
 
 
 def damaged(rng: random.Random, content: bytes) -> bytes:

@@ -10,10 +10,10 @@ from detectron2.modeling import build_model
 
 from frcnn_plugin import add_frcnn_config, get_config_file
 from frcnn_plugin.config import plugin_cfg
-from frcnn_plugin.config_files import base_chain
+from frcnn_plugin.config_files import base_chain, flat_keys
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling.roi_heads.box_head import each_head
-from tests.conftest import CONFIGS, flatten
+from tests.conftest import CONFIGS
 
 ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
 
@@ -203,7 +203,7 @@ def test_rows_differ_from_their_base_in_what_they_are_about(name: str) -> None:
     row = get_config_file(f"ablations/{name}.yaml")
     base = plugin_cfg()
     base.merge_from_file(str(base_chain(row)[1]))
-    theirs, ours = flatten(base), flatten(load(f"ablations/{name}.yaml"))
+    theirs, ours = flat_keys(base), flat_keys(load(f"ablations/{name}.yaml"))
     assert {key for key in ours if ours[key] != theirs[key]} == ROWS[name] | {"OUTPUT_DIR"}
     assert ours["OUTPUT_DIR"] == f"output/ablations/{name}"
 

@@ -14,8 +14,8 @@ import pytest
 from detectron2.config import get_cfg
 
 from frcnn_plugin import add_frcnn_config, get_config_file
+from frcnn_plugin.config_files import flat_keys
 from frcnn_plugin.four_step import apply_four_step
-from tests.conftest import flatten
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "faithfulness.md"
@@ -56,7 +56,7 @@ def preset(name: str) -> dict[str, Any]:
     add_frcnn_config(cfg)
     cfg.merge_from_file(get_config_file(f"{name}.yaml"))
     apply_four_step(cfg)
-    return flatten(cfg)
+    return flat_keys(cfg)
 
 
 def code(cell: str) -> list[str]:
@@ -152,7 +152,7 @@ def test_every_key_that_a_preset_sets_is_in_the_table_or_plain() -> None:
     """What the YAMLs change in the defaults, but for what names the parts of the model."""
     cfg = get_cfg()
     add_frcnn_config(cfg)
-    default = flatten(cfg)
+    default = flat_keys(cfg)
     changed = {
         key
         for name in PRESETS

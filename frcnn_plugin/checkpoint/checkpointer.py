@@ -88,17 +88,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
         unused: str = "",
         **kwargs: Any,
     ) -> None:
-        """Build the checkpointer of a model.
+        """Build the checkpointer of a model, with the further arguments of Detectron2's class.
 
-        Args:
-            model: as for Detectron2's class, like `save_dir` and `kwargs`.
-            save_dir: where checkpoints are.
-            cfg: config of the model: what is loaded is checked against it, and checkpoints carry it
-                with class names and preprocessing. None: nothing is checked or added.
-            evaluating: nothing will be trained, so everything has to be in the file.
-            unused: sub-module that need not be in it then; in the phases "rpn" and "fast_rcnn" it
-                is the other half.
-            kwargs: further arguments.
+        What is loaded is checked against `cfg`, and checkpoints carry it with class names and
+        preprocessing; if it is None, nothing is checked or added. With `evaluating` everything has
+        to be in the file but the sub-module `unused`, which is the other half in the phases "rpn"
+        and "fast_rcnn".
         """
         super().__init__(model, save_dir, **kwargs)
         self.path_manager: Any = _AtomicPaths(PathManager)
@@ -175,13 +170,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         """Load, and stop at what Detectron2 only logs: weights that do not fit stay random."""
-        checkpoint["model"] = self._placed(checkpoint["model"])
-        keys = list(checkpoint["model"])
-        weights = checkpoint["model"]
+        weights = placed = self._placed(checkpoint["model"])
+        keys = list(placed)
         head = self._cfg.MODEL.ROI_BOX_HEAD if self._cfg is not None else None
         if head is not None and head.PRUNE_WEIGHTS and not self._evaluating:
-            weights = pruned(weights, head.FC_DIM)
-            if weights is not checkpoint["model"]:
+            weights = pruned(placed, head.FC_DIM)
+            if weights is not placed:
                 logger.info("fc6 and fc7 are cut down to their %d strongest units", head.FC_DIM)
         own = self.model.state_dict()
         checkpoint["model"] = weights = without_statistics(copied_to_heads(weights, own))
@@ -189,9 +183,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
         metadata = Metadata.from_dict(checkpoint.get(KEY))
         if self._cfg is not None:
             check_preprocessing(self._file, metadata, preprocessing(self._cfg))
-        if reduced := reduce_fc(checkpoint["model"], own):
+        if reduced := reduce_fc(weights, own):
             logger.info("fc6 and fc7 of %s are sub-sampled to convolutions", self._file)
-            checkpoint["model"] = {**checkpoint["model"], **reduced}
+            checkpoint["model"] = {**weights, **reduced}
         incompatible = super()._load_model(checkpoint)
         norms = [name for name in keys if name.endswith(".bn1_1.running_mean")]
         if norms and norms[0] not in own:
@@ -244,8 +238,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _check_training(self, loaded: Loaded, metadata: Metadata | None, cfg: CfgNode) -> None:
         """Training must not start without our backbones, nor a trained head without fc6 and fc7."""
         may_lack = cfg.MODEL.WEIGHTS_MAY_LACK
-        modules = [name for name, _ in self.model.named_modules()]
-        check_may_lack(may_lack, [*modules, *self.model.state_dict()])
+        check_may_lack(may_lack, self.model)
         for prefix, module in self.model.named_modules():
             if is_in(prefix, may_lack):
                 continue

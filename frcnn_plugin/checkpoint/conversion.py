@@ -61,14 +61,12 @@ def conv_target(layer: str) -> str:
 class Conversion:
     """Converted weights, and how they were converted."""
 
-    network: str = ""
-    """For people: "VGG16, ImageNet"."""
+    network: str = ""  # for people: "VGG16, ImageNet"
     state_dict: dict[str, torch.Tensor] = field(default_factory=dict)
     metadata: Metadata = field(default_factory=lambda: Metadata("imagenet"))
+    # The mapping: source, target, shape with a note.
     rows: list[tuple[str, str, str]] = field(default_factory=list)
-    """The mapping: source, target, shape with a note."""
-    unused: list[str] = field(default_factory=list)
-    """What was left out."""
+    unused: list[str] = field(default_factory=list)  # what was left out
 
     def put(self, source: str, target: str, tensor: torch.Tensor, note: str = "") -> None:
         """Add a tensor under its new name."""
@@ -100,9 +98,7 @@ def convert_torchvision(
 ) -> Conversion:
     """Convert a VGG16 or vgg16_bn in torchvision's names, with or without the classifier.
 
-    Args:
-        state: ``features.N.*`` and, where there are any, ``classifier.N.*``.
-        preprocessing: of the images that the weights expect.
+    The weights expect images of this ``preprocessing``.
 
     Raises:
         UserError: another network.
@@ -159,15 +155,8 @@ def reduce_fc(
     """Sub-sample fc6 and fc7 for a head that has them as convolutions, as R-FCN's may.
 
     Of fc6's outputs every (wanted / given)th is kept, 1 in 4 for 1024 of 4096, and of its 7 x 7
-    taps every third; of fc7's inputs and outputs the same ones. They are not rescaled.
-
-    Args:
-        state: weights of a file.
-        model: state dict of the model.
-
-    Returns:
-        the converted weights by name; none unless the file has linear layers that fit, where the
-        model has convolutions.
+    taps every third; of fc7's inputs and outputs the same ones. They are not rescaled. There are
+    none unless the file has linear layers that fit, where the model has convolutions.
     """
     names = [
         f"{BOX_HEAD}.{layer}.{kind}" for layer in ("fc6", "fc7") for kind in ("weight", "bias")
@@ -216,12 +205,8 @@ def copied_to_heads(
 ) -> dict[str, torch.Tensor]:
     """Give fc6 and fc7 of a file with one box head to every head of a cascade.
 
-    Args:
-        state: weights of the file.
-        wanted: names of the model's weights; a cascade's are "roi_heads.box_head.0.fc6.weight", ...
-
-    Returns:
-        the weights; without a cascade in the model, or with one in the file, those of the file.
+    A cascade's are called "roi_heads.box_head.0.fc6.weight" and so on. Without one among the names
+    ``wanted``, or with one in the file, the weights are those of the file.
     """
     found = (re.fullmatch(rf"({re.escape(BOX_HEAD)}\.)\d+\.(.+)", name) for name in wanted)
     sources = {match[0]: match[1] + match[2] for match in found if match}

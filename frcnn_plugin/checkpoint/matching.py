@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from ..config_files import read_config_text
 from ..errors import UserError
 from .conversion import OF_PREDICTOR, RPN, RPN_HEAD
@@ -32,12 +34,9 @@ class Loaded:
     """What came of loading a file into a model."""
 
     file: str
-    keys: Sequence[str]
-    """Names of the weights in the file."""
-    missing: Collection[str]
-    """Names of the model's weights that the file does not have, or not in the right shape."""
-    wrong_shapes: Mapping[str, tuple[Shape, Shape]]
-    """Those of them that it has in another shape: the file's and the model's."""
+    keys: Sequence[str]  # names of the weights in the file
+    missing: Collection[str]  # those of the model that the file has not, or not in the right shape
+    wrong_shapes: Mapping[str, tuple[Shape, Shape]]  # of these: the file's and the model's
 
     def without(self, part: str) -> Loaded:
         """Return the same, as if the model did not have the sub-module."""
@@ -72,8 +71,9 @@ def check_layers(
     )
 
 
-def check_may_lack(parts: Sequence[str], names: Sequence[str]) -> None:
+def check_may_lack(parts: Sequence[str], model: nn.Module) -> None:
     """Stop if ``MODEL.WEIGHTS_MAY_LACK`` names what is none of a model's modules and weights."""
+    names = [*(name for name, _ in model.named_modules()), *model.state_dict()]
     for part in parts:
         if not any(is_in(name, [part]) for name in names):
             alike = difflib.get_close_matches(part, names, n=2)

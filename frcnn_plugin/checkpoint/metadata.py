@@ -18,12 +18,9 @@ IMAGENET_MEAN_TOLERANCE = 1.5
 class Preprocessing:
     """How images become network inputs."""
 
-    format: str
-    """Order of the colours, "BGR" or "RGB" (``INPUT.FORMAT``)."""
-    mean: tuple[float, ...]
-    """Grey levels (0..255) subtracted, in that order (``MODEL.PIXEL_MEAN``)."""
-    std: tuple[float, ...]
-    """Grey levels divided by afterwards (``MODEL.PIXEL_STD``)."""
+    format: str  # order of the colours, "BGR" or "RGB" (``INPUT.FORMAT``)
+    mean: tuple[float, ...]  # grey levels (0..255) subtracted, in that order
+    std: tuple[float, ...]  # grey levels divided by afterwards
 
     def values(self) -> dict[str, str | list[float]]:
         """Return the values by the keys of the config that hold them."""
@@ -47,18 +44,15 @@ TORCHVISION_FEATURES = Preprocessing("RGB", (122.99925, 116.9991, 103.9992), (1.
 class Metadata:
     """Stored in a checkpoint under :data:`KEY`, as plain dictionaries, lists, strings, numbers."""
 
-    kind: str
-    """"imagenet" (backbone and fully connected layers) or "detector"."""
+    kind: str  # "imagenet" (backbone and fully connected layers) or "detector"
     preprocessing: Preprocessing | None = None
-    classes: tuple[str, ...] | None = None
-    """Names, without background; None if unknown."""
-    config: str | None = None
-    """YAML of the whole config the weights were trained with."""
+    classes: tuple[str, ...] | None = None  # names, without background; None if unknown
+    config: str | None = None  # YAML of the whole config the weights were trained with
+    # Of converted weights: file, sha256, layout, converter.
     source: dict[str, str | int] = field(default_factory=dict)
-    """Of converted weights: file, sha256, layout, converter."""
+    # Of converted Caffe detectors: the untrained background rows of bbox_pred (tensors), which this
+    # plugin has no place for but a conversion back needs.
     background: dict[str, Any] = field(default_factory=dict)
-    """Of converted Caffe detectors: the untrained background rows of bbox_pred (tensors), which
-    this plugin has no place for but a conversion back needs."""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to what ``torch.save`` writes and ``torch.load(weights_only=True)`` reads."""

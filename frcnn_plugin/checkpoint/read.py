@@ -43,8 +43,7 @@ _WRAPPERS = ("model", "state_dict", "model_state")
 class Peek:
     """What is in a checkpoint; a model is not needed to read it."""
 
-    content: dict[str, Any]
-    """All entries by name, the weights as "model"."""
+    content: dict[str, Any]  # all entries by name, the weights as "model"
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -221,13 +220,9 @@ def _with_model(path: Path, content: dict[str, Any], *, required: bool) -> dict[
 def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversion:
     """Read a file and convert it.
 
-    It is a caffemodel, a VGG16 in torchvision's names, or a checkpoint of this plugin, which stays
-    as it is.
-
-    Args:
-        path: file.
-        layout: one of :data:`.conversion.LAYOUTS`, for a file in torchvision's names whose digest
-            is unknown.
+    It is a caffemodel, a VGG16 in torchvision's names, which is of ``layout``, one of
+    :data:`.conversion.LAYOUTS`, if its digest is unknown, or a checkpoint of this plugin, which
+    stays as it is.
 
     Returns:
         weights, some of them views of the mapped file, and metadata with the file's SHA-256.
@@ -256,8 +251,7 @@ def read_weights(path: str | os.PathLike[str], *, layout: str = "") -> Conversio
 def read_metadata(path: str | os.PathLike[str]) -> Metadata | None:
     """Return what a file of weights says about itself, without reading weights where possible.
 
-    Args:
-        path: as for :func:`read_weights`; also a ``.pkl`` of Detectron2, which says nothing.
+    A ``.pkl`` of Detectron2 says nothing; the other kinds are those of :func:`read_weights`.
     """
     if existing(path).suffix == ".pkl":
         return None
@@ -329,11 +323,7 @@ def name_another(folder: str | os.PathLike[str]) -> str:
 
 
 def local_file(name: str) -> str:
-    """Return the path of a file, which is downloaded if an address is given.
-
-    Raises:
-        UserError: the download failed.
-    """
+    """Return the path of a file; of an address, the file that is downloaded, or a UserError."""
     if "://" not in name:
         return name
     try:

@@ -12,8 +12,8 @@ from .datasets.voc import (
     load_voc_instances,
     register_builtin,
     register_voc,
-    register_xml_folder,
 )
+from .datasets.xml_folder import register_xml_folder
 from .loading.bad_images import build_test_loader
 from .loading.image_reader import IMAGE_SUFFIXES, image_header, read_bgr, read_image
 from .loading.mappers import (

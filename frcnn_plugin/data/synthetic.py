@@ -19,7 +19,6 @@ import os
 import shutil
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,35 +154,43 @@ def _write(
     """Write all files, or, without ``voc``, only those in COCO's format."""
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages", "COCO"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    first_number = 1
+    number = 0
     for split_number, (split, count) in enumerate(splits.items()):
-        ids = [f"{first_number + index:06d}" for index in range(count)]
-        scenes = []
-        for image_id, (picture, shapes) in zip(
-            ids, _scenes([seed, split_number], count, short_side), strict=True
-        ):
+        images, objects = [], []
+        for index in range(count):
+            number += 1
+            name = f"{number:06d}"
+            # From its own number alone.
+            picture, shapes = _scene(np.random.default_rng([seed, split_number, index]), short_side)
             height, width = picture.shape[:2]
-            scenes.append((int(image_id), width, height, [_coco_object(s) for s in shapes]))
             if voc:
-                Image.fromarray(picture).save(root / "JPEGImages" / f"{image_id}.jpg", quality=95)
-                _write_annotation(root / "Annotations" / f"{image_id}.xml", width, height, shapes)
+                Image.fromarray(picture).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
+                _write_annotation(root / "Annotations" / f"{name}.xml", width, height, shapes)
+            images.append(
+                {"id": number, "file_name": f"{name}.jpg", "width": width, "height": height}
+            )
+            objects += [{"image_id": number, **_coco_object(shape)} for shape in shapes]
         if voc:
-            listing = "".join(f"{image_id}\n" for image_id in ids)
+            listing = "".join(f"{image['id']:06d}\n" for image in images)
             (root / "ImageSets" / "Main" / f"{split}.txt").write_text(listing)
-        _write_coco(_coco_file(root, split), scenes)
-        first_number += count
+        content = {
+            "images": images,
+            "categories": [{"id": i, "name": name} for i, name in enumerate(SHAPE_CLASSES, 1)],
+            "annotations": [{"id": i, **entry} for i, entry in enumerate(objects, 1)],
+        }
+        write_text(_coco_file(root, split), json.dumps(content) + "\n")
 
 
-def _scenes(
-    seeds: list[int], count: int, short_side: tuple[int, int]
-) -> Iterator[tuple[npt.NDArray[np.uint8], list[Shape]]]:
-    """Draw the images of a split, each from its own number alone."""
-    for index in range(count):
-        rng = np.random.default_rng([*seeds, index])
-        width, height = _image_size(rng, short_side)
-        empty = rng.random() < _EMPTY_SHARE
-        num_objects = 0 if empty else int(rng.integers(1, _MAX_OBJECTS + 1))
-        yield draw_scene(rng, width, height, num_objects)
+def _scene(
+    rng: np.random.Generator, short_side: tuple[int, int]
+) -> tuple[npt.NDArray[np.uint8], list[Shape]]:
+    """Draw an image of some size, landscape or portrait, with up to ``_MAX_OBJECTS`` objects."""
+    short = int(rng.integers(short_side[0], short_side[1] + 1))
+    long = round(short * rng.uniform(1.0, _LONGEST))
+    width, height = (short, long) if rng.integers(2) else (long, short)
+    empty = rng.random() < _EMPTY_SHARE
+    num_objects = 0 if empty else int(rng.integers(1, _MAX_OBJECTS + 1))
+    return draw_scene(rng, width, height, num_objects)
 
 
 def _coco_file(root: Path, split: str) -> Path:
@@ -201,28 +208,6 @@ def _coco_object(shape: Shape) -> dict[str, Any]:
         "ignore": int(shape.is_difficult()),
         "segmentation": run_lengths(shape.mask),
     }
-
-
-def _write_coco(path: Path, scenes: list[tuple[int, int, int, list[dict[str, Any]]]]) -> None:
-    """Write number, width, height and objects of each image as a file in COCO's format."""
-    images = [
-        {"id": number, "file_name": f"{number:06d}.jpg", "width": width, "height": height}
-        for number, width, height, _ in scenes
-    ]
-    objects = [{"image_id": number, **entry} for number, _, _, own in scenes for entry in own]
-    content = {
-        "images": images,
-        "categories": [{"id": i, "name": name} for i, name in enumerate(SHAPE_CLASSES, 1)],
-        "annotations": [{"id": i, **entry} for i, entry in enumerate(objects, 1)],
-    }
-    write_text(path, json.dumps(content) + "\n")
-
-
-def _image_size(rng: np.random.Generator, short_side: tuple[int, int]) -> tuple[int, int]:
-    """Choose width and height of one image: landscape and portrait alike."""
-    short = int(rng.integers(short_side[0], short_side[1] + 1))
-    long = round(short * rng.uniform(1.0, _LONGEST))
-    return (short, long) if rng.integers(2) else (long, short)
 
 
 def _write_annotation(path: Path, width: int, height: int, shapes: list[Shape]) -> None:
@@ -253,19 +238,12 @@ def _add(parent: ET.Element, **children: str | int) -> None:
 
 @dataclass
 class Shape:
-    """One object of a picture.
+    """One object of a picture."""
 
-    Attributes:
-        name: one of ``SHAPE_CLASSES``.
-        mask: (H, W), the pixels that are visible of it.
-        full_area: number of its pixels if it were visible as a whole.
-        truncated: whether the shape leaves the image.
-    """
-
-    name: str
-    mask: BoolArray
-    full_area: int
-    truncated: bool
+    name: str  # one of ``SHAPE_CLASSES``
+    mask: BoolArray  # (H, W), the pixels that are visible of it
+    full_area: int  # number of its pixels if it were visible as a whole
+    truncated: bool  # whether the shape leaves the image
 
     def box(self) -> Box:
         """Return the box, tight to the visible pixels; whole numbers, continuous XYXY_ABS."""
@@ -281,17 +259,7 @@ class Shape:
 def draw_scene(
     rng: np.random.Generator, width: int, height: int, num_objects: int
 ) -> tuple[npt.NDArray[np.uint8], list[Shape]]:
-    """Draw one image.
-
-    Args:
-        rng: source of all randomness.
-        width: image width in pixels.
-        height: image height in pixels.
-        num_objects: shapes to draw; fewer come out if no room is found.
-
-    Returns:
-        The image, (H, W, 3) uint8 RGB, and its objects.
-    """
+    """Draw an image, (H, W, 3) uint8 RGB, and shapes, fewer if there is no room; return both."""
     canvas = _background(rng, width, height)
     shapes: list[Shape] = []
     for _ in range(num_objects):

@@ -36,8 +36,7 @@ class RecordingCOCOEvaluator(COCOEvaluator):
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None, **options: Any) -> None:
-        """Take Detectron2's arguments; pycocotools evaluates where its compiled part is missing."""
-        options = {"use_fast_impl": _has_fast_cocoeval(), **options}
+        """Take Detectron2's arguments."""
         metadata = MetadataCatalog.get(dataset_name)
         source = coco_source(dataset_name)
         if source is None and metadata.get("json_file"):
@@ -114,11 +113,3 @@ def _detections(predictions: Sequence[Mapping[str, Any]], truth: GroundTruth) ->
     boxes[:, 2:] += boxes[:, :2]
     images, classes = (table[:, i].astype(np.int64) for i in (0, 1))
     return Detections(boxes, table[:, 2], classes, images).best_first()
-
-
-def _has_fast_cocoeval() -> bool:
-    try:
-        from detectron2 import _C  # noqa: F401
-    except ImportError:
-        return False
-    return True

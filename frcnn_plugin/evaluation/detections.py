@@ -85,10 +85,7 @@ def diagnose(
 ) -> str | None:
     """Say in one line why detections cannot be those of a trained detector; None if they can.
 
-    Args:
-        scores: of all detections of a data set, in any order.
-        num_classes: number of classes, background not counted.
-        ap50: their AP50 in percent; None or nan if it is not known.
+    Background is no class; `ap50` is in percent, None or nan if it is not known.
     """
     if len(scores) == 0:
         return (

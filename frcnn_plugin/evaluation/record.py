@@ -76,11 +76,7 @@ class EvaluationRecord:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> EvaluationRecord:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: for a missing, damaged or foreign file.
-        """
+        """Read what `save` wrote; a UserError names a missing, damaged or foreign file."""
         with reading_json(
             path, "evaluation", "; make it again: frcnn train --eval-only"
         ) as content:
@@ -121,10 +117,8 @@ def write_coco_results(
 ) -> None:
     """Write all detections in COCO's format for results; if that fails, a warning says so.
 
-    Args:
-        folder: see `record_evaluation`.
-        dataset_name: the set whose category ids are written; class indices if it has none.
-        detections: ``image_id``, ``category_id`` (the class index), ``bbox`` (XYWH), ``score``.
+    Those given have ``image_id``, ``category_id`` (the class index), ``bbox`` (XYWH) and ``score``.
+    The category ids of the data set are written; class indices if it has none.
     """
     path = Path(folder) / COCO_RESULTS_FILE
     with optional_output(path):
@@ -145,13 +139,8 @@ def pick_examples(
     F1 is the harmonic mean of precision and recall. Only images with objects that count, or with
     confident detections that are wrong, take part. Of equal ones the image with more objects right
     is the better, that with more errors the worse. No image is in both lists, and none without a
-    right detection is in the first.
-
-    Args:
-        detections: of the whole data set, in descending order of score.
-        truth: its objects.
-        class_names: names by class index.
-        match: see `match_detections`.
+    right detection is in the first. The detections, of the whole data set, are in descending order
+    of score.
 
     Returns:
         At most `NUM_IMAGES` best ones, best first, and as many worst ones, worst first.

@@ -105,13 +105,9 @@ class VOCEvaluator(DatasetEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Take in the detections of some images.
+        """Take in the `instances` of some images; boxes are continuous XYXY, image pixels.
 
-        Args:
-            inputs: dicts with `image_id`.
-            outputs: dicts with `instances` (`pred_boxes` in image pixels, continuous XYXY;
-                `scores`; `pred_classes`). An image that comes a second time, because samplers
-                repeat some to fill a batch, is ignored.
+        An image that comes a second time, because samplers repeat some to fill a batch, is ignored.
         """
         for item, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]

@@ -40,21 +40,13 @@ _RARE = 0.02  # share of the objects for which no ratio is suggested
 
 @dataclass(frozen=True)
 class Overlaps:
-    """What anchors make of a sample of training images.
+    """What anchors make of a sample of training images."""
 
-    Attributes:
-        best: (N,) the highest IoU of each object with an anchor that is trained on.
-        classes: (N,) class of each object.
-        sizes: (N, 2) width and height of each object, network pixels.
-        empty: images without an anchor that is trained on.
-        images: images looked at.
-    """
-
-    best: np.ndarray
-    classes: np.ndarray
-    sizes: np.ndarray
-    empty: int
-    images: int
+    best: np.ndarray  # (N,) the highest IoU of each object with an anchor that is trained on
+    classes: np.ndarray  # (N,) class of each object
+    sizes: np.ndarray  # (N, 2) width and height of each object, network pixels
+    empty: int  # images without an anchor that is trained on
+    images: int  # images looked at
 
     def share(self, iou: float) -> float:
         """Return the share of the objects with an anchor of at least this IoU."""
@@ -203,10 +195,7 @@ def overlaps(
 ) -> Overlaps:
     """Compare the objects of images with the anchors that training would match them with.
 
-    Args:
-        run: gives the backbone's strides.
-        records: images with annotations and sizes.
-        cfg: with other anchors than the run's.
+    These are the anchors of ``cfg``, if it is given, at the strides of the run's backbone.
     """
     cfg = cfg or run.cfg
     grids_of, border = _grids(run, cfg), cfg.MODEL.RPN.BOUNDARY_THRESH

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 
-from ..config_files import key_names
+from ..config_files import flat_keys
 from ..engine.same_run import NOT_KEYS
 from ..modeling.image_pyramid import pyramid_problems
 from ..modeling.meta_arch import PaperRCNN
@@ -300,7 +300,7 @@ def _training(cfg: CfgNode) -> Problems:
 
 
 def _may_differ(cfg: CfgNode) -> Problems:
-    known = {name.lower(): name for name in (*key_names(cfg), *NOT_KEYS)}
+    known = {name.lower(): name for name in (*flat_keys(cfg), *NOT_KEYS)}
     for name in cfg.RESUME_MAY_DIFFER:
         if name not in known.values():
             close = get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
@@ -309,12 +309,7 @@ def _may_differ(cfg: CfgNode) -> Problems:
 
 
 def contradictions(cfg: CfgNode, *, trains: bool) -> Problems:
-    """Yield what is wrong between keys whose values are allowed one by one.
-
-    Args:
-        cfg: with this package's keys.
-        trains: also compare what only training reads.
-    """
+    """Yield what is wrong between keys whose values are allowed one by one."""
     yield from _short_and_long(cfg, "TEST")
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         yield from _channel_values(cfg, key)

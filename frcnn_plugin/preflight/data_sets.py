@@ -1,7 +1,6 @@
 """Data sets: do they exist, with the right classes, sane boxes and images, and none used twice?
 
-Also the files of proposals that belong to them, and where their folders seem to be if a path is one
-level off.
+Also the files of proposals that belong to them.
 """
 
 from __future__ import annotations
@@ -13,34 +12,31 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
-from ..data.datasets.arguments import datasets_root, root_in_words
+from ..data.datasets.arguments import examples
 from ..data.datasets.checks import check_datasets, check_same_classes, class_names
 from ..data.datasets.coco import coco_source
-from ..data.datasets.voc import OFFICIAL_IMAGE_COUNTS, VOCSource
 from ..data.loading.image_reader import read_record
 from ..data.proposals.files import check_proposals
 from ..errors import UserError
 from ..evaluation.class_map import class_numbers
+from .data_folders import suggest_folder
 from .finding import Finding, Subject
 from .planned_run import PlannedRun, muted
 
 _DATA = Subject("data")
 _PROPOSALS = Subject("proposals")
-_EXAMPLES = 3  # names that a message lists
-_MOST_FILES = 5  # files that it lists, one per line
+_MOST_FILES = 5  # files that a message lists, one per line
 _SAMPLE = 24  # images per set that are decoded; about 5 ms each
 _SLICE = 4096  # bytes by which files of one size are told apart before all is read
-_MOST_FOLDERS = 200  # that are looked into below one folder
 
 
 def check_data(run: PlannedRun) -> Iterator[Finding]:
@@ -233,7 +229,7 @@ def _check_objects(
     ):
         if found.any():
             files = [str(objects[i][0].get("file_name", "?")) for i in np.flatnonzero(found)]
-            where = _some(list(dict.fromkeys(files)))
+            where = examples(list(dict.fromkeys(files)))
             yield _DATA.warning(
                 f"{name}: {len(files)} of {len(boxes):,} boxes have {what}, in {where}",
                 f"Correct the annotations, or delete these objects: {effect}",
@@ -242,7 +238,7 @@ def _check_objects(
     absent = [c for i, c in enumerate(classes or ()) if i not in numbers]
     if absent and name in run.train:
         yield _DATA.warning(
-            f"{name}: no object of {len(absent)} classes ({_some(absent)})",
+            f"{name}: no object of {len(absent)} classes ({examples(absent)})",
             "A detector cannot learn them: check the names, or leave them out of the class list",
         )
 
@@ -258,7 +254,8 @@ def _check_overlap(run: PlannedRun) -> Iterator[Finding]:
     same = [name for name in run.test if name in run.train]
     if same:
         yield _DATA.warning(
-            f"{_some(same)} is trained on and tested on: its scores say nothing about new images",
+            f"{examples(same)} is trained on and tested on: its scores say nothing about new "
+            "images",
             "Name another set in DATASETS.TEST",
         )
     trained = {d["file_name"]: name for name in run.train for d in run.dicts(name)}
@@ -269,7 +266,7 @@ def _check_overlap(run: PlannedRun) -> Iterator[Finding]:
             yield _DATA.warning(
                 f"{len(copies)} of the {run.size(name)} images of {name} are also in "
                 f"{trained[next(iter(copies.values()))]}, which is trained on "
-                f"({_some([a if a == b else f'{a}, there as {b}' for a, b in pairs])})",
+                f"({examples([a if a == b else f'{a}, there as {b}' for a, b in pairs])})",
                 "Take them out of one of the two",
             )
 
@@ -291,10 +288,6 @@ def _copies(trained: Collection[str], tested: Sequence[str]) -> dict[str, str]:
             elif same := [f for f in alike[key] if filecmp.cmp(f, file, shallow=False)]:
                 copies[file] = same[0]
     return copies
-
-
-def _some(items: Sequence[str]) -> str:
-    return ", ".join(items[:_EXAMPLES]) + (", ..." if len(items) > _EXAMPLES else "")
 
 
 # ---- images ---------------------------------------------------------------------------------
@@ -415,62 +408,3 @@ def check_proposal_files(run: PlannedRun) -> Iterator[Finding]:
             yield _PROPOSALS.ok(
                 f"{file}: all {number:,} images of {name}, {boxes:.0f} boxes per image"
             )
-
-
-# ---- folders --------------------------------------------------------------------------------
-
-
-def check_data_root() -> Iterator[Finding]:
-    """Say which data sets lie below ``$DETECTRON2_DATASETS``."""
-    found = []
-    for name in OFFICIAL_IMAGE_COUNTS:
-        source: Any = DatasetCatalog[name]
-        lists = [folder / _split_file(source) for folder in source.candidates()]
-        file = next((f for f in lists if f.is_file()), None)
-        if file is not None:
-            number = sum(bool(line.strip()) for line in file.read_text().splitlines())
-            found.append(f"{name} ({number} images)")
-    annotations = datasets_root() / "coco" / "annotations"
-    found += [file.name for file in sorted(annotations.glob("instances_*.json"))]
-    if found:
-        yield _DATA.ok(f"DETECTRON2_DATASETS ({root_in_words()}) has {', '.join(found)}")
-        return
-    fix = suggest_folder("voc07_trainval") or (
-        "For VOC: export DETECTRON2_DATASETS=<folder that holds VOC2007 or VOCdevkit>"
-    )
-    yield _DATA.warning(f"no VOC or COCO in DETECTRON2_DATASETS ({root_in_words()})", fix)
-
-
-def suggest_folder(name: str) -> str:
-    """Say what to type if a VOC-format set lies a level above or below where it should.
-
-    "" if nothing was found nearby, or nothing is wrong, or the set is of another format.
-    """
-    source: Any = DatasetCatalog[name] if name in DatasetCatalog else None
-    if not isinstance(source, VOCSource):
-        return ""
-    wanted = _split_file(source)
-    if any((folder / wanted).is_file() for folder in source.candidates()):
-        return ""
-    if not source.official:
-        nearby = (f for f in _near(source.candidates()[0]) if (f / wanted).is_file())
-        folder = next(nearby, None)
-        return f"It seems to be one level off: root: {folder}" if folder else ""
-    year = f"VOC{source.year}"
-    for folder in _near(datasets_root()):
-        for place in (folder, folder / year, folder / "VOCdevkit" / year):
-            if place.name == year and (place / wanted).is_file():
-                return f"It seems to be one level off: export DETECTRON2_DATASETS={place.parent}"
-    return ""
-
-
-def _split_file(source: VOCSource) -> Path:
-    return Path("ImageSets", "Main", f"{source.split}.txt")
-
-
-def _near(folder: Path) -> Iterator[Path]:
-    """Yield the folder, three above it, and two levels below it."""
-    folder = folder.absolute()
-    yield from (folder, *folder.parents[:3])
-    for pattern in ("*/", "*/*/"):
-        yield from islice(folder.glob(pattern), _MOST_FOLDERS)

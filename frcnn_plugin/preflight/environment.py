@@ -24,10 +24,8 @@ def check_environment(
 ) -> Iterator[Finding]:
     """Check versions, Detectron2, operators and devices.
 
-    Args:
-        device: ``MODEL.DEVICE``; "": CUDA if it can be used.
-        num_processes: on this machine.
-        touch_gpus: try the operators on GPUs, which takes memory there.
+    Without a ``device``, CUDA is looked at if it can be used. Trying the operators on GPUs takes
+    memory there.
     """
     yield _versions()
     yield _detectron2()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
@@ -49,18 +49,24 @@ def _samples_rois(run: PlannedRun) -> bool:
     return model.ROI_BOX_HEAD.POOLER_TYPE not in OPERATORS
 
 
-_OF_CASCADES = [
-    f"MODEL.ROI_BOX_CASCADE_HEAD.{key}"
-    for key in ("IOUS", "BBOX_REG_WEIGHTS", "LOSS_WEIGHTS", "SCORES_FROM", "APPEND_GT", "DROP_IOU")
-]
-
-
-def _keys_of(node: str, instead: str) -> dict[str, str]:
-    return {f"MODEL.{node}.{key}": instead for key in plugin_cfg().MODEL[node]}
+def _keys_of(node: str) -> list[str]:
+    return [f"MODEL.{node}.{key}" for key in plugin_cfg().MODEL[node]]
 
 
 # When keys are ignored, why, and which, with what to use instead.
-_IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] = (
+_Rule = tuple[Callable[[PlannedRun], bool], str, dict[str, str]]
+
+
+def _unless(key: str, value: str, ignored: Iterable[str], *, training: bool = False) -> _Rule:
+    """Ignore keys unless another has the value; with `training`, where something is trained."""
+
+    def is_other(run: PlannedRun) -> bool:
+        return not (training and run.eval_only) and value_of(run.cfg, key) != value
+
+    return is_other, f"because {key} is not {value}", dict.fromkeys(ignored, f"{key} {value}")
+
+
+_IGNORED: tuple[_Rule, ...] = (
     (
         _four_steps,
         "in four-step training",
@@ -116,18 +122,14 @@ _IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] =
         "because SOLVER.LR_SCHEDULER_NAME is WarmupCosineLR",
         {"SOLVER.STEPS": "", "SOLVER.GAMMA": ""},
     ),
-    (
-        lambda run: not run.eval_only and run.cfg.MODEL.ROI_HEADS.SAMPLING != "hard",
-        "because MODEL.ROI_HEADS.SAMPLING is not hard",
-        {
-            "MODEL.ROI_HEADS.HARD_NMS_THRESH": "MODEL.ROI_HEADS.SAMPLING hard",
-            "MODEL.ROI_HEADS.HARD_NMS_PER_LABEL": "MODEL.ROI_HEADS.SAMPLING hard",
-        },
+    _unless(
+        "MODEL.ROI_HEADS.SAMPLING",
+        "hard",
+        ["MODEL.ROI_HEADS.HARD_NMS_THRESH", "MODEL.ROI_HEADS.HARD_NMS_PER_LABEL"],
+        training=True,
     ),
-    (
-        lambda run: not run.eval_only and run.cfg.MODEL.ROI_HEADS.SAMPLING != "random",
-        "because MODEL.ROI_HEADS.SAMPLING is not random",
-        {"MODEL.ROI_HEADS.POSITIVE_FRACTION": "MODEL.ROI_HEADS.SAMPLING random"},
+    _unless(
+        "MODEL.ROI_HEADS.SAMPLING", "random", ["MODEL.ROI_HEADS.POSITIVE_FRACTION"], training=True
     ),
     (
         lambda run: run.cfg.MODEL.ROI_HEADS.NMS_METHOD_TEST == "hard",
@@ -194,34 +196,21 @@ _IGNORED: tuple[tuple[Callable[[PlannedRun], bool], str, dict[str, str]], ...] =
             "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": "MODEL.RFCN.GROUP_SIZE",
         },
     ),
-    (
-        lambda run: run.cfg.MODEL.ROI_HEADS.NAME != "RFCNHeads",
-        "because MODEL.ROI_HEADS.NAME is not RFCNHeads",
-        dict.fromkeys(
-            (f"MODEL.RFCN.{key}" for key in ("CONV_DIM", "GROUP_SIZE", "BACKBONE_FC", "POOLER")),
-            "MODEL.ROI_HEADS.NAME RFCNHeads",
-        ),
-    ),
+    _unless("MODEL.ROI_HEADS.NAME", "RFCNHeads", _keys_of("RFCN")),
     (
         lambda run: not is_cascade(run.cfg),
         "because MODEL.ROI_HEADS.NAME is no cascade",
-        dict.fromkeys(_OF_CASCADES, "MODEL.ROI_HEADS.NAME CaffeCascadeROIHeads"),
+        dict.fromkeys(
+            _keys_of("ROI_BOX_CASCADE_HEAD"), "MODEL.ROI_HEADS.NAME CaffeCascadeROIHeads"
+        ),
     ),
     (
         lambda run: is_cascade(run.cfg),
         "by a cascade",
         {"MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS"},
     ),
-    (
-        lambda run: run.cfg.MODEL.BACKBONE.NAME != "HyperVGG16",
-        "because MODEL.BACKBONE.NAME is not HyperVGG16",
-        _keys_of("HYPER", "MODEL.BACKBONE.NAME HyperVGG16"),
-    ),
-    (
-        lambda run: run.cfg.MODEL.PROPOSAL_GENERATOR.NAME != "HyperRPN",
-        "because MODEL.PROPOSAL_GENERATOR.NAME is not HyperRPN",
-        _keys_of("HYPER_RPN", "MODEL.PROPOSAL_GENERATOR.NAME HyperRPN"),
-    ),
+    _unless("MODEL.BACKBONE.NAME", "HyperVGG16", _keys_of("HYPER")),
+    _unless("MODEL.PROPOSAL_GENERATOR.NAME", "HyperRPN", _keys_of("HYPER_RPN")),
     (
         lambda run: run.cfg.MODEL.PROPOSAL_GENERATOR.NAME == "HyperRPN",
         "because HyperRPN has its own head",

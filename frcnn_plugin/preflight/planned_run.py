@@ -83,11 +83,6 @@ class PlannedRun:
         return self.num_processes // self.num_machines
 
     @property
-    def may_touch_gpus(self) -> bool:
-        """Whether this process may use GPUs; the workers would lack the memory that it takes."""
-        return self.alone or self.processes_here == 1
-
-    @property
     def train(self) -> tuple[str, ...]:
         """Names of the training sets; none if nothing is trained."""
         return () if self.eval_only else tuple(self.cfg.DATASETS.TRAIN)

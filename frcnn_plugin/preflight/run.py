@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 from ..errors import UserError
 from .anchors import check_anchors
-from .data_sets import check_data, check_data_root, check_proposal_files
+from .data_folders import check_data_root
+from .data_sets import check_data, check_proposal_files
 from .environment import check_environment
 from .finding import Finding, Subject
 from .ignored_keys import check_ignored_keys
@@ -25,7 +26,7 @@ def _config(run: PlannedRun) -> Iterator[Finding]:
 
 
 def _environment(run: PlannedRun) -> Iterator[Finding]:
-    touch = run.may_touch_gpus
+    touch = run.alone or run.processes_here == 1  # workers would lack the memory that it takes
     return check_environment(run.cfg.MODEL.DEVICE, run.processes_here, touch_gpus=touch)
 
 
@@ -49,11 +50,7 @@ _IF_ALL_IS_WELL: tuple[tuple[str, Check], ...] = (
 
 
 def preflight(run: PlannedRun) -> Iterator[Finding]:
-    """Check everything that a run needs.
-
-    Yields:
-        Findings as they are made, so that a caller may stop at the first error.
-    """
+    """Check everything that a run needs; a caller may stop at the first error."""
     for subject, check in _CHECKS:
         for finding in _guarded(subject, check, run):
             run.failed |= finding.level == "error"

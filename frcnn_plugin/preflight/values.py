@@ -263,9 +263,7 @@ ALLOWED: dict[str, Rule] = {
 def check_values(cfg: CfgNode, *, trains: bool = True) -> Iterator[Finding]:
     """Compare a config with the table, and then, if all values are allowed, keys with each other.
 
-    Args:
-        cfg: with this package's keys.
-        trains: also look at what only training reads.
+    What only training reads is looked at if the config ``trains``.
 
     Yields:
         An error per wrong key, with its value and the override to type.

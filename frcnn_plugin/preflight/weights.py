@@ -53,8 +53,7 @@ def check_weights(run: PlannedRun) -> Iterator[Finding]:
     if model is None:
         return
     yield from _check_parts(run)
-    names = [name for name, _ in model.named_modules()]
-    check_may_lack(run.cfg.MODEL.WEIGHTS_MAY_LACK, [*names, *model.state_dict()])
+    check_may_lack(run.cfg.MODEL.WEIGHTS_MAY_LACK, model)
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not (trained or run.eval_only):

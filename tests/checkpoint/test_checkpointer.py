@@ -25,6 +25,7 @@ from frcnn_plugin.engine.trainer import PaperTrainer
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.modeling import fold_target_statistics
 from tests.cli.conftest import frcnn
+from tests.damage import Calls
 
 from . import networks
 
@@ -173,7 +174,7 @@ def test_imagenet_weights_cannot_be_evaluated(tiny_cfg, caffemodel: Path, tmp_pa
         evaluate_checkpoint(cfg)
 
 
-def test_checkpoints_say_what_they_are(tiny_cfg, tmp_path: Path, restore_catalogs) -> None:
+def test_checkpoints_say_what_they_are(tiny_cfg, tmp_path: Path) -> None:
     MetadataCatalog.get("three_things").thing_classes = ["a", "b", "c"]
     cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path), "DATASETS.TRAIN", ("three_things",))
     model = build_model(cfg)
@@ -217,21 +218,11 @@ def test_converted_detector_starts_training_in_the_units_of_the_run(
     torch.testing.assert_close(predictor.bbox_pred.weight.detach(), expected)
 
 
-class Evil:
-    """Makes a folder when it is read by an ordinary unpickler."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
-
-
 @pytest.mark.parametrize("way", ["MODEL.WEIGHTS", "last_checkpoint", "proposals", "test proposals"])
 def test_no_code_in_a_pickle_is_run(tiny_cfg, tmp_path: Path, way: str) -> None:
     """Wherever Detectron2 would unpickle what the config names."""
-    evil = tmp_path / "evil.pkl"
-    evil.write_bytes(pickle.dumps({"model": {"a": Evil(tmp_path / "was_run")}, "__author__": "x"}))
+    evil, harm = tmp_path / "evil.pkl", Calls(os.mkdir, str(tmp_path / "was_run"))
+    evil.write_bytes(pickle.dumps({"model": {"a": harm}, "__author__": "x"}))
     cfg = tiny_cfg(
         *("MODEL.LOAD_PROPOSALS", True),
         *("DATASETS.PROPOSAL_FILES_TRAIN", (str(evil),)),

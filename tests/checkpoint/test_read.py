@@ -20,6 +20,7 @@ from frcnn_plugin.checkpoint.conversion import KNOWN, LAYOUTS
 from frcnn_plugin.checkpoint.metadata import CAFFE, TORCHVISION, Metadata
 from frcnn_plugin.checkpoint.read import last_checkpoint, read_checkpoint
 from frcnn_plugin.errors import UserError
+from tests.damage import Calls
 
 from . import networks
 
@@ -185,19 +186,9 @@ def test_metadata_of_strangers_is_ignored() -> None:
     assert Metadata.from_dict(broken) == Metadata("detector")
 
 
-class Evil:
-    """Makes a folder when it is read by an ordinary unpickler."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
-
-
 @pytest.mark.parametrize("name", ["a.pth", "a.pkl", "a.pyth", "old.pth"])
 def test_code_in_a_file_is_not_run(tmp_path: Path, name: str) -> None:
-    content = {"model": {"a": Evil(tmp_path / "evil")}, "__author__": "x"}
+    content = {"model": {"a": Calls(os.mkdir, str(tmp_path / "evil"))}, "__author__": "x"}
     path = tmp_path / name
     if name == "a.pkl":
         path.write_bytes(pickle.dumps(content))

@@ -23,9 +23,7 @@ def written_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def shapes(
-    tmp_path: Path, written_shapes: Path, monkeypatch: pytest.MonkeyPatch, restore_catalogs: None
-) -> Path:
+def shapes(tmp_path: Path, written_shapes: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it in an empty current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))

@@ -176,7 +176,7 @@ def test_more_workers_than_cores(plan, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(check_workers(plan("DATALOADER.NUM_WORKERS", "4"))) == []
 
 
-def test_days_on_a_cpu(monkeypatch: pytest.MonkeyPatch, restore_catalogs: None) -> None:
+def test_days_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     config = get_config_file("faster_rcnn_vgg16_voc.yaml")
     opts = ["MODEL.DEVICE", "cpu"]
     run = PlannedRun(setup_cfg(config, opts), config_file=config)

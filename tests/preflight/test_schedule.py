@@ -20,7 +20,7 @@ SHIPPED = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Ba
 
 
 @pytest.mark.parametrize("config", SHIPPED, ids=lambda p: p.name)
-def test_shipped_schedules_are_fine(config: Path, restore_catalogs: None) -> None:
+def test_shipped_schedules_are_fine(config: Path) -> None:
     run = PlannedRun(setup_cfg(str(config), ["MODEL.DEVICE", "cpu"]), config_file=str(config))
     (finding,) = check_solver(run)
     assert finding.level == "ok"

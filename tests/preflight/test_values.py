@@ -31,13 +31,13 @@ def test_all_keys_exist() -> None:
 
 @pytest.mark.parametrize("config", SHIPPED, ids=lambda path: path.name)
 @pytest.mark.parametrize("eval_only", [False, True])
-def test_shipped_configs(config: Path, eval_only: bool, restore_catalogs: None) -> None:
+def test_shipped_configs(config: Path, eval_only: bool) -> None:
     run = PlannedRun(setup_cfg(str(config)), config_file=str(config), eval_only=eval_only)
     assert list(check_values(run.cfg, trains=not eval_only)) == []
     assert list(check_ignored_keys(run)) == []
 
 
-def test_saved_config_of_a_run(tmp_path: Path, restore_catalogs: None) -> None:
+def test_saved_config_of_a_run(tmp_path: Path) -> None:
     """It has all keys, those that four-step training has set among them."""
     cfg = setup_cfg(str(CONFIGS / "demo" / "vgg16_shapes.yaml"))
     (tmp_path / "config.yaml").write_text(cfg.dump())

@@ -73,7 +73,7 @@ def read_caffemodel(path: str | os.PathLike[str]) -> dict[str, list[np.ndarray]]
         raise UserError(f"{path} is empty: copy or download it again")
     start = content[:512]
     try:
-        net = _message("NetParameter").FromString(content)
+        net = _classes()["NetParameter"].FromString(content)
         del content  # the message has a copy
         return _read_net(net)
     except (DecodeError, ValueError) as e:
@@ -87,9 +87,7 @@ def write_caffemodel(
 ) -> None:
     """Write a network that Caffe's ``--weights`` takes; the file appears only when complete.
 
-    Args:
-        path: file.
-        layers: by layer name, its blobs; float32, in the shapes of the network's prototxt.
+    The blobs, by layer name, are in the shapes of the network's prototxt, and written as float32.
 
     Raises:
         UserError: more than the 2 GiB that a file of this kind can have.
@@ -97,7 +95,7 @@ def write_caffemodel(
     total = sum(4 * array.size for arrays in layers.values() for array in arrays)
     if total > _MOST_BYTES:
         raise UserError(f"{path} would have {total} bytes; a caffemodel has at most 2 GiB")
-    net_type = _message("NetParameter")
+    net_type = _classes()["NetParameter"]
     with replacing(path) as temporary, temporary.open("wb") as file:
         for name, arrays in layers.items():
             # Networks written one after another are one network of all their layers. So only one
@@ -110,11 +108,6 @@ def write_caffemodel(
             file.write(net.SerializeToString())
 
 
-def _message(name: str) -> Any:
-    """Return the class of a message of :data:`_MESSAGES`."""
-    return _classes()[name]
-
-
 @functools.cache
 def _classes() -> dict[str, Any]:
     return message_classes(_MESSAGES)
@@ -125,9 +118,7 @@ def message_classes(
 ) -> dict[str, Any]:
     """Build protocol buffer classes from a table like :data:`_MESSAGES`.
 
-    Args:
-        messages: name of a message -> name of a field -> its number, type, and whether it repeats.
-        packed: whether repeated numbers share one field.
+    If they are ``packed``, repeated numbers share one field.
     """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -193,7 +184,7 @@ def _packed(blob: Any) -> Any:
     Such fields are unknown to :data:`_MESSAGES`, and stay in the message as they are; the runtime
     packs them when it writes what it has read as floats.
     """
-    unpacked = _message("UnpackedBlobProto").FromString(blob.SerializeToString())
+    unpacked = _classes()["UnpackedBlobProto"].FromString(blob.SerializeToString())
     return type(blob).FromString(unpacked.SerializeToString())
 
 

@@ -73,9 +73,8 @@ def _targets(backbone: Sequence[str], rpn_convs: Sequence[str]) -> dict[str, str
 def convert_caffe(layers: _Layers) -> Conversion:
     """Convert a network for ImageNet, or a detector, or a part of one.
 
-    Args:
-        layers: by layer name, weight and bias, as :func:`.caffemodel.read_caffemodel` gives them;
-            not copied where their order stays.
+    It is given as by :func:`.caffemodel.read_caffemodel`, weight and bias by layer name, which are
+    not copied where their order stays.
 
     Raises:
         UserError: another network, or a layer is missing or has an unusable shape; names it.

@@ -16,15 +16,12 @@ from ...errors import UserError
 class RemoteFile:
     """A file on the web and what is published about its bytes."""
 
-    file_name: str
-    """Name in the cache folder."""
-    urls: tuple[str, ...] = ()
-    """Tried in this order; empty for a member of an archive."""
-    size: int = 0
-    """In bytes, for the list; 0 if not published."""
+    file_name: str  # in the cache folder
+    urls: tuple[str, ...] = ()  # tried in this order; empty for a member of an archive
+    size: int = 0  # in bytes, for the list; 0 if not published
+    # hashlib's algorithm and hexadecimal digits, "sha256:397923af"; perhaps the first digits only,
+    # which is what PyTorch puts into the names of files. Empty if not published.
     checksum: str = ""
-    """hashlib's algorithm and hexadecimal digits, "sha256:397923af"; perhaps the first digits only,
-    which is what PyTorch puts into the names of files. Empty if not published."""
 
     @property
     def checked_by(self) -> str:
@@ -37,18 +34,12 @@ class RemoteFile:
 class KnownFile(RemoteFile):
     """An entry of the catalog, read as ``frcnn://<name>``."""
 
-    name: str
-    """What the user writes."""
-    description: str
-    """One line for ``frcnn weights download --list``."""
-    licence: str
-    """As far as the publisher states one."""
-    archive: RemoteFile | None = None
-    """The .tgz that holds it, if it is not published on its own."""
-    member: str = ""
-    """Its path in that archive."""
-    is_detector: bool = False
-    """Whether it can detect; training starts from the others."""
+    name: str  # what the user writes
+    description: str  # one line for ``frcnn weights download --list``
+    licence: str  # as far as the publisher states one
+    archive: RemoteFile | None = None  # the .tgz that holds it, if it is not published on its own
+    member: str = ""  # its path in that archive
+    is_detector: bool = False  # whether it can detect; training starts from the others
 
     @property
     def checked_by(self) -> str:

@@ -47,10 +47,7 @@ def resolve_root(root: str | os.PathLike[str]) -> Path:
 
 
 def register_source(source: Any) -> bool:
-    """Register ``source``, a dataclass that loads a data set, under its own name.
-
-    Returns:
-        Whether it is new; False if the same is registered already.
+    """Register ``source``, a dataclass that loads a data set; return False if the same is there.
 
     Raises:
         UserError: the name is taken.

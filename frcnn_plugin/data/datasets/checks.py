@@ -199,8 +199,7 @@ def _check_identity(name: str, dicts: Sequence[Any]) -> None:
 def _check_sizes(name: str, dicts: Sequence[Any]) -> list[str]:
     """Compare sizes, which stop a run when the image is read, with the images that are here.
 
-    Returns:
-        What is wrong with those that are here and cannot be read.
+    Return what is wrong with those that are here and cannot be read.
     """
     findings = SizeFindings()
     for item in progress(dicts, f"sizes of {name}", "image"):
@@ -229,10 +228,7 @@ def _check_class_count(name: str, classes: Sequence[str], num_classes: int | Non
 
 
 def check_same_classes(classes: dict[str, list[str]]) -> None:
-    """Make sure that class numbers mean the same in every set.
-
-    Args:
-        classes: class names by data set.
+    """Make sure that class numbers mean the same in every set; ``classes`` has names by data set.
 
     Raises:
         UserError: they do not; names the first class that differs.

@@ -36,15 +36,10 @@ def name_problem(class_name: str) -> str:
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Which classes of the files are left out, and which go by another name.
+    """Which classes of the files are left out, and which go by another name."""
 
-    Attributes:
-        ignore: names in the files whose objects are left out, as if they were not annotated.
-        rename: (name in the files, name to use); two to one name merges them.
-    """
-
-    ignore: tuple[str, ...] = ()
-    rename: tuple[tuple[str, str], ...] = ()
+    ignore: tuple[str, ...] = ()  # their objects are left out, as if they were not annotated
+    rename: tuple[tuple[str, str], ...] = ()  # (name in the files, to use); two to one are merged
 
     def used(self, names: Iterable[str]) -> dict[str, str]:
         """Map the names of the files that are used to what they are called."""
@@ -63,13 +58,7 @@ AS_WRITTEN = ClassMap()
 def check_classes(
     name: str, classes: object, ignore: object = (), rename: object = None
 ) -> tuple[tuple[str, ...], ClassMap]:
-    """Check what a user says about the classes of data set ``name``.
-
-    Args:
-        name: of the data set.
-        classes: its class list; None gives an empty one.
-        ignore: see :class:`ClassMap`.
-        rename: see there; a mapping.
+    """Check what a user says about the classes of data set ``name``; None is an empty list.
 
     Raises:
         UserError: ``classes`` is no list of distinct names without background, ``ignore`` no list

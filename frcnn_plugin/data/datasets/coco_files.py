@@ -46,15 +46,9 @@ def read_coco(
 ) -> dict[str, Any]:
     """Read an annotation file and check all that training and COCO's metric take for granted.
 
-    Odd boxes, sizes and unused categories are counted in warnings.
-
-    Args:
-        name: registered name, for messages.
-        json_file: see :func:`register_coco`.
-        image_root: see there.
-        classes: see there; empty: whatever the file has.
-        class_map: which categories are left out or called otherwise.
-        for_detectron2: its own loader will read the file; a warning counts what it loses.
+    Odd boxes, sizes and unused categories are counted in warnings. The arguments are those of
+    :func:`register_coco`, checked. With ``for_detectron2`` its own loader will read the file, and a
+    warning counts what that loses.
 
     Returns:
         ``images``; ``categories``, those that are used, in the order of their ids; and, unless the

@@ -8,7 +8,8 @@ from typing import Any
 
 from ...errors import UserError
 from .coco import register_coco
-from .voc import register_voc, register_xml_folder
+from .voc import register_voc
+from .xml_folder import register_xml_folder
 
 # Of the others, the registering functions see to it.
 # fmt: off

@@ -75,15 +75,10 @@ def _unreadable(reasons: Sequence[str], total: int) -> str:
 
 
 def fit_box(box: Box, size: Size) -> tuple[Box | None, str]:
-    """Clip a box to its image.
+    """Clip a box, whatever the file gives, to an image of ``size``.
 
-    Args:
-        box: as the file gives it, whatever that is.
-        size: of the image.
-
-    Returns:
-        What of the box lies inside, None if that is nearly nothing; and what was wrong with it, ""
-        if nothing or only rounding.
+    Return what of it lies inside, None if that is nearly nothing; and what was wrong with it, "" if
+    nothing or only rounding.
     """
     (x1, y1, x2, y2), (width, height) = box, size
     if not (math.isfinite(x1 + x2) and math.isfinite(y1 + y2)):
@@ -128,11 +123,7 @@ class BoxFindings(_Findings):
     def fit(self, box: Box, size: Size, name: str, given: str) -> Box | None:
         """Return the part of a box inside its image, or None if it is to be dropped.
 
-        Args:
-            box: see :func:`fit_box`.
-            size: see there.
-            name: of file and object, for messages.
-            given: the box as the file has it, and the size, for messages.
+        Messages have ``name``, that of file and object, and ``given``, what the file says.
         """
         self.total += 1
         fitted, problem = fit_box(box, size)
@@ -146,11 +137,8 @@ class BoxFindings(_Findings):
     def report(self, where: str) -> str:
         """Say what was found, "" if nothing.
 
-        Args:
-            where: the files, for the message of an error.
-
         Raises:
-            UserError: the coordinates are fractions of the image.
+            UserError: the coordinates are fractions of the image; it begins with ``where``.
         """
         if self.in_corner == self.total > 0:
             raise UserError(
@@ -224,11 +212,9 @@ class SizeFindings(_Findings):
     def report(self, where: str) -> str:
         """Say what was found, "" if nothing.
 
-        Args:
-            where: the files, for the message of an error.
-
         Raises:
             UserError: the boxes of an image are for another size than it has; or none is an image.
+                It begins with ``where``.
         """
         reasons = list(self.unreadable.values())
         if len(reasons) == self.total > 0:

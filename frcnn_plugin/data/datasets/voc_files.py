@@ -43,11 +43,8 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     """List files in and below a folder, by their names from there, sorted folder by folder.
 
     Hidden ones, which systems leave, are skipped. Linked folders are followed, but none is read
-    twice.
-
-    Args:
-        folder: nothing is found if it does not exist.
-        suffixes: in lower case; files may have them in any.
+    twice. Nothing is found in a folder that does not exist. Files may have the ``suffixes``, which
+    are in lower case, in any.
     """
     found: list[str] = []
     seen = set()
@@ -80,19 +77,12 @@ def _tails(path: str) -> Iterator[str]:
 class VOCFolders:
     """The folder of the XML files and that of the images of a data set.
 
-    An image's id is the name of its XML file from the folder on, without ``.xml``.
-
-    Attributes:
-        ids: of all XML files, in their order.
+    An image's id is the name of its XML file from the folder on, without ``.xml``. The ``ids`` are
+    those of all XML files, in their order.
     """
 
     def __init__(self, annotations: Path, images: Path) -> None:
-        """Look which files there are.
-
-        Args:
-            annotations: folder of the XML files; need not exist.
-            images: folder of the images.
-        """
+        """Look which files there are; neither folder need exist."""
         self.annotations, self.images = annotations, images
         self._xml = {name[: -len(".xml")]: name for name in files_below(annotations, (".xml",))}
         self.ids = list(self._xml)
@@ -127,10 +117,7 @@ class VOCFolders:
     def image(self, image_id: str, filename: str = "") -> str | None:
         """Find the image that is named as its id or, failing that, as its XML file says.
 
-        Args:
-            image_id: of the image.
-            filename: the XML file's ``<filename>``, which may be a path of another system, lack the
-                suffix, or differ in capitals.
+        That ``filename`` may be a path of another system, lack the suffix, or differ in capitals.
 
         Returns:
             The path; None if there is no image, or several, between which nothing decides.
@@ -170,10 +157,9 @@ class VOCFolders:
     def read_list(self, path: Path) -> list[str]:
         """Read the image ids of a list, in its order: a file of ``ImageSets/Main``, for example.
 
-        Args:
-            path: a text file with one image per line. Skipped are blank lines, the second column
-                (-1, 0 or 1) of VOC's per-class files, and what goes beyond an id: the suffix, and
-                the folders of a path. An image that is listed twice is taken once, with a warning.
+        It has one image per line. Skipped are blank lines, the second column (-1, 0 or 1) of VOC's
+        per-class files, and what goes beyond an id: the suffix, and the folders of a path. An image
+        that is listed twice is taken once, with a warning.
 
         Raises:
             UserError: if the file is missing or no text.
@@ -214,8 +200,8 @@ def inside(root: Path, *names: str) -> Path:
     """Return a path inside ``root``, which need not exist; its folders may be in other capitals."""
     for name in names:
         exact = root / name
-        others = sorted(path for path in root.glob("*") if path.name.lower() == name.lower())
-        root = others[0] if others and not exact.exists() else exact
+        others = () if exact.exists() else sorted(root.glob("*"))
+        root = next((path for path in others if path.name.lower() == name.lower()), exact)
     return root
 
 

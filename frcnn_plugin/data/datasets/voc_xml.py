@@ -28,38 +28,23 @@ _MULTIBYTE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class VOCObject:
-    """One ``<object>`` of an annotation file.
+    """One ``<object>`` of an annotation file."""
 
-    Attributes:
-        number: position in the file, counted from 1, as error messages give it.
-        name: class name as written (surrounding blanks removed).
-        box: continuous XYXY_ABS; nan where the file holds no number.
-        difficult: whether the ``<difficult>`` tag is set; an absent tag means False.
-        values: the coordinates as written, with their tags, for messages.
-    """
-
-    number: int
-    name: str
-    box: Box
-    difficult: bool
-    values: str
+    number: int  # position in the file, counted from 1, as error messages give it
+    name: str  # class name as written (surrounding blanks removed)
+    box: Box  # continuous XYXY_ABS; nan where the file holds no number
+    difficult: bool  # whether the ``<difficult>`` tag is set; an absent tag means False
+    values: str  # the coordinates as written, with their tags, for messages
 
 
 @dataclass(frozen=True, slots=True)
 class VOCAnnotation:
-    """One annotation file.
+    """One annotation file."""
 
-    Attributes:
-        filename: what it calls its image; "" if nothing.
-        size: width and height of the image in pixels, 0 where the file does not say.
-        objects: in the order of the file.
-        nested: how many further objects are inside other elements, where VOC has none.
-    """
-
-    filename: str = ""
-    size: Size = (0, 0)
-    objects: tuple[VOCObject, ...] = ()
-    nested: int = 0
+    filename: str = ""  # what it calls its image; "" if nothing
+    size: Size = (0, 0)  # of the image in pixels, 0 where the file does not say
+    objects: tuple[VOCObject, ...] = ()  # in the order of the file
+    nested: int = 0  # how many further objects are inside other elements, where VOC has none
 
 
 def read_annotation(path: str | PathLike[str], counts_from: int = 1) -> VOCAnnotation:
@@ -67,11 +52,7 @@ def read_annotation(path: str | PathLike[str], counts_from: int = 1) -> VOCAnnot
 
     ``pose``, ``truncated``, ``difficult``, ``size`` and ``filename`` may be absent, coordinates
     may be floats, tags may be in capitals and in a namespace, and the boxes of nested ``<part>``
-    elements are left alone.
-
-    Args:
-        path: of the file.
-        counts_from: the number of its first pixel.
+    elements are left alone. The first pixel has the number ``counts_from``.
 
     Raises:
         UserError: if the file is not readable as XML or is another kind of XML, or an object has

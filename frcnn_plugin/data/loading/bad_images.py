@@ -97,7 +97,6 @@ class StandInDataset(Dataset[Record]):
         self._entries, self._mapper, self._landscape = entries, mapper, landscape
 
     def __len__(self) -> int:
-        """Return the number of entries."""
         return len(self._landscape)
 
     def __getitem__(self, index: int) -> Record:
@@ -122,13 +121,10 @@ class CheckedLoader:
     """
 
     def __init__(self, cfg: CfgNode, loader: Any, *, is_train: bool) -> None:
-        """Wrap a loader.
+        """Wrap a loader of batches, lists of entries.
 
-        Args:
-            cfg: has ``DATALOADER.ON_BAD_IMAGE``.
-            loader: of batches, lists of entries.
-            is_train: bad entries are dropped; otherwise they become small black images without
-                proposals, in which little is found, as every image of a test set has to appear.
+        In training bad entries are dropped; otherwise they become small black images without
+        proposals, in which little is found, as every image of a test set has to appear.
 
         Raises:
             UserError: unknown ``DATALOADER.ON_BAD_IMAGE``.
@@ -140,7 +136,6 @@ class CheckedLoader:
         self.reasons: dict[str, None] = {}
 
     def __len__(self) -> int:
-        """Return the number of batches."""
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[Record]]:
@@ -217,12 +212,9 @@ def build_test_loader(
     source: str | list[Record],
     mapper: Callable[[Record], Record] | None = None,
 ) -> CheckedLoader:
-    """Build Detectron2's test loader with the resize of ``INPUT.RESIZE``.
+    """Build Detectron2's test loader of a data set, named or given as its entries.
 
-    Args:
-        cfg: config of the run.
-        source: name of a data set, or its entries.
-        mapper: instead of :func:`~.mappers.build_mapper`'s.
+    The mapper is that of :func:`~.mappers.build_mapper` if it is None.
     """
     catching = CatchingMapper(mapper or build_mapper(cfg, is_train=False))
     if isinstance(source, str):

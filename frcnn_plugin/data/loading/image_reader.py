@@ -86,14 +86,7 @@ def image_pixels(image: Image.Image, image_format: str, name: str) -> npt.NDArra
 
 
 def read_bgr(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-    """Read an image in colour by :func:`read_image`.
-
-    Returns:
-        (H, W, 3) uint8, BGR, contiguous.
-
-    Raises:
-        UserError: the file is missing or cannot be read; names it.
-    """
+    """Read an image in colour as :func:`read_image` does: (H, W, 3) uint8, BGR, contiguous."""
     return np.ascontiguousarray(read_image(path, "BGR"))
 
 

@@ -36,14 +36,9 @@ class FloatResizeTransform(T.ResizeTransform):
         self.factor = factor
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Resize an image.
+        """Resize an image, (H, W) or (H, W, C), to float32.
 
-        Args:
-            img: (H, W) or (H, W, C).
-            interp: a Pillow method, which Detectron2 asks for with segmentations: resized by it.
-
-        Returns:
-            float32 if ``interp`` is None.
+        With ``interp``, a Pillow method that Detectron2 asks for with segmentations, by that.
         """
         if interp is not None:
             return super().apply_image(img, interp)
@@ -187,13 +182,7 @@ class ImageMapper(DatasetMapper):
     """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Load one entry.
-
-        Args:
-            dataset_dict: in Detectron2's format; stays as it is.
-
-        Returns:
-            What Detectron2's mapper returns.
+        """Load one entry, which stays as it is; return what Detectron2's mapper does.
 
         Raises:
             UserError: the image cannot be used, or is of another size than the entry says; names

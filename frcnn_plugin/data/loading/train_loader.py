@@ -37,15 +37,12 @@ class MirroredDataset(Dataset[dict[str, Any]]):
     ) -> None:
         """Describe both halves; nothing is copied.
 
-        Args:
-            dicts: in Detectron2's format.
-            mirrored: those of the second half, if something about them differs (their proposals);
-                also in coordinates of the image, not of its mirror image.
+        Those ``mirrored`` are given if something about them differs (their proposals), in
+        coordinates of the image as well, not of its mirror image.
         """
         self._halves = (dicts, dicts if mirrored is None else mirrored)
 
     def __len__(self) -> int:
-        """Return twice the number of images."""
         return 2 * len(self._halves[0])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -218,11 +215,7 @@ def _repeats(cfg: CfgNode, dicts: Sequence[dict[str, Any]]) -> torch.Tensor | No
 
 
 def ignored_keys(cfg: CfgNode) -> list[str]:
-    """Say which keys of Detectron2's loader :func:`build_train_loader` leaves alone, and why.
-
-    Returns:
-        One sentence per key whose value would have an effect in Detectron2's loader.
-    """
+    """Say, in a sentence per key, what Detectron2's loader heeds and ours leaves alone, and why."""
     copies = cfg.DATALOADER.MIRRORED_COPIES
     if not (copies or cfg.FOUR_STEP.ENABLED):
         return []  # Detectron2's loader

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ...errors import UserError
 from ...plain_pickle import load_mat
-from .files import Proposals, describe_missing, save_proposals, validate_proposals
+from .files import Proposals, check_covered, save_proposals, validate_proposals
 
 logger = logging.getLogger(__name__)
 
@@ -180,9 +180,7 @@ def _write(
             source, len(covered) - len(entries), dataset_name,
         )  # fmt: skip
     ids = [str(item["image_id"]) for item in dataset_dicts]
-    missing = describe_missing(covered, ids, dataset_name)
-    if missing:
-        raise UserError(f"{source} {missing}")
+    check_covered(covered, ids, dataset_name, str(source))
     proposals = Proposals(
         ids,
         [entries[image_id].astype(np.float32) for image_id in ids],

@@ -197,15 +197,7 @@ def _copy(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
 def check_proposals(
     path: str | os.PathLike[str], dataset_dicts: Sequence[Mapping[str, Any]], dataset_name: str
 ) -> Proposals:
-    """Read a proposal file and check that it is one of this data set.
-
-    Args:
-        path: the file.
-        dataset_dicts: the whole data set, in Detectron2's format.
-        dataset_name: its name, for messages.
-
-    Returns:
-        The entries, in the order of the data set.
+    """Read a proposal file of a whole data set; return its entries in the order of the set.
 
     Raises:
         UserError: if the file cannot be read, or as ``validate_proposals``.
@@ -229,12 +221,8 @@ def validate_proposals(
 ) -> None:
     """Check that every image of the data set has an entry with possible boxes, and no other.
 
-    Args:
-        proposals: the entries.
-        dataset_dicts: the whole data set; images without ``width`` and ``height`` are not compared
-            with their boxes.
-        dataset_name: its name, for messages.
-        source: what the entries come from, as messages begin.
+    Images without ``width`` and ``height`` are not compared with their boxes. Messages begin with
+    ``source``, what the entries come from.
 
     Raises:
         UserError: for a missing, extra or repeated image; a box that is not finite, has no area
@@ -257,14 +245,14 @@ def validate_proposals(
             raise UserError(f"{source}, image {image_id} of {dataset_name}: {problem}")
 
 
-def describe_missing(
-    found: Collection[str], wanted: Sequence[str], dataset_name: str
-) -> str | None:
-    """Say, after a file's name, which ``wanted`` image ids have no entry; None if all have."""
+def check_covered(
+    found: Collection[str], wanted: Sequence[str], dataset_name: str, source: str
+) -> None:
+    """Raise a UserError, which begins with ``source``, if ``wanted`` image ids have no entry."""
     covered = set(found)
     missing = [image_id for image_id in wanted if image_id not in covered]
     if not missing:
-        return None
+        return
     # The number of images gives away PASCAL's own sets.
     guess = [
         name
@@ -272,16 +260,14 @@ def describe_missing(
         if count == len(covered) and name != dataset_name
     ]
     hint = f"; was it made for {guess[0]}?" if guess else ""
-    return (
-        f"has no entry for image {missing[0]} of {dataset_name} (it covers {len(covered)} images, "
-        f"{len(wanted) - len(missing)} of them of this data set{hint})"
+    raise UserError(
+        f"{source} has no entry for image {missing[0]} of {dataset_name} (it covers {len(covered)} "
+        f"images, {len(wanted) - len(missing)} of them of this data set{hint})"
     )
 
 
 def _check_ids(found: list[str], wanted: list[str], dataset_name: str, source: str) -> None:
-    missing = describe_missing(found, wanted, dataset_name)
-    if missing:
-        raise UserError(f"{source} {missing}")
+    check_covered(found, wanted, dataset_name, source)
     known = set(wanted)
     extra = [image_id for image_id in found if image_id not in known]
     if extra:

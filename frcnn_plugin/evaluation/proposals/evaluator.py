@@ -42,12 +42,7 @@ class ProposalCollector(DatasetEvaluator):
     def __init__(
         self, dataset_name: str, output_path: str | os.PathLike[str] | None = None
     ) -> None:
-        """Create the collector.
-
-        Args:
-            dataset_name: any name in the DatasetCatalog.
-            output_path: proposal file that the main process writes, whole or not at all.
-        """
+        """Create the collector; the main process writes `output_path`, whole or not at all."""
         self._dataset_name = dataset_name
         self._output_path = None if output_path is None else Path(output_path)
         self.reset()
@@ -59,13 +54,9 @@ class ProposalCollector(DatasetEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Take in the proposals of some images.
+        """Take in the `proposals` of some images, told by their `image_id`.
 
         An image that comes a second time, because samplers repeat some to fill a batch, is ignored.
-
-        Args:
-            inputs: dicts with `image_id`.
-            outputs: dicts with `proposals`.
 
         Raises:
             UserError: if the model gives no proposals.
@@ -143,12 +134,9 @@ class ProposalEvaluator(ProposalCollector):
     ) -> None:
         """Create the evaluator; the ground truth is loaded when it is needed.
 
-        Args:
-            dataset_name: any name in the DatasetCatalog.
-            output_path: proposal file that the main process writes, whole or not at all.
-            counts: numbers of proposals per image to measure.
-            output_dir: folder for the curves, ``recall.json`` and ``recall.png``. Without it they
-                go beside `output_path`, as ``<stem>.recall.json`` and ``.png``, if there is one.
+        The curves, for each of the `counts` of proposals per image, go to ``recall.json`` and
+        ``recall.png`` in `output_dir`. Without it they go beside `output_path`, as
+        ``<stem>.recall.json`` and ``.png``, if there is one.
         """
         super().__init__(dataset_name, output_path)
         self._counts = tuple(counts)
@@ -194,9 +182,8 @@ class ProposalShards:
     def open(self, fingerprint: Mapping[str, str]) -> None:
         """Make the folder ready; remove shards that something else made, with a warning.
 
-        Args:
-            fingerprint: what the proposals depend on -> a hash of it. Shards are kept only if all
-                are the same as when the folder was opened first.
+        That is, if any hash of `fingerprint` (what the proposals depend on -> a hash of it) is
+        another than when the folder was opened first.
 
         Raises:
             UserError: the folder cannot be written.
@@ -249,13 +236,7 @@ class ShardWriter(ProposalCollector):
     """Writes the proposals of one process as they come, a shard per `shard_size` images."""
 
     def __init__(self, shards: ProposalShards, shard_size: int, dataset_name: str) -> None:
-        """Create the writer.
-
-        Args:
-            shards: where to.
-            shard_size: images per shard: what an interruption can lose, at most, per process.
-            dataset_name: name of the data set, for messages.
-        """
+        """Create the writer; an interruption can lose one shard at most, per process."""
         super().__init__(dataset_name)
         self._shards = shards
         self._shard_size = shard_size

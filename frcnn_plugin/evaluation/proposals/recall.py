@@ -91,11 +91,7 @@ class RecallCurves:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> RecallCurves:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: for a missing, damaged or foreign file.
-        """
+        """Read what `save` wrote; a UserError names a missing, damaged or foreign file."""
         with reading_json(path, "recall curves") as content:
             content["recall"] = {int(count): row for count, row in content["recall"].items()}
             return RecallCurves(**content)
@@ -104,13 +100,10 @@ class RecallCurves:
 def measure_recall(
     proposals: Proposals, truth: GroundTruth, counts: Sequence[int], dataset_name: str
 ) -> RecallCurves | None:
-    """Measure the recall of the best proposals of every image.
+    """Measure the recall of the best proposals of every image, for several `counts` of them.
 
-    Args:
-        proposals: of the images of `truth`, in the same order.
-        truth: the objects; ignored ones are left out.
-        counts: numbers of proposals per image; an image that has fewer contributes what it has.
-        dataset_name: its name.
+    An image that has fewer contributes what it has. The proposals are of the images of `truth`, in
+    the same order; its ignored objects are left out.
 
     Returns:
         The curves; None if there is no object to be found.
@@ -229,10 +222,8 @@ def report_recall(
 def draw_recall(curves: Mapping[str, RecallCurves]) -> Figure:
     """Draw recall over IoU .5 to 1 at 300, 1000 and 2000 proposals, a panel each.
 
-    Numbers that no curve has are left out; if it has none of the three, its own are drawn.
-
-    Args:
-        curves: what the legend calls them (such as "RPN", "SS") -> the curves.
+    Numbers that no curve has are left out; if it has none of the three, its own are drawn. The keys
+    (such as "RPN", "SS") are for the legend.
     """
     from matplotlib.figure import Figure  # here: training evaluates, but need not draw
 

@@ -54,7 +54,7 @@ def break_all(file: Path) -> None:
 
 
 @pytest.fixture
-def cfg(tmp_path: Path, tiny_cfg: Callable[..., CfgNode], restore_catalogs: None) -> CfgNode:
+def cfg(tmp_path: Path, tiny_cfg: Callable[..., CfgNode]) -> CfgNode:
     """Six images, 0.png to 5.png."""
     records = []
     for n in range(6):

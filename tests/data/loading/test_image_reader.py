@@ -127,9 +127,7 @@ def test_unreadable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
-def test_every_suffix_is_found_everywhere(
-    suffix: str, tmp_path: Path, restore_catalogs: None
-) -> None:
+def test_every_suffix_is_found_everywhere(suffix: str, tmp_path: Path) -> None:
     """Each part of the package once had its own list."""
     add_image(tmp_path, "a", obj("cat"), suffix=suffix.upper())
     image = tmp_path / "JPEGImages" / f"a{suffix.upper()}"

@@ -323,7 +323,7 @@ def test_inclusive_corners_and_back() -> None:
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, restore_catalogs: None) -> str:
+def dataset(tmp_path: Path) -> str:
     file = tmp_path / "a.png"
     Image.fromarray(np.full((40, 51, 3), 7, np.uint8)).save(file)
     box = {"bbox": [2, 3, 30, 32], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}

@@ -19,7 +19,7 @@ from frcnn_plugin.data.proposals.files import (
     validate_proposals,
 )
 from frcnn_plugin.errors import UserError
-from tests.damage import check_reader
+from tests.damage import Calls, check_reader
 
 IDS = ["000005", "000007", "000009"]
 BOXES = [[[0, 0, 500, 375], [10.5, 20, 30, 40]], [], [[1, 2, 3, 4]]]
@@ -167,16 +167,6 @@ def test_flipped_bytes_are_never_a_traceback(path):
             load_proposals(path)
         except UserError as error:
             assert "p.pkl" in str(error)
-
-
-class Calls:
-    """Pickled as a call, which an unguarded reader makes."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 WAYS_TO_RUN_CODE = {
