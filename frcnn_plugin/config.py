@@ -312,7 +312,7 @@ def _add_meta_arch(cfg: CN) -> None:
     cfg.MODEL.PAPER_RCNN.WINOGRAD = True
     # Arithmetic of inference: "float32", or "bfloat16" or "float16" (CUDA) by autocast: faster,
     # detections change a little. Training has Detectron2's SOLVER.AMP.ENABLED, on CPUs bfloat16.
-    # On CPUs with matrix units (AMX), the weights are also kept in bfloat16: 0.35 GB for VGG16.
+    # On CPUs with matrix units (AMX), the weights are also kept in bfloat16: 0.3 GB for VGG16.
     cfg.MODEL.PAPER_RCNN.INFERENCE_DTYPE = "float32"
     # A file with a mean image, subtracted in place of MODEL.PIXEL_MEAN: .npy, or MATLAB's .mat with
     # one array or one named "mean_image"; (H, W, 3) in INPUT.FORMAT order, 0..255. It is resized to
