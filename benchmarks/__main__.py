@@ -7,7 +7,6 @@
     python -m benchmarks infer --versus detectron2 --versus torchvision --separate --busy 2
     python -m benchmarks stages
     python -m benchmarks data --workers 0,2
-    python -m benchmarks hooks --iterations 30
     python -m benchmarks targets
     python -m benchmarks family
     python -m benchmarks learn --config-file my.yaml --output output/learn
@@ -38,15 +37,12 @@ from benchmarks.work import PEERS
 from frcnn_plugin import get_config_file
 from frcnn_plugin.errors import UserError
 
-HOOKS_CONFIG = "demo/vgg16_shapes.yaml"
-
 # Sub-command -> what does it, its help, and how many runs are measured.
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], str, int]] = {
     "infer": (compare.run, "inference", 7),
     "train": (compare.run, "joint training iterations: forward, backward, optimizer", 5),
     "stages": (stages.run, "the stages of four-step training; proposal dumps", 5),
     "data": (data.run, "the training loader; iterations with many ground-truth boxes", 5),
-    "hooks": (stages.run_hooks, "what the plugin's hooks add to four-step training", 1),
     "targets": (targets.run, "everything that a target is set for, with the targets", 5),
     "family": (family.run, "the systems around Faster R-CNN beside the plain one", 5),
     "learn": (learn.run, "AP after training on your data, beside both peers", 0),
@@ -90,7 +86,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         add_common(command, repeats)
         if name in ("infer", "train"):
             add_comparison(command)
-        if name in ("stages", "data", "targets", "hooks"):
+        if name in ("stages", "data", "targets"):
             images = 8 if name == "data" else 24
             command.add_argument(
                 "--images", type=int, default=images, help=f"generated images; default: {images}"
@@ -105,11 +101,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             )
             command.add_argument(
                 "--together", action="store_true", help="all in one process, without memory"
-            )
-        if name == "hooks":
-            command.set_defaults(config_file=get_config_file(HOOKS_CONFIG))
-            command.add_argument(
-                "--iterations", type=int, default=30, help="of each stage; default: 30"
             )
         command.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     return parser.parse_args(argv)

@@ -227,10 +227,6 @@ def test_family_beside_the_plain_detector(capsys: pytest.CaptureFixture[str]) ->
         (["train", "--threads", "-1"], "error: --threads must be at least 0, not -1"),
         (["infer", "--points", "1"], "error: --points belongs to --scale: name the curve"),
         (
-            ["hooks", "--iterations", "4"],
-            "error: --iterations must be at least 5, not 4",
-        ),
-        (
             ["infer", "--scale", "batch", "--points", "0"],
             "error: --points must be at least 1, not 0",
         ),
