@@ -134,13 +134,6 @@ def test_more_proposals_than_there_are(capsys: pytest.CaptureFixture[str]) -> No
     assert re.findall(r"ours keeps \d+ proposals of (\d+)", out) == ["5000"]
 
 
-def test_curve_of_processes() -> None:
-    result = main(["infer", *SIZE, "--scale", "processes", "--points", "1", *SMALL])
-    ((processes, speed),) = result["curves"]["ours"]
-    assert (processes, result["unit"]) == (1, "images per second")
-    assert speed > 0
-
-
 def test_data(tmp_path: Path) -> None:
     argv = ["data", *SIZE, "--images", "3", "--workers", "0,1", "--output", str(tmp_path)]
     main([*argv, *SMALL])
