@@ -160,7 +160,7 @@ def add_comparison(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="run each beside N busy processes, too, and print how much slower that is",
     )
-    command.add_argument("--scale", choices=list(compare.POINTS), help="measure a curve instead")
+    command.add_argument("--scale", choices=list(compare.CURVES), help="measure a curve instead")
     command.add_argument(
         "--points", type=numbers, default=(), help="of the curve, such as 300,600,900"
     )

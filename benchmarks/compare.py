@@ -18,18 +18,12 @@ from benchmarks.work import Spec, Work, specs_from, work_from
 
 logger = logging.getLogger(__name__)
 
-# Points of each curve.
-POINTS: dict[str, tuple[int, ...]] = {
-    "image": (300, 450, 600, 900),  # shorter side, pixels
-    "proposals": (50, 100, 300, 1000, 2000),
-    "gts": (5, 20, 100, 500),
-    "batch": (1, 2, 4),
-}
-_AXES = {
-    "image": "shorter side of the image, pixels",
-    "proposals": "proposals kept",
-    "gts": "ground-truth boxes per image",
-    "batch": "images per batch",
+# Curve -> its axis and its points.
+CURVES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "image": ("shorter side of the image, pixels", (300, 450, 600, 900)),
+    "proposals": ("proposals kept", (50, 100, 300, 1000, 2000)),
+    "gts": ("ground-truth boxes per image", (5, 20, 100, 500)),
+    "batch": ("images per batch", (1, 2, 4)),
 }
 
 
@@ -93,6 +87,21 @@ def table(results: dict[str, Any]) -> str:
     return tabulate(rows, headers="keys", floatfmt=".1f")
 
 
+def measure_both(specs: Sequence[Spec], work: Work, **options: Any) -> dict[str, Any]:
+    """Measure inference and training, "infer" and "train"; print a table of each."""
+    results = {}
+    for what in ("infer", "train"):
+        logger.info("%s", what)
+        results[what] = measure(specs, replace(work, training=what == "train"), **options)
+        print(f"\n{what}: {headline()}\n\n{table(results[what])}", flush=True)
+    return results
+
+
+def memory_of(model: dict[str, Any]) -> float:
+    """Return the peak memory of the GPU, or of the process without one; MiB."""
+    return float(model["peak"].get("cuda_mib", model["peak"]["process_mib"]))
+
+
 def outside_layers(model: dict[str, Any]) -> float:
     """Return the percentage of inference outside the backbone and other conv and fc layers."""
     sections = model["sections"]
@@ -128,12 +137,13 @@ def _at(kind: str, point: int, specs: Sequence[Spec], work: Work) -> tuple[Seque
 
 def _run_curve(args: argparse.Namespace) -> dict[str, Any]:
     kind, specs, work = args.scale, specs_from(args), work_from(args)
-    points = tuple(args.points) or POINTS[kind]
+    axis, points = CURVES[kind]
+    points = tuple(args.points) or points
     unit = "median ms per image" if kind == "batch" else "median ms"
     curves: dict[str, list[tuple[float, float]]] = {spec.name: [] for spec in specs}
     details = []
     for point in points:
-        logger.info("%s: %d", _AXES[kind], point)
+        logger.info("%s: %d", axis, point)
         results = measure(
             *_at(kind, point, specs, work), repeats=args.repeats, separate=args.separate
         )
@@ -144,7 +154,7 @@ def _run_curve(args: argparse.Namespace) -> dict[str, Any]:
             if kind == "proposals" and (kept := model["outcome"]["proposals"]) < point:
                 logger.warning("%s keeps %d proposals of %d: no more survive", name, kept, point)
     rows = [
-        {_AXES[kind]: point, **{name: values[i][1] for name, values in curves.items()}}
+        {axis: point, **{name: values[i][1] for name, values in curves.items()}}
         for i, point in enumerate(points)
     ]
     what = _what(args)
@@ -152,6 +162,6 @@ def _run_curve(args: argparse.Namespace) -> dict[str, Any]:
     print(tabulate(rows, headers="keys", floatfmt=".1f"))
     if args.output is not None:
         path = args.output / f"{args.command}_{kind}.png"
-        line_chart(curves, what, (_AXES[kind], unit), path)
+        line_chart(curves, what, (axis, unit), path)
     results = {"scale": kind, "unit": unit, "curves": curves, "points": details}
     return write_results(args.output, {"what": args.command, **results})
