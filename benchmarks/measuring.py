@@ -147,13 +147,7 @@ def in_turn(
 ) -> list[tuple[str, T]]:
     """Run all in turn, A B C A B C ..., so that what slows the machine slows all alike.
 
-    Args:
-        runs: name -> what to run.
-        repeats: measured rounds.
-        warmup: rounds before them.
-
-    Returns:
-        name and result of every measured run, in the order of the runs.
+    Return name and result of every run after those of the warm-up rounds, in their order.
     """
     results = []
     for i in range(warmup + repeats):
@@ -295,18 +289,13 @@ class Ratio:
         return f"{self.value:.3f} [{self.lower:.3f}, {self.upper:.3f}]"
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Ratio:
-    """Return the median of ours divided by the median of theirs.
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+    """Return the median of ours divided by the median of theirs, one value per round each.
 
     The interval is from bootstrap resamples of whole rounds, as the two of a round belong together.
-
-    Args:
-        ours: one value per round.
-        theirs: likewise.
-        seed: of the resamples.
     """
     a, b = np.asarray(ours, float), np.asarray(theirs, float)
-    picked = np.random.default_rng(seed).integers(0, len(a), (_RESAMPLES, len(a)))
+    picked = np.random.default_rng(0).integers(0, len(a), (_RESAMPLES, len(a)))
     resampled = np.median(a[picked], axis=1) / np.median(b[picked], axis=1)
     lower, upper = np.percentile(resampled, [2.5, 97.5])
     return Ratio(float(np.median(a) / np.median(b)), float(lower), float(upper))

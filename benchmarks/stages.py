@@ -44,14 +44,7 @@ class Stages:
     """One model that is trained as in every stage, and jointly."""
 
     def __init__(self, contender: Contender) -> None:
-        """Take over a contender for training.
-
-        Args:
-            contender: one iteration of it is measured at a time.
-
-        Raises:
-            UserError: the model has no phases.
-        """
+        """Take over a contender for training; a UserError if its model has no phases."""
         model: Any = contender.model
         if not isinstance(model, PaperRCNN):
             raise UserError(
@@ -110,16 +103,7 @@ def dump_speed(
     Loading images and writing the file belong to the dump. The networks alone get the same images
     ready. Both are timed after the first images: once processes for loading have started, each page
     of memory is copied when it is next written to, which takes seconds, but only once per data set.
-
-    Args:
-        contender: for inference; its model is in phase "rpn" afterwards.
-        folder: for the data set and the file.
-        images: how many, at least 2.
-        repeats: rounds.
-
-    Returns:
-        seconds of all rounds: "proposal dump" and "networks" per image; "start", how much longer
-        the first images took in all.
+    "start" is how much longer the first images took in all.
     """
     cfg, model = contender.cfg, contender.model
     assert isinstance(model, PaperRCNN)

@@ -96,13 +96,7 @@ def calibrate(
 ) -> RandomWeights:
     """Return weights under which every layer puts out the deviation wanted.
 
-    Args:
-        weights: to start from.
-        places: all layers; they are filled, and scaled on the way.
-        run: passes the image through the model once.
-
-    Returns:
-        ``weights`` with the deviations found.
+    The layers are filled, and scaled on the way of an image, which `run` passes through the model.
     """
     weights.fill(places)
     deviations: dict[str, float] = {}

@@ -119,13 +119,8 @@ def work_from(args: argparse.Namespace) -> Work:
     return Work(args.command == "train", height, width, args.batch, args.objects, args.seed)
 
 
-def make_batch(work: Work, classes: int = 20) -> list[dict[str, Any]]:
-    """Make a batch as Detectron2's mapper does, whose images already have the network's size.
-
-    Args:
-        work: sizes and numbers.
-        classes: number of classes that the objects are of.
-    """
+def make_batch(work: Work, classes: int) -> list[dict[str, Any]]:
+    """Make a batch as Detectron2's mapper does, whose images already have the network's size."""
     height, width = work.height, work.width
     generator = torch.Generator().manual_seed(work.seed)
     batch = []
@@ -161,16 +156,7 @@ def random_boxes(
 
 @contextmanager
 def generated_set(folder: Path, images: int, short_side: int) -> Iterator[str]:
-    """Write image files to load, and register them as a VOC-format set.
-
-    Args:
-        folder: to write to.
-        images: how many.
-        short_side: of each, pixels.
-
-    Yields:
-        the name of the set; it is forgotten afterwards.
-    """
+    """Write image files to load, and register them as a VOC-format set until the block ends."""
     name = "benchmark_shapes"
     root = write_synthetic_voc(folder / name, images, 0, 0, (short_side, short_side))
     register_voc(name, str(root), "trainval", classes=SHAPE_CLASSES)
