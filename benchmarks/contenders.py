@@ -43,18 +43,20 @@ class Clock:
     """
 
     def __init__(
-        self, parts: Mapping[str, Sequence[nn.Module]], synchronise: Callable[[], None]
+        self,
+        parts: Mapping[str, Sequence[nn.Module]],
+        synchronise: Callable[[], None],
+        hooks: contextlib.ExitStack,
     ) -> None:
         """Watch the modules of each section; wait for the device at every start and stop."""
         self.seconds: dict[str, float] = defaultdict(float)
         self._synchronise = synchronise
         self._starts: dict[str, float] = {}
-        self._handles: list[Any] = []
         for name, modules in parts.items():
+            start, stop = partial(self._start, name), partial(self._stop, name)
             for module in modules:
-                start, stop = partial(self._start, name), partial(self._stop, name)
-                self._handles.append(module.register_forward_pre_hook(start))
-                self._handles.append(module.register_forward_hook(stop))
+                hooks.enter_context(module.register_forward_pre_hook(start))
+                hooks.enter_context(module.register_forward_hook(stop))
 
     @contextlib.contextmanager
     def section(self, name: str) -> Iterator[None]:
@@ -70,11 +72,6 @@ class Clock:
     def _stop(self, name: str, *_: Any) -> None:
         self._synchronise()
         self.seconds[name] += time.perf_counter() - self._starts.pop(name)
-
-    def close(self) -> None:
-        """Stop watching."""
-        for handle in self._handles:
-            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -181,11 +178,9 @@ class Contender:
         """Run once and measure."""
         # Hooks that wait for a GPU would slow the whole run: there, sections get a run of their
         # own. On a CPU they cost nothing.
-        clock = Clock(self.parts, self.synchronise)
-        try:
+        with contextlib.ExitStack() as hooks:
+            clock = Clock(self.parts, self.synchronise, hooks)
             total = self.seconds(clock)
-        finally:
-            clock.close()
         if self.device.type == "cuda":
             sectioned, total = total, self.seconds()
             clock.seconds = {k: v * total / sectioned for k, v in clock.seconds.items()}
@@ -218,23 +213,16 @@ class Contender:
         def count(module: nn.Module, args: Any, output: Any) -> None:
             counts.extend(len(x) for x in output[0])
 
-        handle = self.proposer.register_forward_hook(count)
         torch.manual_seed(self.work.seed)
-        try:
-            result = self.forward()
-        finally:
-            handle.remove()
-        found: dict[str, Any] = {"proposals": min(counts, default=0)}
-        if self.work.training:
-            found["loss"] = sum(float(loss.detach()) for loss in result.values())
-            if not math.isfinite(found["loss"]):
-                raise UserError(f"{self.spec.name}: the loss is {found['loss']}: try other weights")
-        else:
-            detections = [x.get("instances", x) if isinstance(x, dict) else x for x in result]
-            found["detections"] = min(
-                len(d["boxes"] if isinstance(d, dict) else d) for d in detections
-            )
-        return found
+        with self.proposer.register_forward_hook(count):
+            if self.work.training:
+                loss = sum(float(loss.detach()) for loss in self.forward().values())
+                if not math.isfinite(loss):
+                    raise UserError(f"{self.spec.name}: the loss is {loss}: try other weights")
+                found = {"loss": loss}
+            else:
+                found = {"detections": min(len(each.boxes) for each in self.detections())}
+        return {"proposals": min(counts, default=0), **found}
 
 
 def calibrated_weights(spec: Spec, work: Work) -> RandomWeights:

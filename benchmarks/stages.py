@@ -65,11 +65,11 @@ class Stages:
         generator = torch.Generator().manual_seed(self.contender.work.seed)
         for item in self.contender.arguments[0]:
             height, width = item["image"].shape[-2:]
-            item["proposals"] = Instances((height, width))
             boxes = random_boxes(count, height, width, 0.05, generator)
-            item["proposals"].proposal_boxes = boxes
-            item["proposals"].objectness_logits = torch.zeros(count)
-            item["proposals"] = item["proposals"].to(self.contender.device)
+            given = Instances(
+                (height, width), proposal_boxes=boxes, objectness_logits=torch.zeros(count)
+            )
+            item["proposals"] = given.to(self.contender.device)
 
     def sample(self, kind: str) -> Sample:
         """Measure one iteration, of a kind that :data:`KINDS` names."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -113,12 +114,10 @@ def calibrate(
 
         return scale
 
-    handles = [p.layer.register_forward_hook(hook(role)) for role, p in places.items()]
-    try:
+    with ExitStack() as hooks:
+        for role, place in places.items():
+            hooks.enter_context(place.layer.register_forward_hook(hook(role)))
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return RandomWeights(weights.seed, deviations)
 
 

@@ -129,18 +129,12 @@ def make_batch(work: Work, classes: int) -> list[dict[str, Any]]:
         size = (1, 3, max(2, height // 16), max(2, width // 16))
         coarse = torch.rand(size, generator=generator)
         image = F.interpolate(coarse, (height, width), mode="bilinear")[0] * 255
-        truth = Instances((height, width))
-        truth.gt_boxes = random_boxes(work.objects, height, width, 0.1, generator)
-        truth.gt_classes = torch.randint(0, classes, (work.objects,), generator=generator)
+        boxes = random_boxes(work.objects, height, width, 0.1, generator)
+        kinds = torch.randint(0, classes, (work.objects,), generator=generator)
+        truth = Instances((height, width), gt_boxes=boxes, gt_classes=kinds)
+        names = {"image_id": str(i), "file_name": f"{i}.jpg"}
         batch.append(
-            {
-                "image": image,
-                "height": height,
-                "width": width,
-                "image_id": str(i),
-                "file_name": f"{i}.jpg",
-                "instances": truth,
-            }
+            {"image": image, "height": height, "width": width, **names, "instances": truth}
         )
     return batch
 
