@@ -76,15 +76,10 @@ class Clock:
 
 @dataclass(frozen=True)
 class Found:
-    """Detections in one image.
+    """Detections in one image."""
 
-    Attributes:
-        boxes: (R, 4) continuous XYXY in pixels of the image, best first.
-        classes: (R,) int64.
-    """
-
-    boxes: torch.Tensor
-    classes: torch.Tensor
+    boxes: torch.Tensor  # (R, 4) continuous XYXY in pixels of the image, best first
+    classes: torch.Tensor  # (R,) int64
 
 
 def found_again(ours: Sequence[Found], theirs: Sequence[Found]) -> float:

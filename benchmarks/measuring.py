@@ -187,26 +187,16 @@ def measure(
     specs: Sequence[Spec],
     work: Work,
     *,
-    repeats: int,
-    separate: bool,
-    memory: bool = False,
-    syncs: bool = False,
-    others: int = 0,
+    repeats: int,  # measured runs of each, after one that is not
+    separate: bool,  # each model in a process of its own
+    memory: bool = False,  # measure the peak of each, in a process of its own
+    syncs: bool = False,  # count operators that wait for a GPU
+    others: int = 0,  # each also runs beside so many busy processes, in every round
 ) -> dict[str, Any]:
-    """Build all models and run them in turn.
+    """Build all models, ours first, and run them in turn.
 
-    Args:
-        specs: the models, ours first.
-        work: what they do.
-        repeats: measured runs of each, after one that is not.
-        separate: each model in a process of its own.
-        memory: measure the peak of each, in a process of its own.
-        syncs: count operators that wait for a GPU.
-        others: each model also runs beside so many busy processes, in every round.
-
-    Returns:
-        for the JSON file: "order" of the runs, and under "models" per name its seconds, sections,
-        outcome, memory, synchronising operators, and "busy", its seconds beside the others.
+    Return, for the JSON file, "order" of the runs, and under "models" per name its seconds,
+    sections, outcome, memory, synchronising operators, and "busy", its seconds beside the others.
     """
     for spec in specs:
         spec.cfg(work.training)  # a mistake shows before minutes of work

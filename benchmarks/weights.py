@@ -30,30 +30,19 @@ Arrange = Callable[[torch.Tensor, torch.Tensor], Arranged]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model keeps a role.
-
-    Attributes:
-        layer: the layer itself.
-        shape: of the weight as it is drawn; None if it is the layer's.
-        arrange: from the drawn form to the layer's; None if they are the same.
-    """
+    """Where a model keeps a role."""
 
     layer: Layer
-    shape: tuple[int, ...] | None = None
-    arrange: Arrange | None = None
+    shape: tuple[int, ...] | None = None  # of the weight as it is drawn; None: the layer's
+    arrange: Arrange | None = None  # from the drawn form to the layer's; None: they are the same
 
 
 @dataclass(frozen=True)
 class RandomWeights:
-    """What is drawn: a seed, and per role the deviation of the weights.
-
-    Attributes:
-        seed: any number.
-        deviations: of the weights, by role; He's sqrt(2 / inputs) where absent.
-    """
+    """What is drawn: a seed, and per role the deviation of the weights."""
 
     seed: int
-    deviations: Mapping[str, float] = field(default_factory=dict)
+    deviations: Mapping[str, float] = field(default_factory=dict)  # else He's sqrt(2 / inputs)
 
     def draw(self, role: str, out: torch.Tensor) -> torch.Tensor:
         """Fill ``out`` (on the CPU) with the weights of ``role``."""

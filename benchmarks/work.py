@@ -28,21 +28,13 @@ _NEUTRAL_OPTS = ("SOLVER.BASE_LR", "1e-12", "MODEL.WEIGHTS", "")
 
 @dataclass(frozen=True)
 class Spec:
-    """Which model.
+    """Which model."""
 
-    Attributes:
-        name: in tables.
-        kind: "config", or one of :data:`PEERS`.
-        config_file: what it is built from; the peers take numbers from it.
-        opts: ``KEY VALUE`` overrides.
-        bf16: bfloat16, by the config's own switch or by autocast.
-    """
-
-    name: str
-    kind: str
-    config_file: str
-    opts: tuple[str, ...] = ()
-    bf16: bool = False
+    name: str  # in tables
+    kind: str  # "config", or one of :data:`PEERS`
+    config_file: str  # what it is built from; the peers take numbers from it
+    opts: tuple[str, ...] = ()  # ``KEY VALUE`` overrides
+    bf16: bool = False  # bfloat16, by the config's own switch or by autocast
 
     def cfg(self, training: bool) -> CfgNode:
         """Return the config; see :func:`frcnn_plugin.engine.setup_cfg` for errors."""
@@ -66,23 +58,14 @@ class Spec:
 
 @dataclass(frozen=True)
 class Work:
-    """What a model is given to do, again and again.
+    """What a model is given to do, again and again."""
 
-    Attributes:
-        training: training iterations; else inference.
-        height: pixels of an image.
-        width: pixels of an image.
-        batch: images.
-        objects: ground-truth boxes per image.
-        seed: of weights, images and sampling.
-    """
-
-    training: bool
-    height: int = 600
+    training: bool  # training iterations; else inference
+    height: int = 600  # pixels of an image
     width: int = 1000
-    batch: int = 1
-    objects: int = 5
-    seed: int = 0
+    batch: int = 1  # images
+    objects: int = 5  # ground-truth boxes per image
+    seed: int = 0  # of weights, images and sampling
 
 
 def specs_from(args: argparse.Namespace) -> list[Spec]:

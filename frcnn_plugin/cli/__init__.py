@@ -73,7 +73,7 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def check_file(option: str, path: Path, *, makes_folders: bool = False) -> None:
     """Stop before the work if a file cannot be written; nothing is left where it would be.
 
-    The `option` is what the user calls it. Does the command make folders that are missing?
+    The `option` is what the user calls it; `makes_folders`: the command makes missing ones.
     """
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder: name a file in it")

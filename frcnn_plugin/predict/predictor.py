@@ -170,11 +170,9 @@ class FasterRCNNPredictor:
     def propose(
         self, images: Sequence[ImageLike] | ImageLike, *, image_format: str = "BGR"
     ) -> list[Instances]:
-        """Run the region proposal network alone; also for a checkpoint of an RPN.
+        """Run the region proposal network alone, on what :meth:`predict` takes.
 
-        Args:
-            images: see :meth:`predict`.
-            image_format: see :meth:`predict`.
+        The checkpoint may be one of an RPN.
 
         Returns:
             Per image, on the CPU, by descending score: ``proposal_boxes`` (original-image pixels)
