@@ -18,7 +18,6 @@ from ..data.proposals.files import Proposals
 from ..errors import UserError
 from ..evaluation.detections import judge_detections
 from ..evaluation.ground_truth import GroundTruth
-from ..evaluation.proposals.recall import measure_recall
 from ..four_step.stages import STAGES, ScheduledStage
 from ..modeling import build_pooler
 from ..visualization.drawings.anchors import Reason, draw_samples
@@ -37,6 +36,7 @@ from ..visualization.pictures import (
     funnel_of,
     layers_of,
     losses_of,
+    objects_found,
     roi_sample,
 )
 
@@ -225,14 +225,10 @@ def _proposals(x: Subject, words: Values) -> Section:
     if (~truth.ignored).any():
         paragraphs.append("recall")
         for name, tensor in (("anchors", seen.anchors.tensor), ("post", boxes)):
-            given: Any = image.to_image(tensor.cpu()), -np.arange(len(tensor), dtype=float)
-            found = Proposals([image.name], [given[0]], [given[1]])
-            curves = measure_recall(found, truth, [len(tensor)], "image")
-            assert curves is not None
-            values["objects"] = curves.num_objects
-            for iou in (0.5, 0.7):
-                share = curves.at(len(tensor), iou)
-                values[f"{name}{100 * iou:.0f}"] = round(share * curves.num_objects)
+            given: Any = [image.to_image(tensor.cpu())], [-np.arange(len(tensor), dtype=float)]
+            found = Proposals([image.name], *given)
+            counts = objects_found(found, truth, len(tensor))
+            values["objects"], values[f"{name}50"], values[f"{name}70"] = counts
     shown = image.to_image(boxes[:20].cpu()), scores[:20].double().cpu().numpy()
     best = draw_proposals(image.bgr, *shown, f"proposals: {image.name}", objects).pixels()
     figures = [("funnel", funnel_of(seen, objects).pixels()), ("best", best)]

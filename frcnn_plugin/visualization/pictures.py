@@ -443,17 +443,23 @@ def _with_masks(image: InspectedImage) -> ImageArray:
         raise UserError(f"{file}: its masks cannot be drawn ({error}): correct them") from error
 
 
+def objects_found(proposals: Proposals, truth: GroundTruth, count: int) -> tuple[int, int, int]:
+    """Return how many objects count, and are found by the best `count` at IoU 0.5 and at 0.7."""
+    curves = measure_recall(proposals, truth, [count], "image")
+    if curves is None:
+        return 0, 0, 0
+    half, most = (round(curves.at(count, iou) * curves.num_objects) for iou in (0.5, 0.7))
+    return curves.num_objects, half, most
+
+
 def _recall_in_words(proposals: Proposals, truth: GroundTruth, count: int) -> list[str]:
     """Say how many objects the best `count` proposals find, and how many all of them do."""
-    total = len(proposals.boxes[0])
-    counts = sorted({count, total})
-    curves = measure_recall(proposals, truth, counts, "image")
-    if curves is None:
+    if truth.ignored.all():
         return ["recall: not defined, there is no object that counts"]
-    lines = []
-    for number in counts:
+    total, lines = len(proposals.boxes[0]), []
+    for number in sorted({count, total}):
         what = f"best {number}" if number < total else f"{total} proposals"
-        half, most = (round(curves.at(number, iou) * curves.num_objects) for iou in (0.5, 0.7))
-        objects = count_of(curves.num_objects, "object")
+        known, half, most = objects_found(proposals, truth, number)
+        objects = count_of(known, "object")
         lines.append(f"recall of the {what}: {half} of {objects} at IoU .5, {most} at .7")
     return lines
