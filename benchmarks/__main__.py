@@ -123,9 +123,8 @@ def add_common(command: argparse.ArgumentParser, repeats: int) -> None:
         command.add_argument(option, type=int, default=default, help=f"{text}; default: {default}")
     command.add_argument("--device", default="", help="cpu or cuda; default: the config's")
     command.add_argument("--output", type=Path, help="folder for benchmark.json and charts")
-    command.set_defaults(
-        versus=[], versus_opts=[], bf16=False, versus_bf16=False, separate=False, scale=None
-    )
+    command.set_defaults(versus=[], versus_opts=[], bf16=False, versus_bf16=False)
+    command.set_defaults(scale=None, points=(), busy=0)
     if not command.prog.endswith("targets"):
         command.add_argument("--bf16", action="store_true", help="run ours in bfloat16")
 
@@ -167,11 +166,7 @@ def add_comparison(command: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Stop if an option makes no sense.
-
-    Raises:
-        UserError: names the option.
-    """
+    """Stop if an option makes no sense."""
     for name in ("batch", "repeats", "objects", *(["images"] if "images" in args else [])):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, not {getattr(args, name)}")
@@ -179,13 +174,13 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--threads must be at least 0, not {args.threads}")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: there is no CUDA here; leave it out")
-    if args.command in ("infer", "train") and args.busy < 0:
+    if args.busy < 0:
         raise UserError(f"--busy must be at least 0, not {args.busy}")
-    if args.command in ("infer", "train") and args.busy and args.scale:
+    if args.busy and args.scale:
         raise UserError("--busy measures no curve: leave out --scale or --busy")
-    if args.command in ("infer", "train") and args.points and not args.scale:
+    if args.points and not args.scale:
         raise UserError("--points belongs to --scale: name the curve")
-    if args.command in ("infer", "train") and any(p < 1 for p in args.points):
+    if any(p < 1 for p in args.points):
         raise UserError(f"--points must be at least 1, not {min(args.points)}")
 
 
