@@ -205,10 +205,8 @@ class FasterRCNNPredictor:
     ) -> Instances:
         """Compute features and class scores of given boxes; keep them all, in their order.
 
-        Args:
-            image: see :meth:`predict`.
-            boxes: (R, 4) continuous XYXY in original-image pixels; R may be 0.
-            image_format: see :meth:`predict`.
+        The boxes are (R, 4) continuous XYXY in original-image pixels, and R may be 0; the other
+        arguments are those of :meth:`predict`.
 
         Returns:
             On the CPU, ``proposal_boxes`` (as given), ``fc7`` (R, 4096) and ``scores_all``
