@@ -7,7 +7,6 @@
     python -m benchmarks infer --versus detectron2 --versus torchvision --separate --busy 2
     python -m benchmarks stages
     python -m benchmarks data --workers 0,2
-    python -m benchmarks hooks --iterations 30
     python -m benchmarks targets
     python -m benchmarks family
     python -m benchmarks learn --config-file my.yaml --output output/learn
@@ -38,15 +37,12 @@ from benchmarks.work import PEERS
 from frcnn_plugin import get_config_file
 from frcnn_plugin.errors import UserError
 
-HOOKS_CONFIG = "demo/vgg16_shapes.yaml"
-
 # Sub-command -> what does it, its help, and how many runs are measured.
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], str, int]] = {
     "infer": (compare.run, "inference", 7),
     "train": (compare.run, "joint training iterations: forward, backward, optimizer", 5),
     "stages": (stages.run, "the stages of four-step training; proposal dumps", 5),
     "data": (data.run, "the training loader; iterations with many ground-truth boxes", 5),
-    "hooks": (stages.run_hooks, "what the plugin's hooks add to four-step training", 1),
     "targets": (targets.run, "everything that a target is set for, with the targets", 5),
     "family": (family.run, "the systems around Faster R-CNN beside the plain one", 5),
     "learn": (learn.run, "AP after training on your data, beside both peers", 0),
@@ -90,7 +86,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         add_common(command, repeats)
         if name in ("infer", "train"):
             add_comparison(command)
-        if name in ("stages", "data", "targets", "hooks"):
+        if name in ("stages", "data", "targets"):
             images = 8 if name == "data" else 24
             command.add_argument(
                 "--images", type=int, default=images, help=f"generated images; default: {images}"
@@ -105,11 +101,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             )
             command.add_argument(
                 "--together", action="store_true", help="all in one process, without memory"
-            )
-        if name == "hooks":
-            command.set_defaults(config_file=get_config_file(HOOKS_CONFIG))
-            command.add_argument(
-                "--iterations", type=int, default=30, help="of each stage; default: 30"
             )
         command.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     return parser.parse_args(argv)
@@ -132,9 +123,8 @@ def add_common(command: argparse.ArgumentParser, repeats: int) -> None:
         command.add_argument(option, type=int, default=default, help=f"{text}; default: {default}")
     command.add_argument("--device", default="", help="cpu or cuda; default: the config's")
     command.add_argument("--output", type=Path, help="folder for benchmark.json and charts")
-    command.set_defaults(
-        versus=[], versus_opts=[], bf16=False, versus_bf16=False, separate=False, scale=None
-    )
+    command.set_defaults(versus=[], versus_opts=[], bf16=False, versus_bf16=False)
+    command.set_defaults(scale=None, points=(), busy=0)
     if not command.prog.endswith("targets"):
         command.add_argument("--bf16", action="store_true", help="run ours in bfloat16")
 
@@ -169,18 +159,14 @@ def add_comparison(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="run each beside N busy processes, too, and print how much slower that is",
     )
-    command.add_argument("--scale", choices=list(compare.POINTS), help="measure a curve instead")
+    command.add_argument("--scale", choices=list(compare.CURVES), help="measure a curve instead")
     command.add_argument(
         "--points", type=numbers, default=(), help="of the curve, such as 300,600,900"
     )
 
 
 def check(args: argparse.Namespace) -> None:
-    """Stop if an option makes no sense.
-
-    Raises:
-        UserError: names the option.
-    """
+    """Stop if an option makes no sense."""
     for name in ("batch", "repeats", "objects", *(["images"] if "images" in args else [])):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, not {getattr(args, name)}")
@@ -188,13 +174,13 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--threads must be at least 0, not {args.threads}")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: there is no CUDA here; leave it out")
-    if args.command in ("infer", "train") and args.busy < 0:
+    if args.busy < 0:
         raise UserError(f"--busy must be at least 0, not {args.busy}")
-    if args.command in ("infer", "train") and args.busy and args.scale:
+    if args.busy and args.scale:
         raise UserError("--busy measures no curve: leave out --scale or --busy")
-    if args.command in ("infer", "train") and args.points and not args.scale:
+    if args.points and not args.scale:
         raise UserError("--points belongs to --scale: name the curve")
-    if args.command in ("infer", "train") and any(p < 1 for p in args.points):
+    if any(p < 1 for p in args.points):
         raise UserError(f"--points must be at least 1, not {min(args.points)}")
 
 

@@ -4,40 +4,26 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tabulate import tabulate
-from torch import multiprocessing
 
-from benchmarks.contenders import Contender, calibrated_weights
-from benchmarks.measuring import measure, medians, ratio, spread, tune
+from benchmarks.measuring import measure, medians, ratio, spread
 from benchmarks.output import bar_chart, headline, line_chart, write_results
 from benchmarks.syncs import totals
-from benchmarks.weights import RandomWeights
 from benchmarks.work import Spec, Work, specs_from, work_from
 
 logger = logging.getLogger(__name__)
 
-# Points of each curve.
-POINTS: dict[str, tuple[int, ...]] = {
-    "image": (300, 450, 600, 900),  # shorter side, pixels
-    "proposals": (50, 100, 300, 1000, 2000),
-    "gts": (5, 20, 100, 500),
-    "batch": (1, 2, 4),
-    "processes": (1, 2, 4, 8, 16),  # up to the number of cores
-}
-_AXES = {
-    "image": "shorter side of the image, pixels",
-    "proposals": "proposals kept",
-    "gts": "ground-truth boxes per image",
-    "batch": "images per batch",
-    "processes": "processes, one thread each",
+# Curve -> its axis and its points.
+CURVES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "image": ("shorter side of the image, pixels", (300, 450, 600, 900)),
+    "proposals": ("proposals kept", (50, 100, 300, 1000, 2000)),
+    "gts": ("ground-truth boxes per image", (5, 20, 100, 500)),
+    "batch": ("images per batch", (1, 2, 4)),
 }
 
 
@@ -101,6 +87,21 @@ def table(results: dict[str, Any]) -> str:
     return tabulate(rows, headers="keys", floatfmt=".1f")
 
 
+def measure_both(specs: Sequence[Spec], work: Work, **options: Any) -> dict[str, Any]:
+    """Measure inference and training, "infer" and "train"; print a table of each."""
+    results = {}
+    for what in ("infer", "train"):
+        logger.info("%s", what)
+        results[what] = measure(specs, replace(work, training=what == "train"), **options)
+        print(f"\n{what}: {headline()}\n\n{table(results[what])}", flush=True)
+    return results
+
+
+def memory_of(model: dict[str, Any]) -> float:
+    """Return the peak memory of the GPU, or of the process without one; MiB."""
+    return float(model["peak"].get("cuda_mib", model["peak"]["process_mib"]))
+
+
 def outside_layers(model: dict[str, Any]) -> float:
     """Return the percentage of inference outside the backbone and other conv and fc layers."""
     sections = model["sections"]
@@ -134,56 +135,15 @@ def _at(kind: str, point: int, specs: Sequence[Spec], work: Work) -> tuple[Seque
     return [replace(spec, opts=(*spec.opts, *opts)) for spec in specs], work
 
 
-def _child(
-    spec: Spec, work: Work, weights: RandomWeights, repeats: int, barrier: Any, results: Any
-) -> None:
-    torch.set_num_threads(1)
-    tune(spec)
-    contender = Contender(spec, work, weights)
-    contender.run()
-    barrier.wait()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        contender.run()
-    contender.synchronise()
-    results.put(time.perf_counter() - start)
-
-
-def throughput(spec: Spec, work: Work, weights: RandomWeights, processes: int, n: int) -> float:
-    """Return images per second of several processes at once, one thread and ``n`` runs each."""
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(processes), context.SimpleQueue()
-    children = [
-        context.Process(target=_child, args=(spec, work, weights, n, barrier, results), daemon=True)
-        for _ in range(processes)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-    if any(child.exitcode for child in children):
-        raise RuntimeError(f"{spec.name}: one of {processes} processes failed")
-    slowest = max(results.get() for _ in children)
-    return processes * n * work.batch / slowest
-
-
 def _run_curve(args: argparse.Namespace) -> dict[str, Any]:
     kind, specs, work = args.scale, specs_from(args), work_from(args)
-    points = tuple(args.points) or POINTS[kind]
+    axis, points = CURVES[kind]
+    points = tuple(args.points) or points
     unit = "median ms per image" if kind == "batch" else "median ms"
-    if kind == "processes":
-        points = tuple(args.points) or tuple(p for p in points if p <= (os.cpu_count() or 1))
-        unit = "images per second"
-        weights = calibrated_weights(specs[0], work)
     curves: dict[str, list[tuple[float, float]]] = {spec.name: [] for spec in specs}
     details = []
     for point in points:
-        logger.info("%s: %d", _AXES[kind], point)
-        if kind == "processes":
-            for spec in specs:
-                value = throughput(spec, work, weights, point, args.repeats)
-                curves[spec.name].append((point, value))
-            continue
+        logger.info("%s: %d", axis, point)
         results = measure(
             *_at(kind, point, specs, work), repeats=args.repeats, separate=args.separate
         )
@@ -194,14 +154,14 @@ def _run_curve(args: argparse.Namespace) -> dict[str, Any]:
             if kind == "proposals" and (kept := model["outcome"]["proposals"]) < point:
                 logger.warning("%s keeps %d proposals of %d: no more survive", name, kept, point)
     rows = [
-        {_AXES[kind]: point, **{name: values[i][1] for name, values in curves.items()}}
+        {axis: point, **{name: values[i][1] for name, values in curves.items()}}
         for i, point in enumerate(points)
     ]
     what = _what(args)
     print(f"\n{what}, {unit}: {headline()}\n")
-    print(tabulate(rows, headers="keys", floatfmt=".2f" if kind == "processes" else ".1f"))
+    print(tabulate(rows, headers="keys", floatfmt=".1f"))
     if args.output is not None:
         path = args.output / f"{args.command}_{kind}.png"
-        line_chart(curves, what, (_AXES[kind], unit), path)
+        line_chart(curves, what, (axis, unit), path)
     results = {"scale": kind, "unit": unit, "curves": curves, "points": details}
     return write_results(args.output, {"what": args.command, **results})

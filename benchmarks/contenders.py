@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,31 +43,20 @@ class Clock:
     """
 
     def __init__(
-        self, parts: Mapping[str, Sequence[nn.Module]], synchronise: Callable[[], None]
+        self,
+        parts: Mapping[str, Sequence[nn.Module]],
+        synchronise: Callable[[], None],
+        hooks: contextlib.ExitStack,
     ) -> None:
-        """Watch sub-modules.
-
-        Args:
-            parts: section -> modules whose calls belong to it.
-            synchronise: waits for the device; called at every start and stop.
-        """
+        """Watch the modules of each section; wait for the device at every start and stop."""
         self.seconds: dict[str, float] = defaultdict(float)
         self._synchronise = synchronise
         self._starts: dict[str, float] = {}
-        self._handles: list[Any] = []
         for name, modules in parts.items():
+            start, stop = partial(self._start, name), partial(self._stop, name)
             for module in modules:
-                self._watch(name, module)
-
-    def _watch(self, name: str, module: nn.Module) -> None:
-        def before(*_: Any) -> None:
-            self._start(name)
-
-        def after(*_: Any) -> None:
-            self._stop(name)
-
-        self._handles.append(module.register_forward_pre_hook(before))
-        self._handles.append(module.register_forward_hook(after))
+                hooks.enter_context(module.register_forward_pre_hook(start))
+                hooks.enter_context(module.register_forward_hook(stop))
 
     @contextlib.contextmanager
     def section(self, name: str) -> Iterator[None]:
@@ -75,46 +65,28 @@ class Clock:
         yield
         self._stop(name)
 
-    def _start(self, name: str) -> None:
+    def _start(self, name: str, *_: Any) -> None:
         self._synchronise()
         self._starts[name] = time.perf_counter()
 
-    def _stop(self, name: str) -> None:
+    def _stop(self, name: str, *_: Any) -> None:
         self._synchronise()
         self.seconds[name] += time.perf_counter() - self._starts.pop(name)
-
-    def close(self) -> None:
-        """Stop watching."""
-        for handle in self._handles:
-            handle.remove()
 
 
 @dataclass(frozen=True)
 class Found:
-    """Detections in one image.
+    """Detections in one image."""
 
-    Attributes:
-        boxes: (R, 4) continuous XYXY in pixels of the image, best first.
-        classes: (R,) int64.
-    """
-
-    boxes: torch.Tensor
-    classes: torch.Tensor
+    boxes: torch.Tensor  # (R, 4) continuous XYXY in pixels of the image, best first
+    classes: torch.Tensor  # (R,) int64
 
 
-def found_again(ours: Sequence[Found], theirs: Sequence[Found], iou: float = 0.5) -> float:
-    """Return the percentage of our detections that have a partner among theirs.
+def found_again(ours: Sequence[Found], theirs: Sequence[Found]) -> float:
+    """Return the percentage of our detections that have a partner among theirs, image by image.
 
-    Best first, each takes the one of its class that it overlaps most, if the IoU is ``iou`` or more
-    and no other has taken it.
-
-    Args:
-        ours: per image.
-        theirs: per image, the same images.
-        iou: 0 to 1.
-
-    Returns:
-        0 to 100; 100 if there are none.
+    Best first, each takes the one of its class that it overlaps most, if the IoU is 0.5 or more
+    and no other has taken it. It is 100 if there are none.
     """
     total, found = 0, 0
     for a, b in zip(ours, theirs, strict=True):
@@ -122,7 +94,7 @@ def found_again(ours: Sequence[Found], theirs: Sequence[Found], iou: float = 0.5
         total += len(a.boxes)
         for row in overlaps if len(b.boxes) else ():
             best = int(row.argmax())
-            if row[best] >= iou:
+            if row[best] >= 0.5:
                 found += 1
                 overlaps[:, best] = 0
     return 100 * found / total if total else 100.0
@@ -132,13 +104,7 @@ class Contender:
     """A built model that can be run."""
 
     def __init__(self, spec: Spec, work: Work, weights: RandomWeights) -> None:
-        """Build it.
-
-        Args:
-            spec: which model.
-            work: what it will do.
-            weights: for all layers, unless ``MODEL.WEIGHTS`` names a file.
-        """
+        """Build it; the weights are for all layers, unless ``MODEL.WEIGHTS`` names a file."""
         self.spec, self.work = spec, work
         cfg = self.cfg = spec.cfg(work.training)
         self.device = torch.device(cfg.MODEL.DEVICE)
@@ -207,11 +173,9 @@ class Contender:
         """Run once and measure."""
         # Hooks that wait for a GPU would slow the whole run: there, sections get a run of their
         # own. On a CPU they cost nothing.
-        clock = Clock(self.parts, self.synchronise)
-        try:
+        with contextlib.ExitStack() as hooks:
+            clock = Clock(self.parts, self.synchronise, hooks)
             total = self.seconds(clock)
-        finally:
-            clock.close()
         if self.device.type == "cuda":
             sectioned, total = total, self.seconds()
             clock.seconds = {k: v * total / sectioned for k, v in clock.seconds.items()}
@@ -244,23 +208,16 @@ class Contender:
         def count(module: nn.Module, args: Any, output: Any) -> None:
             counts.extend(len(x) for x in output[0])
 
-        handle = self.proposer.register_forward_hook(count)
         torch.manual_seed(self.work.seed)
-        try:
-            result = self.forward()
-        finally:
-            handle.remove()
-        found: dict[str, Any] = {"proposals": min(counts, default=0)}
-        if self.work.training:
-            found["loss"] = sum(float(loss.detach()) for loss in result.values())
-            if not math.isfinite(found["loss"]):
-                raise UserError(f"{self.spec.name}: the loss is {found['loss']}: try other weights")
-        else:
-            detections = [x.get("instances", x) if isinstance(x, dict) else x for x in result]
-            found["detections"] = min(
-                len(d["boxes"] if isinstance(d, dict) else d) for d in detections
-            )
-        return found
+        with self.proposer.register_forward_hook(count):
+            if self.work.training:
+                loss = sum(float(loss.detach()) for loss in self.forward().values())
+                if not math.isfinite(loss):
+                    raise UserError(f"{self.spec.name}: the loss is {loss}: try other weights")
+                found = {"loss": loss}
+            else:
+                found = {"detections": min(len(each.boxes) for each in self.detections())}
+        return {"proposals": min(counts, default=0), **found}
 
 
 def calibrated_weights(spec: Spec, work: Work) -> RandomWeights:

@@ -7,38 +7,27 @@ plain detector is that of approximate joint training, in the same run.
 from __future__ import annotations
 
 import argparse
-import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.compare import table
-from benchmarks.measuring import measure, ratio
+from benchmarks.compare import measure_both, memory_of
+from benchmarks.measuring import ratio
 from benchmarks.output import headline, write_results
 from benchmarks.work import Spec, specs_from, work_from
 from frcnn_plugin import get_config_file
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Member:
-    """A system that is measured.
+    """A system, and its targets: ratios to the plain detector, where one is set."""
 
-    Attributes:
-        config: its file in ``configs/``.
-        infer: target of the ratio of inference times; None: none is set.
-        train: target of the ratio of training iterations; None: none is set.
-        memory: target of the ratio of peak memory in inference; None: none is set.
-        opts: ``KEY VALUE`` overrides.
-    """
-
-    config: str
-    infer: float | None = None
-    train: float | None = None
-    memory: float | None = None
-    opts: tuple[str, ...] = ()
+    config: str  # its file in ``configs/``
+    infer: float | None = None  # of inference times
+    train: float | None = None  # of training iterations
+    memory: float | None = None  # of peak memory in inference
+    opts: tuple[str, ...] = ()  # ``KEY VALUE`` overrides
 
 
 # What a system's config has for its training sets, and the four stages, is not measured here.
@@ -68,17 +57,12 @@ MEMBERS = {
 
 def _specs(args: argparse.Namespace) -> list[Spec]:
     (plain,) = specs_from(args)
-    members = [
-        Spec(
-            name,
-            "config",
-            get_config_file(member.config),
-            (*_ONE_STEP, *member.opts, *plain.opts),
-        )
-        for name, member in MEMBERS.items()
-        if not args.only or name in args.only
-    ]
-    return [replace(plain, name="plain"), *members]
+    specs = [replace(plain, name="plain")]
+    for name, member in MEMBERS.items():
+        if not args.only or name in args.only:
+            opts = (*_ONE_STEP, *member.opts, *plain.opts)
+            specs.append(Spec(name, "config", get_config_file(member.config), opts))
+    return specs
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
@@ -95,10 +79,9 @@ def rows(results: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
             limit = member.infer if what == "infer" else member.train
             found.append((name, f"{what}, time", limit, time.value, str(time)))
             if "peak" in model:
-                key = "cuda_mib" if "cuda_mib" in plain["peak"] else "process_mib"
-                memory = model["peak"][key] / plain["peak"][key]
+                memory = memory_of(model) / memory_of(plain)
                 limit = member.memory if what == "infer" else None
-                text = f"{memory:.3f} ({model['peak'][key]:.0f} MiB)"
+                text = f"{memory:.3f} ({memory_of(model):.0f} MiB)"
                 found.append((name, f"{what}, peak memory", limit, memory, text))
     return [
         (
@@ -114,18 +97,9 @@ def rows(results: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run the sub-command ``family``: about 10 minutes on two cores."""
-    specs, work = _specs(args), work_from(args)
-    results: dict[str, Any] = {}
-    for what in ("infer", "train"):
-        logger.info("%s", what)
-        results[what] = measure(
-            specs,
-            replace(work, training=what == "train"),
-            repeats=args.repeats,
-            separate=not args.together,
-            memory=not args.together,
-        )
-        print(f"\n{what}: {headline()}\n\n{table(results[what])}", flush=True)
+    alone = not args.together
+    options = {"repeats": args.repeats, "separate": alone, "memory": alone}
+    results = measure_both(_specs(args), work_from(args), **options)
     found = rows(results)
     print(f"\nthe family beside the plain detector: {headline()}\n")
     headers = ("system", "", "target", "ratio [95%]", "reached")

@@ -18,9 +18,8 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -31,8 +30,8 @@ from benchmarks.output import headline, line_chart, write_results
 from benchmarks.peers import STOCK_RULES, as_peer, starting_weights
 from benchmarks.work import PEERS
 from frcnn_plugin.atomic_files import replacing
+from frcnn_plugin.cli import differing_keys, run_with_parent
 from frcnn_plugin.cli.__main__ import main as frcnn
-from frcnn_plugin.cli.ablations import differing_keys, run_with_parent
 from frcnn_plugin.config_files import flat_keys
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
@@ -69,8 +68,7 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """An evaluation during a run: iterations done; AP50, AP75, AP and those per class, percent."""
 
     iteration: int
@@ -130,11 +128,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         path = args.output / f"learn_{metric.lower()}.png"
         line_chart(curves(found, metric), runs.title, labels, path)
         print(path)
-    plain = {
-        name: {seed: [(p.iteration, p.values) for p in points] for seed, points in of.items()}
-        for name, of in found.items()
-    }
-    return write_results(args.output, {"what": "learn", "rows": plain, "table": text})
+    return write_results(args.output, {"what": "learn", "rows": found, "table": text})
 
 
 def table(found: dict[str, dict[int, list[Point]]]) -> str:
@@ -221,10 +215,15 @@ class _Runs:
         folder = self._folder / folder_name(name) / f"seed-{seed}"
         opts = [*self._opts_of[name], "SEED", str(seed), "OUTPUT_DIR", str(folder)]
         record = RunRecord.load(folder)
-        if record is None or not record.sessions or not record.sessions[-1].complete:
+        if record is None or not record.complete:
             self._train(name, seed, folder, opts)
         else:
-            self._check_same(folder, record, opts)
+            cfg = setup_cfg(self._config_file, opts)
+            if keys := differing_keys(record.config, cfg.dump()):
+                raise UserError(
+                    f"{folder} holds a run with other values of {', '.join(keys[:3])}: give "
+                    "the same config and overrides, or another --output"
+                )
         points = read_points(folder, self._last)
         if not points or points[-1].iteration != self._last:
             raise UserError(f"{folder}/metrics.json lacks the last evaluation: delete {folder}")
@@ -290,14 +289,6 @@ class _Runs:
         values = read_points(folder, self._last)[-1].values
         shown = ", ".join(f"{key} {values[key]:.1f}" for key in METRICS)
         print(f"{name}, seed {seed}: {shown} after {time.monotonic() - start:.0f} s", flush=True)
-
-    def _check_same(self, folder: Path, record: RunRecord, opts: list[str]) -> None:
-        keys = differing_keys(record.config, setup_cfg(self._config_file, opts).dump())
-        if keys:
-            raise UserError(
-                f"{folder} holds a run with other values of {', '.join(keys[:3])}: give "
-                "the same config and overrides, or another --output"
-            )
 
 
 def _four_steps(cfg: CfgNode) -> None:

@@ -147,13 +147,7 @@ def in_turn(
 ) -> list[tuple[str, T]]:
     """Run all in turn, A B C A B C ..., so that what slows the machine slows all alike.
 
-    Args:
-        runs: name -> what to run.
-        repeats: measured rounds.
-        warmup: rounds before them.
-
-    Returns:
-        name and result of every measured run, in the order of the runs.
+    Return name and result of every run after those of the warm-up rounds, in their order.
     """
     results = []
     for i in range(warmup + repeats):
@@ -193,26 +187,16 @@ def measure(
     specs: Sequence[Spec],
     work: Work,
     *,
-    repeats: int,
-    separate: bool,
-    memory: bool = False,
-    syncs: bool = False,
-    others: int = 0,
+    repeats: int,  # measured runs of each, after one that is not
+    separate: bool,  # each model in a process of its own
+    memory: bool = False,  # measure the peak of each, in a process of its own
+    syncs: bool = False,  # count operators that wait for a GPU
+    others: int = 0,  # each also runs beside so many busy processes, in every round
 ) -> dict[str, Any]:
-    """Build all models and run them in turn.
+    """Build all models, ours first, and run them in turn.
 
-    Args:
-        specs: the models, ours first.
-        work: what they do.
-        repeats: measured runs of each, after one that is not.
-        separate: each model in a process of its own.
-        memory: measure the peak of each, in a process of its own.
-        syncs: count operators that wait for a GPU.
-        others: each model also runs beside so many busy processes, in every round.
-
-    Returns:
-        for the JSON file: "order" of the runs, and under "models" per name its seconds, sections,
-        outcome, memory, synchronising operators, and "busy", its seconds beside the others.
+    Return, for the JSON file, "order" of the runs, and under "models" per name its seconds,
+    sections, outcome, memory, synchronising operators, and "busy", its seconds beside the others.
     """
     for spec in specs:
         spec.cfg(work.training)  # a mistake shows before minutes of work
@@ -295,18 +279,13 @@ class Ratio:
         return f"{self.value:.3f} [{self.lower:.3f}, {self.upper:.3f}]"
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Ratio:
-    """Return the median of ours divided by the median of theirs.
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+    """Return the median of ours divided by the median of theirs, one value per round each.
 
     The interval is from bootstrap resamples of whole rounds, as the two of a round belong together.
-
-    Args:
-        ours: one value per round.
-        theirs: likewise.
-        seed: of the resamples.
     """
     a, b = np.asarray(ours, float), np.asarray(theirs, float)
-    picked = np.random.default_rng(seed).integers(0, len(a), (_RESAMPLES, len(a)))
+    picked = np.random.default_rng(0).integers(0, len(a), (_RESAMPLES, len(a)))
     resampled = np.median(a[picked], axis=1) / np.median(b[picked], axis=1)
     lower, upper = np.percentile(resampled, [2.5, 97.5])
     return Ratio(float(np.median(a) / np.median(b)), float(lower), float(upper))

@@ -66,11 +66,7 @@ def describe() -> dict[str, Any]:
 
 
 def prepare_folder(folder: Path | None) -> None:
-    """Make the output folder before anything is measured.
-
-    Raises:
-        UserError: it cannot be made.
-    """
+    """Make the output folder before anything is measured."""
     if folder is None:
         return
     try:
@@ -80,15 +76,7 @@ def prepare_folder(folder: Path | None) -> None:
 
 
 def write_results(folder: Path | None, results: dict[str, Any]) -> dict[str, Any]:
-    """Write ``benchmark.json``: command, hardware, versions and results.
-
-    Args:
-        folder: None to write nothing.
-        results: what JSON can hold, or what becomes text.
-
-    Returns:
-        the results.
-    """
+    """Write ``benchmark.json``, if there is a folder; return the results as they were."""
     if folder is not None:
         content = {**describe(), **results}
         write_text(folder / FILE, json.dumps(content, indent=2, default=str) + "\n")
@@ -101,13 +89,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def bar_chart(rows: Sequence[tuple[str, Mapping[str, float]]], title: str, path: Path) -> None:
-    """Draw one stacked bar per model, a colour per section.
-
-    Args:
-        rows: name, and median seconds by section.
-        title: headline.
-        path: PNG to write.
-    """
+    """Draw one stacked bar per model: its name, and median seconds by section, a colour each."""
     figure = Figure(figsize=(9, 1.6 + 0.55 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     longest = max(sum(sections.values()) for _, sections in rows)
@@ -140,14 +122,7 @@ def line_chart(
     labels: tuple[str, str],
     path: Path,
 ) -> None:
-    """Draw one line per model.
-
-    Args:
-        curves: name -> points.
-        title: headline.
-        labels: of the axes.
-        path: PNG to write.
-    """
+    """Draw one line per model; the labels are those of the axes."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for (name, points), colour in zip(curves.items(), _LINES * len(curves), strict=False):

@@ -8,6 +8,7 @@ pool RoIs as we do; for learning (:mod:`benchmarks.learn`) they keep their own r
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -93,23 +94,20 @@ class PoolAdapter(nn.Module):
 
 
 def check_comparable(cfg: CfgNode, kind: str) -> None:
-    """Stop where the peers would do other work than the config.
-
-    Raises:
-        UserError: names the key.
-    """
-    wanted = (
-        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, "VGG16"),
-        ("MODEL.PROPOSAL_GENERATOR.NAME", cfg.MODEL.PROPOSAL_GENERATOR.NAME, "PaperRPN"),
-        ("MODEL.RPN.HEAD_NAME", cfg.MODEL.RPN.HEAD_NAME, "SoftmaxRPNHead"),
-        ("MODEL.ROI_HEADS.NAME", cfg.MODEL.ROI_HEADS.NAME, "CaffeROIHeads"),
-        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE, "ROIPool"),
-    )
-    for key, value, needed in wanted:
+    """Stop where the peers would do other work than the config."""
+    wanted = {
+        "BACKBONE.NAME": "VGG16",
+        "PROPOSAL_GENERATOR.NAME": "PaperRPN",
+        "RPN.HEAD_NAME": "SoftmaxRPNHead",
+        "ROI_HEADS.NAME": "CaffeROIHeads",
+        "ROI_BOX_HEAD.POOLER_TYPE": "ROIPool",
+    }
+    for key, needed in wanted.items():
+        value = functools.reduce(getattr, key.split("."), cfg.MODEL)
         if value != needed:
             raise UserError(
-                f"{key} is {value}, but {kind} can only be compared with {needed}: choose another "
-                "config, or leave out the peers"
+                f"MODEL.{key} is {value}, but {kind} can only be compared with {needed}: choose "
+                "another config, or leave out the peers"
             )
 
 
@@ -292,9 +290,6 @@ def as_peer(cfg: CfgNode, kind: str) -> CfgNode:
 
     Each keeps its own rules: matching, losses, RoIAlign, flips at random, one learning rate.
     Numbers are those of ``cfg``: sizes, anchors, proposals, RoIs per image, widths, schedule.
-
-    Args:
-        kind: one of :data:`benchmarks.work.PEERS`.
     """
     check_comparable(cfg, kind)
     cfg = stock_cfg(cfg)
@@ -346,14 +341,9 @@ def _rpn_places(
 ) -> dict[str, Place]:
     """Place our RPN head in one with one logit per anchor, and anchors in another order.
 
-    Args:
-        conv: the 3x3 convolution.
-        logits: A outputs.
-        deltas: 4A outputs.
-        order: for each of their anchors, its number in ours.
+    The order is, for each of their A anchors, its number in ours.
     """
-    count = len(order)
-    index = torch.tensor(order)
+    count, index = len(order), torch.tensor(order)
 
     def difference(weight: torch.Tensor, bias: torch.Tensor) -> Arranged:
         return ((weight[count:] - weight[:count])[index], (bias[count:] - bias[:count])[index])

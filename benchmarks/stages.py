@@ -1,29 +1,18 @@
-"""``stages`` and ``hooks``: what four-step training costs.
-
-``stages`` sets an iteration of each stage beside a joint one, and a proposal dump beside the
-networks that it runs. ``hooks`` trains, and finds what the plugin's hooks add to the iterations.
-"""
+"""``stages``: iterations of each stage beside joint ones; a proposal dump beside its networks."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
-import statistics
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
-from detectron2.engine import HookBase
 from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Instances
 from tabulate import tabulate
@@ -32,11 +21,9 @@ from benchmarks.contenders import Contender, Sample, calibrated_weights
 from benchmarks.measuring import Ratio, by_section, in_turn, medians, ratio, spread, tune
 from benchmarks.output import bar_chart, headline, write_results
 from benchmarks.work import generated_set, random_boxes, specs_from, work_from
-from frcnn_plugin.data.synthetic import write_synthetic_voc
-from frcnn_plugin.engine import PaperTrainer, SeedEveryIteration, setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.evaluation.proposals.evaluator import ProposalCollector
-from frcnn_plugin.four_step import STAGES, FourStepHook
+from frcnn_plugin.four_step import STAGES
 from frcnn_plugin.modeling import PaperRCNN
 
 logger = logging.getLogger(__name__)
@@ -51,24 +38,13 @@ KINDS = {"joint": ("joint", ("backbone", "proposal_generator", "roi_heads"))} | 
 }
 
 _DUMP_FIRST = 8  # images before the proposal dump is timed
-_HOOKS_FIRST = 3  # iterations of a stage that switch and warm up
-
-
-# ---- stages ---------------------------------------------------------------------------------
 
 
 class Stages:
     """One model that is trained as in every stage, and jointly."""
 
     def __init__(self, contender: Contender) -> None:
-        """Take over a contender for training.
-
-        Args:
-            contender: one iteration of it is measured at a time.
-
-        Raises:
-            UserError: the model has no phases.
-        """
+        """Take over a contender for training; a UserError if its model has no phases."""
         model: Any = contender.model
         if not isinstance(model, PaperRCNN):
             raise UserError(
@@ -89,11 +65,11 @@ class Stages:
         generator = torch.Generator().manual_seed(self.contender.work.seed)
         for item in self.contender.arguments[0]:
             height, width = item["image"].shape[-2:]
-            item["proposals"] = Instances((height, width))
             boxes = random_boxes(count, height, width, 0.05, generator)
-            item["proposals"].proposal_boxes = boxes
-            item["proposals"].objectness_logits = torch.zeros(count)
-            item["proposals"] = item["proposals"].to(self.contender.device)
+            given = Instances(
+                (height, width), proposal_boxes=boxes, objectness_logits=torch.zeros(count)
+            )
+            item["proposals"] = given.to(self.contender.device)
 
     def sample(self, kind: str) -> Sample:
         """Measure one iteration, of a kind that :data:`KINDS` names."""
@@ -127,16 +103,7 @@ def dump_speed(
     Loading images and writing the file belong to the dump. The networks alone get the same images
     ready. Both are timed after the first images: once processes for loading have started, each page
     of memory is copied when it is next written to, which takes seconds, but only once per data set.
-
-    Args:
-        contender: for inference; its model is in phase "rpn" afterwards.
-        folder: for the data set and the file.
-        images: how many, at least 2.
-        repeats: rounds.
-
-    Returns:
-        seconds of all rounds: "proposal dump" and "networks" per image; "start", how much longer
-        the first images took in all.
+    "start" is how much longer the first images took in all.
     """
     cfg, model = contender.cfg, contender.model
     assert isinstance(model, PaperRCNN)
@@ -233,77 +200,3 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         bars = list(results["sections"].items())
         bar_chart(bars, "an iteration of each stage", args.output / "stages.png")
     return write_results(args.output, {"what": "stages", **results, "dump_speed": speed.value})
-
-
-# ---- hooks ----------------------------------------------------------------------------------
-
-
-class HookClock(HookBase):
-    """Collects seconds of whole iterations, and of the hooks in them, per stage."""
-
-    def __init__(self, per_stage: int) -> None:
-        """Watch a training whose stages all have `per_stage` iterations."""
-        self.per_stage = per_stage
-        self.iterations: dict[int, list[float]] = defaultdict(list)
-        self.hooks: dict[int, list[float]] = defaultdict(list)
-        self._in_hooks = self._start = 0.0
-
-    def timed(self, function: Callable[[HookBase], None]) -> Callable[[HookBase], None]:
-        """Return a method of a hook, its time counted."""
-
-        def run(hook: HookBase) -> None:
-            start = time.perf_counter()
-            function(hook)
-            self._in_hooks += time.perf_counter() - start
-
-        return run
-
-    def before_step(self) -> None:
-        self._start = time.perf_counter() - self._in_hooks  # those that ran before this one
-
-    def after_step(self) -> None:
-        stage, number = divmod(self.trainer.iter, self.per_stage)
-        # The last iteration of a stage folds statistics, and saves.
-        if _HOOKS_FIRST <= number < self.per_stage - 1:
-            self.iterations[stage + 1].append(time.perf_counter() - self._start)
-            self.hooks[stage + 1].append(self._in_hooks)
-        self._in_hooks = 0.0
-
-
-def run_hooks(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the sub-command ``hooks``."""
-    n = args.iterations
-    if n < _HOOKS_FIRST + 2:
-        raise UserError(f"--iterations must be at least {_HOOKS_FIRST + 2}, not {n}")
-    clock = HookClock(n)
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-"))
-        stack.enter_context(patch.dict(os.environ, DETECTRON2_DATASETS=folder))
-        write_synthetic_voc(Path(folder, "demo_shapes"), num_trainval=args.images, num_test=2)
-        schedule = [
-            *("FOUR_STEP.ITERS", f"[{n},{n},{n},{n}]", "FOUR_STEP.DROPS", "[[],[],[],[]]"),
-            *("FOUR_STEP.EVALUATE_STEPS", "False", "TEST.EVAL_PERIOD", "-1"),
-            *("SOLVER.CHECKPOINT_PERIOD", "1000000", "OUTPUT_DIR", str(Path(folder, "run"))),
-        ]
-        device = ["MODEL.DEVICE", args.device] if args.device else []
-        cfg = setup_cfg(args.config_file, [*schedule, *device, *args.opts])
-        torch.manual_seed(args.seed)
-        trainer = PaperTrainer(cfg)
-        for hook in (FourStepHook, SeedEveryIteration):
-            for name in ("before_step", "after_step"):
-                method = clock.timed(getattr(hook, name))
-                stack.enter_context(patch.object(hook, name, method))
-        trainer.register_hooks([clock])
-        trainer.train()
-    stages = {
-        number: {
-            "iteration_ms": 1000 * statistics.median(seconds),
-            "hooks_percent": 100 * sum(clock.hooks[number]) / sum(seconds),
-        }
-        for number, seconds in clock.iterations.items()
-    }
-    print(f"\nhooks of four-step training: {headline()}\n")
-    rows = [(number, *values.values()) for number, values in stages.items()]
-    headers = ("stage", "median iteration, ms", "in the plugin's hooks, %")
-    print(tabulate(rows, headers, floatfmt=".2f"))
-    return write_results(args.output, {"what": "hooks", "stages": stages})

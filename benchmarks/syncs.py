@@ -11,8 +11,9 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -67,20 +68,17 @@ def _source() -> str:
 
     Backward runs without Python of its own and is called from the contender.
     """
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     fallback = ""
     while frame is not None:
-        path = frame.f_code.co_filename.replace("\\", "/")
-        own = path == __file__.replace("\\", "/")
-        if "/torch/" not in path and not own and not path.endswith(_TRANSPARENT):
+        path = frame.f_code.co_filename
+        if "/torch/" not in path and path != __file__ and not path.endswith(_TRANSPARENT):
             if path.endswith("/benchmarks/contenders.py"):
                 return "backward"
             for folder, package in _FOLDERS.items():
                 if path.startswith(folder):
                     return f"{package}/{path.removeprefix(folder)}:{frame.f_lineno}"
             fallback = fallback or f"{path.rpartition('/')[2]}:{frame.f_lineno}"
-        if frame.f_back is None:
-            break
         frame = frame.f_back
     return fallback
 
@@ -92,11 +90,13 @@ def _masks(index: Any) -> bool:
     )
 
 
-class _Operators(TorchDispatchMode):
+class _Counting:
     def __init__(self, counts: Syncs) -> None:
         super().__init__()
         self._counts = counts
 
+
+class _Operators(_Counting, TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -120,11 +120,7 @@ def _from_numbers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
     return kwargs.get("device") not in (None, "cpu") and not isinstance(data, torch.Tensor)
 
 
-class _Copies(TorchFunctionMode):
-    def __init__(self, counts: Syncs) -> None:
-        super().__init__()
-        self._counts = counts
-
+class _Copies(_Counting, TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -148,13 +144,9 @@ def _nms_as_on_a_gpu() -> Iterator[None]:
     On CPUs, torchvision calls the operator class by class from 1000 boxes on, and the plugin piece
     by piece; both would be counted.
     """
-    torchvision_boxes: Any = torchvision.ops.boxes
-    whole = getattr(torchvision_boxes, "_batched_nms_coordinate_trick", None)
-    with ExitStack() as patches:
-        if whole is not None and hasattr(torchvision_boxes, "_batched_nms_vanilla"):
-            patch = mock.patch.object(torchvision_boxes, "_batched_nms_vanilla", whole)
-            patches.enter_context(patch)
-        patches.enter_context(mock.patch.object(suppression, "_in_pieces", lambda boxes: False))
+    boxes: Any = torchvision.ops.boxes
+    whole = mock.patch.object(boxes, "_batched_nms_vanilla", boxes._batched_nms_coordinate_trick)
+    with whole, mock.patch.object(suppression, "_in_pieces", lambda boxes: False):
         yield
 
 

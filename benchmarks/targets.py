@@ -7,115 +7,93 @@ float32, in the same run.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.compare import draw, outside_layers, table
+from benchmarks.compare import draw, measure_both, memory_of, outside_layers
 from benchmarks.data import cost_of_many, many_objects
-from benchmarks.measuring import Ratio, measure, ratio, spread
+from benchmarks.measuring import Ratio, ratio, spread
 from benchmarks.output import headline, write_results
 from benchmarks.stages import KINDS, dump_ratio, measure_stages
 from benchmarks.syncs import totals
 from benchmarks.work import PEERS, specs_from, work_from
 
-logger = logging.getLogger(__name__)
-
 Results = dict[str, Any]
+Value = tuple[float, str]  # measured, and with its interval as text
 
 
 @dataclass(frozen=True)
 class Target:
-    """One line of the table.
-
-    Attributes:
-        text: what is measured.
-        limit: the target.
-        at_least: the measured value must not be below the limit; else not above.
-        value: takes it from the results of all runs, with its interval as text.
-    """
+    """One line of the table: at most, or at least, the limit is to be measured."""
 
     text: str
     limit: float
-    value: Callable[[Results], tuple[float, str]]
+    value: Callable[[Results], Value]  # takes it from the results of all runs
     at_least: bool = False
 
     def reached(self, value: float) -> bool:
-        """Return whether ``value`` reaches the target."""
         return value >= self.limit if self.at_least else value <= self.limit
 
 
-def _speed(run: str, model: str) -> Callable[[Results], tuple[float, str]]:
-    def value(results: Results) -> tuple[float, str]:
-        models = results[run]["models"]
-        best = min(PEERS, key=lambda peer: spread(models[peer]["seconds"]).median)
-        found = ratio(models[model]["seconds"], models[best]["seconds"])
-        return found.value, f"{found} of {best}"
-
-    return value
+def _speed(run: str, model: str, results: Results) -> Value:
+    models = results[run]["models"]
+    best = min(PEERS, key=lambda peer: spread(models[peer]["seconds"]).median)
+    found = ratio(models[model]["seconds"], models[best]["seconds"])
+    return found.value, f"{found} of {best}"
 
 
-def _memory(run: str) -> Callable[[Results], tuple[float, str]]:
-    def value(results: Results) -> tuple[float, str]:
-        models = results[run]["models"]
-        key = "cuda_mib" if "cuda_mib" in models["ours"]["peak"] else "process_mib"
-        best = min(PEERS, key=lambda peer: models[peer]["peak"][key])
-        ours, theirs = models["ours"]["peak"][key], models[best]["peak"][key]
-        return ours / theirs, f"{ours / theirs:.3f} ({ours:.0f} MiB, {best} {theirs:.0f})"
-
-    return value
+def _memory(run: str, results: Results) -> Value:
+    peaks = {name: memory_of(model) for name, model in results[run]["models"].items()}
+    best = min(PEERS, key=lambda peer: peaks[peer])
+    found, mib = peaks["ours"] / peaks[best], f"{peaks['ours']:.0f} MiB, {best} {peaks[best]:.0f}"
+    return found, f"{found:.3f} ({mib})"
 
 
-def _syncs(run: str) -> Callable[[Results], tuple[float, str]]:
-    def value(results: Results) -> tuple[float, str]:
-        models = results[run]["models"]
-        counts = {name: totals(m["syncs"])[0] for name, m in models.items()}
-        peers = ", ".join(f"{peer} {counts[peer]}" for peer in PEERS)
-        return counts["ours"], f"{counts['ours']} ({peers})"
-
-    return value
+def _syncs(run: str, results: Results) -> Value:
+    counts = {name: totals(m["syncs"])[0] for name, m in results[run]["models"].items()}
+    peers = ", ".join(f"{peer} {counts[peer]}" for peer in PEERS)
+    return counts["ours"], f"{counts['ours']} ({peers})"
 
 
-def _ratio(find: Callable[[Results], Ratio]) -> Callable[[Results], tuple[float, str]]:
-    def value(results: Results) -> tuple[float, str]:
-        found = find(results)
-        return found.value, str(found)
-
-    return value
+def _stage(number: int, results: Results) -> Value:
+    seconds = results["stages"]["seconds"]
+    return _shown(ratio(seconds[list(KINDS)[number]], seconds["joint"]))
 
 
-def _stage(number: int) -> Callable[[Results], tuple[float, str]]:
-    def find(results: Results) -> Ratio:
-        seconds = results["stages"]["seconds"]
-        return ratio(seconds[list(KINDS)[number]], seconds["joint"])
-
-    return _ratio(find)
-
-
-def _outside(results: Results) -> tuple[float, str]:
+def _outside(results: Results) -> Value:
     percent = outside_layers(results["infer"]["models"]["ours"])
     return percent, f"{percent:.1f} %"
 
 
-_dump = _ratio(lambda results: dump_ratio(results["stages"]["dump"]))
-_many = _ratio(lambda results: cost_of_many(results["objects"]))
+def _dump(results: Results) -> Value:
+    return _shown(dump_ratio(results["stages"]["dump"]))
+
+
+def _many(results: Results) -> Value:
+    return _shown(cost_of_many(results["objects"]))
+
+
+def _shown(found: Ratio) -> Value:
+    return found.value, str(found)
+
 
 TARGETS = (
-    Target("inference, fp32 / best peer", 0.57, _speed("infer", "ours")),
-    Target("inference, bf16 / best peer", 0.32, _speed("infer", "ours bf16")),
-    Target("joint iteration, fp32 / best peer", 0.68, _speed("train", "ours")),
-    Target("joint iteration, bf16 / best peer", 0.37, _speed("train", "ours bf16")),
-    Target("synchronising operators, inference", 6, _syncs("infer")),
-    Target("synchronising operators, training iteration", 12, _syncs("train")),
-    Target("RPN stage (1) / joint iteration", 0.80, _stage(1)),
-    Target("RPN stage (3) / joint iteration", 0.45, _stage(3)),
-    Target("detector stage (4) / joint iteration", 0.45, _stage(4)),
+    Target("inference, fp32 / best peer", 0.57, partial(_speed, "infer", "ours")),
+    Target("inference, bf16 / best peer", 0.32, partial(_speed, "infer", "ours bf16")),
+    Target("joint iteration, fp32 / best peer", 0.68, partial(_speed, "train", "ours")),
+    Target("joint iteration, bf16 / best peer", 0.37, partial(_speed, "train", "ours bf16")),
+    Target("synchronising operators, inference", 6, partial(_syncs, "infer")),
+    Target("synchronising operators, training iteration", 12, partial(_syncs, "train")),
+    Target("RPN stage (1) / joint iteration", 0.80, partial(_stage, 1)),
+    Target("RPN stage (3) / joint iteration", 0.45, partial(_stage, 3)),
+    Target("detector stage (4) / joint iteration", 0.45, partial(_stage, 4)),
     Target("inference outside conv and fc, %", 4.0, _outside),
-    Target("peak memory, inference / best peer", 0.95, _memory("infer")),
-    Target("peak memory, training / best peer", 1.0, _memory("train")),
+    Target("peak memory, inference / best peer", 0.95, partial(_memory, "infer")),
+    Target("peak memory, training / best peer", 1.0, partial(_memory, "train")),
     Target("proposal dump / speed of its networks", 0.95, _dump, at_least=True),
     Target("iteration with 500 boxes / with 5", 1.05, _many),
 )
@@ -127,18 +105,8 @@ def run(args: argparse.Namespace) -> Results:
     ours, *peers = specs_from(args)
     specs = [ours, replace(ours, name="ours bf16", bf16=True), *peers]
     work = work_from(args)
-    results: Results = {}
-    for name in ("infer", "train"):
-        logger.info("%s", name)
-        results[name] = measure(
-            specs,
-            replace(work, training=name == "train"),
-            repeats=args.repeats,
-            separate=True,
-            memory=True,
-            syncs=True,
-        )
-        print(f"\n{name}: {headline()}\n\n{table(results[name])}", flush=True)
+    options = {"repeats": args.repeats, "separate": True, "memory": True, "syncs": True}
+    results = measure_both(specs, work, **options)
     results["stages"] = measure_stages(args)
     results["objects"] = many_objects(ours, work, args.repeats)
     rows = []

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -29,30 +30,19 @@ Arrange = Callable[[torch.Tensor, torch.Tensor], Arranged]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model keeps a role.
-
-    Attributes:
-        layer: the layer itself.
-        shape: of the weight as it is drawn; None if it is the layer's.
-        arrange: from the drawn form to the layer's; None if they are the same.
-    """
+    """Where a model keeps a role."""
 
     layer: Layer
-    shape: tuple[int, ...] | None = None
-    arrange: Arrange | None = None
+    shape: tuple[int, ...] | None = None  # of the weight as it is drawn; None: the layer's
+    arrange: Arrange | None = None  # from the drawn form to the layer's; None: they are the same
 
 
 @dataclass(frozen=True)
 class RandomWeights:
-    """What is drawn: a seed, and per role the deviation of the weights.
-
-    Attributes:
-        seed: any number.
-        deviations: of the weights, by role; He's sqrt(2 / inputs) where absent.
-    """
+    """What is drawn: a seed, and per role the deviation of the weights."""
 
     seed: int
-    deviations: Mapping[str, float] = field(default_factory=dict)
+    deviations: Mapping[str, float] = field(default_factory=dict)  # else He's sqrt(2 / inputs)
 
     def draw(self, role: str, out: torch.Tensor) -> torch.Tensor:
         """Fill ``out`` (on the CPU) with the weights of ``role``."""
@@ -96,13 +86,7 @@ def calibrate(
 ) -> RandomWeights:
     """Return weights under which every layer puts out the deviation wanted.
 
-    Args:
-        weights: to start from.
-        places: all layers; they are filled, and scaled on the way.
-        run: passes the image through the model once.
-
-    Returns:
-        ``weights`` with the deviations found.
+    The layers are filled, and scaled on the way of an image, which `run` passes through the model.
     """
     weights.fill(places)
     deviations: dict[str, float] = {}
@@ -119,12 +103,10 @@ def calibrate(
 
         return scale
 
-    handles = [p.layer.register_forward_hook(hook(role)) for role, p in places.items()]
-    try:
+    with ExitStack() as hooks:
+        for role, place in places.items():
+            hooks.enter_context(place.layer.register_forward_hook(hook(role)))
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return RandomWeights(weights.seed, deviations)
 
 

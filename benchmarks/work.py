@@ -28,21 +28,13 @@ _NEUTRAL_OPTS = ("SOLVER.BASE_LR", "1e-12", "MODEL.WEIGHTS", "")
 
 @dataclass(frozen=True)
 class Spec:
-    """Which model.
+    """Which model."""
 
-    Attributes:
-        name: in tables.
-        kind: "config", or one of :data:`PEERS`.
-        config_file: what it is built from; the peers take numbers from it.
-        opts: ``KEY VALUE`` overrides.
-        bf16: bfloat16, by the config's own switch or by autocast.
-    """
-
-    name: str
-    kind: str
-    config_file: str
-    opts: tuple[str, ...] = ()
-    bf16: bool = False
+    name: str  # in tables
+    kind: str  # "config", or one of :data:`PEERS`
+    config_file: str  # what it is built from; the peers take numbers from it
+    opts: tuple[str, ...] = ()  # ``KEY VALUE`` overrides
+    bf16: bool = False  # bfloat16, by the config's own switch or by autocast
 
     def cfg(self, training: bool) -> CfgNode:
         """Return the config; see :func:`frcnn_plugin.engine.setup_cfg` for errors."""
@@ -66,23 +58,14 @@ class Spec:
 
 @dataclass(frozen=True)
 class Work:
-    """What a model is given to do, again and again.
+    """What a model is given to do, again and again."""
 
-    Attributes:
-        training: training iterations; else inference.
-        height: pixels of an image.
-        width: pixels of an image.
-        batch: images.
-        objects: ground-truth boxes per image.
-        seed: of weights, images and sampling.
-    """
-
-    training: bool
-    height: int = 600
+    training: bool  # training iterations; else inference
+    height: int = 600  # pixels of an image
     width: int = 1000
-    batch: int = 1
-    objects: int = 5
-    seed: int = 0
+    batch: int = 1  # images
+    objects: int = 5  # ground-truth boxes per image
+    seed: int = 0  # of weights, images and sampling
 
 
 def specs_from(args: argparse.Namespace) -> list[Spec]:
@@ -119,13 +102,8 @@ def work_from(args: argparse.Namespace) -> Work:
     return Work(args.command == "train", height, width, args.batch, args.objects, args.seed)
 
 
-def make_batch(work: Work, classes: int = 20) -> list[dict[str, Any]]:
-    """Make a batch as Detectron2's mapper does, whose images already have the network's size.
-
-    Args:
-        work: sizes and numbers.
-        classes: number of classes that the objects are of.
-    """
+def make_batch(work: Work, classes: int) -> list[dict[str, Any]]:
+    """Make a batch as Detectron2's mapper does, whose images already have the network's size."""
     height, width = work.height, work.width
     generator = torch.Generator().manual_seed(work.seed)
     batch = []
@@ -134,18 +112,12 @@ def make_batch(work: Work, classes: int = 20) -> list[dict[str, Any]]:
         size = (1, 3, max(2, height // 16), max(2, width // 16))
         coarse = torch.rand(size, generator=generator)
         image = F.interpolate(coarse, (height, width), mode="bilinear")[0] * 255
-        truth = Instances((height, width))
-        truth.gt_boxes = random_boxes(work.objects, height, width, 0.1, generator)
-        truth.gt_classes = torch.randint(0, classes, (work.objects,), generator=generator)
+        boxes = random_boxes(work.objects, height, width, 0.1, generator)
+        kinds = torch.randint(0, classes, (work.objects,), generator=generator)
+        truth = Instances((height, width), gt_boxes=boxes, gt_classes=kinds)
+        names = {"image_id": str(i), "file_name": f"{i}.jpg"}
         batch.append(
-            {
-                "image": image,
-                "height": height,
-                "width": width,
-                "image_id": str(i),
-                "file_name": f"{i}.jpg",
-                "instances": truth,
-            }
+            {"image": image, "height": height, "width": width, **names, "instances": truth}
         )
     return batch
 
@@ -161,16 +133,7 @@ def random_boxes(
 
 @contextmanager
 def generated_set(folder: Path, images: int, short_side: int) -> Iterator[str]:
-    """Write image files to load, and register them as a VOC-format set.
-
-    Args:
-        folder: to write to.
-        images: how many.
-        short_side: of each, pixels.
-
-    Yields:
-        the name of the set; it is forgotten afterwards.
-    """
+    """Write image files to load, and register them as a VOC-format set until the block ends."""
     name = "benchmark_shapes"
     root = write_synthetic_voc(folder / name, images, 0, 0, (short_side, short_side))
     register_voc(name, str(root), "trainval", classes=SHAPE_CLASSES)

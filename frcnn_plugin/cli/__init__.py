@@ -1,13 +1,20 @@
 """The commands of `frcnn`. Here is what several of them have in common."""
 
 import argparse
+import ctypes
 import os
+import signal
+import subprocess
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import IO
+
+import yaml
 
 from ..config import plugin_cfg
+from ..config_files import flat_keys
 from ..errors import UserError
 
 _LARGEST = 2**31 - 1
@@ -66,10 +73,7 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def check_file(option: str, path: Path, *, makes_folders: bool = False) -> None:
     """Stop before the work if a file cannot be written; nothing is left where it would be.
 
-    Args:
-        option: what the user calls it.
-        path: the file; an old one would be replaced.
-        makes_folders: the command makes those that are missing.
+    The `option` is what the user calls it; `makes_folders`: the command makes missing ones.
     """
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder: name a file in it")
@@ -86,6 +90,14 @@ def check_file(option: str, path: Path, *, makes_folders: bool = False) -> None:
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of --output."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be made: {error.strerror}") from error
+
+
 def check_numbers(args: argparse.Namespace) -> None:
     """Stop at values that options of these names cannot have."""
     for name in ("batch_size", "limit", "num_gpus", "num_machines", "topk"):
@@ -99,3 +111,31 @@ def check_numbers(args: argparse.Namespace) -> None:
     score = getattr(args, "score", None)
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"--score is {score:g}: it must be from 0 to 1")
+
+
+def run_with_parent(command: Sequence[str], output: IO[str] | None = None) -> int:
+    """Run a command in a process that, on Linux, ends when this one does; return its status.
+
+    What it writes goes to ``output``, if given.
+    """
+    # Else it would go on in the folder in which the repeated command wants to work. The function is
+    # found here, as in the new process other threads' locks may be held.
+    prctl, terminate = getattr(ctypes.CDLL(None), "prctl", None), int(signal.SIGTERM)
+    follow = None if prctl is None else lambda: prctl(1, terminate)  # PR_SET_PDEATHSIG
+    with subprocess.Popen(command, preexec_fn=follow, stdout=output, stderr=output) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # The terminal has told the run, too, which now writes a checkpoint.
+            process.wait()
+            raise
+
+
+def differing_keys(before: str, now: str) -> list[str]:
+    """Return the keys in which a config differs from an earlier one, or from one that is missing.
+
+    A key that an earlier version of this package did not know had what is its default now.
+    """
+    texts = (plugin_cfg().dump(), before, now)
+    defaults, old, new = (flat_keys(yaml.safe_load(text) or {}) for text in texts)
+    return sorted(key for key in new if old.get(key, defaults[key]) != new[key])

@@ -11,28 +11,20 @@ from pathlib import PurePosixPath
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table.
+    """One row of a table."""
 
-    Attributes:
-        cells: its cells, as in the paper.
-        paper: the paper's mAP, percent.
-        config: of the run, below ``configs/``.
-        test: name of the row if it is only a test of the detector that `config` trains; else "".
-        keys: overrides of such a test, and of the network of `rpn`.
-        rpn: config of a run whose first RPN makes the proposals of the test; "": the config's own.
-    """
-
-    cells: tuple[str, ...]
-    paper: float
-    config: str
-    test: str = ""
-    keys: tuple[str, ...] = ()
+    cells: tuple[str, ...]  # as in the paper
+    paper: float  # the paper's mAP, percent
+    config: str  # of the run, below ``configs/``
+    test: str = ""  # name of the row if it is only a test of the detector that `config` trains
+    keys: tuple[str, ...] = ()  # overrides of such a test, and of the network of `rpn`
+    # Config of a run whose first RPN makes the proposals of the test; "": the config's own.
     rpn: str = ""
 
     @property
     def name(self) -> str:
         """Name of its folder; runs of one config are the same in all tables."""
-        return self.test or run_name(self.config)
+        return self.test or PurePosixPath(self.config).stem
 
 
 @dataclass(frozen=True)
@@ -42,11 +34,6 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
-
-
-def run_name(config: str) -> str:
-    """Return the name of the run of a config."""
-    return PurePosixPath(config).stem
 
 
 _ZF_SS, _ZF_UNSHARED = "ablations/zf_ss.yaml", "ablations/zf_unshared.yaml"

@@ -15,29 +15,30 @@ written there, as table9.md and table9.json.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-import yaml
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from ..atomic_files import safe_file_name, write_json, write_text
-from ..config import get_config_file, plugin_cfg
-from ..config_files import flat_keys
+from ..config import get_config_file
 from ..engine import setup_cfg
 from ..errors import UserError
 from ..evaluation.record import EVALUATION_FILE, EvaluationRecord
 from ..preflight.planned_run import muted
 from ..report.recorder import RunRecord
-from . import add_processes, check_numbers, split_overrides
+from . import (
+    add_processes,
+    check_numbers,
+    differing_keys,
+    make_folder,
+    run_with_parent,
+    split_overrides,
+)
 from .ablation_tables import TABLES, Row, Table
 
 
@@ -78,10 +79,7 @@ def run(args: argparse.Namespace) -> int:
     runs = _Runs(args.output, opts, args.num_gpus)
     if not args.show:
         runs.check_different(chosen)
-        try:
-            args.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output {args.output} cannot be made: {error.strerror}") from error
+        make_folder(args.output)
     outcomes = {}
     for row in chosen:
         outcome = runs.outcome(row)
@@ -183,7 +181,7 @@ class _Runs:
             before = config.read_text(encoding="utf-8") if config.is_file() else ""
         else:
             record = RunRecord.load(folder)
-            if record is None or not record.sessions or not record.sessions[-1].complete:
+            if record is None or not record.complete:
                 return None
             before = record.config
         if differing := differing_keys(before, cfg.dump()):
@@ -279,31 +277,3 @@ class _Runs:
             raise UserError(
                 f"frcnn {words[0]} ended with {how}. The same frcnn ablations goes on from here"
             )
-
-
-def run_with_parent(command: Sequence[str], output: IO[str] | None = None) -> int:
-    """Run a command in a process that, on Linux, ends when this one does; return its status.
-
-    What it writes goes to ``output``, if given.
-    """
-    # Else it would go on in the folder in which the repeated command wants to work. The function is
-    # found here, as in the new process other threads' locks may be held.
-    prctl, terminate = getattr(ctypes.CDLL(None), "prctl", None), int(signal.SIGTERM)
-    follow = None if prctl is None else lambda: prctl(1, terminate)  # PR_SET_PDEATHSIG
-    with subprocess.Popen(command, preexec_fn=follow, stdout=output, stderr=output) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            # The terminal has told the run, too, which now writes a checkpoint.
-            process.wait()
-            raise
-
-
-def differing_keys(before: str, now: str) -> list[str]:
-    """Return the keys in which a config differs from an earlier one, or from one that is missing.
-
-    A key that an earlier version of this package did not know had what is its default now.
-    """
-    texts = (plugin_cfg().dump(), before, now)
-    defaults, old, new = (flat_keys(yaml.safe_load(text) or {}) for text in texts)
-    return sorted(key for key in new if old.get(key, defaults[key]) != new[key])

@@ -30,19 +30,13 @@ from ..errors import UserError
 from ..modeling.roi_heads.roi_features import check_has_features
 from ..predict import FasterRCNNPredictor
 from ..predict.config import predictor_cfg
-from ..predict.inputs import (
-    BoxList,
-    check_overwrites,
-    find_images,
-    load_boxes,
-    output_names,
-)
+from ..predict.inputs import BoxList, find_images, load_boxes, output_names
 from ..predict.outputs import DetectionWriter
 from ..preflight import stop_on_bad_values
 from ..preflight.planned_run import muted
 from ..preflight.rules import device
 from ..process import tune_process
-from . import add_config_file, check_file, check_numbers, split_overrides
+from . import add_config_file, check_file, check_numbers, make_folder, split_overrides
 
 # Detections between this score and --score are counted; the command says how many were left out.
 COUNTED_FROM = 0.05
@@ -67,9 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 parse = argparse.ArgumentParser.parse_intermixed_args
 
 
-def check_places(args: argparse.Namespace, paths: Sequence[Path]) -> None:
+def check_places(args: argparse.Namespace, paths: Sequence[Path], pictures: Sequence[str]) -> None:
     """Stop if something cannot be written, or would take the place of an image that is read."""
     read = {path.resolve() for path in paths}
+    for path in [args.output / f"{name}.jpg" for name in pictures] if args.output else ():
+        if path.resolve() in read:
+            raise UserError(
+                f"{path} is read, and would be written: give another folder as --output"
+            )
     for option, path in (("--json", args.json), ("--features", args.features)):
         if path and path.resolve() in read:
             raise UserError(f"{option} {path} is one of the images: give another name")
@@ -77,11 +76,6 @@ def check_places(args: argparse.Namespace, paths: Sequence[Path]) -> None:
             check_file(option, path)
     if args.json and args.json == args.features:
         raise UserError(f"--json {args.json} and --features are one file: give two names")
-    try:
-        if args.output:
-            args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {args.output} cannot be made: {error.strerror}") from error
 
 
 def check(args: argparse.Namespace, images: Sequence[str]) -> None:
@@ -118,17 +112,6 @@ def read_images(
             unreadable.append(path)
         else:
             yield i, image
-
-
-def make_writer(args: argparse.Namespace, class_names: Sequence[str]) -> DetectionWriter:
-    return DetectionWriter(
-        class_names,
-        score=args.score,
-        pictures=None if args.no_pictures else args.output,
-        json=args.json or (args.output / "detections.json" if args.output else None),
-        features=args.features,
-        info={"weights": args.weights, "score": str(args.score)},
-    )
 
 
 def extract(
@@ -174,8 +157,7 @@ def run(args: argparse.Namespace) -> int:
     paths = find_images(images)
     boxes = load_boxes(args.boxes, paths) if args.boxes else []
     pictures = output_names(paths)
-    if args.output:
-        check_overwrites(args.output, [f"{name}.jpg" for name in pictures], paths)
+    check_places(args, paths, pictures)
     if args.topk:
         opts += ["TEST.DETECTIONS_PER_IMAGE", str(args.topk)]
     if opts or args.config_file:
@@ -193,9 +175,17 @@ def run(args: argparse.Namespace) -> int:
         predictor.check_detects()
         if args.features:
             check_has_features(predictor.model.roi_heads)
-    check_places(args, paths)  # last, as it makes the folder
+    if args.output:
+        make_folder(args.output)
     unreadable: list[Path] = []
-    with make_writer(args, predictor.class_names) as writer:
+    with DetectionWriter(
+        predictor.class_names,
+        score=args.score,
+        pictures=None if args.no_pictures else args.output,
+        json=args.json or (args.output / "detections.json" if args.output else None),
+        features=args.features,
+        info={"weights": args.weights, "score": str(args.score)},
+    ) as writer:
         readable = read_images(paths, unreadable)
         while batch := list(islice(readable, args.batch_size)):
             if args.boxes:

@@ -100,7 +100,12 @@ class Dump:
         folder = Path(cfg.OUTPUT_DIR, "inference", safe_file_name(args.dataset))
         output = args.output or folder / "proposals.pkl"
         shards = ProposalShards(output.with_name(f"{output.name}.partial"))
-        _check_dump(cfg, args, output, shards)
+        _check_network(cfg, args, args.num_gpus)
+        # If shards are left, the run that wrote the file did not get to its end.
+        if output.exists() and not args.overwrite and not shards.folder.exists():
+            raise UserError(
+                f"{output} exists already: add --overwrite, or --output with another name"
+            )
         dicts = DatasetCatalog.get(args.dataset)
         shards.open(_fingerprint(cfg, dicts))
         done = set(shards.read().ids)
@@ -270,16 +275,6 @@ def _check_and_measure(
 
 def _dump_cfg(args: argparse.Namespace) -> CfgNode:
     return setup_cfg(args.config_file, [*BEFORE_OVERRIDES, *args.opts, *AFTER_OVERRIDES])
-
-
-def _check_dump(
-    cfg: CfgNode, args: argparse.Namespace, output: Path, shards: ProposalShards
-) -> None:
-    """Stop before the work on what would stop it."""
-    _check_network(cfg, args, args.num_gpus)
-    # If shards are left, the run that wrote the file did not get to its end.
-    if output.exists() and not args.overwrite and not shards.folder.exists():
-        raise UserError(f"{output} exists already: add --overwrite, or --output with another name")
 
 
 def _check_network(cfg: CfgNode, args: argparse.Namespace, num_processes: int = 1) -> None:

@@ -47,7 +47,14 @@ from ..evaluation.ground_truth import load_dicts
 from ..predict.inputs import find_images, output_names
 from ..preflight import stop_on_bad_values
 from ..visualization.pictures import MODES, Options, Pictures, is_of_training
-from . import add_config_file, add_overrides, check_numbers, parse_words, split_overrides
+from . import (
+    add_config_file,
+    add_overrides,
+    check_numbers,
+    make_folder,
+    parse_words,
+    split_overrides,
+)
 
 FIRST = 4  # images of a data set that are drawn by default
 
@@ -161,13 +168,6 @@ def _has_objects(record: dict[str, Any]) -> bool:
     return any(not obj.get("iscrowd", 0) for obj in record.get("annotations", ()))
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be made: {error.strerror}") from error
-
-
 def run(args: argparse.Namespace) -> list[Path]:
     """Draw all that was asked for; return the files."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -204,7 +204,7 @@ def run(args: argparse.Namespace) -> list[Path]:
         if not drawn:
             tqdm.write(f"{record['image_id']}: no objects, nothing to draw (--box gives a RoI)")
         for suffix, canvas in drawn:
-            _make_folder(args.output)  # if there is something to put into it
+            make_folder(args.output)  # if there is something to put into it
             name = safe_file_name(f"{args.mode}_{record['image_id']}{suffix}")
             written.append(canvas.save(args.output / f"{name}.png"))
     for path in written:

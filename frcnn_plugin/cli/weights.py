@@ -78,7 +78,11 @@ class Convert:
         if args.classes:
             _name_classes(weights, args.classes)
         if output.suffix == ".caffemodel":
-            _write_caffe(weights, output, args.rpn_conv)
+            layers, rows = convert_to_caffe(
+                weights.state_dict, weights.metadata, rpn_conv=args.rpn_conv
+            )
+            _show_mapping(rows)
+            write_caffemodel(output, layers)
         else:
             if args.fold:
                 fold_statistics(weights)
@@ -220,12 +224,6 @@ def _show(weights: Conversion, path: str) -> None:
 
 def _show_mapping(rows: Sequence[tuple[str, str, str]]) -> None:
     print(tabulate(rows, headers=["source", "target", "shape"], disable_numparse=True))
-
-
-def _write_caffe(weights: Conversion, output: Path, rpn_conv: str) -> None:
-    layers, rows = convert_to_caffe(weights.state_dict, weights.metadata, rpn_conv=rpn_conv)
-    _show_mapping(rows)
-    write_caffemodel(output, layers)
 
 
 def _list() -> None:

@@ -18,7 +18,6 @@ from ..data.proposals.files import Proposals
 from ..errors import UserError
 from ..evaluation.detections import judge_detections
 from ..evaluation.ground_truth import GroundTruth
-from ..evaluation.proposals.recall import measure_recall
 from ..four_step.stages import STAGES, ScheduledStage
 from ..modeling import build_pooler
 from ..visualization.drawings.anchors import Reason, draw_samples
@@ -33,11 +32,11 @@ from ..visualization.measure import ForwardPass, TrainingStep
 from ..visualization.pictures import (
     Pictures,
     anchor_sample,
-    cell_of,
     detections_of,
     funnel_of,
     layers_of,
     losses_of,
+    objects_found,
     roi_sample,
 )
 
@@ -175,12 +174,8 @@ def _sides(seen: ForwardPass) -> list[str]:
 
 
 def _rpn(x: Subject, words: Values) -> Section:
-    seen, step, own, (rows, columns, per_cell) = (
-        x.seen,
-        x.step,
-        x.model.proposal_generator,
-        x.seen.grid,
-    )
+    seen, step, own = x.seen, x.step, x.model.proposal_generator
+    rows, columns, per_cell = seen.grid
     best, chance = int(seen.logits.argmax()), seen.logits.sigmoid()
     values: Values = {"pairs": 2 * per_cell, "numbers": 4 * per_cell, "p": float(chance[best])}
     if seen.pairs is not None:
@@ -190,7 +185,7 @@ def _rpn(x: Subject, words: Values) -> Section:
         values["minus"] = values["front"] if front >= 0 else f"({values['front']})"
     maps = chance.view(rows, columns, per_cell).permute(2, 0, 1).cpu().numpy()
     panels = [(f"{s}: {m.max():.2f}", m) for s, m in zip(_sides(seen), maps, strict=True)]
-    cell_size, rowfuls = cell_of(seen, own.anchor_generator.strides[0]), []
+    cell_size, rowfuls = seen.image.cell(own.anchor_generator.strides[0]), []
     for k in range(0, per_cell, 3):
         some = panels[k : k + 3]
         canvas = draw_maps(seen.image.bgr, some, [cell_size] * len(some), most=float(maps.max()))
@@ -230,14 +225,10 @@ def _proposals(x: Subject, words: Values) -> Section:
     if (~truth.ignored).any():
         paragraphs.append("recall")
         for name, tensor in (("anchors", seen.anchors.tensor), ("post", boxes)):
-            given: Any = image.to_image(tensor.cpu()), -np.arange(len(tensor), dtype=float)
-            found = Proposals([image.name], [given[0]], [given[1]])
-            curves = measure_recall(found, truth, [len(tensor)], "image")
-            assert curves is not None
-            values["objects"] = curves.num_objects
-            for iou in (0.5, 0.7):
-                share = curves.at(len(tensor), iou)
-                values[f"{name}{100 * iou:.0f}"] = round(share * curves.num_objects)
+            given: Any = [image.to_image(tensor.cpu())], [-np.arange(len(tensor), dtype=float)]
+            found = Proposals([image.name], *given)
+            counts = objects_found(found, truth, len(tensor))
+            values["objects"], values[f"{name}50"], values[f"{name}70"] = counts
     shown = image.to_image(boxes[:20].cpu()), scores[:20].double().cpu().numpy()
     best = draw_proposals(image.bgr, *shown, f"proposals: {image.name}", objects).pixels()
     figures = [("funnel", funnel_of(seen, objects).pixels()), ("best", best)]
@@ -408,7 +399,7 @@ def _after(x: Subject, words: Values) -> Section:
     last = [y for y in seen.layers if y.name.startswith("conv")][-1]
     pooler = build_pooler("ROIPool", 7, [1 / last.stride])
     rounded = pooled_cells(pooler, boxes[0][1], last.size).rounded
-    rounded = rounded * np.array([*cell_of(seen, last.stride)] * 2)
+    rounded = rounded * np.array([*seen.image.cell(last.stride)] * 2)
     both = np.array([close, rounded])
     titles = {
         f"R-FCN: {k} x {k} bins, a map for each": close,
@@ -426,7 +417,7 @@ def _after(x: Subject, words: Values) -> Section:
         rfcn.fill(part, class_style(n).colour, 0.45, text=str(n + 1))
     strides = {y.name[:5]: y.stride for y in seen.layers if y.name.startswith("conv")}
     means = [(n, seen.maps[n].float().mean(dim=0).cpu().numpy()) for n in joined]
-    hyper = draw_maps(bgr, means, [cell_of(seen, strides[n]) for n in joined], "HyperNet: maps")
+    hyper = draw_maps(bgr, means, [seen.image.cell(strides[n]) for n in joined], "HyperNet: maps")
     mask.box(rounded, Style(VERMILION, 3.0, "--"))
     points = (np.indices((14, 14)).reshape(2, -1) + 0.5) / 14 * sides[:, None] + box[:2, None]
     mask.axes[0].plot(*points, ".", color=VERMILION, ms=6)

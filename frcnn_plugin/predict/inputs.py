@@ -86,16 +86,6 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def check_overwrites(output: Path, names: Sequence[str], inputs: Sequence[Path]) -> None:
-    """Raise if one of the ``names`` that are written to folder ``output`` is also read."""
-    existing = {path.resolve() for path in inputs}
-    for name in names:
-        if (output / name).resolve() in existing:
-            raise UserError(
-                f"{output / name} is read, and would be written: give another folder as --output"
-            )
-
-
 def load_boxes(path: str | os.PathLike[str], images: Sequence[Path]) -> list[BoxList]:
     """Load boxes of images, matched by file name.
 

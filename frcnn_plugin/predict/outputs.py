@@ -77,13 +77,9 @@ class DetectionWriter(AbstractContextManager["DetectionWriter"]):
     def add(
         self, name: str, image: npt.NDArray[np.uint8], found: Instances, *, picture: str = ""
     ) -> None:
-        """Write one image's detections.
+        """Write the detections, on the CPU, in one image, (H, W, 3) uint8 BGR.
 
-        Args:
-            name: what the files call it.
-            image: (H, W, 3) uint8 BGR.
-            found: its detections, on the CPU; with features if they are to be written.
-            picture: name of its picture, without extension.
+        The files call it by its `name`; `picture` is that of its picture, without extension.
         """
         kept = found[found.scores >= self._score]
         self.below += len(found) - len(kept)
@@ -111,17 +107,10 @@ def annotate_image(
 ) -> BareCanvas:
     """Draw boxes, with class names and scores, and masks, coloured by class.
 
-    Letters and lines grow with the picture. Labels keep off each other where there is room; the
-    best detection is drawn last, on top.
-
-    Args:
-        image_bgr: (H, W, 3) uint8 BGR.
-        instances: ``pred_boxes`` in pixels of the image, ``scores``, ``pred_classes``, perhaps
-            ``pred_masks`` (n, H, W); on the CPU, best first.
-        class_names: by class index; also shown if there is only one.
-
-    Returns:
-        The picture, of the same size; small ones are enlarged.
+    Letters and lines grow with the picture, and small pictures are enlarged. Labels keep off each
+    other where there is room; the best detection is drawn last, on top. Instances have
+    ``pred_boxes``, ``scores``, ``pred_classes`` and perhaps ``pred_masks`` (n, H, W), in pixels of
+    the image, on the CPU, best first.
     """
     height, width = image_bgr.shape[:2]
     scale = max(1.0, 480 / max(height, width))
@@ -205,13 +194,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         self._folder = Path(tempfile.mkdtemp(prefix=f"{self._path.name}.", dir=self._path.parent))
 
     def add(self, file_name: str, instances: Instances) -> None:
-        """Append the boxes of an image.
-
-        Args:
-            file_name: of the image.
-            instances: of :class:`~frcnn_plugin.predict.FasterRCNNPredictor` with features, the same
-                fields for every image; may be empty.
-        """
+        """Append the boxes of an image, which have the same fields in every one."""
         self._append("image_index", np.full(len(instances), len(self._files), dtype=np.int64))
         for field, (name, dtype) in _FIELDS.items():
             if instances.has(field):

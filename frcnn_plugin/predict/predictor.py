@@ -170,11 +170,9 @@ class FasterRCNNPredictor:
     def propose(
         self, images: Sequence[ImageLike] | ImageLike, *, image_format: str = "BGR"
     ) -> list[Instances]:
-        """Run the region proposal network alone; also for a checkpoint of an RPN.
+        """Run the region proposal network alone, on what :meth:`predict` takes.
 
-        Args:
-            images: see :meth:`predict`.
-            image_format: see :meth:`predict`.
+        The checkpoint may be one of an RPN.
 
         Returns:
             Per image, on the CPU, by descending score: ``proposal_boxes`` (original-image pixels)
@@ -207,10 +205,8 @@ class FasterRCNNPredictor:
     ) -> Instances:
         """Compute features and class scores of given boxes; keep them all, in their order.
 
-        Args:
-            image: see :meth:`predict`.
-            boxes: (R, 4) continuous XYXY in original-image pixels; R may be 0.
-            image_format: see :meth:`predict`.
+        The boxes are (R, 4) continuous XYXY in original-image pixels, and R may be 0; the other
+        arguments are those of :meth:`predict`.
 
         Returns:
             On the CPU, ``proposal_boxes`` (as given), ``fc7`` (R, 4096) and ``scores_all``

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -37,12 +38,7 @@ _ORDER = ("ignored", *_BOXES)
 
 
 def draw_training(metrics: Metrics, stages: Sequence[ScheduledStage]) -> Figure:
-    """Draw losses above the learning rate, over the iterations, with the stages shaded.
-
-    Args:
-        metrics: what was logged, at least once.
-        stages: of the run; may be empty.
-    """
+    """Draw losses above the learning rate, over the iterations, with the stages, if any, shaded."""
     figure = Figure(figsize=(10.5, 5.0), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     iterations = _averaged(metrics.training, "iteration")
@@ -70,31 +66,29 @@ def draw_training(metrics: Metrics, stages: Sequence[ScheduledStage]) -> Figure:
     end = stages[-1].end if stages else metrics.done
     bottom.set(ylabel="learning rate", xlabel="iteration", xlim=(0, end))
     bottom.set(ylim=(0, 1.25 * rates.max()), yticks=[0, rates.max()])
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-    bottom.xaxis.set_major_formatter("{x:,.0f}")
-    for axes in (top, bottom):
-        axes.grid(axis="y", alpha=0.3)
+    _finish(bottom, top)
     return figure
 
 
 def draw_results(curves: Mapping[str, Sequence[tuple[int, float]]], end: int) -> Figure:
-    """Draw what was measured on test sets over the iterations.
-
-    Args:
-        curves: name -> (iteration, percent) of each time it was measured.
-        end: last iteration of the run, where the axis ends.
-    """
+    """Draw what was measured on test sets, percent, over the iterations up to the `end`."""
     figure = Figure(figsize=(10.5, 3.2), layout="constrained")
     axes = figure.subplots()
     for index, (name, points) in enumerate(curves.items()):
         axes.plot(*zip(*points, strict=True), "o-", color=_COLOURS[index % len(_COLOURS)],
                   markersize=4, label=name, clip_on=False)  # fmt: skip
     axes.set(xlabel="iteration", ylabel="percent", xlim=(0, end), ylim=(0, 100))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(axis="y", alpha=0.3)
+    _finish(axes)
     axes.legend(loc="upper left", framealpha=0.9, edgecolor="none", ncols=2)
     return figure
+
+
+def _finish(lowest: Axes, *others: Axes) -> None:
+    """Draw grids, and whole numbers of iterations."""
+    lowest.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lowest.xaxis.set_major_formatter("{x:,.0f}")
+    for axes in (lowest, *others):
+        axes.grid(axis="y", alpha=0.3)
 
 
 def draw_image(image: ImageRecord) -> tuple[str, str]:

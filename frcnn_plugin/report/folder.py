@@ -38,14 +38,11 @@ def name_of(stage: ScheduledStage) -> str:
 
 @dataclass
 class Metrics:
-    """What Detectron2 logged.
+    """What Detectron2 logged."""
 
-    Attributes:
-        training: values of the iterations that were logged, by name, in order of "iteration".
-        measured: everything else, such as "stage2/bbox/AP50": (iteration, value), the newest last.
-    """
-
+    # Values of the iterations that were logged, by name, in order of "iteration".
     training: list[dict[str, float]] = field(default_factory=list)
+    # Everything else, such as "stage2/bbox/AP50": (iteration, value), the newest last.
     measured: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     @property
@@ -71,27 +68,18 @@ class Metrics:
 
 @dataclass
 class RunFolder:
-    """A run, read.
-
-    Attributes:
-        path: its folder.
-        record: what training noted; empty if it did not.
-        cfg: the whole config, if it is known.
-        stages: the four-step stages of the run, or a single one with number 0; empty without `cfg`.
-        metrics: what was logged.
-        recalls: data set -> ("Stage 1", "Evaluation" or the command -> recall of its proposals).
-        evaluations: of detectors, newest last.
-        problems: what is missing or damaged, a sentence each.
-    """
+    """A run, read."""
 
     path: Path
-    record: RunRecord = field(default_factory=lambda: RunRecord("", [], []))
-    cfg: CfgNode | None = None
+    record: RunRecord = field(default_factory=lambda: RunRecord("", [], []))  # else empty
+    cfg: CfgNode | None = None  # the whole config, if it is known
+    # The four-step stages of the run, or a single one with number 0; empty without `cfg`.
     stages: list[ScheduledStage] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
+    # Data set -> ("Stage 1", "Evaluation" or the command -> recall of its proposals).
     recalls: dict[str, dict[str, RecallCurves]] = field(default_factory=dict)
-    evaluations: list[EvaluationRecord] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    evaluations: list[EvaluationRecord] = field(default_factory=list)  # newest last
+    problems: list[str] = field(default_factory=list)  # missing or damaged, a sentence each
 
     @property
     def tested(self) -> Sequence[str]:
@@ -103,7 +91,7 @@ class RunFolder:
         """Whether training came to its end."""
         if not self.record.sessions:
             return (self.path / "model_final.pth").is_file()
-        return self.record.sessions[-1].complete
+        return self.record.complete
 
 
 def read_run(path: str | os.PathLike[str]) -> RunFolder:

@@ -30,25 +30,16 @@ RUN_FILE = "run.json"
 
 @dataclass
 class Session:
-    """One process that trained: a run that was resumed has several.
+    """One process that trained: a run that was resumed has several."""
 
-    Attributes:
-        started: time of the start, "2026-03-01 10:20 UTC".
-        command: words of the command line.
-        first: iteration it began with; more than 0 if it resumed.
-        environment: what it ran on, name -> value.
-        ends: number of a stage (0: joint training), as text -> seconds from the start to its end.
-        ended: seconds from the start to the last evaluation or an error; None if it was killed.
-        complete: whether it reached the last iteration.
-    """
-
-    started: str
-    command: list[str]
-    first: int
-    environment: dict[str, str]
+    started: str  # time of the start, "2026-03-01 10:20 UTC"
+    command: list[str]  # words of the command line
+    first: int  # iteration it began with; more than 0 if it resumed
+    environment: dict[str, str]  # what it ran on, name -> value
+    # Number of a stage (0: joint training), as text -> seconds from the start to its end.
     ends: dict[str, float] = field(default_factory=dict)
-    ended: float | None = None
-    complete: bool = False
+    ended: float | None = None  # seconds to the last evaluation or an error; None: it was killed
+    complete: bool = False  # whether it reached the last iteration
 
     @property
     def seconds(self) -> float:
@@ -58,17 +49,16 @@ class Session:
 
 @dataclass
 class RunRecord:
-    """All sessions of a run.
+    """All sessions of a run."""
 
-    Attributes:
-        config: the whole config, as YAML. config.yaml is rewritten by every evaluation.
-        plan: rows of the four-step plan, column -> text; empty for joint training.
-        sessions: in order of time.
-    """
+    config: str  # the whole config, as YAML; config.yaml is rewritten by every evaluation
+    plan: list[dict[str, str]]  # rows of the four-step plan, column -> text; else empty
+    sessions: list[Session]  # in order of time
 
-    config: str
-    plan: list[dict[str, str]]
-    sessions: list[Session]
+    @property
+    def complete(self) -> bool:
+        """Whether training came to its end."""
+        return bool(self.sessions) and self.sessions[-1].complete
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``run.json``, whole or not at all."""

@@ -66,6 +66,11 @@ class InspectedImage:
         scaled: FloatArray = boxes.detach().double().numpy() * self.scale
         return scaled
 
+    def cell(self, stride: int) -> tuple[float, float]:
+        """Return width and height of a cell of `stride` network pixels, original image's pixels."""
+        width, height = (float(side) for side in stride * self.scale[:2])
+        return width, height
+
     @property
     def resized(self) -> str:
         """One line on the size of the network input."""

@@ -73,10 +73,9 @@ class ForwardPass:
 class TrainingStep:
     """What an iteration on the image would learn from; dropout is off."""
 
-    labels: torch.Tensor  # (R,) before sampling: 1 positive, 0 negative, -1 ignored
-    reasons: MatchReasons  # of these labels
+    reasons: MatchReasons  # of the labels before sampling
     matched: torch.Tensor  # (R, 4), the objects of positive anchors
-    sampled: torch.Tensor  # (R,) as labels, -1 also for those that are not drawn
+    sampled: torch.Tensor  # (R,) 1 positive, 0 negative, -1 ignored or not drawn
     anchor_losses: torch.Tensor  # class losses of those that are drawn
     losses: dict[str, float]  # all of them, weights included
     rois: Instances | None = None  # proposal_boxes, gt_classes and, with objects, gt_boxes
@@ -238,7 +237,7 @@ def training_step(model: Any, seen: ForwardPass, seed: int = 0) -> TrainingStep:
     )
     reasons = explain_matches(all_anchors, all_labels, inside, objects, (low, high))
     return TrainingStep(
-        labels, reasons, matched, sampled[0], anchor_losses,
+        reasons, matched, sampled[0], anchor_losses,
         {name: float(loss) for name, loss in losses.items()}, **rest,
     )  # fmt: skip
 

@@ -259,10 +259,9 @@ class Pictures:
             table.reverse()  # Detectron2's loops over the sizes outside, the ratios inside
         words = [f"{what} {', '.join(f'{v:g}' for v in values)}" for what, values in table]
         high, wide = (len(values) for _, values in table)
-        width, height = (float(side) for side in rules.stride * image.scale[:2])
         return draw_matches(
             image.bgr, image.to_image(anchors.tensor), reasons, (rows, columns, high, wide),
-            (width, height), self._trained_objects(image), image.name,
+            image.cell(rules.stride), self._trained_objects(image), image.name,
             [
                 f"{image.resized}; labels: IoU",
                 f"spots of a cell on the right: rows {words[0]}; columns {words[1]}",
@@ -295,12 +294,11 @@ class Pictures:
         rules = self._rules
         feature, stride = rules.pooled_feature
         size = rules.feature_size(feature, image.size)
-        width, height = (float(side) for side in stride * image.scale[:2])
         drawn = []
         for box, name in self._rois(image)[: self.options.topk or _MOST_ROIS]:
             cells = pooled_cells(rules.heads.box_pooler, box, size)
             canvas = draw_roi_cells(
-                image.bgr, image.to_image(box[None])[0], cells, size, (width, height),
+                image.bgr, image.to_image(box[None])[0], cells, size, image.cell(stride),
                 f"{name} of {image.name}",
                 [image.resized, f"a cell of {feature} is {stride} network pixels"],
             )  # fmt: skip
@@ -387,12 +385,6 @@ def detections_of(found: Instances) -> Detections:
     )
 
 
-def cell_of(seen: ForwardPass, stride: int) -> tuple[float, float]:
-    """Return width and height of a cell in pixels of the original image."""
-    width, height = (float(side) for side in stride * seen.image.scale[:2])
-    return width, height
-
-
 def layers_of(seen: ForwardPass) -> list[tuple[str, Canvas]]:
     """Draw some channels of each block of the backbone; return them by its name."""
     drawn = []
@@ -400,7 +392,7 @@ def layers_of(seen: ForwardPass) -> list[tuple[str, Canvas]]:
         layer = [one for one in seen.layers if one.name.startswith(name)][-1]
         own, seen_by = (f"{side} x {side}" for side in (layer.stride, layer.sees))
         notes = [f"a cell is {own} network pixels and sees {seen_by}"]
-        cell, array = cell_of(seen, layer.stride), values.float().cpu().numpy()
+        cell, array = seen.image.cell(layer.stride), values.float().cpu().numpy()
         drawn.append((name, draw_layer(seen.image.bgr, array, cell, name, notes)))
     return drawn
 
@@ -451,17 +443,23 @@ def _with_masks(image: InspectedImage) -> ImageArray:
         raise UserError(f"{file}: its masks cannot be drawn ({error}): correct them") from error
 
 
+def objects_found(proposals: Proposals, truth: GroundTruth, count: int) -> tuple[int, int, int]:
+    """Return how many objects count, and are found by the best `count` at IoU 0.5 and at 0.7."""
+    curves = measure_recall(proposals, truth, [count], "image")
+    if curves is None:
+        return 0, 0, 0
+    half, most = (round(curves.at(count, iou) * curves.num_objects) for iou in (0.5, 0.7))
+    return curves.num_objects, half, most
+
+
 def _recall_in_words(proposals: Proposals, truth: GroundTruth, count: int) -> list[str]:
     """Say how many objects the best `count` proposals find, and how many all of them do."""
-    total = len(proposals.boxes[0])
-    counts = sorted({count, total})
-    curves = measure_recall(proposals, truth, counts, "image")
-    if curves is None:
+    if truth.ignored.all():
         return ["recall: not defined, there is no object that counts"]
-    lines = []
-    for number in counts:
+    total, lines = len(proposals.boxes[0]), []
+    for number in sorted({count, total}):
         what = f"best {number}" if number < total else f"{total} proposals"
-        half, most = (round(curves.at(number, iou) * curves.num_objects) for iou in (0.5, 0.7))
-        objects = count_of(curves.num_objects, "object")
+        known, half, most = objects_found(proposals, truth, number)
+        objects = count_of(known, "object")
         lines.append(f"recall of the {what}: {half} of {objects} at IoU .5, {most} at .7")
     return lines

@@ -107,7 +107,8 @@ def found(*rows: tuple[float, float, float, float, int]) -> Found:
     return Found(table[:, :4], table[:, 4].long())
 
 
-A, B, MOVED_A = (0, 0, 10, 10), (50, 50, 60, 70), (0, 0, 10, 6)  # IoU of A and MOVED_A: 0.6
+A, B = (0, 0, 10, 10), (50, 50, 60, 70)
+HALF, LESS = (0, 0, 10, 5), (0, 0, 10, 4)  # of A: IoU 0.5 and 0.4
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,8 @@ A, B, MOVED_A = (0, 0, 10, 10), (50, 50, 60, 70), (0, 0, 10, 6)  # IoU of A and 
     [
         ([(*A, 1), (*B, 2)], 100),
         ([(*B, 2), (*A, 1)], 100),  # their order does not matter
-        ([(*MOVED_A, 1), (*B, 2)], 100),
+        ([(*HALF, 1), (*B, 2)], 100),
+        ([(*LESS, 1), (*B, 2)], 50),
         ([(*A, 2), (*B, 2)], 50),  # another class
         ([(*A, 1), (*A, 1), (*A, 1)], 50),
         ([], 0),
@@ -127,14 +129,8 @@ def test_found_again(theirs: list[tuple[float, ...]], expected: float) -> None:
 
 
 def test_each_partner_counts_once() -> None:
-    twice, once = found((*A, 1), (*MOVED_A, 1)), found((*A, 1))
+    twice, once = found((*A, 1), (*HALF, 1)), found((*A, 1))
     assert found_again([twice], [once]) == 50
-
-
-def test_overlap_wanted() -> None:
-    ours, theirs = [found((*A, 1))], [found((*MOVED_A, 1))]
-    assert found_again(ours, theirs, iou=0.6) == 100
-    assert found_again(ours, theirs, iou=0.61) == 0
 
 
 def test_over_all_images() -> None:

@@ -134,13 +134,6 @@ def test_more_proposals_than_there_are(capsys: pytest.CaptureFixture[str]) -> No
     assert re.findall(r"ours keeps \d+ proposals of (\d+)", out) == ["5000"]
 
 
-def test_curve_of_processes() -> None:
-    result = main(["infer", *SIZE, "--scale", "processes", "--points", "1", *SMALL])
-    ((processes, speed),) = result["curves"]["ours"]
-    assert (processes, result["unit"]) == (1, "images per second")
-    assert speed > 0
-
-
 def test_data(tmp_path: Path) -> None:
     argv = ["data", *SIZE, "--images", "3", "--workers", "0,1", "--output", str(tmp_path)]
     main([*argv, *SMALL])
@@ -226,10 +219,6 @@ def test_family_beside_the_plain_detector(capsys: pytest.CaptureFixture[str]) ->
         (["data", "--images", "0"], "error: --images must be at least 1, not 0"),
         (["train", "--threads", "-1"], "error: --threads must be at least 0, not -1"),
         (["infer", "--points", "1"], "error: --points belongs to --scale: name the curve"),
-        (
-            ["hooks", "--iterations", "4"],
-            "error: --iterations must be at least 5, not 4",
-        ),
         (
             ["infer", "--scale", "batch", "--points", "0"],
             "error: --points must be at least 1, not 0",

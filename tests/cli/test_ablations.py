@@ -136,7 +136,7 @@ def test_finished_rows_of_an_earlier_version(
     row = TABLES["10"].rows[1]
     cfg = ablations._Runs(shapes, SMALL, 1)._config(row)
     lines = [line for line in cfg.dump().splitlines() if line.split(":")[0].strip() != "PYRAMID"]
-    found = SimpleNamespace(sessions=[SimpleNamespace(complete=True)], config="\n".join(lines))
+    found = SimpleNamespace(complete=True, config="\n".join(lines))
     monkeypatch.setattr(ablations.RunRecord, "load", lambda folder: found)
     (folder / "inference" / "small_test" / "results").mkdir(parents=True)
     outcome = ablations._Runs(shapes, SMALL, 1).outcome(row)
@@ -177,7 +177,7 @@ def test_the_run_of_a_row_ends_with_the_command(tmp_path: Path) -> None:
     """As by kill -9, after which nothing else may write into the folder of the row."""
     file = tmp_path / "pid"
     row = f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(900)"
-    code = "import sys; from frcnn_plugin.cli.ablations import run_with_parent; "
+    code = "import sys; from frcnn_plugin.cli import run_with_parent; "
     code += f"run_with_parent([sys.executable, '-c', {row!r}])"
     parent = subprocess.Popen([sys.executable, "-c", code])
 
@@ -201,7 +201,7 @@ def test_ctrl_c_waits_for_the_run_to_write_its_checkpoint(tmp_path: Path) -> Non
     row = f"{heard}import pathlib, time\ntry:\n"
     row += f"    pathlib.Path({str(begun)!r}).touch(); time.sleep(900)\n"
     row += f"except KeyboardInterrupt:\n    time.sleep(1); pathlib.Path({str(written)!r}).touch()"
-    code = f"{heard}import sys; from frcnn_plugin.cli.ablations import run_with_parent; "
+    code = f"{heard}import sys; from frcnn_plugin.cli import run_with_parent; "
     code += f"run_with_parent([sys.executable, '-c', {row!r}])"
     parent = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     while not begun.exists():

@@ -227,12 +227,6 @@ def test_another_detector_is_noticed(form: str) -> None:
         list(export.compare(predictor, content, form))
 
 
-def test_torchscript_needs_no_gradient() -> None:
-    predictor = detector("original")
-    run = export.load(exported("original", "torchscript"), "torchscript")
-    assert len(run(*export.inputs_of(export.generated(predictor.cfg, 96, 128)))[0])
-
-
 @pytest.fixture(scope="module")
 def sure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, and model.onnx, of a detector with scores above 0.5."""

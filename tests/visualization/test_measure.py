@@ -119,7 +119,7 @@ def test_step_is_that_of_training(tiny_cfg, item) -> None:
 def test_image_without_objects(tiny_cfg) -> None:
     model, found = seen(tiny_cfg(), make_input(120, 200, []))
     step = training_step(model, found)
-    assert not (step.labels == 1).any() and step.losses["loss_rpn_loc"] == 0
+    assert not (step.sampled == 1).any() and step.losses["loss_rpn_loc"] == 0
     assert (step.rois.gt_classes == 3).all() and not step.targets.any()
 
 

@@ -71,20 +71,14 @@ class Reason(IntEnum):
 
 @dataclass(frozen=True)
 class MatchReasons:
-    """Labels of all anchors of an image, explained.
+    """Labels of all anchors of an image, explained."""
 
-    Attributes:
-        reason: (R,) int64 `Reason`.
-        iou: (R,) highest IoU with an object, 0 without objects.
-        best_object: (R,) the object it is the best anchor of; where it is of none, or outside, the
-            one it overlaps most; -1 without objects.
-        thresholds: IoU below which an anchor is negative, and from which it is positive.
-    """
-
-    reason: torch.Tensor
-    iou: torch.Tensor
+    reason: torch.Tensor  # (R,) int64 `Reason`
+    iou: torch.Tensor  # (R,) highest IoU with an object, 0 without objects
+    # (R,) the object it is the best anchor of; where it is of none, or outside, the one it overlaps
+    # most; -1 without objects.
     best_object: torch.Tensor
-    thresholds: tuple[float, float]
+    thresholds: tuple[float, float]  # IoU below which it is negative, and from which positive
 
 
 def explain_matches(
@@ -165,12 +159,8 @@ def draw_matches(
     _label(canvas, anchors, reasons, drawn)
 
     colours = np.array([to_rgba(_LOOKS[r].colour, _ALPHAS.get(r, 1.0)) for r in Reason])
-    axes = canvas.axes[1]
-    limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
-    extent = (0, columns * stride[0], rows * stride[1], 0)
     table = colours[spots(reasons.reason.numpy(), grid)]
-    axes.imshow(table, extent=extent, aspect="auto", interpolation="nearest")
-    axes.set(**limits)
+    canvas.overlay(table, (rows, columns), stride, 1)
     canvas.grid((rows, columns), stride, 1, 0.4)
     objects.draw(canvas, 1, texts=[str(number + 1) for number in range(len(objects.boxes))])
     return canvas
@@ -216,19 +206,12 @@ _MANY, _THIN = 12, Style(BLUE, 1.8)  # more boxes than this get thinner lines
 
 @dataclass(frozen=True)
 class Sample:
-    """A mini-batch of one image.
+    """A mini-batch of one image."""
 
-    Attributes:
-        what: "RPN anchors" or "head RoIs".
-        positive: (P, 4).
-        negative: (N, 4).
-        words: what positive and negative are called.
-    """
-
-    what: str
-    positive: BoxArray
-    negative: BoxArray
-    words: tuple[str, str] = ("positive", "negative")
+    what: str  # "RPN anchors" or "head RoIs"
+    positive: BoxArray  # (P, 4)
+    negative: BoxArray  # (N, 4)
+    words: tuple[str, str] = ("positive", "negative")  # what they are called
 
     def summary(self) -> str:
         """Say the numbers in one phrase."""

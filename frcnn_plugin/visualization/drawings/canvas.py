@@ -206,17 +206,9 @@ class Canvas:
     ) -> Place | None:
         """Write a label near a box, where no other label is.
 
-        What is labelled first gets the best place, and lies on top where there is no room.
-
-        Args:
-            box: (4,) XYXY in image pixels.
-            text: one line.
-            style: gives the background.
-            panel: its index.
-            optional: whether the label is left out rather than cover another one.
-
-        Returns:
-            The place in pixels of the panel; None where the label was left out.
+        What is labelled first gets the best place, and lies on top where there is no room; an
+        `optional` label is left out rather than cover another one. Return the place in pixels of
+        the panel; None where the label was left out.
         """
         taken = self._taken[panel]
         size = (int(text_width(text, self._letter) + 0.62 * self._letter), 1.46 * self._letter)
@@ -243,14 +235,9 @@ class Canvas:
         *,
         optional: bool = False,
     ) -> None:
-        """Draw boxes, the first one on top; see :meth:`box` and :meth:`label`.
+        """Draw boxes, (N, 4), and labels if there are any, the first one on top.
 
-        Args:
-            boxes: (N, 4) continuous XYXY in image pixels, best first.
-            styles: (N,) their looks.
-            texts: (N,) their labels, or none.
-            panel: its index.
-            optional: whether labels are left out rather than cover others.
+        See :meth:`box` and :meth:`label`.
         """
         pairs = list(zip(np.asarray(boxes, dtype=float).reshape(-1, 4), styles, strict=True))
         for box, style in reversed(pairs):
@@ -287,6 +274,21 @@ class Canvas:
                 LineCollection(lines, colors=colour, linewidths=width * factor, alpha=alpha)
             )
 
+    def overlay(
+        self,
+        values: npt.NDArray[np.floating],
+        cells: tuple[int, ...],
+        stride: tuple[float, float],
+        panel: int,
+        **look: Any,
+    ) -> None:
+        """Lay an array of values or colours over the rows and columns of :meth:`grid`."""
+        axes, (rows, columns) = self.axes[panel], cells
+        limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
+        extent = (0, columns * stride[0], rows * stride[1], 0)
+        axes.imshow(values, extent=extent, aspect="auto", interpolation="nearest", **look)
+        axes.set(**limits)
+
     def pixels(self) -> ImageArray:
         """Return the picture, (H, W, 3) uint8 BGR."""
         return np.ascontiguousarray(self._drawn()[:, :, 2::-1])
@@ -322,14 +324,9 @@ def view_around(image: ImageArray, boxes: npt.ArrayLike, margin: float = 0.0) ->
 
 
 def save_picture(path: str | os.PathLike[str], picture_bgr: ImageArray) -> Path:
-    """Write a picture; the file appears, or replaces another, only when it is complete.
+    """Write an (H, W, 3) uint8 picture to a ``.png`` or ``.jpg``, and return the path.
 
-    Args:
-        path: ends in ``.png`` or ``.jpg``; its folder is made if need be.
-        picture_bgr: (H, W, 3) uint8.
-
-    Returns:
-        The path.
+    Its folder is made if need be. The file appears, or replaces another, only when it is complete.
     """
     path = Path(path)
     content = encode(picture_bgr, path.suffix, 92)

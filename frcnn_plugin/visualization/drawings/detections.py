@@ -125,14 +125,9 @@ def draw_comparison(
 
 
 def contact_sheet(images: Sequence[ImageArray], columns: int) -> ImageArray:
-    """Put pictures on one white sheet, row by row, each in a cell that any of them fits.
+    """Put (H, W, 3) uint8 pictures of any size on one white sheet, row by row.
 
-    Args:
-        images: (H, W, 3) uint8 pictures of any size; at least one.
-        columns: pictures per row, at least one.
-
-    Returns:
-        One uint8 picture.
+    Each gets a cell that any of them fits. There must be one picture, and one column, at least.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)

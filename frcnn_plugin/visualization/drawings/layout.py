@@ -21,15 +21,9 @@ def place_label(
 ) -> Place:
     """Find room for a label: above its box, else in it, else below it, off the other labels.
 
-    Args:
-        size: width and height of the picture.
-        box: XYXY, which may leave the picture.
-        text_size: width and height of the label.
-        taken: places of other labels.
-
-    Returns:
-        The first place that is free, else the least covered one; inside the picture, unless the
-        label is larger than that.
+    Sizes are width and height, the first that of the picture, which the box may leave. Return the
+    first place that is free, else the least covered one; inside the picture, unless the label is
+    larger than that.
     """
     x1, y1, x2, y2 = (float(value) for value in box)
     width, height = text_size

@@ -20,19 +20,6 @@ _MAP = colormaps["plasma"]
 _MOST_LABELS = 6
 
 
-def overlay(
-    canvas: Canvas, values: FloatArray, cell: tuple[float, float], panel: int, most: float
-) -> None:
-    """Lay a map, (rows, columns) from 0 to `most`, over the image: dark is 0, yellow is `most`."""
-    axes, (rows, columns) = canvas.axes[panel], values.shape
-    limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
-    axes.imshow(
-        values, extent=(0, columns * cell[0], rows * cell[1], 0), aspect="auto", cmap="viridis",
-        vmin=0, vmax=max(most, 1e-9), alpha=0.8, interpolation="nearest",
-    )  # fmt: skip
-    axes.set(**limits)
-
-
 def draw_maps(
     image_bgr: ImageArray,
     maps: Sequence[tuple[str, FloatArray]],  # title and (rows, columns) of each panel
@@ -41,11 +28,14 @@ def draw_maps(
     notes: Sequence[str] = (),
     most: float | None = None,  # what is drawn brightest; None: each map's highest value
 ) -> Canvas:
-    """Draw maps over the image side by side."""
+    """Draw maps over the image side by side: dark is 0, yellow is `most`."""
     panels = [Panel(text, grey=True) for text, _ in maps]
     canvas = Canvas(image_bgr, title, notes, panels=panels, ticks=False, sides=_SMALL)
     for number, ((_, values), cell) in enumerate(zip(maps, cells, strict=True)):
-        overlay(canvas, values, cell, number, float(values.max()) if most is None else most)
+        highest = max(float(values.max()) if most is None else most, 1e-9)
+        canvas.overlay(
+            values, values.shape, cell, number, cmap="viridis", vmin=0, vmax=highest, alpha=0.8
+        )
     return canvas
 
 

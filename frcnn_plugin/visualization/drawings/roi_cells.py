@@ -29,19 +29,13 @@ _BARS = (BLUE, SKY)  # of neighbouring bins, in turn
 
 @dataclass(frozen=True)
 class PooledCells:
-    """What one RoI reads.
+    """What one RoI reads."""
 
-    Attributes:
-        rounded: (4,) first column, first row, last column + 1, last row + 1 of the cells its
-            corners are rounded to; they may lie beyond the feature map.
-        columns: (n, 2) first column and last column + 1 of each bin from left to right, on the
-            map; equal where it is empty.
-        rows: (n, 2) likewise, from top to bottom.
-    """
-
+    # (4,) first column, first row, last column + 1, last row + 1 of the cells its corners are
+    # rounded to; they may lie beyond the feature map.
     rounded: IntArray
-    columns: IntArray
-    rows: IntArray
+    columns: IntArray  # (n, 2) first and last + 1 of each bin, on the map; equal where it is empty
+    rows: IntArray  # (n, 2) likewise, from top to bottom
 
     @property
     def read(self) -> IntArray:
