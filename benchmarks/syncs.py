@@ -83,9 +83,11 @@ def _source() -> str:
     return fallback
 
 
-def _masks(index: Any) -> bool:
+def _masks(index: Any, values: torch.Tensor | None = None) -> bool:
+    """Tell whether an index is a mask; to put one number at a mask is to fill: no wait."""
     tensors = index if isinstance(index, list | tuple) else (index,)
-    return any(
+    fills = values is not None and values.numel() == 1
+    return not fills and any(
         isinstance(t, torch.Tensor) and t.dtype in (torch.bool, torch.uint8) for t in tensors
     )
 
@@ -101,7 +103,7 @@ class _Operators(_Counting, TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = func._schema.name
-        waits = name in _OPERATORS or (name in _INDEXING and _masks(args[1]))
+        waits = name in _OPERATORS or (name in _INDEXING and _masks(*args[1:3]))
         # Without output_size the repeats have to be summed.
         waits |= name == "aten::repeat_interleave" and not (kwargs or {}).get("output_size")
         if waits and not (source := _source()).startswith(_ON_CPU):

@@ -143,5 +143,5 @@ def test_no_picture_leaves_anything_in_memory() -> None:
     for _ in range(3):
         draw()
     gc.collect()
-    assert sum(isinstance(thing, Figure) for thing in gc.get_objects()) == before
+    assert sum(isinstance(thing, Figure) for thing in gc.get_objects()) <= before
     assert pyplot.get_fignums() == []
