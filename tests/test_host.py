@@ -257,6 +257,8 @@ INHERITED = {
 OF_TORCH = {
     "_exit", "_on_queue_feeder_error",  # of Python
     "_is_amx_tile_supported", "_forward_hooks", "_forward_pre_hooks", "_version",
+    "_global_forward_hooks", "_global_forward_pre_hooks", "_C", "_parameters", "_apply",
+    "_len_torch_dispatch_stack", "_are_functorch_transforms_active",
     # layers/packed.py, which tries them first
     "_convolution_pointwise", "_linear_pointwise",
     "_reorder_convolution_weight", "_reorder_linear_weight",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .packed import PackedWeight, has_amx
+from .packed import PackedLayer, has_amx
 from .winograd import TILE, Winograd
 
 # Below these, the transforms cost more than the multiplications that they save.
@@ -25,7 +25,7 @@ def _has_matrix_units() -> bool:
     return torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512") or has_amx()
 
 
-class Conv3x3(nn.Conv2d):
+class Conv3x3(PackedLayer, nn.Conv2d):
     """A 3x3 convolution that keeps the size, by Winograd's algorithm where that is faster.
 
     That is on a CPU, in float32, with many channels, while :attr:`winograd` is True. In mixed
@@ -39,13 +39,6 @@ class Conv3x3(nn.Conv2d):
             in_channels, out_channels, kernel_size=3, padding=dilation, dilation=dilation
         )
         self.winograd = False
-        self._packed = PackedWeight()
-
-    def train(self, mode: bool = True) -> Conv3x3:
-        """Switch to training, which needs the memory, or back."""
-        if mode:
-            self._packed.forget()
-        return super().train(mode)
 
     def forward(self, x: torch.Tensor, relu: bool = False) -> torch.Tensor:
         """Convolve ``x`` (N, C, H, W) to (N, O, H, W); then ReLU, in the same pass if possible."""

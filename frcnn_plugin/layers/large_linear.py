@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .packed import PackedWeight
+from .packed import PackedLayer
 
 _PART = 512  # outputs that are computed at a time without a gradient
 _MIN_BYTES = 2**25  # of a weight; for less, the C library keeps the memory
@@ -20,7 +20,7 @@ _MIN_BYTES = 2**25  # of a weight; for less, the C library keeps the memory
 _MADV_HUGEPAGE = 14  # sys/mman.h of Linux; Python's mmap has it for its own mappings only
 
 
-class LargeLinear(nn.Linear):
+class LargeLinear(PackedLayer, nn.Linear):
     """``nn.Linear`` that needs less memory and fewer page faults on CPUs.
 
     Without a gradient it is computed in parts: at each call, torch copies the weight to a layout
@@ -33,17 +33,6 @@ class LargeLinear(nn.Linear):
     In mixed precision without a gradient, with matrix units (AMX), the weight is kept in packed
     form.
     """
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        """Make the layer of ``nn.Linear``."""
-        super().__init__(in_features, out_features, bias)
-        self._packed = PackedWeight()
-
-    def train(self, mode: bool = True) -> LargeLinear:
-        """Switch to training, which needs the memory, or back."""
-        if mode:
-            self._packed.forget()
-        return super().train(mode)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (R, in) to (R, out), with the numbers and the dtype of ``nn.Linear``."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing from Python 3.11 on
+
 _PART = 512  # outputs of a fully connected layer that are packed at a time: less memory at the peak
-_SAMPLES = 16  # numbers by which a changed weight is recognised
 
 
 # Private ones of torch, for its own compiler: (re)order a weight, multiply by it. See _works.
@@ -37,7 +39,9 @@ class PackedWeight:
 
     def __init__(self) -> None:
         """Keep nothing yet."""
-        self._kept: tuple[tuple[object, ...], torch.Tensor, list[torch.Tensor]] | None = None
+        # What it was made of: memory, count of changes and shape; then some numbers and where they
+        # are; then the parts.
+        self._kept: tuple[Any, torch.Tensor, torch.Tensor, list[torch.Tensor]] | None = None
 
     def __reduce__(self) -> tuple[type[PackedWeight], tuple[()]]:
         return PackedWeight, ()
@@ -47,15 +51,23 @@ class PackedWeight:
         self._kept = None
 
     def serves(self, layer: nn.Conv2d | nn.Linear, x: torch.Tensor) -> bool:
-        """Tell whether to compute ``layer(x)`` here: no gradient, bfloat16, a CPU with AMX."""
+        """Tell whether to compute ``layer(x)`` here: no gradient, bfloat16, a CPU with AMX.
+
+        ``x`` is a batch. Where something looks at single operators, or transforms them, torch's own
+        are better; so they are if the weight is computed anew at each call, or will soon change.
+        """
         if torch.is_grad_enabled() or not torch.is_autocast_enabled("cpu"):
             return False
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if torch.jit.is_tracing() or torch.compiler.is_compiling() or _is_looked_at():
             return False
-        weight = layer.weight
+        weight = layer._parameters.get("weight")
         return (
-            weight.device.type == x.device.type == "cpu"
+            type(weight) is nn.Parameter
+            and type(x) is torch.Tensor
+            and x.dim() == (4 if weight.dim() == 4 else 2)
+            and weight.device.type == x.device.type == "cpu"
             and weight.dtype == torch.float32
+            and not (layer.training and weight.requires_grad)
             and not weight.is_inference()  # whose changes are not counted
             and torch.get_autocast_dtype("cpu") == torch.bfloat16
             and x.numel() > 0
@@ -98,14 +110,49 @@ class PackedWeight:
         self, weight: torch.Tensor, pack: Callable[[torch.Tensor], list[torch.Tensor]]
     ) -> list[torch.Tensor]:
         weight = weight.detach()
-        # A change through `.data`, as some trainers of teacher networks make it, is not counted.
         flat = weight.reshape(-1)
-        sample = flat[:: max(1, len(flat) // _SAMPLES)]
-        version = (weight.data_ptr(), weight._version, weight.shape)
-        if self._kept is None or self._kept[0] != version or not sample.equal(self._kept[1]):
-            self._kept = None  # free the old one first
-            self._kept = (version, sample.clone(), pack(weight))
-        return self._kept[2]
+        made_of = (weight.data_ptr(), weight._version, weight.shape)
+        kept = self._kept  # other threads may replace it meanwhile
+        if kept is not None and kept[0] == made_of:
+            # A change through `.data`, as some trainers make it, is not counted: look.
+            if flat.index_select(0, kept[2]).view(torch.int32).equal(kept[1]):
+                return kept[3]
+        self._kept = kept = None  # free the old one first
+        places = _diagonal(len(weight), len(flat) // len(weight))
+        numbers = flat.index_select(0, places).view(torch.int32)  # so that NaN equals itself
+        parts = pack(weight)
+        self._kept = made_of, numbers, places, parts
+        return parts
+
+
+class PackedLayer(nn.Module):
+    """A mixin for layers that have a packed weight, and free it when the mode or device changes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Make the layer that it is combined with."""
+        super().__init__(*args, **kwargs)
+        self._packed = PackedWeight()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, which needs the memory, or back."""
+        self._packed.forget()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._packed.forget()
+        return super()._apply(*args, **kwargs)
+
+
+def _diagonal(rows: int, columns: int) -> torch.Tensor:
+    """Return places in a flat matrix, at least one in each row and in each column."""
+    i = torch.arange(max(rows, columns))
+    return i % rows * columns + i % columns
+
+
+def _is_looked_at() -> bool:
+    """Tell whether operators are counted, recorded or transformed: vmap, FlopCounterMode, ..."""
+    asked = ("_len_torch_dispatch_stack", "_are_functorch_transforms_active")
+    return any(getattr(torch._C, name, int)() for name in asked)
 
 
 @functools.cache

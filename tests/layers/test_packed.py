@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.flop_counter import FlopCounterMode
 
 from frcnn_plugin.layers import Conv3x3, LargeLinear, packed
 from frcnn_plugin.layers.packed import PackedWeight
@@ -137,6 +141,102 @@ def test_a_changed_weight_is_packed_anew(make: Callable[[], Any], change: Callab
     assert is_close(infer(layer, x), expected(layer, x))
 
 
+def rows_and_columns(weight: torch.Tensor) -> list[tuple[slice | int, ...]]:
+    """Every filter and every input channel, the later ones as well."""
+    rows = [(i,) for i in range(0, len(weight), 5)] + [(len(weight) - 1,)]
+    return rows + [(slice(None), i) for i in (*range(weight.shape[1]), slice(1, None))]
+
+
+@both
+def test_a_changed_part_of_a_weight_is_seen(make: Callable[[], Any]) -> None:
+    """As by pruning through `.data` or NumPy."""
+    layer, x = make()
+    weight = layer.weight.data.clone()
+    for part in rows_and_columns(weight):
+        layer.weight.data.copy_(weight)
+        infer(layer, x)
+        kept = layer._packed._kept
+        layer.weight.detach().numpy()[part] *= 3
+        infer(layer, x)
+        assert layer._packed._kept is not kept, part
+
+
+@both
+def test_a_weight_that_is_computed_at_each_call(make: Callable[[], Any]) -> None:
+    """It may lie where the last one lay."""
+    layer, x = make()
+    weight_norm(layer)
+    for _ in range(8):
+        layer.parametrizations.weight.original0.data[3].mul_(2)
+        assert torch.equal(infer(layer, x), expected(layer, x))
+    assert layer._packed._kept is None
+
+
+@both
+def test_operators_that_are_looked_at(make: Callable[[], Any]) -> None:
+    layer, x = make()
+    infer(layer, x)
+    with FlopCounterMode(display=False) as counter:
+        infer(layer, x)
+    assert counter.get_total_flops() > 0
+    each = torch.vmap(lambda one: layer(one[None])[0])
+    assert is_close(infer(each, x).bfloat16(), expected(layer, x))  # no autocast in vmap
+    if isinstance(layer, Conv3x3):
+        assert is_close(infer(layer, x[0]), expected(layer, x[0]))  # unbatched
+
+
+@both
+def test_many_threads(make: Callable[[], Any]) -> None:
+    """One changes the weight while others infer."""
+    layer, x = make()
+
+    def work(number: int) -> None:
+        for _ in range(60):
+            infer(layer, x)
+            if number == 0:
+                layer._packed.forget()
+                in_place(layer.weight)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))  # raises what they raise
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@both
+@pytest.mark.parametrize("move", ["half", "eval", "train", "double"])
+def test_memory_is_freed(make: Callable[[], Any], move: str) -> None:
+    layer, x = make()
+    infer(layer, x)
+    assert layer._packed._kept is not None
+    getattr(nn.Sequential(layer), move)()
+    assert layer._packed._kept is None
+
+
+@both
+def test_what_trains_is_not_packed_by_a_checkpointed_forward(make: Callable[[], Any]) -> None:
+    layer, x = make()
+    layer.train()
+    infer(layer, x)
+    assert layer._packed._kept is None
+    layer.requires_grad_(False)
+    infer(layer, x)
+    assert layer._packed._kept is not None
+
+
+@both
+def test_nan_is_packed_once(make: Callable[[], Any]) -> None:
+    layer, x = make()
+    layer.weight.data.fill_(float("nan"))
+    infer(layer, x)
+    kept = layer._packed._kept
+    infer(layer, x)
+    assert layer._packed._kept is kept
+
+
 @both
 def test_loading_replacing_and_bias(make: Callable[[], Any]) -> None:
     layer, x = make()
@@ -161,9 +261,6 @@ def test_only_without_gradient_in_bfloat16(make: Callable[[], Any]) -> None:
     assert layer._packed._kept is None and layer.weight.grad is not None
     infer(layer, x)
     assert layer._packed._kept is not None
-    layer.train()  # frees the memory
-    assert layer._packed._kept is None
-    assert is_close(infer(layer, x), expected(layer, x))
 
 
 @both
@@ -235,6 +332,44 @@ def test_frozen_blocks_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     x.requires_grad_()  # as for an adversarial image: the gradient passes frozen blocks
     gradients(x)
     assert not served and x.grad is not None and x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["conv1_2", "relu1_1", "pool1", "conv2_1", "relu2_2"])
+def test_a_hook_in_a_frozen_block_may_train(name: str) -> None:
+    """An adapter, or Grad-CAM, in float32 too."""
+    net = VGG16(channels=(8, 8, 16, 16, 16), freeze_at=2).train()
+    factor = torch.ones((), requires_grad=True)
+    layer = net.get_submodule(f"conv{1 if '1_' in name else 2}.{name}")
+    layer.register_forward_hook(lambda module, inputs, out: out * factor)
+    net(torch.randn(1, 3, 45, 64))["conv5"].sum().backward()
+    assert factor.grad is not None and factor.grad != 0
+
+
+def test_hooks_on_everything_see_every_layer() -> None:
+    net = VGG16(channels=(8, 8, 16, 16, 16)).eval()
+    seen: list[nn.Module] = []
+    with torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, out: seen.append(module)
+    ):
+        infer(net, torch.randn(1, 3, 45, 64))
+    assert sum(isinstance(layer, nn.ReLU) for layer in seen) == 13
+
+
+def test_a_replaced_forward_is_called_as_it_was() -> None:
+    class Own(Conv3x3):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return super().forward(x) * 2
+
+    net = VGG16(channels=(8, 8, 16, 16, 16)).eval()
+    x = torch.randn(1, 3, 45, 64)
+    calls: list[int] = []
+    original = net.conv2.conv2_1.forward
+    net.conv2.conv2_1.forward = lambda x: calls.append(1) or original(x)
+    plain = infer(net, x)["conv5"]
+    own = Own(16, 16).eval()
+    own.load_state_dict(net.conv3.conv3_2.state_dict())
+    net.conv3.conv3_2 = own
+    assert not torch.equal(infer(net, x)["conv5"], plain) and calls == [1, 1]
 
 
 @needs_amx

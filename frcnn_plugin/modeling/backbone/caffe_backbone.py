@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling.backbone import Backbone
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 from ...errors import UserError
 from ...layers.conv3x3 import Conv3x3
@@ -118,9 +119,14 @@ class CaffeBackbone(Backbone):
 
 
 def needs_gradient(x: torch.Tensor, layers: Iterable[nn.Module]) -> bool:
-    """Tell whether there is a gradient to compute for the input or a parameter of some layers."""
+    """Tell whether there is a gradient to compute for the input or a parameter of some layers.
+
+    A hook may want one for what it returns instead of a frozen layer's result.
+    """
     return torch.is_grad_enabled() and (
-        x.requires_grad or any(p.requires_grad for layer in layers for p in layer.parameters())
+        x.requires_grad
+        or any(is_watched(layer) for layer in layers)
+        or any(p.requires_grad for layer in layers for p in layer.parameters())
     )
 
 
@@ -136,6 +142,8 @@ def steps_of(layers: Sequence[nn.Module]) -> Iterator[Callable[[torch.Tensor], t
             continue
         joined = (
             isinstance(layer, Conv3x3)
+            and type(layer).forward is Conv3x3.forward  # and nobody has replaced it
+            and "forward" not in vars(layer)
             and type(after) is nn.ReLU
             and not (torch.is_grad_enabled() or is_watched(layer) or is_watched(after))
         )
@@ -144,7 +152,8 @@ def steps_of(layers: Sequence[nn.Module]) -> Iterator[Callable[[torch.Tensor], t
 
 def is_watched(layer: nn.Module) -> bool:
     """Tell whether somebody's hook wants to see what goes into a layer or comes out of it."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+    everywhere = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or everywhere)
 
 
 def backbone_feature_sizes(
