@@ -199,8 +199,9 @@ def join_launcher() -> int:
             f"srun has started {world} processes, but MASTER_ADDR is not set: export the first "
             'machine, $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
         )
-    job = int(os.environ.get("SLURM_JOB_ID", 0))  # two may share a machine
-    port = os.environ.setdefault("MASTER_PORT", str(20000 + job % 20000))
+    job = os.environ.get("SLURM_JOB_ID", "")  # two may share a machine
+    above = int(job) % 20000 if job.isdecimal() else 0
+    port = os.environ.setdefault("MASTER_PORT", str(20000 + above))
     on_gpus, limit = torch.cuda.is_available(), DEFAULT_TIMEOUT
     what = f"process {rank} of {world} cannot meet the others at "
     what += f"MASTER_ADDR {addr}, MASTER_PORT {port}: "

@@ -89,10 +89,15 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], waits: Waits) -> Any:
     if ours and any(t.dim() for t in others) and name not in _INDEXING and name != "copy_":
         raise RuntimeError(f"{name}: tensors of the GPU and of the CPU, {_source()}")
     crosses = name == "copy_" and len(ours) == 1
-    masked = name in _INDEXING and any(
-        t.dtype in (torch.bool, torch.uint8) or not isinstance(t, GpuTensor)
-        for t in args[1]
-        if t is not None
+    fills = len(args) > 2 and name in _INDEXING and args[2].numel() == 1  # never waits
+    masked = (
+        name in _INDEXING
+        and not fills
+        and any(
+            t.dtype in (torch.bool, torch.uint8) or not isinstance(t, GpuTensor)
+            for t in args[1]
+            if t is not None
+        )
     )
     summed = name == "repeat_interleave" and not kwargs.get("output_size")
     if ours and (name in _WAITS or crosses or masked or summed):

@@ -246,6 +246,18 @@ def test_a_process_that_was_started_alone_is_told_from_others(variables: None) -
     assert launch(add, 1, args=(2, 3)) == 5
 
 
+@pytest.mark.parametrize("count", ["", "0", "x", "1"])
+def test_odd_variables_of_launchers_are_no_traceback(
+    count: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+    monkeypatch.setattr(train, "_prepare", lambda *_: [])
+    monkeypatch.setattr(train, "launch", lambda *_, **__: None)
+    _, args = cli.parse(["train"])
+    train.run(args)
+    assert args.resume is (count not in ("", "0"))
+
+
 @pytest.mark.parametrize("variables", [SRUN], indirect=True)
 def test_srun_needs_an_address(variables: None) -> None:
     with pytest.raises(UserError, match="has started 2 processes, but MASTER_ADDR is not set"):

@@ -113,7 +113,8 @@ def run_process(args: argparse.Namespace) -> Any:
 def run(args: argparse.Namespace) -> Any:
     """Check the config, then run it in as many processes as asked for, or as there are."""
     joined = join_launcher() if args.num_machines == 1 else 0
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun lost a process of this run
+    # How often torchrun has lost a process of this run.
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0"):
         args.resume, args.overwrite = not args.eval_only, False
     if joined:
         return run_rank(_run_joined, (args, comm.get_world_size() // joined))

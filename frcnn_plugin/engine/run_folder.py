@@ -80,8 +80,11 @@ def check_shared(folder: str) -> None:
     # Not the lock file: to close it would drop the lock. Nor a name that a disk may have cached.
     path = Path(folder, comm.all_gather(f".seen.{os.urandom(4).hex()}.partial")[0])
     if comm.is_main_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as e:
+            raise UserError(f"OUTPUT_DIR {folder} cannot be written: {e.strerror}") from None
     comm.synchronize()
     seen = comm.all_gather((socket.gethostname(), os.path.exists(path)))
     if comm.is_main_process():

@@ -81,6 +81,15 @@ def _batch(run: PlannedRun) -> Iterator[Finding]:
             f"SOLVER.IMS_PER_BATCH {images} cannot be divided among {run.num_processes} processes",
             f"Type SOLVER.IMS_PER_BATCH {batch}",
         )
+    else:
+        own, scaled = run.cfg.SOLVER, run.scaled.SOLVER
+        # On equal ones Detectron2 fails when it makes the scheduler.
+        if max(scaled.STEPS, default=-1) >= scaled.MAX_ITER and max(own.STEPS) < own.MAX_ITER:
+            yield _SCHEDULE.error(
+                f"SOLVER.STEPS {tuple(own.STEPS)} meets SOLVER.MAX_ITER {own.MAX_ITER} when "
+                f"{run.num_processes} processes share them: {scaled.STEPS} and {scaled.MAX_ITER}",
+                "Give a smaller SOLVER.STEPS, or more iterations",
+            )
 
 
 def _most_seen(run: PlannedRun) -> tuple[int, int, int]:

@@ -18,7 +18,7 @@ import pytest
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.engine import forget_run, lock_output, setup_cfg
-from frcnn_plugin.engine.run_folder import LOCK_FILE
+from frcnn_plugin.engine.run_folder import LOCK_FILE, check_shared
 from frcnn_plugin.errors import UserError
 
 HOLD = """
@@ -181,3 +181,19 @@ def test_starting_anew_removes_the_old_run_and_nothing_else(tmp_path: Path) -> N
     for _ in range(2):  # the second time there is nothing
         forget_run(cfg)
         assert files(tmp_path) == {*mine, *named, "link.pth"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_be_written_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Without a trace of where it was noticed; alone, a process sees what it has written."""
+    check_shared(str(tmp_path / "new"))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
+
+    def touch(*args: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "touch", touch)
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be written: {os.strerror(code)}"):
+        check_shared(str(tmp_path))

@@ -34,6 +34,15 @@ def test_batch_that_processes_cannot_share(find) -> None:
     assert "5 cannot be divided among 2 processes. Type SOLVER.IMS_PER_BATCH 4" in sentence
 
 
+def test_steps_that_meet_the_end_when_processes_share_them(find) -> None:
+    """Halved, 3 is rounded to 2, which is also half of 4."""
+    opts = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "(3,)"]
+    assert not [f for f in find(*opts) if f.level == "error"]
+    sentence = only([f for f in find(*opts, num_processes=2) if f.level == "error"], "schedule")
+    assert "SOLVER.STEPS (3,) meets SOLVER.MAX_ITER 4 when 2 processes share them" in sentence
+    assert not [f for f in find("SOLVER.STEPS", "()", num_processes=2) if f.level == "error"]
+
+
 @pytest.mark.parametrize("norm", ["SyncBN", "nnSyncBN", "naiveSyncBN", "BN"])
 def test_statistics_of_all_processes_on_cpus(plan, norm: str) -> None:
     """torch's own class raises there in the first iteration."""
