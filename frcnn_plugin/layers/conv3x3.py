@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .packed import PackedLayer, has_amx
+from .packed import PackedLayer, has_amx, is_traced
 from .winograd import TILE, Winograd
 
 # Below these, the transforms cost more than the multiplications that they save.
@@ -52,7 +52,7 @@ class Conv3x3(PackedLayer, nn.Conv2d):
         return F.relu_(out) if relu else out
 
     def _is_faster(self, x: torch.Tensor) -> bool:
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # the rest cannot be compiled
+        if is_traced():  # the rest cannot be compiled
             return False
         mixed = torch.is_autocast_enabled("cpu")
         pairs = _MIN_CHANNEL_PAIRS_MIXED if mixed else _MIN_CHANNEL_PAIRS

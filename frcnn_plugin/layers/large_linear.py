@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .packed import PackedLayer
+from .packed import PackedLayer, is_traced
 
 _PART = 512  # outputs that are computed at a time without a gradient
 _MIN_BYTES = 2**25  # of a weight; for less, the C library keeps the memory
@@ -38,7 +38,7 @@ class LargeLinear(PackedLayer, nn.Linear):
         """Map (R, in) to (R, out), with the numbers and the dtype of ``nn.Linear``."""
         if self.bias is None or x.device.type != "cpu" or x.dim() != 2:
             return super().forward(x)
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if is_traced():
             return super().forward(x)
         if torch.is_grad_enabled():
             large = self.weight.numel() * self.weight.element_size() >= _MIN_BYTES

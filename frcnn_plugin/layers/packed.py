@@ -30,6 +30,11 @@ def has_amx() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
+def is_traced() -> bool:
+    """Tell whether a graph is made of the operators, by tracing or by compiling."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
 class PackedWeight:
     """The packed weight of one layer: made at the first call, kept until the weight changes.
 
@@ -58,7 +63,7 @@ class PackedWeight:
         """
         if torch.is_grad_enabled() or not torch.is_autocast_enabled("cpu"):
             return False
-        if torch.jit.is_tracing() or torch.compiler.is_compiling() or _is_looked_at():
+        if is_traced() or _is_looked_at():
             return False
         weight = layer._parameters.get("weight")
         return (
@@ -92,7 +97,7 @@ class PackedWeight:
         return convolution(x, weight, bias, padding, stride, dilation, groups, after, [], "")
 
     def multiply(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-        """Map (R, in) to (R, out) in bfloat16."""
+        """Map (R, in) to (R, out) in bfloat16; the layer has a bias."""
         x = x.bfloat16()
 
         def pack(weight: torch.Tensor) -> list[torch.Tensor]:
@@ -100,11 +105,10 @@ class PackedWeight:
             return [reorder(part.bfloat16(), len(x)) for part in weight.split(_PART)]
 
         weights = self._get(layer.weight, pack)
-        count = len(weights)
-        biases = [None] * count if layer.bias is None else layer.bias.bfloat16().split(_PART)
+        biases = layer.bias.bfloat16().split(_PART)
         linear = _OPERATORS._linear_pointwise
         parts = [linear(x, w, b, "none", [], "") for w, b in zip(weights, biases, strict=True)]
-        return torch.cat(parts, dim=1) if count > 1 else parts[0]
+        return torch.cat(parts, dim=1)
 
     def _get(
         self, weight: torch.Tensor, pack: Callable[[torch.Tensor], list[torch.Tensor]]

@@ -49,8 +49,11 @@ def _samples_rois(run: PlannedRun) -> bool:
     return model.ROI_BOX_HEAD.POOLER_TYPE not in OPERATORS
 
 
+_MODEL = plugin_cfg().MODEL
+
+
 def _keys_of(node: str) -> list[str]:
-    return [f"MODEL.{node}.{key}" for key in plugin_cfg().MODEL[node]]
+    return [f"MODEL.{node}.{key}" for key in _MODEL[node]]
 
 
 # When keys are ignored, why, and which, with what to use instead.

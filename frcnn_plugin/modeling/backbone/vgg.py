@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...errors import UserError
 from ...host import register
 from ...layers.conv3x3 import Conv3x3
+from ...layers.packed import is_traced
 from .caffe_backbone import CaffeBackbone, is_watched, needs_gradient, steps_of
 
 # Convolutions per block, conv1_1..conv5_3.
@@ -114,8 +115,7 @@ class VGG16(CaffeBackbone):
             or (isinstance(m, _BatchNorm) and not m.training)
             for m in self.conv1
         )
-        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        plain = fixed and not (kept or watched or traced or needs_gradient(x, self.conv1))
+        plain = fixed and not (kept or watched or is_traced() or needs_gradient(x, self.conv1))
         return x.device.type == "cpu" and plain
 
     @torch.no_grad()
