@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -42,6 +43,7 @@ from .stopping import Stopped
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PATIENCE = 10  # seconds that a process has to end when it is asked to
+_LOOKUPS = 10  # of a name, a second apart, before it is taken for wrong
 _MEETING = 60  # seconds in which processes that are all there connect
 # Lines of Detectron2 that only a run's log gets: pages long, or about its own works.
 _LOG_ONLY = re.compile(
@@ -213,6 +215,7 @@ def join_launcher() -> int:
 
     too_late = threading.Timer(_MEETING, give_up)
     try:
+        _look_up(addr)  # torch would try for half an hour
         store, *_ = next(dist.rendezvous("env://", rank, world, timeout=limit))
         # torchrun keeps its store when it restarts the processes: with the addresses of dead ones.
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
@@ -222,7 +225,7 @@ def join_launcher() -> int:
         backend = "NCCL" if on_gpus else "GLOO"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
         local_ranks = comm.all_gather(local_rank)
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         text = str(error).splitlines()[0]
         raise UserError(what + text + hint * ("gloo" in text.lower())) from None
     finally:
@@ -237,6 +240,19 @@ def join_launcher() -> int:
     if on_gpus:  # that there are too few, the checks will say
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     return size
+
+
+def _look_up(host: str) -> None:
+    """Raise OSError if no machine has this name, also after a while: name servers stumble."""
+    for left in reversed(range(_LOOKUPS)):
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except OSError as error:
+            if not left:
+                hint = "use an IP address, or a name that all machines know; torchrun: --local-addr"
+                raise OSError(f"{error.strerror}; {hint}") from None
+            time.sleep(1)
 
 
 def leave_if_asked() -> None:

@@ -320,6 +320,20 @@ def test_processes_that_cannot_reach_each_other_end(
     assert "no answer in 1 s; if gloo takes the wrong network interface, set GLOO_SOCKET" in err
 
 
+@pytest.mark.parametrize("address", ["nowhere.invalid", "two words", "[::1"])
+def test_a_main_machine_that_nobody_knows(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_LOOKUPS", 1)
+    for name, value in {**TORCHRUN, "MASTER_ADDR": address}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as raised:
+        process.join_launcher()
+    line = str(raised.value)
+    assert line.startswith(f"process 1 of 2 cannot meet the others at MASTER_ADDR {address}, MAST")
+    assert line.endswith(
+        "use an IP address, or a name that all machines know; torchrun: --local-addr"
+    )
+
+
 def be_killed() -> None:
     if comm.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
