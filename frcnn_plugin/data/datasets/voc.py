@@ -318,6 +318,6 @@ class VOCSource(Source):
             lines.append(
                 f"root must be {_LAYOUT}; a relative root is looked for under "
                 f"$DETECTRON2_DATASETS ({root_in_words()}), one that starts with ./ or ../ under "
-                f"the current folder"
+                f"the current folder. For XML files in another layout: xml, not root and split"
             )
         return UserError("\n  ".join(lines))

@@ -199,6 +199,7 @@ def test_missing_folder_of_ones_own(monkeypatch, tmp_path):
     first, last = problem("own").split("\n")
     assert first == f"own: missing {tmp_path}/no"
     assert "under $DETECTRON2_DATASETS (/elsewhere), one that starts with ./" in last
+    assert last.endswith("For XML files in another layout: xml, not root and split")
 
 
 def test_missing_data_without_the_variable(monkeypatch, tmp_path):
