@@ -141,7 +141,7 @@ class FourStepHook(HookBase):
             self._log.stage = stage.previous.number  # what is measured is its result
             self.evaluate(stage.previous, model)
         self._log.stage = stage.number
-        logger.info("stage %d of %d begins: %s", stage.number, len(STAGES), stage.phase)
+        logger.info("stage %d of %d begins: %s", stage.number, len(STAGES), stage.name)
         stage_weights.begin_stage(model, stage, self._initial_weights, self._seed + stage.number)
         # From here on the convolutions must not change: noted now, compared at the end of the run.
         if "backbone" not in stage.trains and not self._shared_convolutions:
