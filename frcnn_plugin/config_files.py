@@ -335,6 +335,8 @@ def _explain_word(word: str) -> None:
     """Raise an error if a word where a key is expected is clearly something else."""
     if "=" in word:
         raise UserError(f"{word}: write {word.replace('=', ' ', 1)}, with a space instead of =")
+    if word.endswith((".yaml", ".yml")):
+        raise UserError(f"{word} is where a key is expected: write --config-file {word}")
     if not word.replace(".", "").replace("_", "").isalnum() or os.path.exists(word):
         raise UserError(
             f"{_shown(word)} is where a key is expected: overrides are pairs, KEY VALUE, a value "
@@ -391,7 +393,7 @@ def _fix(old: Any, new: Any, quote: str) -> str:
             return "write a list, [{...}]"
         items = [] if new is None else [new]
         if isinstance(new, str) and new[:1] in ("(", "[") and new[-1:] not in (")", "]"):
-            return 'it was split at its spaces: put all of it in quotes, as "(30, 40)"'
+            return 'it was split at a space or comma: put all of it in quotes, as "(30, 40)"'
         if isinstance(new, str) and "{" in new:
             # As it stands in a YAML file; an override is a Python literal.
             with contextlib.suppress(yaml.YAMLError):

@@ -20,6 +20,10 @@ from frcnn_plugin import add_frcnn_config, config_files, layers, modeling
 from frcnn_plugin.checkpoint.catalog.known_files import find
 from frcnn_plugin.cli import split_overrides
 from frcnn_plugin.cli.__main__ import GROUPS, choose, load, parse
+from frcnn_plugin.engine.setup import setup_cfg
+from frcnn_plugin.four_step.log import format_plan, plan_rows
+from frcnn_plugin.four_step.stages import build_stages
+from frcnn_plugin.preflight import PlannedRun
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
@@ -281,6 +285,13 @@ def test_every_page_is_in_the_index() -> None:
     linked = set(LINK.findall((ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert pages <= linked
+
+
+def test_the_plan_is_the_printed_one() -> None:
+    cfg = setup_cfg("frcnn://faster_rcnn_vgg16_voc.yaml", ["MODEL.DEVICE", "cpu"])
+    rows = plan_rows(cfg, build_stages(cfg), PlannedRun(cfg).model)
+    page = (ROOT / "docs" / "four_step.md").read_text(encoding="utf-8")
+    assert f"```text\n{format_plan(cfg, rows)}\n```" in page
 
 
 def test_components_page_runs() -> None:

@@ -349,6 +349,8 @@ def existing(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"there is no file {path}")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} cannot be read: you have no permission to read it")
+    if path.suffix in (".onnx", ".torchscript"):
+        raise UserError(f"{path} is an exported detector: give the checkpoint that it is from")
     return path
 
 

@@ -105,6 +105,8 @@ def choose(words: Sequence[str]) -> tuple[str, list[str]]:
     last = {name.split()[-1] for name in COMMANDS}
     close = get_close_matches(command, [*COMMANDS, *GROUPS, *last], n=1)
     meant = [name for name in COMMANDS if name.split()[-1] in close] or close
+    if command in ("eval", "evaluate", "test", "val"):
+        meant = ["train --eval-only"]
     hint = " or ".join(f"`frcnn {name}`" for name in meant)
     parser.error(
         f"there is no command {command!r}; "

@@ -80,7 +80,7 @@ def check(args: argparse.Namespace) -> None:
     if args.demo and (images or args.weights or args.boxes or args.config_file):
         raise UserError("--demo makes its own image, objects and weights: leave out the others")
     if not args.demo and len(images) != 1:
-        raise UserError(f"{len(images)} images are named: give one, or let --demo draw one")
+        raise UserError(f"name one image (there are {len(images)}), or let --demo draw one")
     args.image = images[0] if images else None
     read = {Path(path).resolve() for path in (args.image, args.boxes, args.weights) if path}
     if args.output.resolve() in read:

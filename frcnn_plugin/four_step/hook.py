@@ -134,13 +134,14 @@ class FourStepHook(HookBase):
 
     def _enter(self, stage: ScheduledStage) -> None:
         comm.synchronize()
-        self._log.stage = stage.number
-        logger.info("stage %d of %d begins: %s", stage.number, len(STAGES), stage.phase)
         model: Any = unwrap_model(self.trainer.model)
         model.eval()
         # A run that starts with a detector stage has the RPN's checkpoint but not its proposals.
         if stage.previous is not None and (stage.proposals_of or stage is not self.stages[0]):
+            self._log.stage = stage.previous.number  # what is measured is its result
             self.evaluate(stage.previous, model)
+        self._log.stage = stage.number
+        logger.info("stage %d of %d begins: %s", stage.number, len(STAGES), stage.name)
         stage_weights.begin_stage(model, stage, self._initial_weights, self._seed + stage.number)
         # From here on the convolutions must not change: noted now, compared at the end of the run.
         if "backbone" not in stage.trains and not self._shared_convolutions:

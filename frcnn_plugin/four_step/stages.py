@@ -155,7 +155,8 @@ def build_stages(cfg: CfgNode) -> list[ScheduledStage]:
         if any(not 0 < d < iters for d in drops) or list(drops) != sorted(set(drops)):
             raise UserError(
                 f"stage {stage.number}: FOUR_STEP.DROPS {list(drops)} must be growing and lie "
-                f"between 0 and its FOUR_STEP.ITERS {iters}"
+                f"between 0 and its FOUR_STEP.ITERS {iters}. With one drop after three quarters of "
+                f'each stage: FOUR_STEP.DROPS "{[[n * 3 // 4] * (n > 1) for n in node.ITERS]}"'
             )
         if stage.redraws == PREDICTOR and node.PREDICTOR_START == "continue":
             stage = replace(stage, redraws="")

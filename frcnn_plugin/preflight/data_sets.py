@@ -29,7 +29,7 @@ from ..data.proposals.files import check_proposals
 from ..errors import UserError
 from ..evaluation.class_map import class_numbers
 from .data_folders import suggest_folder
-from .finding import Finding, Subject
+from .finding import Finding, Subject, plural
 from .planned_run import PlannedRun, muted
 
 _DATA = Subject("data")
@@ -42,7 +42,10 @@ _SLICE = 4096  # bytes by which files of one size are told apart before all is r
 def check_data(run: PlannedRun) -> Iterator[Finding]:
     """Check each data set, then all of them together."""
     if not run.eval_only and not run.train:
-        yield _DATA.error("DATASETS.TRAIN is empty: name at least one data set to train on")
+        yield _DATA.error(
+            "DATASETS.TRAIN is empty: name at least one data set to train on, or a config that has "
+            "one (--config-file)"
+        )
         return
     if not run.test and not run.eval_only:
         yield _DATA.warning("DATASETS.TEST is empty: nothing is evaluated")
@@ -235,10 +238,20 @@ def _check_objects(
                 f"Correct the annotations, or delete these objects: {effect}",
             )
     classes = MetadataCatalog.get(name).get("thing_classes")
+    alike = defaultdict(list)
+    for text in classes or ():
+        alike["".join(text.casefold().split())].append(text)
+    for one, *others in alike.values():
+        if others:
+            yield _DATA.warning(
+                f"{name}: the classes {examples([one, *others])} differ in capitals or spaces only",
+                "If they are one class, add to the entry of the set: rename: "
+                f"{{{', '.join(f'{other!r}: {one!r}' for other in others)}}}",
+            )
     absent = [c for i, c in enumerate(classes or ()) if i not in numbers]
     if absent and name in run.train:
         yield _DATA.warning(
-            f"{name}: no object of {len(absent)} classes ({examples(absent)})",
+            f"{name}: no object of {plural(len(absent), 'class')} ({examples(absent)})",
             "A detector cannot learn them: check the names, or leave them out of the class list",
         )
 

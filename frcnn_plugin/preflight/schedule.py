@@ -218,10 +218,10 @@ def find_preset(config_file: str) -> tuple[str, CfgNode] | None:
 def _describe(run: PlannedRun) -> str:
     cfg = run.scaled
     _, seen, images = _most_seen(run)
-    passes = f"{seen / images:,.1f} passes over {images:,}" if images else "images unknown"
+    passes = f"{seen / images:,.1f} passes over {images:,}" if images else "images not counted"
     if cfg.FOUR_STEP.ENABLED:
         stages = ", ".join(f"{s.number}: {s.iters:,} x {s.images}" for s in build_stages(cfg))
-        what = f"four stages (iterations x images: {stages}; up to {passes})"
+        what = f"four stages (iterations x images: {stages}; {'up to ' * bool(images)}{passes})"
     else:
         each = plural(cfg.SOLVER.IMS_PER_BATCH, "image")
         what = f"{cfg.SOLVER.MAX_ITER:,} iterations of {each} ({passes})"

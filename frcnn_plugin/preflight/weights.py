@@ -226,8 +226,8 @@ def _compare(run: PlannedRun, file: str) -> Iterator[Finding]:
         state = run.model.state_dict()
         number = sum(state[name].numel() for name in fully)
         text = (
-            f"fc6 and fc7 start at random, as {file} lacks them: your images alone teach their "
-            f"{number / 1e6:.3g} M parameters, which takes longer than from ImageNet's"
+            f"fc6 and fc7 start at random, as {file} has none of this shape: your images alone "
+            f"teach their {number / 1e6:.3g} M parameters, which takes longer than from ImageNet's"
         )
         fix = f"To have fewer: MODEL.ROI_BOX_HEAD.FC_DIM 512 (it is {dim}), or see docs/weights.md"
         yield _WEIGHTS.ok(text) if dim <= _NARROW else _WEIGHTS.warning(text, fix)

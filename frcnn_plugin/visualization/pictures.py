@@ -410,7 +410,7 @@ def funnel_of(seen: ForwardPass, objects: Objects, count: int = 100) -> Canvas:
         (f"top {left['pre_nms']}, NMS: {left['nms']}, top {left['proposals']}", kept),
     ]
     notes = [
-        f"{image.resized}; {int(seen.inside.sum())} anchors lie inside, those train",
+        f"{image.resized}; {int(seen.inside.sum())} anchors lie inside and are trained on",
         f"the {count} boxes of the highest scores of each step",
     ]
     drawn = [(text, image.to_image(boxes.cpu())) for text, boxes in steps]

@@ -292,6 +292,15 @@ def test_pickles_of_detectron_and_its_successor(tmp_path: Path, protocol: int) -
             assert np.array_equal(tensor.numpy(), theirs["model"][name])
 
 
+@pytest.mark.parametrize("suffix", ["onnx", "torchscript"])
+def test_exported_detector(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"model_final.{suffix}"
+    file.write_bytes(b"x")
+    for read in (peek, read_checkpoint):
+        with pytest.raises(UserError, match=rf"{suffix} is an exported detector: give the check"):
+            read(file)
+
+
 def test_folder_and_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a folder: name a file in it, such as .*model_final"):
         read_checkpoint(tmp_path)

@@ -129,8 +129,8 @@ def test_training_size_is_that_of_testing(image: Path, subjects: list[Subject]) 
 @pytest.mark.parametrize(
     "words, problem",
     [
-        ((), "0 images are named: give one, or let --demo draw one"),
-        (("IMAGE", "IMAGE"), "2 images are named"),
+        ((), "name one image (there are 0), or let --demo draw one"),
+        (("IMAGE", "IMAGE"), "name one image (there are 2)"),
         (("--demo", "IMAGE"), "--demo makes its own image"),
         (("--demo", "--boxes", "XML"), "--demo makes its own image"),
         (("XML",), "cannot be read as an image"),

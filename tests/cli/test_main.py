@@ -63,6 +63,7 @@ def test_options_may_look_like_commands() -> None:
         ("wieghts convert", "did you mean `frcnn weights`?"),
         ("weights conver", "there is no command 'weights conver'; did you mean `frcnn weights c"),
         ("download", "did you mean `frcnn weights download`?"),
+        ("evaluate", "did you mean `frcnn train --eval-only`?"),
         ("convert", "did you mean `frcnn weights convert` or `frcnn proposals convert`?"),
         ("xyz", "there is no command 'xyz'; `frcnn --help` lists the commands"),
         ("--verbose", "unrecognized arguments: --verbose"),

@@ -184,6 +184,9 @@ def test_every_line_names_the_stage(finished: Run) -> None:
     assert numbers == sorted(numbers) and set(numbers) == {1, 2, 3, 4}
     assert not lines[0].startswith("[stage ") and not lines[-1].startswith("[stage ")
     assert not any(line.count("[stage ") > 1 for line in lines)
+    # A result is that of the stage in front of it.
+    for stage, words in ((1, "proposal recall"), (2, "mean AP50"), (3, "proposal recall")):
+        assert any(line.startswith(f"[stage {stage}/4]") and words in line for line in during)
 
 
 def test_losses_of_another_stage_are_not_printed(finished: Run) -> None:

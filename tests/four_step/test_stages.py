@@ -118,6 +118,7 @@ def test_nothing_changes_when_it_is_off() -> None:
     [
         (["FOUR_STEP.ITERS", [1, 2, 3]], r"FOUR_STEP.ITERS is \[1, 2, 3\]: it needs four entries"),
         (["FOUR_STEP.DROPS", [[80000], [1], [1], [1]]], r"stage 1: FOUR_STEP.DROPS \[80000\]"),
+        (["FOUR_STEP.ITERS", [8, 4, 8, 1]], r'FOUR_STEP.DROPS "\[\[6\], \[3\], \[6\], \[\]\]"$'),
         (["FOUR_STEP.DROPS", [[9, 5], [1], [1], [1]]], r"must be growing"),
         (["FOUR_STEP.ITERS", [0, 9, 9, 9]], r"stage 1: .*leave stages out with FOUR_STEP.START_AT"),
         (["FOUR_STEP.START_AT", 3, "FOUR_STEP.STOP_AFTER", 2], r"growing numbers from 1 to 4"),

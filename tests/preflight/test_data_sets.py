@@ -196,6 +196,15 @@ def test_class_without_objects(find, shapes: Path) -> None:
     assert "no object of 2 classes (square, triangle)" in findings[1].sentence
 
 
+def test_classes_that_differ_in_capitals(find, shapes: Path) -> None:
+    register("theirs", one_object(shapes), ["circle", "Circle ", "CIRCLE", "circles"])
+    sentence = only(
+        [f for f in find(*trained_on("theirs", 4)) if "capitals" in f.text], "data", "warning"
+    )
+    assert "the classes circle, Circle , CIRCLE differ" in sentence
+    assert "rename: {'Circle ': 'circle', 'CIRCLE': 'circle'}" in sentence
+
+
 def test_truncated_image(find, shapes: Path) -> None:
     name = (shapes / "ImageSets" / "Main" / "test.txt").read_text().split()[0]
     image = shapes / "JPEGImages" / f"{name}.jpg"

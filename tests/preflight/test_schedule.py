@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,13 @@ def test_processes_scale_the_rate_themselves(plan) -> None:
         "600 iterations of 4 images (480.0 passes over 5) in 2 processes, learning rate 0.02"
         in finding.text
     )
+
+
+@pytest.mark.parametrize("config", [DEMO, FOUR_STEPS])
+def test_images_that_are_missing_are_not_counted(plan, shapes: Path, config: str) -> None:
+    shutil.rmtree(shapes / "JPEGImages")
+    (finding,) = (f for f in check_solver(plan(config=config)) if f.level == "ok")
+    assert "images not counted) in 1 process" in finding.text and "up to" not in finding.text
 
 
 def test_four_steps_in_several_processes(plan) -> None:

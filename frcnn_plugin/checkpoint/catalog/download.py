@@ -183,7 +183,10 @@ def _fetch(url: str, file: RemoteFile, part: Path) -> None:
             again = error.response.status_code in _BUSY
         except requests.RequestException as error:
             received = _size(part)
-            problem = f"the connection failed after {received} bytes ({error})"
+            # Of urllib3's objects and addresses within one another: what went wrong.
+            cause = getattr(error.args[0], "reason", None) if error.args else None
+            why = str(cause).split(": ", 1)[-1] if cause else error
+            problem = f"the connection failed after {received} bytes ({why})"
             again = attempt > 0 or received > kept  # without a network, waiting does not help
         if not again:
             raise _Failed(problem)

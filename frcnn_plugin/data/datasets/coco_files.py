@@ -6,6 +6,8 @@ Differs from Detectron2's own loader, which takes all that it reads for granted:
   object stays;
 - boxes are clipped to their image as those of XML files are;
 - objects with ``ignore`` 1 count as crowds, instead of ending the run;
+- what other tools write is understood: ids that are numbers in one list and texts in the other, and
+  the backslashes of Windows in file names;
 - COCO's metric sees annotations numbered from 1, as it takes the number 0 for "not matched", and
   with the ``iscrowd`` and ``area`` that the file lacks: 0, and width times height of the box.
 """
@@ -58,6 +60,8 @@ def read_coco(
         UserError: for the first thing that is wrong.
     """
     content = _parse(json_file)
+    if not for_detectron2:
+        _understand(content, image_root)
     files = _check_images(json_file, content["images"], image_root)
     names = _category_names(json_file, content["categories"])
     annotations = content["annotations"] or ()
@@ -119,9 +123,31 @@ def _parse(json_file: str) -> dict[str, Any]:
     if missing:
         raise UserError(
             f"{json_file}: not COCO's format for detection: it needs the lists "
-            f"{', '.join(_LISTS)}; missing {', '.join(missing)}"
+            f"{', '.join(_LISTS)}; missing {', '.join(missing)}. Export or convert it to COCO's"
         )
     return {key: lists.get(key) for key in _LISTS}
+
+
+def _understand(content: Mapping[str, Any], image_root: str) -> None:
+    """Change in place, before the checks, what has one meaning only though it is not as it should.
+
+    An id ``"7"`` is 7 if the ids that it refers to are numbers, and the other way round. A file
+    name has slashes for backslashes if there is such a file, and none with backslashes.
+    """
+    for what, key in (("images", "image_id"), ("categories", "category_id")):
+        ids = [entry.get("id") for entry in content[what] if isinstance(entry, dict)]
+        known = {str(value): value for value in ids if _is_id(value)}
+        right = set(known.values())
+        for entry in content["annotations"] or ():
+            value = entry.get(key) if isinstance(entry, dict) else None
+            if _is_id(value) and value not in right:
+                entry[key] = known.get(str(value), value)
+    for entry in content["images"]:
+        name = entry.get("file_name") if isinstance(entry, dict) else None
+        if isinstance(name, str) and "\\" in name and "\0" not in name:
+            here = name.replace("\\", "/")
+            given, found = (os.path.isfile(os.path.join(image_root, n)) for n in (name, here))
+            entry["file_name"] = here if found and not given else name
 
 
 def _check_entries(json_file: str, what: str, entries: Sequence[Any], *keys: str) -> None:

@@ -300,13 +300,14 @@ class VOCSource(Source):
 
     def _missing(self, path: Path) -> UserError:
         """Describe a missing ``path``: layouts that are accepted, and where the data come from."""
-        lines = [f"{self.name}: missing {path}", f"DETECTRON2_DATASETS is {root_in_words()}"]
+        lines = [f"{self.name}: missing {path}"]
         if path.parent.name == "Main":
             found = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
             lines.append(f"Image sets found: {', '.join(found[:10]) or 'none'}")
         if self.official:
             year = f"VOC{self.year}"
             lines += [
+                f"DETECTRON2_DATASETS is {root_in_words()}",
                 f"Accepted layouts: $DETECTRON2_DATASETS/VOCdevkit/{year} and "
                 f"$DETECTRON2_DATASETS/{year}, {_LAYOUT}",
                 f"Extract the official archives {_ARCHIVES if self.annotated else _TEST_ARCHIVE} "
@@ -316,6 +317,7 @@ class VOCSource(Source):
         else:
             lines.append(
                 f"root must be {_LAYOUT}; a relative root is looked for under "
-                f"$DETECTRON2_DATASETS, one that starts with ./ or ../ under the current folder"
+                f"$DETECTRON2_DATASETS ({root_in_words()}), one that starts with ./ or ../ under "
+                f"the current folder. For XML files in another layout: xml, not root and split"
             )
         return UserError("\n  ".join(lines))

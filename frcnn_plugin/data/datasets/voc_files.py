@@ -251,8 +251,8 @@ def classes_in_folder(folder: Path) -> tuple[str, ...]:
         names.update(obj.name for obj in read_annotation(folder / file).objects)
     if not names:
         raise UserError(
-            f"classes: auto found no object in the {len(files)} XML files in {folder}: is it the "
-            f"right folder?"
+            f"classes: auto found no object in the {len(files)} XML files in {folder}: name the "
+            f"folder of VOC's XML files. Other formats have to be converted to VOC's or COCO's"
         )
     return tuple(sorted(names))
 

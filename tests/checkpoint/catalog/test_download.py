@@ -218,6 +218,7 @@ def test_nothing_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module.time, "sleep", lambda seconds: pytest.fail("waited"))
     message = fails(RemoteFile(file_name="w.bin", urls=(url,)), tmp_path / "w.bin")
     assert "w.bin: the connection failed after 0 bytes (" in message and "refused" in message
+    assert "Max retries" not in message and "HTTPConnection" not in message
 
 
 def test_silent_server_counts_as_dropped(

@@ -83,6 +83,40 @@ def test_expected_classes(register, content):
         check_datasets(["other"], 1)
 
 
+@pytest.mark.parametrize("texts", ["of annotations", "of images and categories"])
+def test_ids_that_are_texts_in_one_list(register, content, texts):
+    register(content, name="right")
+    lists = ("images", "categories") if texts != "of annotations" else ()
+    for entry in [entry for name in lists for entry in content[name]]:
+        entry["id"] = str(entry["id"])
+    for entry in content["annotations"] if not lists else ():
+        entry |= {key: str(entry[key]) for key in ("image_id", "category_id")}
+    register(content)
+    check_datasets(["mine"], 2, train=["mine"])
+    right, mine = ([d["annotations"] for d in DatasetCatalog.get(n)] for n in ("right", "mine"))
+    assert [len(objects) for objects in mine] == [2, 0]
+    assert {str(o["bbox"]): o["category_id"] for o in right[0]}.keys() == {
+        str(o["bbox"]) for o in mine[0]
+    }
+    names = [MetadataCatalog.get(n).thing_classes for n in ("right", "mine")]
+    for one, other in zip(right[0], mine[0], strict=True):
+        assert names[0][one["category_id"]] == names[1][other["category_id"]]
+    content["annotations"][0]["image_id"] = "9"
+    register(content, name="wrong")
+    with pytest.raises(UserError, match="annotation 1 is of image_id '9', which is not in images"):
+        check_datasets(["wrong"], 2)
+
+
+def test_file_names_of_windows(register, content, tmp_path):
+    content["images"][0]["file_name"] = "day\\a.jpg"
+    register(content)
+    check_datasets(["mine"], 2, train=["mine"])
+    assert DatasetCatalog.get("mine")[0]["file_name"] == f"{tmp_path}/images/day/a.jpg"
+    write_image(tmp_path / "images" / "day\\a.jpg")  # of this very name: it is meant
+    register(content, name="odd")
+    assert DatasetCatalog.get("odd")[0]["file_name"] == f"{tmp_path}/images/day\\a.jpg"
+
+
 def test_voc_metric(register, content):
     register(content, evaluator="voc")
     assert MetadataCatalog.get("mine").evaluator_type == "voc"
@@ -152,9 +186,9 @@ def edit(path, value):
         (edit(["annotations"], NULL), "annotations; missing annotations"),
         (edit(["annotations", 0, "id"], [1]), "id of an annotation must be a whole number or a te"),
         (edit(["annotations", 0, "image_id"], [1]), r"annotation 1 is of image_id \[1\], which is"),
-        (edit(["annotations", 0, "image_id"], "1"), "annotation 1 is of image_id '1', which is"),
+        (edit(["annotations", 0, "image_id"], "x"), "annotation 1 is of image_id 'x', which is"),
         (edit(["annotations", 0, "category_id"], {}), r"annotation 1 has category_id {}, which is"),
-        (edit(["annotations", 0, "category_id"], "3"), r"category_id '3', .*\(3 cat, 8 dog\)"),
+        (edit(["annotations", 0, "category_id"], "x"), r"category_id 'x', .*\(3 cat, 8 dog\)"),
         (edit(["annotations", 0, "id"], "1"), "all numbers or all texts; 1 of 2 are texts .*'1'"),
         (edit(["images", 0, "id"], True), "id of an image must be a whole number or a text"),
         (edit(["images", 0, "width"], "100"), "width and height of image 1 must .* got '100'"),

@@ -192,6 +192,16 @@ def test_missing_data_says_all_one_needs(monkeypatch, tmp_path, missing):
         assert part in message
 
 
+def test_missing_folder_of_ones_own(monkeypatch, tmp_path):
+    """Its path is not below $DETECTRON2_DATASETS, so what that is comes last."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/elsewhere")
+    register_from_config_entries([{"name": "own", "root": str(tmp_path / "no"), "split": "train"}])
+    first, last = problem("own").split("\n")
+    assert first == f"own: missing {tmp_path}/no"
+    assert "under $DETECTRON2_DATASETS (/elsewhere), one that starts with ./" in last
+    assert last.endswith("For XML files in another layout: xml, not root and split")
+
+
 def test_missing_data_without_the_variable(monkeypatch, tmp_path):
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
     monkeypatch.chdir(tmp_path)
