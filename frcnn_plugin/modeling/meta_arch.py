@@ -14,7 +14,7 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from ..host import register
 from ..layers.conv3x3 import Conv3x3
 from ..plain_pickle import load_mat
@@ -100,11 +100,7 @@ class PaperRCNN(GeneralizedRCNN):
         for name in freeze:
             self._freeze(name)
         self._drawn_at = -1  # iteration of the last picture
-        if inference_dtype not in DTYPES:
-            raise UserError(
-                f"MODEL.PAPER_RCNN.INFERENCE_DTYPE is '{inference_dtype}': use one of "
-                f"{', '.join(DTYPES)}"
-            )
+        check_choice("MODEL.PAPER_RCNN.INFERENCE_DTYPE", inference_dtype, DTYPES)
         self.inference_dtype = DTYPES[inference_dtype]
         self.amp_on_cpu = amp_on_cpu
         for module in self.modules():
@@ -136,8 +132,7 @@ class PaperRCNN(GeneralizedRCNN):
         Raises:
             UserError: unknown phase.
         """
-        if phase not in PHASES:
-            raise UserError(f"MODEL.PAPER_RCNN.PHASE is '{phase}': use one of {', '.join(PHASES)}")
+        check_choice("MODEL.PAPER_RCNN.PHASE", phase, PHASES)
         self.phase = phase
 
     @classmethod

@@ -19,7 +19,7 @@ from PIL import Image
 from ..checkpoint.checkpointer import AtomicCheckpointer
 from ..data.loading.image_reader import image_pixels, read_image
 from ..data.loading.mappers import augment, with_resize
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from ..modeling import PaperRCNN
 from .config import predictor_cfg
 
@@ -271,8 +271,7 @@ class FasterRCNNPredictor:
         run: Callable[[Batch], list[Instances]],
     ) -> list[Instances]:
         """Run on the images that share a network size at once; results in the images' order."""
-        if image_format not in ("BGR", "RGB"):
-            raise UserError(f"image_format is '{image_format}': use BGR or RGB")
+        check_choice("image_format", image_format, ("BGR", "RGB"))
         single = isinstance(images, str | os.PathLike | Image.Image)
         single = single or (isinstance(images, np.ndarray) and images.ndim < 4)
         several: Any = [images] if single else images
