@@ -21,8 +21,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..atomic_files import replacing
 from ..errors import UserError
 from ..modeling.backbone.caffe_backbone import CaffeBackbone
-from ..modeling.roi_heads.box_head import FC6FC7Head
-from ..modeling.roi_heads.rfcn import RFCNConvs
 from .catalog.download import PREFIX
 from .catalog.known_files import find
 from .conversion import (
@@ -254,7 +252,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
                     f"{prefix}.{n}" for n, m in module.named_modules() if isinstance(m, _NORMS)
                 ]
                 check_layers(loaded, type(module).__name__, "normalisations", norms, _PLAIN)
-            elif _has_fc(module) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
+            elif getattr(module, "has_fc", False) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
                 layers, name = [f"{prefix}.fc6", f"{prefix}.fc7"], type(module).__name__
                 check_layers(loaded, name, "fully connected layers", layers, _FROM_RANDOM)
         frozen = [n for n in loaded.missing if is_in(n, cfg.MODEL.PAPER_RCNN.FREEZE)]
@@ -272,11 +270,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not (self.save_dir and self.has_checkpoint()):
             return ""
         return f". {name_another(self.save_dir)}"
-
-
-def _has_fc(module: nn.Module) -> bool:
-    """Tell whether a module is a box head that begins with fc6 and fc7 of ImageNet."""
-    return isinstance(module, FC6FC7Head) or (isinstance(module, RFCNConvs) and module.has_fc)
 
 
 def _converted(result: Conversion) -> dict[str, Any]:
