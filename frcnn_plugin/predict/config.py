@@ -11,8 +11,8 @@ from detectron2.config import CfgNode
 from ..checkpoint.checkpointer import class_names
 from ..checkpoint.metadata import Metadata
 from ..checkpoint.read import local_file, read_metadata
-from ..config_files import saved_config
-from ..engine.setup import merge_overrides, setup_cfg
+from ..config_files import merge_overrides, saved_config
+from ..engine.setup import setup_cfg, use_cpu_without_cuda
 from ..errors import UserError
 from ..four_step.evaluation import stage_of
 from ..four_step.stages import STAGES
@@ -58,7 +58,7 @@ def predictor_cfg(
         merge_overrides(cfg, opts)
     if device is not None:
         cfg.MODEL.DEVICE = _checked_device(device)
-        merge_overrides(cfg, ())  # without CUDA, the CPU
+    use_cpu_without_cuda(cfg)
     if score_threshold is not None:
         if not 0 <= score_threshold <= 1:
             raise UserError(f"the score threshold is {score_threshold}: it must be from 0 to 1")
