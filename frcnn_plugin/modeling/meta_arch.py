@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -140,22 +140,13 @@ class PaperRCNN(GeneralizedRCNN):
         """Read the arguments of :meth:`__init__`.
 
         Raises:
-            UserError: boxes are scaled by inclusive corners, but detections are not scaled back so;
-                the ROI heads do not know ``PYRAMID``.
+            UserError: see :func:`scaling_problems`; the ROI heads do not know ``PYRAMID``.
         """
         ret = {"pyramid": check_pyramid(cfg), **super().from_config(cfg)}
+        for problem, fix in scaling_problems(cfg, ours=True):
+            raise UserError(f"{problem}. {fix}")
         ret["inclusive_boxes"] = cfg.INPUT.BOX_SCALING == "inclusive"
-        if ret["inclusive_boxes"] and not cfg.MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE:
-            raise UserError(
-                "INPUT.BOX_SCALING inclusive goes with MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True, "
-                "which scales detections back in the same way"
-            )
         ret["corner_boxes"] = cfg.INPUT.BOX_SCALING == "corners"
-        if ret["corner_boxes"] and (cfg.MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE or cfg.MODEL.MASK_ON):
-            raise UserError(
-                "INPUT.BOX_SCALING corners goes with MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False and "
-                "MODEL.MASK_ON False, as detections are scaled back in the same way"
-            )
         for key in (
             "ONE_BY_ONE",
             "CHANNELS_LAST",
@@ -397,6 +388,26 @@ class PaperRCNN(GeneralizedRCNN):
         size = image.shape[-2:]
         mean = F.interpolate(self.mean_image[None], size, mode="bilinear", align_corners=False)[0]
         return self._move_to_current_device(image).float() - mean + self.pixel_mean
+
+
+def scaling_problems(cfg: CfgNode, *, ours: bool) -> Iterator[tuple[str, str]]:
+    """Say what ``INPUT.BOX_SCALING`` does not go with, as detections are scaled back alike.
+
+    Yields what is wrong, with the key to change; `ours`: the model is a :class:`PaperRCNN`.
+    """
+    scaling, model = cfg.INPUT.BOX_SCALING, cfg.MODEL
+    if scaling == "corners" and (model.ROI_BOX_HEAD.DECODE_IN_IMAGE or model.MASK_ON or not ours):
+        yield (
+            "INPUT.BOX_SCALING is 'corners', which goes with MODEL.META_ARCHITECTURE PaperRCNN, "
+            "MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False and MODEL.MASK_ON False only",
+            "Type INPUT.BOX_SCALING continuous, or MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False",
+        )
+    if scaling == "inclusive" and not (ours and model.ROI_BOX_HEAD.DECODE_IN_IMAGE):
+        yield (
+            "INPUT.BOX_SCALING is 'inclusive', which goes with MODEL.META_ARCHITECTURE PaperRCNN "
+            "and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True only",
+            "Type INPUT.BOX_SCALING continuous, or MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True",
+        )
 
 
 def read_mean_image(path: str) -> torch.Tensor | None:
