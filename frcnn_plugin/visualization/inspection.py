@@ -127,13 +127,8 @@ class BoxRules:
         """Return which anchors are trained on, (R,) bool."""
         return inside_image(anchors.tensor, image_size, self.rpn.anchor_boundary_thresh)
 
-    def labels(self, anchors: Boxes, instances: Instances) -> torch.Tensor:
-        """Label anchors before sampling: (R,) int8, 1 positive, 0 negative, -1 ignored."""
-        labels, _ = self.rpn.label_anchors(anchors, instances)
-        return labels
-
     def sampled_labels(self, anchors: Boxes, instances: Instances, seed: int) -> torch.Tensor:
-        """Label one mini-batch: as :meth:`labels`, -1 also where an anchor is not drawn."""
+        """Label one mini-batch, (R,) int8: 1 positive, 0 negative, -1 ignored or not drawn."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             (labels,), _ = self.rpn.label_and_sample_anchors([anchors], [instances])
