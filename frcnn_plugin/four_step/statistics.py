@@ -24,7 +24,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from detectron2.utils import comm
 
-from ..data.datasets.arguments import progress
+from ..data.datasets.arguments import objects_that_count, progress
 from ..data.loading.train_loader import training_dicts
 from ..errors import UserError
 from ..modeling import box_ops
@@ -287,7 +287,7 @@ def _ground_truth(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return boxes (G, 4) float64, original-image pixels, and classes (G,) that are trained on."""
     height, width = _size(record)
-    annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+    annotations = objects_that_count(record)
     corners = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     boxes = torch.from_numpy(np.asarray(corners, dtype=np.float64).reshape(-1, 4))
     boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
