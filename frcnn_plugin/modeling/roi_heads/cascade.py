@@ -166,7 +166,7 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
         if not self.training:
             return rois, losses
         # The head of masks has one set of RoIs in training, as in Detectron2: those of head 1.
-        losses.update(head_losses(self, features, rois, ("mask", "keypoint")))
+        losses.update(head_losses(self, features, rois, "mask", "keypoint"))
         return rois, losses
 
     def _box_losses(
