@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,6 @@ from .matching import (
     check_may_lack,
     check_preprocessing,
     check_shapes,
-    check_statistics,
     is_in,
 )
 from .metadata import KEY, Metadata, Preprocessing
@@ -198,11 +198,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
         # Also where another project has given the layer more classes, but not its statistics.
         fits = {n for n, w in weights.items() if n in own and own[n].shape == w.shape}
         lost = [
-            owner
+            owner.rstrip(".")
             for owner, layer in owners.items()
             if f"{layer}.weight" in fits and f"{owner}target_statistics.mean" not in fits
         ]
-        check_statistics(self._file, lost)
+        if lost:
+            raise UserError(
+                f"{self._file} has box target statistics, which {' and '.join(lost)} of the model "
+                "cannot use, so that its boxes would be wrong. Fold them into the weights: frcnn "
+                f"weights convert {shlex.quote(self._file)} folded.pth --fold"
+            )
         return incompatible
 
     def _placed(self, weights: dict[str, Any]) -> dict[str, Any]:
