@@ -193,17 +193,9 @@ class TargetStatistics(nn.Module):
                 f"{channels} channels {'with' if layer.bias is not None else 'without'} bias"
             )
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load; weights that come without statistics have none, also for `strict`."""
+        error_msgs: list[str] = args[-1]
         mean, std = state_dict.get(f"{prefix}mean"), state_dict.get(f"{prefix}std")
         if mean is None and std is None:
             return  # see clear_unless_in
@@ -216,9 +208,7 @@ class TargetStatistics(nn.Module):
             except UserError as e:
                 error_msgs.append(f"{prefix}*: {e}")
                 return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def is_neutral(mean: torch.Tensor, std: torch.Tensor) -> bool:
