@@ -15,6 +15,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -314,6 +315,22 @@ def names_detector(cfg: CfgNode) -> bool:
     if weights.startswith(PREFIX):
         return find(weights.removeprefix(PREFIX)).is_detector
     return bool(weights)
+
+
+def load_model(cfg: CfgNode, *, unused: str = "") -> nn.Module:
+    """Build the model of a config with ``MODEL.WEIGHTS``, for inference.
+
+    The weights of a sub-module that is `unused`, such as "roi_heads", may be missing. A UserError
+    says that others are, or that there are none.
+    """
+    if not names_detector(cfg):
+        given = f"{cfg.MODEL.WEIGHTS} is no detector" if cfg.MODEL.WEIGHTS else "no weights given"
+        raise UserError(
+            f"{given}. Add MODEL.WEIGHTS path/to/model_final.pth, the weights of a trained detector"
+        )
+    model: nn.Module = build_model(cfg)
+    AtomicCheckpointer(model, cfg=cfg, evaluating=True, unused=unused).load(cfg.MODEL.WEIGHTS)
+    return model.eval()
 
 
 def preprocessing(cfg: CfgNode) -> Preprocessing:

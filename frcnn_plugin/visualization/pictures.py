@@ -22,6 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import GenericMask
 
+from ..checkpoint.checkpointer import load_model
 from ..data.loading.mappers import build_mapper
 from ..data.proposals.files import Proposals
 from ..errors import UserError
@@ -43,7 +44,6 @@ from .inspection import (
     InspectedImage,
     detect,
     has_rpn_weights,
-    load_model,
     propose,
     sample_rois,
     with_training_proposals,

@@ -8,12 +8,12 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.checkpoint.checkpointer import load_model
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.visualization.inspection import (
     BoxRules,
     detect,
-    load_model,
     propose,
     sample_rois,
     with_training_proposals,
