@@ -356,10 +356,8 @@ class PaperRPN(RPN):
         )
         boxes = [s.boxes for s in selections]
         if self.proposal_gradient and self.training and torch.is_grad_enabled():
-            all_anchors, all_deltas = (
-                Boxes.cat(anchors).tensor,
-                torch.cat(pred_anchor_deltas, dim=1),
-            )
+            all_anchors = Boxes.cat(anchors).tensor
+            all_deltas = torch.cat(pred_anchor_deltas, dim=1)
             boxes = [
                 decode_with_gradient(
                     deltas[s.indices],
