@@ -68,7 +68,7 @@ def register_source(source: Any) -> bool:
 
 
 def objects_that_count(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the objects of an image that are trained on: all but difficult and crowd ones."""
+    """Return the objects of an image that are trained on: no crowds, nor what is marked as one."""
     return [obj for obj in record.get("annotations", ()) if not obj.get("iscrowd", 0)]
 
 
