@@ -303,5 +303,6 @@ def _dump_process(
     tune_process()
     _setup_logging()
     cfg = _dump_cfg(args)
+    model = load_model(cfg)
     loader = build_test_loader(cfg, pending)
-    inference_on_dataset(load_model(cfg), loader, ShardWriter(shards, SHARD_SIZE, args.dataset))
+    inference_on_dataset(model, loader, ShardWriter(shards, SHARD_SIZE, args.dataset))

@@ -66,7 +66,7 @@ class FasterRCNNPredictor:
         self.cfg, self.class_names = predictor_cfg(
             self._weights, config_file, opts, device=device, score_threshold=score_threshold
         )
-        self.model = load_model(self.cfg)
+        self.model: Any = load_model(self.cfg)
         sizes = self.cfg.INPUT
         # As in Detectron2's DefaultPredictor.
         edge = T.ResizeShortestEdge([sizes.MIN_SIZE_TEST, sizes.MIN_SIZE_TEST], sizes.MAX_SIZE_TEST)
