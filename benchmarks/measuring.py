@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +24,7 @@ from benchmarks.weights import RandomWeights
 from benchmarks.work import Spec, Work
 from frcnn_command import wait_briefly
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.process import peak_memory, tune_process
+from frcnn_plugin.process import tune_process
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +42,16 @@ _BESIDE = " beside others"
 
 def peak() -> dict[str, float]:
     """Return the peak memory of this process so far and, if it uses a GPU, of that; MiB."""
-    on = {"process_mib": peak_memory("cpu"), "cuda_mib": peak_memory("cuda")}
-    return {name: size / _MIB for name, size in on.items() if size is not None}
+    try:
+        # Better than `getrusage`, which in a child starts at the parent's peak.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        size = int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):  # macOS
+        size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    on = {"process_mib": size / _MIB}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        on["cuda_mib"] = torch.cuda.max_memory_allocated() / _MIB
+    return on
 
 
 def tune(spec: Spec) -> None:

@@ -47,8 +47,6 @@ def add_frcnn_config(cfg: CN) -> None:
     _add_rpn(ours)
     _add_roi_box_head(ours)
     _add_rfcn(ours)
-    _add_suppression(ours)
-    _add_sampling(ours)
     _add_cascade(ours)
     _add_hyper(ours)
     _add_roi_heads(ours)
@@ -206,37 +204,6 @@ def _add_cascade(cfg: CN) -> None:
     cascade.DROP_IOU = 0.95
 
 
-def _add_suppression(cfg: CN) -> None:
-    # Used by CaffeROIHeads and its relatives, for detections; the RPN's suppression is always hard.
-    # What happens to boxes that overlap a better one of their class:
-    #   "hard"      those of IoU > MODEL.ROI_HEADS.NMS_THRESH_TEST are dropped (all originals)
-    #   "linear"    Soft-NMS: their scores are multiplied by 1 - IoU
-    #   "gaussian"  Soft-NMS: the scores of all are multiplied by exp(-IoU^2 / SOFT_NMS_SIGMA)
-    # The soft ones drop little, so that MODEL.ROI_HEADS.SCORE_THRESH_TEST and
-    # TEST.DETECTIONS_PER_IMAGE decide what is kept (soft-nms: 1e-4 and 400).
-    cfg.MODEL.ROI_HEADS.NMS_METHOD_TEST = "hard"
-    cfg.MODEL.ROI_HEADS.SOFT_NMS_SIGMA = 0.5
-    # With a soft method, all boxes whose decayed score is below this are dropped, except the best
-    # of each class.
-    cfg.MODEL.ROI_HEADS.SOFT_NMS_MIN_SCORE = 0.001
-
-
-def _add_sampling(cfg: CN) -> None:
-    # Used by CaffeROIHeads. Which RoIs of an image train the detector, of the proposals and objects
-    # that MODEL.ROI_HEADS.IOU_THRESHOLDS and IOU_LABELS do not leave out:
-    #   "random"  BATCH_SIZE_PER_IMAGE at random, at most POSITIVE_FRACTION of them objects (all
-    #             originals)
-    #   "hard"    OHEM: the BATCH_SIZE_PER_IMAGE with the highest losses, which a first pass of all
-    #             measures, whatever their classes (ohem: 64 of each of two images)
-    #   "all"     all
-    cfg.MODEL.ROI_HEADS.SAMPLING = "random"
-    # Of "hard" RoIs with an IoU above this, only the one with the highest loss counts; 1: all do.
-    cfg.MODEL.ROI_HEADS.HARD_NMS_THRESH = 0.7
-    # True: only RoIs of the same class exclude each other (ohem's code); False: all RoIs of an
-    # image do (its paper).
-    cfg.MODEL.ROI_HEADS.HARD_NMS_PER_LABEL = True
-
-
 def _add_rfcn(cfg: CN) -> None:
     # Used by RFCNHeads, which read MODEL.ROI_BOX_HEAD's keys for boxes, not those for layers and
     # poolers; the original is class-agnostic: MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True.
@@ -289,12 +256,39 @@ def _add_hyper(cfg: CN) -> None:
 
 
 def _add_roi_heads(cfg: CN) -> None:
-    # Used by CaffeROIHeads. How many of the best boxes of a class in an image enter NMS (MATLAB:
-    # 100); 0: all (py). TEST.DETECTIONS_PER_CLASS is the limit over a whole set.
+    # Used by CaffeROIHeads, and by its relatives where these know them.
+
+    # Which RoIs of an image train the detector, of the proposals and objects that
+    # MODEL.ROI_HEADS.IOU_THRESHOLDS and IOU_LABELS do not leave out:
+    #   "random"  BATCH_SIZE_PER_IMAGE at random, at most POSITIVE_FRACTION of them objects (all
+    #             originals)
+    #   "hard"    OHEM: the BATCH_SIZE_PER_IMAGE with the highest losses, which a first pass of all
+    #             measures, whatever their classes (ohem: 64 of each of two images)
+    #   "all"     all
+    cfg.MODEL.ROI_HEADS.SAMPLING = "random"
+    # Of "hard" RoIs with an IoU above this, only the one with the highest loss counts; 1: all do.
+    cfg.MODEL.ROI_HEADS.HARD_NMS_THRESH = 0.7
+    # True: only RoIs of the same class exclude each other (ohem's code); False: all RoIs of an
+    # image do (its paper).
+    cfg.MODEL.ROI_HEADS.HARD_NMS_PER_LABEL = True
+    # How many of the best boxes of a class in an image enter NMS (MATLAB: 100); 0: all (py).
+    # TEST.DETECTIONS_PER_CLASS is the limit over a whole set.
     cfg.MODEL.ROI_HEADS.TOPK_PER_CLASS_TEST = 0
     # True: RoIs are rounded to whole network pixels before they are pooled, and before targets are
     # encoded (MATLAB). False: not rounded (py). At test, deltas are applied to RoIs as they are.
     cfg.MODEL.ROI_HEADS.INTEGER_ROIS = False
+    # What happens to detections that overlap a better one of their class; the RPN's suppression is
+    # always hard:
+    #   "hard"      those of IoU > MODEL.ROI_HEADS.NMS_THRESH_TEST are dropped (all originals)
+    #   "linear"    Soft-NMS: their scores are multiplied by 1 - IoU
+    #   "gaussian"  Soft-NMS: the scores of all are multiplied by exp(-IoU^2 / SOFT_NMS_SIGMA)
+    # The soft ones drop little, so that MODEL.ROI_HEADS.SCORE_THRESH_TEST and
+    # TEST.DETECTIONS_PER_IMAGE decide what is kept (soft-nms: 1e-4 and 400).
+    cfg.MODEL.ROI_HEADS.NMS_METHOD_TEST = "hard"
+    cfg.MODEL.ROI_HEADS.SOFT_NMS_SIGMA = 0.5
+    # With a soft method, all boxes whose decayed score is below this are dropped, except the best
+    # of each class.
+    cfg.MODEL.ROI_HEADS.SOFT_NMS_MIN_SCORE = 0.001
 
 
 def _add_meta_arch(cfg: CN) -> None:

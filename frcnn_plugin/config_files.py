@@ -56,12 +56,17 @@ def load_config_file(cfg: CN, name: str | Path) -> None:
     _merge(cfg, [file for _, file in reversed(chain)])
 
 
-def load_config_text(cfg: CN, text: str, source: str) -> None:
-    """Merge a config without ``_BASE_`` that is in ``source``, such as a checkpoint; see above.
+def saved_config(text: str) -> CN:
+    """Return the config that a run has saved in its folder or checkpoint; not frozen.
 
-    If ``cfg`` allows new keys, unknown ones are taken over.
+    It may be from another version of the plugin or of Detectron2: keys that are not in this one are
+    taken over. A typing mistake it cannot have. For the errors see :func:`load_config_file`.
     """
-    _merge(cfg, [_parse(text.encode(errors="replace"), source)])
+    cfg = plugin_cfg()
+    cfg.set_new_allowed(True)
+    _merge(cfg, [_parse(text.encode(errors="replace"), "YAML")])
+    cfg.set_new_allowed(False)
+    return cfg
 
 
 def read_config_text(text: str, source: str) -> dict[str, Any]:

@@ -212,15 +212,13 @@ def transform_rois(roi_heads: Any, features: Any, boxes: Any) -> Any:
     return _member(roi_heads, "_shared_roi_transform")(features, boxes)
 
 
-def head_losses(
-    roi_heads: Any,
-    features: Any,
-    rois: Any,
-    heads: tuple[str, ...] = ("box", "mask", "keypoint"),
-) -> dict[str, Any]:
-    """Compute the losses of a StandardROIHeads, which samples on its own, on given RoIs."""
+def head_losses(roi_heads: Any, features: Any, rois: Any, *names: str) -> dict[str, Any]:
+    """Compute losses of a StandardROIHeads, which samples on its own, on given RoIs.
+
+    The `names` are those of its heads: "box", "mask", "keypoint".
+    """
     losses: dict[str, Any] = {}
-    for name in heads:
+    for name in names:
         losses.update(_member(roi_heads, f"_forward_{name}")(features, rois))
     return losses
 

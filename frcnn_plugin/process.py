@@ -1,4 +1,4 @@
-"""Processes: starting several, settings that make one faster, what it runs on and has taken.
+"""Processes: starting several, settings that make one faster, what it runs on.
 
 The commands apply the settings to their own processes. Importing the package changes nothing, so a
 larger program decides for itself; it may call :func:`tune_process`.
@@ -366,29 +366,6 @@ def use_faster_matmul() -> bool:
         torch.set_float32_matmul_precision(before)
         return False
     return True
-
-
-def peak_memory(device: str = "cpu") -> int | None:
-    """Return the most memory that was taken so far, in bytes.
-
-    For "cpu" it is that of this process, code and libraries included; for "cuda", "cuda:0", ...
-    that of its tensors on the GPU. None if unknown: a GPU that is not in use, or Windows.
-    """
-    if device.startswith("cuda"):
-        used = torch.cuda.is_available() and torch.cuda.is_initialized()
-        return torch.cuda.max_memory_allocated(device) if used else None
-    try:
-        # Better than `getrusage`, which in a child starts at the parent's peak.
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError):  # not Linux
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)  # bytes on macOS, else kilobytes
 
 
 def environment() -> dict[str, str]:

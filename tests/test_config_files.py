@@ -14,7 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from frcnn_plugin import UserError, add_frcnn_config, get_config_file, load_config_file
 from frcnn_plugin.config import plugin_cfg
-from frcnn_plugin.config_files import load_config_text, merge_overrides, read_config_text
+from frcnn_plugin.config_files import merge_overrides, read_config_text, saved_config
 from tests.conftest import CONFIGS
 
 Read = Callable[[str | bytes], CfgNode]
@@ -272,10 +272,7 @@ def test_old_names_still_load(read: Read, tmp_path: Path) -> None:
         cfg, ["MODEL.VGG.CHANNELS", [1, 2, 3, 4, 5], "MODEL.ZF.OUT_FEATURES", "['conv4']"]
     )
     check_renamed(cfg)
-    cfg = plugin_cfg()
-    cfg.set_new_allowed(True)  # as for a checkpoint's config
-    load_config_text(cfg, OLD, "YAML")
-    check_renamed(cfg)
+    check_renamed(saved_config(OLD))
     check_renamed(CfgNode(read_config_text(OLD, "YAML")))
     with pytest.raises(UserError, match=r"line 1: MODEL.VGG is now called MODEL.PAPER_VGG"):
         read("MODEL: {VGG: {CHANELS: [1]}}")
@@ -308,9 +305,7 @@ def test_beside_another_projects_node(read: Read, tmp_path: Path, ours_first: bo
     merge_overrides(cfg, ["MODEL.VGG.DEPTH", "11"])
     assert (cfg.MODEL.VGG.CHANNELS, cfg.MODEL.VGG.DEPTH) == ("narrow", 11)
     # Saved with a run, and read again without the other project.
-    again = plugin_cfg()
-    again.set_new_allowed(True)
-    load_config_text(again, cfg.dump(), "YAML")
+    again = saved_config(cfg.dump())
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
 
 

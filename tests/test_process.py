@@ -22,7 +22,7 @@ from frcnn_plugin.cli import __main__ as cli
 from frcnn_plugin.cli import train
 from frcnn_plugin.cli.__main__ import COMMANDS
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.process import launch, peak_memory
+from frcnn_plugin.process import launch
 
 
 def add(a: int, b: int) -> int:
@@ -147,16 +147,6 @@ def test_memory_is_kept() -> None:
     assert done.returncode == 0, done.stderr
     by_default, kept = map(int, done.stdout.split())
     assert kept > 90 and by_default < 10
-
-
-def test_peak_memory() -> None:
-    before = peak_memory()
-    assert before is not None and 50 * 2**20 < before < 2**40
-    block = torch.ones(50 * 2**20)
-    after = peak_memory("cpu")
-    assert after is not None and after >= max(before, block.numel() * 4)
-    if not torch.cuda.is_available():
-        assert peak_memory("cuda") is None
 
 
 def test_environment() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,8 +23,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..atomic_files import replacing
 from ..errors import UserError
 from ..modeling.backbone.caffe_backbone import CaffeBackbone
-from ..modeling.roi_heads.box_head import FC6FC7Head
-from ..modeling.roi_heads.rfcn import RFCNConvs
 from .catalog.download import PREFIX
 from .catalog.known_files import find
 from .conversion import (
@@ -43,7 +43,6 @@ from .matching import (
     check_may_lack,
     check_preprocessing,
     check_shapes,
-    check_statistics,
     is_in,
 )
 from .metadata import KEY, Metadata, Preprocessing
@@ -200,11 +199,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
         # Also where another project has given the layer more classes, but not its statistics.
         fits = {n for n, w in weights.items() if n in own and own[n].shape == w.shape}
         lost = [
-            owner
+            owner.rstrip(".")
             for owner, layer in owners.items()
             if f"{layer}.weight" in fits and f"{owner}target_statistics.mean" not in fits
         ]
-        check_statistics(self._file, lost)
+        if lost:
+            raise UserError(
+                f"{self._file} has box target statistics, which {' and '.join(lost)} of the model "
+                "cannot use, so that its boxes would be wrong. Fold them into the weights: frcnn "
+                f"weights convert {shlex.quote(self._file)} folded.pth --fold"
+            )
         return incompatible
 
     def _placed(self, weights: dict[str, Any]) -> dict[str, Any]:
@@ -254,7 +258,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
                     f"{prefix}.{n}" for n, m in module.named_modules() if isinstance(m, _NORMS)
                 ]
                 check_layers(loaded, type(module).__name__, "normalisations", norms, _PLAIN)
-            elif _has_fc(module) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
+            elif getattr(module, "has_fc", False) and cfg.MODEL.PAPER_RCNN.PHASE != "rpn":
                 layers, name = [f"{prefix}.fc6", f"{prefix}.fc7"], type(module).__name__
                 check_layers(loaded, name, "fully connected layers", layers, _FROM_RANDOM)
         frozen = [n for n in loaded.missing if is_in(n, cfg.MODEL.PAPER_RCNN.FREEZE)]
@@ -272,11 +276,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not (self.save_dir and self.has_checkpoint()):
             return ""
         return f". {name_another(self.save_dir)}"
-
-
-def _has_fc(module: nn.Module) -> bool:
-    """Tell whether a module is a box head that begins with fc6 and fc7 of ImageNet."""
-    return isinstance(module, FC6FC7Head) or (isinstance(module, RFCNConvs) and module.has_fc)
 
 
 def _converted(result: Conversion) -> dict[str, Any]:
@@ -316,6 +315,22 @@ def names_detector(cfg: CfgNode) -> bool:
     if weights.startswith(PREFIX):
         return find(weights.removeprefix(PREFIX)).is_detector
     return bool(weights)
+
+
+def load_model(cfg: CfgNode, *, unused: str = "") -> nn.Module:
+    """Build the model of a config with ``MODEL.WEIGHTS``, for inference.
+
+    The weights of a sub-module that is `unused`, such as "roi_heads", may be missing. A UserError
+    says that others are, or that there are none.
+    """
+    if not names_detector(cfg):
+        given = f"{cfg.MODEL.WEIGHTS} is no detector" if cfg.MODEL.WEIGHTS else "no weights given"
+        raise UserError(
+            f"{given}. Add MODEL.WEIGHTS path/to/model_final.pth, the weights of a trained detector"
+        )
+    model: nn.Module = build_model(cfg)
+    AtomicCheckpointer(model, cfg=cfg, evaluating=True, unused=unused).load(cfg.MODEL.WEIGHTS)
+    return model.eval()
 
 
 def preprocessing(cfg: CfgNode) -> Preprocessing:

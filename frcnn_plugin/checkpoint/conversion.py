@@ -47,6 +47,8 @@ KNOWN = {
 _CONV = dict(zip(VGG16_LAYERS, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True))
 # The same of vgg16_bn, where a normalisation follows each.
 _CONV_BN = dict(zip(VGG16_LAYERS, (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40), strict=True))
+# Of fc6 and fc7, in the order in which `reduce_fc` and `pruned` take them.
+_FC = [f"{BOX_HEAD}.{layer}.{kind}" for layer in ("fc6", "fc7") for kind in ("weight", "bias")]
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 # Place of fc6 and fc7 in `classifier`: torchvision's, and that of nets that loadcaffe converted.
 _CLASSIFIERS = ({"fc6": 0, "fc7": 3}, {"fc6": 1, "fc7": 4})
@@ -158,13 +160,10 @@ def reduce_fc(
     taps every third; of fc7's inputs and outputs the same ones. They are not rescaled. There are
     none unless the file has linear layers that fit, where the model has convolutions.
     """
-    names = [
-        f"{BOX_HEAD}.{layer}.{kind}" for layer in ("fc6", "fc7") for kind in ("weight", "bias")
-    ]
-    if not all(name in state and name in model for name in names):
+    if not all(name in state and name in model for name in _FC):
         return {}
-    weight6, bias6, weight7, bias7 = (state[name] for name in names)
-    wanted, side = model[names[0]].shape, 7
+    weight6, bias6, weight7, bias7 = (state[name] for name in _FC)
+    wanted, side = model[_FC[0]].shape, 7
     if weight6.dim() != 2 or len(wanted) != 4 or weight7.shape != (len(weight6), len(weight6)):
         return {}
     step = len(weight6) // wanted[0]
@@ -174,7 +173,7 @@ def reduce_fc(
     reduced = (
         taps[::step, :, ::3, ::3], bias6[::step], weight7[::step, ::step, None, None], bias7[::step]
     )  # fmt: skip
-    return {name: tensor.contiguous() for name, tensor in zip(names, reduced, strict=True)}
+    return {name: tensor.contiguous() for name, tensor in zip(_FC, reduced, strict=True)}
 
 
 def pruned(state: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tensor]:
@@ -184,15 +183,14 @@ def pruned(state: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tensor
     them, and of the rows that this leaves those with the largest L1 norms. Weights that are no
     wider are returned as they are.
     """
-    names = [f"{BOX_HEAD}.{fc}.{kind}" for fc in ("fc6", "fc7") for kind in ("weight", "bias")]
-    if any(name not in state or len(state[name]) <= width for name in names):
+    if any(name not in state or len(state[name]) <= width for name in _FC):
         return state
-    weight6, bias6, weight7, bias7 = (torch.as_tensor(state[name]) for name in names)
+    weight6, bias6, weight7, bias7 = (torch.as_tensor(state[name]) for name in _FC)
     kept = _strongest(weight6, width)
     weight6, bias6, weight7 = weight6[kept], bias6[kept], weight7[:, kept]
     kept = _strongest(weight7, width)
     result = copy.copy(state)
-    result.update(zip(names, (weight6, bias6, weight7[kept], bias7[kept]), strict=True))
+    result.update(zip(_FC, (weight6, bias6, weight7[kept], bias7[kept]), strict=True))
     return result
 
 

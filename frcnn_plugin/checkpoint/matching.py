@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,16 +78,6 @@ def check_may_lack(parts: Sequence[str], model: nn.Module) -> None:
             alike = difflib.get_close_matches(part, names, n=2)
             hint = f"did you mean {' or '.join(alike)}?" if alike else "print(model) shows them"
             raise UserError(f"MODEL.WEIGHTS_MAY_LACK: the model has no '{part}': {hint}")
-
-
-def check_statistics(file: str, owners: Sequence[str]) -> None:
-    """Stop if the box layers of `owners` were loaded, but not the statistics they belong to."""
-    if owners:
-        raise UserError(
-            f"{file} has box target statistics, which {' and '.join(o.rstrip('.') for o in owners)}"
-            " of the model cannot use, so that its boxes would be wrong. Fold them into the "
-            f"weights: frcnn weights convert {shlex.quote(file)} folded.pth --fold"
-        )
 
 
 def anchors_of(metadata: Metadata | None) -> dict[str, Any]:

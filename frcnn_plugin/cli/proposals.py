@@ -13,14 +13,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import inference_on_dataset
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_every_n_seconds, setup_logger
 from tabulate import tabulate
 
 from ..atomic_files import safe_file_name, sha256
-from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
+from ..checkpoint.checkpointer import load_model, names_detector
 from ..data import check_datasets
 from ..data.loading.bad_images import build_test_loader, skips_bad_images
 from ..data.proposals.converters import convert_npz, convert_selective_search_mat
@@ -199,14 +198,13 @@ class Sizes:
         cfg = setup_cfg(args.config_file, [*args.opts, *AFTER_OVERRIDES])
         _check_network(cfg, args)
         tune_process()
-        model = build_model(cfg)
+        model: Any = load_model(cfg)
         if not isinstance(model.proposal_generator, PaperRPN):
             raise UserError(
                 f"sizes are measured for PaperRPN; {args.config_file} has "
                 f"MODEL.PROPOSAL_GENERATOR.NAME {cfg.MODEL.PROPOSAL_GENERATOR.NAME}"
             )
-        AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
-        rows = mean_sizes(model.eval(), build_test_loader(cfg, args.dataset))
+        rows = mean_sizes(model, build_test_loader(cfg, args.dataset))
         print(f"{args.dataset}: mean size of each anchor's proposals, network-input pixels\n")
         print(format_sizes(rows))
         return rows
@@ -305,7 +303,6 @@ def _dump_process(
     tune_process()
     _setup_logging()
     cfg = _dump_cfg(args)
-    model = build_model(cfg)
-    AtomicCheckpointer(model, cfg=cfg, evaluating=True).load(cfg.MODEL.WEIGHTS)
+    model = load_model(cfg)
     loader = build_test_loader(cfg, pending)
     inference_on_dataset(model, loader, ShardWriter(shards, SHARD_SIZE, args.dataset))

@@ -39,6 +39,7 @@ from tqdm import tqdm
 from ..atomic_files import safe_file_name
 from ..checkpoint.checkpointer import class_names
 from ..data import check_datasets
+from ..data.datasets.arguments import objects_that_count
 from ..data.loading.bad_images import skips_bad_images
 from ..data.loading.image_reader import read_record
 from ..engine import setup_cfg
@@ -160,12 +161,8 @@ def records_of_dataset(args: argparse.Namespace, name: str) -> list[dict[str, An
     if args.seed is not None:
         order = np.random.default_rng(args.seed).permutation(order)
     # An image without objects shows little, and training leaves it out: those come last.
-    chosen = sorted(order, key=lambda index: not _has_objects(records[index]))
+    chosen = sorted(order, key=lambda index: not objects_that_count(records[index]))
     return [records[index] for index in chosen[: args.limit or FIRST]]
-
-
-def _has_objects(record: dict[str, Any]) -> bool:
-    return any(not obj.get("iscrowd", 0) for obj in record.get("annotations", ()))
 
 
 def run(args: argparse.Namespace) -> list[Path]:

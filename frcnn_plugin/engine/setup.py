@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode
 
-from .. import config_files
 from ..config import plugin_cfg
-from ..config_files import load_config_file
+from ..config_files import load_config_file, merge_overrides
 from ..data.datasets.checks import class_names
 from ..data.datasets.config_entries import register_from_config_entries
 from ..errors import UserError
@@ -40,6 +39,7 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     if config_file:
         load_config_file(cfg, config_file)
     merge_overrides(cfg, opts)
+    use_cpu_without_cuda(cfg)
     # Detectron2 takes the path of a checkpoint for a URL, and drops these when it is loaded.
     if bad := sorted(set(cfg.OUTPUT_DIR) & set("?\n\r\t")):
         raise UserError(
@@ -68,17 +68,8 @@ def _count_classes(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(class_names(names[0]))
 
 
-def merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:
-    """Apply overrides, and replace a ``MODEL.DEVICE`` that does not exist by the CPU; in place.
-
-    Args:
-        cfg: not frozen.
-        opts: ``KEY VALUE KEY VALUE ...``.
-
-    Raises:
-        UserError: unknown key, value of another type or none.
-    """
-    config_files.merge_overrides(cfg, opts)
+def use_cpu_without_cuda(cfg: CfgNode) -> None:
+    """Replace a ``MODEL.DEVICE`` that does not exist by the CPU, with a warning; in place."""
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s but there is no CUDA: using the CPU", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"

@@ -23,7 +23,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..atomic_files import optional_output, safe_file_name, write_text
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from .average_precision import (
     FloatArray,
     MatchRule,
@@ -77,10 +77,8 @@ class VOCEvaluator(DatasetEvaluator):
             UserError: for an unknown `match` or `metric`, or a set without class names.
         """
         metadata = MetadataCatalog.get(dataset_name)
-        if match not in MATCHES:
-            raise UserError(f"match must be '>=' or '>', got {match!r}")
-        if metric not in METRICS:
-            raise UserError(f"metric must be 'auto', '11point' or 'area', got {metric!r}")
+        check_choice("match", match, MATCHES)
+        check_choice("metric", metric, METRICS)
         if metadata.get("thing_classes") is None:
             raise UserError(
                 f"data set '{dataset_name}' has no class names: set "

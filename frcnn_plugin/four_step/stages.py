@@ -10,7 +10,7 @@ from detectron2.solver import LRMultiplier
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from torch.optim import Optimizer
 
-from ..errors import UserError
+from ..errors import UserError, check_choice
 
 # Keys of Detectron2 that four-step training does not look at: FOUR_STEP has its own.
 IGNORED_KEYS = (
@@ -140,8 +140,7 @@ def build_stages(cfg: CfgNode) -> list[ScheduledStage]:
         ("TARGET_STATISTICS", ("per_class", "fixed")),
         ("MIRRORED_PROPOSALS", ("mirror", "recompute")),
     ):
-        if node[key] not in choices:
-            raise UserError(f"FOUR_STEP.{key} is '{node[key]}': use one of {', '.join(choices)}")
+        check_choice(f"FOUR_STEP.{key}", node[key], choices)
     stages: list[ScheduledStage] = []
     start = 0
     for i, stage in list(enumerate(STAGES))[node.START_AT - 1 : node.STOP_AFTER]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,8 +23,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from detectron2.utils import comm
-from tqdm import tqdm
 
+from ..data.datasets.arguments import objects_that_count, progress
 from ..data.loading.train_loader import training_dicts
 from ..errors import UserError
 from ..modeling import box_ops
@@ -48,7 +48,7 @@ NOT_PER_CLASS = (
     "{name} has not: type FOUR_STEP.TARGET_STATISTICS fixed"
 )
 
-_PROGRESS_BAR_FROM = 2000  # images; fewer take a few seconds
+_WHAT = "box target statistics"  # for the progress bar
 
 
 def set_target_statistics(
@@ -151,7 +151,7 @@ def head_target_statistics(
         UserError: an image has no size or no "proposal_boxes", or a class outside 0..K-1.
     """
     moments = TargetMoments(1 if class_agnostic else num_classes)
-    for record in _progress(dataset_dicts, len(dataset_dicts)):
+    for record in progress(dataset_dicts, _WHAT, "image"):
         gt_boxes, classes = _ground_truth(record, num_classes)
         proposals = _proposals(record)
         if class_agnostic:
@@ -205,9 +205,9 @@ def rpn_target_statistics(
     by_size = defaultdict(list)  # images of one size share their anchors
     for record in dataset_dicts:
         by_size[_network_size(record, min_size, max_size)].append(record)
-    images = ((size, record) for size, records in by_size.items() for record in records)
+    images = [(size, record) for size, records in by_size.items() for record in records]
     size_now, anchors = None, torch.empty(0)
-    for size, record in _progress(images, len(dataset_dicts)):
+    for size, record in progress(images, _WHAT, "image"):
         gt_boxes, _ = _ground_truth(record)
         if not len(gt_boxes):
             continue
@@ -282,17 +282,12 @@ def on_main_process(compute: Callable[[], T]) -> T:
     return shared
 
 
-def _progress(items: Iterable[T], total: int) -> Iterable[T]:
-    quiet = total < _PROGRESS_BAR_FROM or not comm.is_main_process()
-    return tqdm(items, "box target statistics", total, unit="image", disable=quiet)
-
-
 def _ground_truth(
     record: dict[str, Any], num_classes: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return boxes (G, 4) float64, original-image pixels, and classes (G,) that are trained on."""
     height, width = _size(record)
-    annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+    annotations = objects_that_count(record)
     corners = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     boxes = torch.from_numpy(np.asarray(corners, dtype=np.float64).reshape(-1, 4))
     boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))

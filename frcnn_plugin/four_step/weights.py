@@ -32,7 +32,8 @@ def begin_stage(
         UserError: the file of initial weights is missing or damaged, or lacks weights.
     """
     if stage.restores:
-        _restore(model, initial_weights, stage.trains)
+        state = initial_state(model, initial_weights, stage.trains)
+        model.load_state_dict(state, strict=False)
     if stage.redraws:
         # As the layers were first drawn: N(0, 0.01) for an RPN head (point 44 of
         # docs/faithfulness.md) and cls_score, N(0, 0.001) for bbox_pred; on the CPU, so that a GPU
@@ -53,15 +54,10 @@ def save_initial(model: nn.Module, path: str | os.PathLike[str]) -> None:
         torch.save({"model": without_statistics(model.state_dict())}, temporary)
 
 
-def _restore(model: nn.Module, path: str | os.PathLike[str], parts: Sequence[str]) -> None:
-    """Load the initial weights of some sub-modules, such as "backbone", in place."""
-    model.load_state_dict(initial_state(model, path, parts), strict=False)
-
-
 def initial_state(
     model: nn.Module, path: str | os.PathLike[str], parts: Sequence[str]
 ) -> dict[str, torch.Tensor]:
-    """Return the initial weights of some sub-modules from the file that has them.
+    """Return the initial weights of sub-modules, such as "backbone", from the file that has them.
 
     Raises:
         UserError: it is missing or damaged, or lacks weights of these parts.

@@ -9,8 +9,10 @@ Shape shorthand in this module: N maps of H x W cells, R RoIs, k bins per side, 
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.nn import functional as F
+from torchvision import ops
+
+from .roi_max_pool import round_half_away
 
 
 def ps_roi_pool(
@@ -60,22 +62,12 @@ def ps_roi_pool(
     return pooled.permute(0, 3, 1, 2).to(features.dtype)
 
 
-class PSRoIPool(nn.Module):
-    """:func:`ps_roi_pool` with its constants."""
+class PSRoIPool(ops.PSRoIPool):
+    """:func:`ps_roi_pool` with its constants: k, the bins per side, and the cells per pixel."""
 
-    def __init__(self, output_size: int, spatial_scale: float) -> None:
-        """Take k, the bins per side, and the cells per pixel."""
-        super().__init__()
-        self.output_size = output_size
-        self.spatial_scale = spatial_scale
-
-    def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """Pool (N, D * k * k, H, W) at RoIs, (R, 5) of index and inclusive XYXY: (R, D, k, k)."""
-        return ps_roi_pool(features, rois, self.output_size, self.spatial_scale)
-
-    def extra_repr(self) -> str:
-        """Return the constants for ``print(model)``."""
-        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
+        return ps_roi_pool(input, rois, self.output_size, self.spatial_scale)
 
 
 def _edges(
@@ -83,8 +75,8 @@ def _edges(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return where bins begin and end (exclusive) along one axis, (R, bins) int64 in [0, size]."""
     # In float32, as Caffe, whose rounding decides which cells a bin touches.
-    start = _round(first.float()) * scale
-    end = (_round(last.float()) + 1) * scale
+    start = round_half_away(first.float()) * scale
+    end = (round_half_away(last.float()) + 1) * scale
     length = (end - start).clamp(min=0.1) / bins
     i = torch.arange(bins + 1, device=first.device, dtype=torch.float32)
     edges = length[:, None] * i + start[:, None]
@@ -92,9 +84,3 @@ def _edges(
     ends = edges[:, 1:].ceil().clamp(0, size).long()
     # A bin off the map begins and ends at the same border.
     return begins, torch.maximum(begins, ends)
-
-
-def _round(x: torch.Tensor) -> torch.Tensor:
-    """Round half away from zero, as C does; torch.round goes to the even neighbour."""
-    whole = x.trunc()
-    return whole + (x - whole).abs().ge(0.5) * x.sign()

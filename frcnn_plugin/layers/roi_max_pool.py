@@ -38,7 +38,7 @@ def roi_max_pool(
     for image, boxes in zip(features, rois, strict=True):
         if len(boxes) == 0:
             continue
-        cells = _round(boxes * spatial_scale)
+        cells = round_half_away(boxes * spatial_scale).long()
         x = _bins(cells[:, 0], cells[:, 2], image.shape[2], output_size)
         y = _bins(cells[:, 1], cells[:, 3], image.shape[1], output_size)
         target = out[first : first + len(boxes)]
@@ -69,7 +69,8 @@ class CaffeRoIPool(RoIPool):
         pooled, winners = torch.ops.torchvision.roi_pool(
             input, rois, self.spatial_scale, size, size
         )
-        first, last = _round(rois[:, 1:] * self.spatial_scale).split(2, dim=1)  # (R, 2): x, y
+        corners = round_half_away(rois[:, 1:] * self.spatial_scale).long()
+        first, last = corners.split(2, dim=1)  # (R, 2): x, y
         if rois.is_cuda:  # all, as a GPU would have to wait for the count of the few
             return torch.where(_outside(winners, last, width), pooled.detach(), pooled)
         length = last - first + 1
@@ -88,10 +89,10 @@ def _outside(winners: torch.Tensor, last: torch.Tensor, width: int) -> torch.Ten
     return (winners % width > x) | (winners // width > y)
 
 
-def _round(cells: torch.Tensor) -> torch.Tensor:
-    """Round half away from zero, as the operator does, to int64."""
-    whole = cells.trunc()
-    return (whole + ((cells - whole) * 2).trunc()).long()
+def round_half_away(x: torch.Tensor) -> torch.Tensor:
+    """Round half away from zero, as C does; torch.round goes to the even neighbour."""
+    whole = x.trunc()
+    return whole + ((x - whole) * 2).trunc()
 
 
 def _bins(

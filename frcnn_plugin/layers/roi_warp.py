@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .roi_max_pool import round_half_away
+
 _ROIS = 128  # worked on at a time, which bounds the memory of inference
 
 
@@ -140,8 +142,7 @@ class PrROIPool(_InterpolatedPool):
 def _round(corners: torch.Tensor) -> torch.Tensor:
     """Round half away from zero, with the gradient of the identity."""
     fixed = corners.detach()
-    whole = fixed.trunc()
-    return whole + ((fixed - whole) * 2).trunc() + (corners - fixed)
+    return round_half_away(fixed) + (corners - fixed)
 
 
 def _limit(x: torch.Tensor, low: float, high: float = float("inf")) -> torch.Tensor:

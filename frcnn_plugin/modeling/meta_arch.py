@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from ..host import register
 from ..layers.conv3x3 import Conv3x3
 from ..plain_pickle import load_mat
@@ -100,11 +100,7 @@ class PaperRCNN(GeneralizedRCNN):
         for name in freeze:
             self._freeze(name)
         self._drawn_at = -1  # iteration of the last picture
-        if inference_dtype not in DTYPES:
-            raise UserError(
-                f"MODEL.PAPER_RCNN.INFERENCE_DTYPE is '{inference_dtype}': use one of "
-                f"{', '.join(DTYPES)}"
-            )
+        check_choice("MODEL.PAPER_RCNN.INFERENCE_DTYPE", inference_dtype, DTYPES)
         self.inference_dtype = DTYPES[inference_dtype]
         self.amp_on_cpu = amp_on_cpu
         for module in self.modules():
@@ -136,8 +132,7 @@ class PaperRCNN(GeneralizedRCNN):
         Raises:
             UserError: unknown phase.
         """
-        if phase not in PHASES:
-            raise UserError(f"MODEL.PAPER_RCNN.PHASE is '{phase}': use one of {', '.join(PHASES)}")
+        check_choice("MODEL.PAPER_RCNN.PHASE", phase, PHASES)
         self.phase = phase
 
     @classmethod
@@ -145,22 +140,13 @@ class PaperRCNN(GeneralizedRCNN):
         """Read the arguments of :meth:`__init__`.
 
         Raises:
-            UserError: boxes are scaled by inclusive corners, but detections are not scaled back so;
-                the ROI heads do not know ``PYRAMID``.
+            UserError: see :func:`scaling_problems`; the ROI heads do not know ``PYRAMID``.
         """
         ret = {"pyramid": check_pyramid(cfg), **super().from_config(cfg)}
+        for problem, fix in scaling_problems(cfg, ours=True):
+            raise UserError(f"{problem}. {fix}")
         ret["inclusive_boxes"] = cfg.INPUT.BOX_SCALING == "inclusive"
-        if ret["inclusive_boxes"] and not cfg.MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE:
-            raise UserError(
-                "INPUT.BOX_SCALING inclusive goes with MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True, "
-                "which scales detections back in the same way"
-            )
         ret["corner_boxes"] = cfg.INPUT.BOX_SCALING == "corners"
-        if ret["corner_boxes"] and (cfg.MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE or cfg.MODEL.MASK_ON):
-            raise UserError(
-                "INPUT.BOX_SCALING corners goes with MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False and "
-                "MODEL.MASK_ON False, as detections are scaled back in the same way"
-            )
         for key in (
             "ONE_BY_ONE",
             "CHANNELS_LAST",
@@ -402,6 +388,26 @@ class PaperRCNN(GeneralizedRCNN):
         size = image.shape[-2:]
         mean = F.interpolate(self.mean_image[None], size, mode="bilinear", align_corners=False)[0]
         return self._move_to_current_device(image).float() - mean + self.pixel_mean
+
+
+def scaling_problems(cfg: CfgNode, *, ours: bool) -> Iterator[tuple[str, str]]:
+    """Say what ``INPUT.BOX_SCALING`` does not go with, as detections are scaled back alike.
+
+    Yields what is wrong, with the key to change; `ours`: the model is a :class:`PaperRCNN`.
+    """
+    scaling, model = cfg.INPUT.BOX_SCALING, cfg.MODEL
+    if scaling == "corners" and (model.ROI_BOX_HEAD.DECODE_IN_IMAGE or model.MASK_ON or not ours):
+        yield (
+            "INPUT.BOX_SCALING is 'corners', which goes with MODEL.META_ARCHITECTURE PaperRCNN, "
+            "MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False and MODEL.MASK_ON False only",
+            "Type INPUT.BOX_SCALING continuous, or MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False",
+        )
+    if scaling == "inclusive" and not (ours and model.ROI_BOX_HEAD.DECODE_IN_IMAGE):
+        yield (
+            "INPUT.BOX_SCALING is 'inclusive', which goes with MODEL.META_ARCHITECTURE PaperRCNN "
+            "and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True only",
+            "Type INPUT.BOX_SCALING continuous, or MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True",
+        )
 
 
 def read_mean_image(path: str) -> torch.Tensor | None:

@@ -169,24 +169,20 @@ class TargetStatistics(nn.Module):
         return f"num_classes={self.num_classes}, {'set' if self.active else 'none'}"
 
     def _check(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        problem = self._shape_problem(mean, std)
+        wanted, what = (self.num_classes, 4), "box target statistics"
+        for name, values in (("mean", mean), ("std", std)):
+            if tuple(values.shape) != wanted:
+                raise UserError(f"{what}: {name} has shape {tuple(values.shape)}, not {wanted}")
         for name, values, usable in (
             ("mean", mean, torch.isfinite(mean)),
             ("std", std, torch.isfinite(std) & (std > 0)),
         ):
-            if not problem and not usable.all():
+            if not usable.all():
                 row, column = (~usable).nonzero()[0].tolist()
                 value = values[row, column].item()
-                problem = f"{name} of {_COORDINATES[column]} of class {row} is {value}"
-        if problem:
-            raise UserError(f"box target statistics: {problem}")
-
-    def _shape_problem(self, mean: torch.Tensor, std: torch.Tensor) -> str:
-        wanted = (self.num_classes, 4)
-        for name, values in (("mean", mean), ("std", std)):
-            if tuple(values.shape) != wanted:
-                return f"{name} has shape {tuple(values.shape)}, not {wanted}"
-        return ""
+                raise UserError(
+                    f"{what}: {name} of {_COORDINATES[column]} of class {row} is {value}"
+                )
 
     def _check_layer(self, layer: nn.Linear | nn.Conv2d) -> None:
         channels, wanted = layer.weight.shape[0], 4 * self.num_classes * self.channels_per_delta
@@ -197,17 +193,9 @@ class TargetStatistics(nn.Module):
                 f"{channels} channels {'with' if layer.bias is not None else 'without'} bias"
             )
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load; weights that come without statistics have none, also for `strict`."""
+        error_msgs: list[str] = args[-1]
         mean, std = state_dict.get(f"{prefix}mean"), state_dict.get(f"{prefix}std")
         if mean is None and std is None:
             return  # see clear_unless_in
@@ -220,9 +208,7 @@ class TargetStatistics(nn.Module):
             except UserError as e:
                 error_msgs.append(f"{prefix}*: {e}")
                 return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def is_neutral(mean: torch.Tensor, std: torch.Tensor) -> bool:

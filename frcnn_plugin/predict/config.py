@@ -11,9 +11,8 @@ from detectron2.config import CfgNode
 from ..checkpoint.checkpointer import class_names
 from ..checkpoint.metadata import Metadata
 from ..checkpoint.read import local_file, read_metadata
-from ..config import plugin_cfg
-from ..config_files import load_config_text
-from ..engine.setup import merge_overrides, setup_cfg
+from ..config_files import merge_overrides, saved_config
+from ..engine.setup import setup_cfg, use_cpu_without_cuda
 from ..errors import UserError
 from ..four_step.evaluation import stage_of
 from ..four_step.stages import STAGES
@@ -59,7 +58,7 @@ def predictor_cfg(
         merge_overrides(cfg, opts)
     if device is not None:
         cfg.MODEL.DEVICE = _checked_device(device)
-        merge_overrides(cfg, ())  # without CUDA, the CPU
+    use_cpu_without_cuda(cfg)
     if score_threshold is not None:
         if not 0 <= score_threshold <= 1:
             raise UserError(f"the score threshold is {score_threshold}: it must be from 0 to 1")
@@ -87,19 +86,13 @@ def _own_cfg(weights: str, metadata: Metadata | None) -> CfgNode:
             "or config_file in Python); for the detectors that the authors released, such as "
             "frcnn://released/vgg16_voc07_alt_opt.yaml"
         )
-    cfg = plugin_cfg()
-    # Written by another version of the plugin or of Detectron2, it may have keys that are not in
-    # this one; a typing mistake it cannot have.
-    cfg.set_new_allowed(True)
     try:
-        load_config_text(cfg, metadata.config, "YAML")
+        return saved_config(metadata.config)
     except UserError as e:
         raise UserError(
             f"the config in {weights} cannot be used ({e}): give one with --config-file, or "
             "config_file in Python"
         ) from e
-    cfg.set_new_allowed(False)
-    return cfg
 
 
 def _checked_device(device: str) -> str:

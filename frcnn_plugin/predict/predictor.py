@@ -11,15 +11,14 @@ import numpy.typing as npt
 import torch
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_PIL_to_numpy
-from detectron2.modeling import build_model
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from PIL import Image
 
-from ..checkpoint.checkpointer import AtomicCheckpointer
+from ..checkpoint.checkpointer import load_model
 from ..data.loading.image_reader import image_pixels, read_image
 from ..data.loading.mappers import augment, with_resize
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from ..modeling import PaperRCNN
 from .config import predictor_cfg
 
@@ -67,8 +66,7 @@ class FasterRCNNPredictor:
         self.cfg, self.class_names = predictor_cfg(
             self._weights, config_file, opts, device=device, score_threshold=score_threshold
         )
-        self.model = build_model(self.cfg).eval()
-        AtomicCheckpointer(self.model, cfg=self.cfg, evaluating=True).load(self.cfg.MODEL.WEIGHTS)
+        self.model: Any = load_model(self.cfg)
         sizes = self.cfg.INPUT
         # As in Detectron2's DefaultPredictor.
         edge = T.ResizeShortestEdge([sizes.MIN_SIZE_TEST, sizes.MIN_SIZE_TEST], sizes.MAX_SIZE_TEST)
@@ -271,8 +269,7 @@ class FasterRCNNPredictor:
         run: Callable[[Batch], list[Instances]],
     ) -> list[Instances]:
         """Run on the images that share a network size at once; results in the images' order."""
-        if image_format not in ("BGR", "RGB"):
-            raise UserError(f"image_format is '{image_format}': use BGR or RGB")
+        check_choice("image_format", image_format, ("BGR", "RGB"))
         single = isinstance(images, str | os.PathLike | Image.Image)
         single = single or (isinstance(images, np.ndarray) and images.ndim < 4)
         several: Any = [images] if single else images

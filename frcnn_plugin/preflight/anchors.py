@@ -18,6 +18,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling.anchor_generator import build_anchor_generator
 
+from ..data.datasets.arguments import objects_that_count
 from .data_sets import evenly, xyxy_of
 from .finding import Finding, Subject
 from .planned_run import PlannedRun, muted
@@ -80,7 +81,7 @@ def check_anchors(run: PlannedRun) -> Iterator[Finding]:
     except Exception:  # check_weights says what is wrong
         return
     for name in dict.fromkeys(run.train if has_rpn else ()):
-        records = [d for d in run.dicts(name) if "width" in d and any(_objects(d))]
+        records = [d for d in run.dicts(name) if "width" in d and objects_that_count(d)]
         if records:
             yield from _check_set(run, name, evenly(records, _IMAGES))
 
@@ -202,7 +203,7 @@ def overlaps(
     best, classes, sizes, empty = [np.zeros(0)], [0][:0], [np.zeros((0, 2))], 0
     for record in records:
         size = trained_size(cfg, record["height"], record["width"])
-        objects = _objects(record)
+        objects = objects_that_count(record)
         boxes = xyxy_of(objects) * (size[0] / record["height"])
         classes += [o["category_id"] for o in objects]
         sizes.append(boxes[:, 2:] - boxes[:, :2])
@@ -233,10 +234,6 @@ def _longest(
     high = np.minimum(objects[:, None, None, 1], anchors[..., 1])
     inside = (anchors[..., 0] >= -border) & (anchors[..., 1] <= limit + border) | (border < 0)
     return (np.clip(high - low, 0, None) * inside).max(1), inside.any(0)
-
-
-def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:
-    return [o for o in record.get("annotations", ()) if not o.get("iscrowd", 0)]
 
 
 def trained_size(cfg: CfgNode, height: int, width: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from ..config_files import flat_keys
 from ..engine.same_run import NOT_KEYS
 from ..modeling.image_pyramid import pyramid_problems
-from ..modeling.meta_arch import PaperRCNN
+from ..modeling.meta_arch import PaperRCNN, scaling_problems
 from ..modeling.proposal_generator.rpn import PaperRPN
 from ..modeling.roi_heads.cascade import cascade_problems, is_cascade
 from ..modeling.roi_heads.poolers import OPERATORS, with_box_gradient
@@ -123,19 +123,7 @@ def _parts(cfg: CfgNode) -> Problems:
             f"INPUT.MIN_SIZE_TEST {cfg.INPUT.MIN_SIZE_TEST}: there would be no proposals",
             "Type MODEL.PROPOSAL_GENERATOR.MIN_SIZE 0",
         )
-    scaling, ours = cfg.INPUT.BOX_SCALING, model.META_ARCHITECTURE == "PaperRCNN"
-    if scaling == "corners" and (model.ROI_BOX_HEAD.DECODE_IN_IMAGE or model.MASK_ON or not ours):
-        yield (
-            "INPUT.BOX_SCALING is 'corners', which goes with MODEL.META_ARCHITECTURE PaperRCNN, "
-            "MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False and MODEL.MASK_ON False only",
-            "Type INPUT.BOX_SCALING continuous, or MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False",
-        )
-    if scaling == "inclusive" and not (ours and model.ROI_BOX_HEAD.DECODE_IN_IMAGE):
-        yield (
-            "INPUT.BOX_SCALING is 'inclusive', which goes with MODEL.META_ARCHITECTURE PaperRCNN "
-            "and MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True only",
-            "Type INPUT.BOX_SCALING continuous, or MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True",
-        )
+    yield from scaling_problems(cfg, ours=phased)
 
 
 def _unknown_to_heads(cfg: CfgNode, *, trains: bool) -> Problems:

@@ -28,7 +28,7 @@ from ..data.loading.image_reader import read_record
 from ..data.proposals.files import check_proposals
 from ..errors import UserError
 from ..evaluation.class_map import class_numbers
-from .data_folders import suggest_folder
+from .environment import suggest_folder
 from .finding import Finding, Subject, plural
 from .planned_run import PlannedRun, muted
 

@@ -21,6 +21,7 @@ from torch import nn
 from ..checkpoint.read import last_checkpoint
 from ..config import plugin_cfg
 from ..config_files import load_config_file, merge_overrides
+from ..data.datasets.arguments import objects_that_count
 from ..data.datasets.coco import coco_source
 from ..errors import UserError
 from ..four_step.evaluation import as_checkpoint_is
@@ -134,9 +135,7 @@ class PlannedRun:
         """Return the number of images that a run takes from a data set; 0 if unknown."""
         dicts = self.dicts(name)
         if name in self.train and self.cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            return sum(
-                any(not o.get("iscrowd", 0) for o in d.get("annotations", ())) for d in dicts
-            )
+            return sum(bool(objects_that_count(d)) for d in dicts)
         return len(dicts)
 
     @cached_property

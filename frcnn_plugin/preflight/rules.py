@@ -132,11 +132,6 @@ def each(item: Rule, what: str, *, count: int = 0, or_none: bool = False) -> Rul
     return rule
 
 
-def anything(value: Any) -> str:
-    """Allow whatever it is."""
-    return ""
-
-
 def distinct(rule: Rule) -> Rule:
     """Allow lists in which nothing is repeated."""
 

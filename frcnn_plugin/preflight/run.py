@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 
 from ..errors import UserError
 from .anchors import check_anchors
-from .data_folders import check_data_root
 from .data_sets import check_data, check_proposal_files
-from .environment import check_environment
+from .environment import check_data_root, check_environment
 from .finding import Finding, Subject
 from .ignored_keys import check_ignored_keys
 from .output import check_output

@@ -13,8 +13,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from ..config import plugin_cfg
-from ..config_files import load_config_text
+from ..config_files import saved_config
 from ..errors import UserError
 from ..evaluation.proposals.recall import RecallCurves
 from ..evaluation.record import EVALUATION_FILE, EvaluationRecord
@@ -145,9 +144,7 @@ def _read_config(run: RunFolder) -> None:
         run.problems.append(f"Neither {RUN_FILE} nor config.yaml is there: the config is unknown.")
         return
     try:
-        cfg = plugin_cfg()
-        cfg.set_new_allowed(True)  # keys of another version, or of somebody's own
-        load_config_text(cfg, text, "YAML")
+        cfg = saved_config(text)
         if cfg.FOUR_STEP.ENABLED:
             run.stages = build_stages(cfg)
         else:

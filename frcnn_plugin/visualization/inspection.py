@@ -2,7 +2,7 @@
 
 `BoxRules` is the part of a config that has no weights: anchors, their labels, the cells that are
 pooled. It holds no network, so it is ready within a second whatever the backbone. What needs
-weights takes a model from `load_model`. Everything is computed by the model's own methods.
+weights takes a model. Everything is computed by the model's own methods.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_backbone, build_model, build_roi_heads
+from detectron2.modeling import build_backbone, build_roi_heads
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator import build_proposal_generator
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from torch import nn
 
-from ..checkpoint.checkpointer import AtomicCheckpointer, names_detector
+from ..checkpoint.checkpointer import names_detector
 from ..checkpoint.read import local_file, read_weights
 from ..data.loading.image_reader import read_bgr
 from ..errors import UserError
@@ -127,13 +126,8 @@ class BoxRules:
         """Return which anchors are trained on, (R,) bool."""
         return inside_image(anchors.tensor, image_size, self.rpn.anchor_boundary_thresh)
 
-    def labels(self, anchors: Boxes, instances: Instances) -> torch.Tensor:
-        """Label anchors before sampling: (R,) int8, 1 positive, 0 negative, -1 ignored."""
-        labels, _ = self.rpn.label_anchors(anchors, instances)
-        return labels
-
     def sampled_labels(self, anchors: Boxes, instances: Instances, seed: int) -> torch.Tensor:
-        """Label one mini-batch: as :meth:`labels`, -1 also where an anchor is not drawn."""
+        """Label one mini-batch, (R,) int8: 1 positive, 0 negative, -1 ignored or not drawn."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             (labels,), _ = self.rpn.label_and_sample_anchors([anchors], [instances])
@@ -169,23 +163,6 @@ class BoxRules:
         """Return the cells of a feature map, for a network input's size."""
         channels = len(self.cfg.MODEL.PIXEL_MEAN)
         return backbone_feature_sizes(self._backbone, [name], channels)(*image_size)[0]
-
-
-def load_model(cfg: CfgNode, *, unused: str = "") -> nn.Module:
-    """Build the model with ``MODEL.WEIGHTS``, for inference.
-
-    The weights of a sub-module that is `unused`, such as "roi_heads", may be missing. A `UserError`
-    says that others are.
-    """
-    if not names_detector(cfg):
-        given = f"{cfg.MODEL.WEIGHTS} is no detector" if cfg.MODEL.WEIGHTS else "no weights given"
-        raise UserError(
-            f"{given}. Add MODEL.WEIGHTS path/to/model_final.pth, the weights of a trained detector"
-        )
-    model: nn.Module = build_model(cfg)
-    checkpointer = AtomicCheckpointer(model, cfg=cfg, evaluating=True, unused=unused)
-    checkpointer.load(cfg.MODEL.WEIGHTS)
-    return model.eval()
 
 
 def has_rpn_weights(cfg: CfgNode) -> bool:

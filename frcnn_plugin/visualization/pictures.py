@@ -22,6 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import GenericMask
 
+from ..checkpoint.checkpointer import load_model
 from ..data.loading.mappers import build_mapper
 from ..data.proposals.files import Proposals
 from ..errors import UserError
@@ -33,7 +34,7 @@ from ..modeling.anchor_generator import CaffeAnchorGenerator
 from .drawings.anchors import Sample, draw_anchors, draw_matches, draw_samples, explain_matches
 from .drawings.canvas import Canvas
 from .drawings.detections import draw_detections
-from .drawings.maps import draw_funnel, draw_layer, draw_losses
+from .drawings.maps import draw_funnel, draw_losses, draw_maps
 from .drawings.objects import NO_OBJECTS, Objects, count_of, draw_data
 from .drawings.palette import ImageArray, paint_masks
 from .drawings.proposals import draw_proposals
@@ -43,7 +44,6 @@ from .inspection import (
     InspectedImage,
     detect,
     has_rpn_weights,
-    load_model,
     propose,
     sample_rois,
     with_training_proposals,
@@ -61,6 +61,8 @@ _TESTING = ("layers", "funnel", "proposals", "detections")
 _MOST_ROIS = 3  # pictures of pooled cells per image
 _MOST_PROPOSALS = 20
 _LOWEST_SCORE = 0.5  # of detections
+_CHANNELS = 4  # of a feature map
+_BOXES = 100  # of each step of the funnel
 
 
 @dataclass(frozen=True)
@@ -247,11 +249,11 @@ class Pictures:
     def _matches(self, image: InspectedImage) -> Canvas:
         rules, instances = self._rules, image.item["instances"]
         anchors = rules.anchors(image.size)
+        labels, _ = rules.rpn.label_anchors(anchors, instances)
         lower, upper = rules.rpn.anchor_matcher.thresholds[1:3]
         reasons = explain_matches(
-            anchors, rules.labels(anchors, instances), rules.inside(anchors, image.size),
-            instances.gt_boxes, (lower, upper),
-        )  # fmt: skip
+            anchors, labels, rules.inside(anchors, image.size), instances.gt_boxes, (lower, upper)
+        )
         rows, columns, _ = rules.grid(image.size)
         generator = self.cfg.MODEL.ANCHOR_GENERATOR
         table = [("ratios", generator.ASPECT_RATIOS[0]), ("sizes", generator.SIZES[0])]
@@ -386,23 +388,27 @@ def detections_of(found: Instances) -> Detections:
 
 
 def layers_of(seen: ForwardPass) -> list[tuple[str, Canvas]]:
-    """Draw some channels of each block of the backbone; return them by its name."""
+    """Draw the channels of each block that vary most over the image; return them by its name."""
     drawn = []
     for name, values in seen.maps.items():
         layer = [one for one in seen.layers if one.name.startswith(name)][-1]
         own, seen_by = (f"{side} x {side}" for side in (layer.stride, layer.sees))
         notes = [f"a cell is {own} network pixels and sees {seen_by}"]
-        cell, array = seen.image.cell(layer.stride), values.float().cpu().numpy()
-        drawn.append((name, draw_layer(seen.image.bgr, array, cell, name, notes)))
+        array = values.float().cpu().numpy()
+        chosen = np.argsort(-array.std(axis=(1, 2)), kind="stable")[:_CHANNELS]
+        maps = [(f"channel {c}, up to {array[c].max():.3g}", array[c]) for c in chosen]
+        cells, (channels, rows, columns) = [seen.image.cell(layer.stride)] * len(maps), array.shape
+        title = f"{name}: {channels} channels of {rows} x {columns} cells"
+        drawn.append((name, draw_maps(seen.image.bgr, maps, cells, title, notes)))
     return drawn
 
 
-def funnel_of(seen: ForwardPass, objects: Objects, count: int = 100) -> Canvas:
-    """Draw the way from anchors to proposals, the best `count` boxes of each step."""
+def funnel_of(seen: ForwardPass, objects: Objects) -> Canvas:
+    """Draw the way from anchors to proposals, the best boxes of each step."""
     selection, size, image = seen.selection, seen.image.size, seen.image
     assert selection.counts is not None
-    left, best = selection.counts, seen.logits.argsort(descending=True, stable=True)[:count]
-    kept = selection.boxes[:count]
+    left, best = selection.counts, seen.logits.argsort(descending=True, stable=True)[:_BOXES]
+    kept = selection.boxes[:_BOXES]
     steps = [
         (f"{len(seen.anchors)} anchors", seen.anchors.tensor[best]),
         ("moved by t", seen.decoded[best]),
@@ -411,7 +417,7 @@ def funnel_of(seen: ForwardPass, objects: Objects, count: int = 100) -> Canvas:
     ]
     notes = [
         f"{image.resized}; {int(seen.inside.sum())} anchors lie inside and are trained on",
-        f"the {count} boxes of the highest scores of each step",
+        f"the {_BOXES} boxes of the highest scores of each step",
     ]
     drawn = [(text, image.to_image(boxes.cpu())) for text, boxes in steps]
     return draw_funnel(image.bgr, drawn, objects, f"funnel: {image.name}", notes)

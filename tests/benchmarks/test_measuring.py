@@ -34,6 +34,16 @@ def test_a_mistake_in_a_process_of_its_own_is_one_sentence() -> None:
         session._receive()
 
 
+def test_peak_memory() -> None:
+    before = measuring.peak()
+    assert 50 < before["process_mib"] < 2**20
+    block = torch.ones(50 * 2**20)
+    after = measuring.peak()["process_mib"]
+    assert after >= max(before["process_mib"], block.numel() * 4 / 2**20)
+    if not torch.cuda.is_available():
+        assert "cuda_mib" not in before
+
+
 def test_process_settings_are_for_the_plugin_only(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(measuring, "tune_process", lambda: calls.append("tuned"))

@@ -12,8 +12,8 @@ import yaml
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.config import REMOVED_KEYS, plugin_cfg
+from frcnn_plugin.config_files import merge_overrides
 from frcnn_plugin.engine import setup_cfg
-from frcnn_plugin.engine.setup import merge_overrides
 from frcnn_plugin.errors import UserError
 
 DEMO = get_config_file("demo/vgg16_shapes_joint.yaml")

@@ -200,9 +200,9 @@ def test_wrong_predictions():
 
 def test_wrong_arguments():
     register("small", IMAGES)
-    with pytest.raises(UserError, match="match must be '>=' or '>', got '=='"):
+    with pytest.raises(UserError, match="match is '==': use one of >=, >"):
         VOCEvaluator("small", match="==")
-    with pytest.raises(UserError, match="metric must be 'auto', '11point' or 'area', got '07'"):
+    with pytest.raises(UserError, match="metric is '07': use one of auto, 11point, area"):
         VOCEvaluator("small", metric="07")
     with pytest.raises(UserError, match="'nameless' has no class names"):
         VOCEvaluator("nameless")

@@ -192,7 +192,7 @@ def test_inclusive_corners_leave_and_come_back(tiny_cfg) -> None:
     transform = resize.get_transform(np.zeros((60, 80, 3), np.uint8))
     back = transform.apply_box(written.proposal_boxes.tensor.numpy())
     np.testing.assert_allclose(back, network.proposal_boxes.tensor.numpy(), atol=1e-4)
-    with pytest.raises(UserError, match=r"BOX_SCALING inclusive goes with .*DECODE_IN_IMAGE True"):
+    with pytest.raises(UserError, match=r"BOX_SCALING is 'inclusive', .*DECODE_IN_IMAGE True"):
         build_model(tiny_cfg(*opts, "MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE", False))
 
 

@@ -220,5 +220,5 @@ def test_six_channels(save_detector: Callable, tmp_path: Path) -> None:
 
 
 def test_wrong_format(predictor: FasterRCNNPredictor) -> None:
-    with pytest.raises(UserError, match="image_format is 'rgb': use BGR or RGB"):
+    with pytest.raises(UserError, match="image_format is 'rgb': use one of BGR, RGB"):
         predictor(squares(40, 40), image_format="rgb")

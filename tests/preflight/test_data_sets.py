@@ -18,8 +18,8 @@ from PIL import Image
 from frcnn_plugin import get_config_file
 from frcnn_plugin.data import SHAPE_CLASSES, register_from_config_entries, register_voc
 from frcnn_plugin.preflight import Finding, data_sets, planned_run, preflight_without_config
-from frcnn_plugin.preflight.data_folders import suggest_folder
 from frcnn_plugin.preflight.data_sets import _check_test_masks, check_data, evenly
+from frcnn_plugin.preflight.environment import suggest_folder
 from tests.data.datasets.voc_folder import add_image, obj
 from tests.preflight.conftest import only
 

@@ -8,12 +8,12 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, pairwise_iou
 
 from frcnn_plugin import get_config_file
+from frcnn_plugin.checkpoint.checkpointer import load_model
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
 from frcnn_plugin.visualization.inspection import (
     BoxRules,
     detect,
-    load_model,
     propose,
     sample_rois,
     with_training_proposals,
@@ -51,7 +51,8 @@ def test_labels_before_and_after_sampling(tiny_cfg) -> None:
     rules = BoxRules(tiny_cfg("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 32))
     anchors = rules.anchors(SIZE)
     instances = make_instances(SIZE, [[20, 20, 84, 84], [100, 30, 160, 120]])
-    labels, inside = rules.labels(anchors, instances), rules.inside(anchors, SIZE)
+    labels, _ = rules.rpn.label_anchors(anchors, instances)
+    inside = rules.inside(anchors, SIZE)
     # Of all inside anchors, as they are matched in training.
     expected, _ = rules.rpn.match_anchors(anchors[inside], instances.gt_boxes)
     assert torch.equal(labels[inside], expected) and (labels[~inside] == -1).all()
@@ -74,7 +75,7 @@ def test_labels_before_and_after_sampling(tiny_cfg) -> None:
 def test_labels_of_an_empty_image(tiny_cfg) -> None:
     rules = BoxRules(tiny_cfg())
     anchors = rules.anchors(SIZE)
-    labels = rules.labels(anchors, make_instances(SIZE, []))
+    labels, _ = rules.rpn.label_anchors(anchors, make_instances(SIZE, []))
     assert torch.equal(labels == 0, rules.inside(anchors, SIZE)) and not (labels == 1).any()
 
 

@@ -16,9 +16,9 @@ from frcnn_plugin.data.datasets.coco_files import run_lengths
 from frcnn_plugin.data.synthetic import write_synthetic_voc
 from frcnn_plugin.engine import setup_cfg
 from frcnn_plugin.errors import UserError
+from frcnn_plugin.modeling import PaperRPN
 from frcnn_plugin.visualization import Canvas
 from frcnn_plugin.visualization.drawings.palette import BLUE, GREY, SKY, VERMILION, YELLOW
-from frcnn_plugin.visualization.inspection import BoxRules
 from frcnn_plugin.visualization.pictures import Options, Pictures
 from tests.small_demo import DEMO, SMALL, random_weights
 
@@ -115,16 +115,17 @@ def test_objects_are_in_image_pixels(records: list[dict], draw: Callable, mode: 
 
 def test_matches_counts_are_the_labels(records: list[dict], draw: Callable) -> None:
     record = with_objects(records, difficult=False)
-    seen: list[torch.Tensor] = []
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     with pytest.MonkeyPatch.context() as patch:
-        stock = BoxRules.labels
-        patch.setattr(BoxRules, "labels", lambda *args: seen.append(stock(*args)) or seen[-1])
+        stock = PaperRPN.label_anchors
+        patch.setattr(PaperRPN, "label_anchors", lambda *x: seen.append(stock(*x)) or seen[-1])
         (canvas,) = draw("matches", record)
-    positive, negative, ignored = (int((seen[0] == value).sum()) for value in (1, 0, -1))
+    ((labels, _),) = seen
+    positive, negative, ignored = (int((labels == value).sum()) for value in (1, 0, -1))
     assert f"{positive} positive, {negative} negative, {ignored} ignored" in heading(canvas)
     drawn = len(boxes(canvas.axes[0], BLUE)) + len(boxes(canvas.axes[0], SKY))
     assert drawn == min(positive, 60) and positive > 0
-    assert sum(int(t.rpartition("(")[2][:-1]) for t in legend(canvas)[:5]) == len(seen[0])
+    assert sum(int(t.rpartition("(")[2][:-1]) for t in legend(canvas)[:5]) == len(labels)
     assert "rows ratios 0.5, 1, 2; columns sizes 64, 96, 160" in heading(canvas)
 
 

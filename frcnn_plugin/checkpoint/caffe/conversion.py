@@ -222,7 +222,9 @@ def convert_to_caffe(
             f"--rpn-conv is {rpn_conv!r}: give its layer a name of its own, such as {RPN_CONVS[0]}"
         )
     sources = _targets((*VGG16_LAYERS, *ZF_LAYERS), [rpn_conv]) | of_predictor
-    config = _values(metadata)
+    config = read_config_text((metadata and metadata.config) or "{}", "the file's config")
+    images = metadata.preprocessing.values() if metadata and metadata.preprocessing else {}
+    config = flat_keys(config) | images
     _stop_unless_in_caffe(state, sources, config)
     scale = bbox_reg_weights or config.get("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", BBOX_REG_WEIGHTS)
     layers: dict[str, list[np.ndarray]] = {}
@@ -251,13 +253,6 @@ def convert_to_caffe(
         layers[layer] = [t.contiguous().numpy() for t in tensors]
         rows.append((f"{source}.weight, .bias", layer, describe(tensors[0])))
     return layers, rows
-
-
-def _values(metadata: Metadata | None) -> dict[str, Any]:
-    """Return the values of the config, as far as known, by key."""
-    config = read_config_text((metadata and metadata.config) or "{}", "the file's config")
-    images = metadata.preprocessing.values() if metadata and metadata.preprocessing else {}
-    return flat_keys(config) | images
 
 
 def _stop_unless_in_caffe(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,11 @@ def register_source(source: Any) -> bool:
         return False
     what = "with other arguments" if is_dataclass(existing) else "by other code"
     raise UserError(f"data set '{source.name}' is already registered {what}; choose another name")
+
+
+def objects_that_count(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the objects of an image that are trained on: no crowds, nor what is marked as one."""
+    return [obj for obj in record.get("annotations", ()) if not obj.get("iscrowd", 0)]
 
 
 def shown(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from ...errors import UserError
-from .arguments import datasets_root, examples, progress
+from .arguments import datasets_root, examples, objects_that_count, progress
 from .class_names import is_background
 from .coco import coco_source
 from .coco_files import read_coco
@@ -157,10 +157,7 @@ def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:
             name, len(dicts), expected,
         )  # fmt: skip
     _check_identity(name, dicts)
-    objects = sum(
-        not obj.get("iscrowd", 0) for item in dicts for obj in item.get("annotations", ())
-    )
-    if objects:
+    if any(map(objects_that_count, dicts)):
         return
     text = f"{name}: no objects in its {len(dicts)} images (difficult and crowd ones not counted)"
     if is_trained_on:

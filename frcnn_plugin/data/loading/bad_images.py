@@ -20,7 +20,7 @@ from detectron2.structures import Boxes, Instances
 from torch.utils.data import Dataset, get_worker_info
 
 from ... import stopping
-from ...errors import UserError
+from ...errors import UserError, check_choice
 from ...process import leave_if_asked
 from .mappers import build_mapper
 
@@ -202,8 +202,7 @@ def skips_bad_images(cfg: CfgNode) -> bool:
         UserError: unknown ``DATALOADER.ON_BAD_IMAGE``.
     """
     choice = cfg.DATALOADER.ON_BAD_IMAGE
-    if choice not in CHOICES:
-        raise UserError(f"DATALOADER.ON_BAD_IMAGE is '{choice}': use one of {', '.join(CHOICES)}")
+    check_choice("DATALOADER.ON_BAD_IMAGE", choice, CHOICES)
     return bool(choice == "skip")
 
 

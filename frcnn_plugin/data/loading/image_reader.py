@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import log_first_n
 from PIL import Image, UnidentifiedImageError
 
 from ...errors import UserError
+from ..datasets.arguments import warn_once
 
 # In this order of preference where a folder holds several images of one name.
 # fmt: off
@@ -75,12 +74,9 @@ def image_pixels(image: Image.Image, image_format: str, name: str) -> npt.NDArra
         shown = shown.transpose(turn)
     pixels = convert_PIL_to_numpy(shown, image_format)
     if image.mode not in ("L", "RGB") and pixels.min() == pixels.max() and _varies(image):
-        log_first_n(
-            logging.WARNING,
+        warn_once(
             f"{name} (Pillow's mode {image.mode}) becomes an image in which all values are "
-            f"{pixels.flat[0]}: save it as an ordinary 8-bit image",
-            name=__name__,
-            key="message",
+            f"{pixels.flat[0]}: save it as an ordinary 8-bit image"
         )
     return pixels
 

@@ -14,7 +14,7 @@ from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform, TransformList
 
-from ...errors import UserError
+from ...errors import UserError, check_choice
 from ...modeling import corner_factors, resize_scale, scale_inclusive
 from .image_reader import read_image, read_record
 
@@ -135,9 +135,8 @@ def with_resize(cfg: CfgNode, augmentations: Sequence[Any]) -> list[Any]:
     Raises:
         UserError: unknown ``INPUT.RESIZE`` or ``INPUT.BOX_SCALING``.
     """
-    for key, values in (("RESIZE", RESIZERS), ("BOX_SCALING", BOX_SCALINGS)):
-        if cfg.INPUT[key] not in values:
-            raise UserError(f"INPUT.{key} is '{cfg.INPUT[key]}': use one of {', '.join(values)}")
+    check_choice("INPUT.RESIZE", cfg.INPUT.RESIZE, RESIZERS)
+    check_choice("INPUT.BOX_SCALING", cfg.INPUT.BOX_SCALING, BOX_SCALINGS)
     replaced = []
     for a in augmentations:
         if type(a) is T.ResizeShortestEdge:

@@ -33,6 +33,20 @@ _SMALL_SIDE = 1.0  # network pixels: a smaller box is degenerate
 _MANY = 3  # boxes that a message lists
 
 
+class _PlainUserErrors(logging.Filter):
+    """Log a user's mistake in the middle of training as a sentence, not as a stack trace."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, UserError):
+            record.msg, record.args = "training stopped: %s", (str(error),)
+            record.exc_info = None
+        return True
+
+
+_PLAIN_USER_ERRORS = _PlainUserErrors()  # a logger takes it once
+
+
 class StepGuard(HookBase):
     """Stops on a loss that is not finite, before the optimizer spoils the weights with it.
 
@@ -74,7 +88,8 @@ class StepGuard(HookBase):
             rpn.losses_are_watched = True
         self._model.register_forward_pre_hook(before)
         self._model.register_forward_hook(after)
-        _log_user_errors_plainly()
+        # Its training loop logs every exception with its traceback.
+        logging.getLogger("detectron2.engine.train_loop").addFilter(_PLAIN_USER_ERRORS)
 
     def _begin(self, batch: Any) -> None:
         self._batch[:] = batch
@@ -307,25 +322,3 @@ def _largest_input(cfg: CfgNode, batch: Sequence[Mapping[str, Any]]) -> float:
     std = torch.tensor(cfg.MODEL.PIXEL_STD).reshape(-1, 1, 1)
     inputs = ((entry["image"].detach().cpu().float() - mean) / std for entry in batch)
     return max((float(x.abs().max()) for x in inputs), default=0.0)
-
-
-# ---- Detectron2's log -----------------------------------------------------------------------
-
-
-def _log_user_errors_plainly() -> None:
-    """Filter what Detectron2's training loop logs; a second call changes nothing."""
-    # It logs every exception with its traceback.
-    logger = logging.getLogger("detectron2.engine.train_loop")
-    if not any(isinstance(f, _PlainUserErrors) for f in logger.filters):
-        logger.addFilter(_PlainUserErrors())
-
-
-class _PlainUserErrors(logging.Filter):
-    """Log a user's mistake in the middle of training as a sentence, not as a stack trace."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, UserError):
-            record.msg, record.args = "training stopped: %s", (str(error),)
-            record.exc_info = None
-        return True

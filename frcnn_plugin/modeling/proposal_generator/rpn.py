@@ -21,7 +21,7 @@ from detectron2.utils.events import get_event_storage
 from detectron2.utils.memory import retry_if_cuda_oom
 from torch.nn import functional as F
 
-from ...errors import UserError
+from ...errors import check_choice
 from ...host import register
 from ..box_ops import inside_image
 from ..box_regression import CaffeBox2BoxTransform, box_loss
@@ -90,13 +90,9 @@ class PaperRPN(RPN):
             UserError: unknown ``loss_norm`` or ``proposal_gradient_at_border``.
         """
         super().__init__(**kwargs)
-        if loss_norm not in ("samples", "locations"):
-            raise UserError(f"MODEL.RPN.LOSS_NORM is '{loss_norm}': use 'samples' or 'locations'")
-        if proposal_gradient_at_border not in AT_BORDER:
-            raise UserError(
-                f"MODEL.RPN.PROPOSAL_GRADIENT_AT_BORDER is '{proposal_gradient_at_border}': use "
-                "'exact' or 'none'"
-            )
+        check_choice("MODEL.RPN.LOSS_NORM", loss_norm, ("samples", "locations"))
+        key = "MODEL.RPN.PROPOSAL_GRADIENT_AT_BORDER"
+        check_choice(key, proposal_gradient_at_border, AT_BORDER)
         self.loss_norm = loss_norm
         self.proposal_gradient = proposal_gradient
         self.proposal_gradient_clip = proposal_gradient_clip
@@ -139,11 +135,7 @@ class PaperRPN(RPN):
         ret["loss_norm"] = cfg.MODEL.RPN.LOSS_NORM
         ret["min_size_image"] = cfg.MODEL.RPN.MIN_SIZE_IMAGE
         gradient = cfg.MODEL.PAPER_RCNN.PROPOSAL_GRADIENT
-        if gradient not in PROPOSAL_GRADIENTS:
-            raise UserError(
-                f"MODEL.PAPER_RCNN.PROPOSAL_GRADIENT is '{gradient}': use one of "
-                f"{', '.join(PROPOSAL_GRADIENTS)}"
-            )
+        check_choice("MODEL.PAPER_RCNN.PROPOSAL_GRADIENT", gradient, PROPOSAL_GRADIENTS)
         ret["proposal_gradient"] = gradient != "none"
         ret["proposal_gradient_clip"] = cfg.MODEL.RPN.PROPOSAL_GRADIENT_CLIP
         ret["proposal_gradient_at_border"] = cfg.MODEL.RPN.PROPOSAL_GRADIENT_AT_BORDER
@@ -364,10 +356,8 @@ class PaperRPN(RPN):
         )
         boxes = [s.boxes for s in selections]
         if self.proposal_gradient and self.training and torch.is_grad_enabled():
-            all_anchors, all_deltas = (
-                Boxes.cat(anchors).tensor,
-                torch.cat(pred_anchor_deltas, dim=1),
-            )
+            all_anchors = Boxes.cat(anchors).tensor
+            all_deltas = torch.cat(pred_anchor_deltas, dim=1)
             boxes = [
                 decode_with_gradient(
                     deltas[s.indices],

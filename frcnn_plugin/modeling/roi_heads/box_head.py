@@ -58,6 +58,8 @@ class FC6FC7Head(nn.Module):
     Source: py-faster-rcnn prototxts; Fast R-CNN.
     """
 
+    has_fc = True  # fc6 and fc7 of ImageNet, which training must not start without
+
     @configurable
     def __init__(
         self,

@@ -22,7 +22,7 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from ...errors import UserError
+from ...errors import UserError, check_choice
 from ...host import head_losses, register
 from ..box_ops import clip_boxes
 from ..box_regression import CaffeBox2BoxTransform
@@ -91,11 +91,7 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
             box_pooler=on_cells(box_pooler), mask_pooler=on_cells(mask_pooler), **kwargs
         )
         stop_unless_whole(self.box_predictor, self.box_pooler)
-        if scores_from not in SCORES_FROM:
-            raise UserError(
-                f"MODEL.ROI_BOX_CASCADE_HEAD.SCORES_FROM is '{scores_from}': use one of "
-                f"{', '.join(SCORES_FROM)}"
-            )
+        check_choice("MODEL.ROI_BOX_CASCADE_HEAD.SCORES_FROM", scores_from, SCORES_FROM)
         if len(loss_weights) != len(self.box_head):
             raise UserError(
                 f"MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS is {list(loss_weights)}: it needs "
@@ -170,7 +166,7 @@ class CaffeCascadeROIHeads(CascadeROIHeads):
         if not self.training:
             return rois, losses
         # The head of masks has one set of RoIs in training, as in Detectron2: those of head 1.
-        losses.update(head_losses(self, features, rois, ("mask", "keypoint")))
+        losses.update(head_losses(self, features, rois, "mask", "keypoint"))
         return rois, losses
 
     def _box_losses(

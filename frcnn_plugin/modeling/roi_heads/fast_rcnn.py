@@ -19,7 +19,7 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import smooth_l1_loss
 from torch.nn import functional as F
 
-from ...errors import UserError
+from ...errors import UserError, check_choice
 from ...layers.nms import float32_threshold
 from ..box_ops import clip_inclusive, of_second_corner, whole_pixels
 from ..box_regression import CaffeBox2BoxTransform, box_loss, grow
@@ -96,11 +96,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.decode_growth = decode_growth
         self.decode_in_image = decode_in_image
         self.keep_ties = keep_ties
-        if nms_method not in NMS_METHODS:
-            raise UserError(
-                f"MODEL.ROI_HEADS.NMS_METHOD_TEST is '{nms_method}': use one of "
-                f"{', '.join(NMS_METHODS)}"
-            )
+        check_choice("MODEL.ROI_HEADS.NMS_METHOD_TEST", nms_method, NMS_METHODS)
         self.nms_method = nms_method
         self.soft_nms_sigma = soft_nms_sigma
         self.soft_nms_min_score = soft_nms_min_score

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import PSRoIAlign
 
-from ...errors import UserError
+from ...errors import UserError, check_choice
 from ...host import register
 from ...layers.ps_roi_pool import PSRoIPool
 from ..matcher import AsyncMatcher
@@ -52,8 +52,7 @@ class RFCNConvs(nn.Module):
             UserError: another ``fc``.
         """
         super().__init__()
-        if fc not in ("none", "reduced"):
-            raise UserError(f"MODEL.RFCN.BACKBONE_FC is '{fc}': use none or reduced")
+        check_choice("MODEL.RFCN.BACKBONE_FC", fc, ("none", "reduced"))
         self.has_fc = fc == "reduced"
         if self.has_fc:
             self.pool5 = nn.MaxPool2d(3, stride=1, padding=1)
@@ -318,7 +317,6 @@ def build_ps_pooler(
         "caffe": Operator(PSRoIPool, inclusive=True),
         "align": Operator(lambda k, scale: PSRoIAlign(k, scale, sampling_ratio), inclusive=False),
     }
-    if kind not in operators:
-        raise UserError(f"MODEL.RFCN.POOLER is '{kind}': use {' or '.join(operators)}")
+    check_choice("MODEL.RFCN.POOLER", kind, operators)
     stock = ROIPooler(group_size, (spatial_scale,), sampling_ratio, "ROIPool")
     return OperatorPooler(stock, operators[kind])

@@ -150,10 +150,10 @@ class CaffeROIHeads(StandardROIHeads):
                 proposals = self.training_rois(features, proposals, targets)
         elif self.training and compute_loss and (self.hard_examples or have_gradient(proposals)):
             rois = self.training_rois(features, proposals, targets)
-            losses = head_losses(self, features, rois, ("box",))
+            losses = head_losses(self, features, rois, "box")
             # Masks are cut out of the ground truth at the boxes, by numpy.
             fixed = without_gradient(rois)
-            return rois, losses | head_losses(self, features, fixed, ("mask", "keypoint"))
+            return rois, losses | head_losses(self, features, fixed, "mask", "keypoint")
         elif compute_loss or not self.training:
             return super().forward(images, features, proposals, targets)
         predictions = self._predict(features, proposals)

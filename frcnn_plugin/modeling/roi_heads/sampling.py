@@ -12,7 +12,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torchvision.ops import batched_nms, nms
 
-from ...errors import UserError
+from ...errors import check_choice
 from ...layers.nms import float32_threshold
 
 # How RoIs are chosen, see MODEL.ROI_HEADS.SAMPLING.
@@ -102,10 +102,7 @@ def hard_examples(
     Raises:
         UserError: unknown sampling.
     """
-    if sampling not in SAMPLINGS:
-        raise UserError(
-            f"MODEL.ROI_HEADS.SAMPLING is '{sampling}': use one of {', '.join(SAMPLINGS)}"
-        )
+    check_choice("MODEL.ROI_HEADS.SAMPLING", sampling, SAMPLINGS)
     return HardExamples(count, nms_thresh, per_label) if sampling == "hard" else None
 
 

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from .canvas import Canvas, Legend, Panel, resize
-from .objects import NO_OBJECTS, Objects
+from .objects import Objects
 from .palette import RIGHT, ImageArray, Style
 
 FloatArray = npt.NDArray[np.floating]
@@ -39,29 +39,12 @@ def draw_maps(
     return canvas
 
 
-def draw_layer(
-    image_bgr: ImageArray,
-    values: FloatArray,  # (C, rows, columns), after the ReLU
-    cell: tuple[float, float],
-    name: str,
-    notes: Sequence[str] = (),
-    channels: int = 4,
-) -> Canvas:
-    """Draw the channels of a feature map that vary most over the image."""
-    chosen = np.argsort(-values.std(axis=(1, 2)), kind="stable")[:channels]
-    maps = [
-        (f"channel {index}, up to {values[index].max():.3g}", values[index]) for index in chosen
-    ]
-    title = f"{name}: {values.shape[0]} channels of {values.shape[1]} x {values.shape[2]} cells"
-    return draw_maps(image_bgr, maps, [cell] * len(maps), title, notes)
-
-
 def draw_funnel(
     image_bgr: ImageArray,
     steps: Sequence[tuple[str, FloatArray]],  # title and boxes (n, 4) of each step
-    objects: Objects = NO_OBJECTS,
-    title: str = "",
-    notes: Sequence[str] = (),
+    objects: Objects,
+    title: str,
+    notes: Sequence[str],
 ) -> Canvas:
     """Draw what each step of the selection of proposals leaves, side by side."""
     height, width = image_bgr.shape[:2]
@@ -80,9 +63,9 @@ def draw_funnel(
 def draw_losses(
     image_bgr: ImageArray,
     groups: Sequence[tuple[str, FloatArray, FloatArray]],  # title, boxes (n, 4), losses (n,)
-    objects: Objects = NO_OBJECTS,
-    title: str = "",
-    notes: Sequence[str] = (),
+    objects: Objects,
+    title: str,
+    notes: Sequence[str],
 ) -> Canvas:
     """Draw mini-batches side by side, each box in the colour of its loss, the highest on top."""
     highest = max((float(losses.max(initial=0)) for *_, losses in groups), default=0.0)

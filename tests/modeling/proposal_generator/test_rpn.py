@@ -245,7 +245,7 @@ def test_box_gradients() -> None:
 
 
 def test_unknown_loss_norm() -> None:
-    with pytest.raises(UserError, match=r"LOSS_NORM is 'pixels': use 'samples' or 'locations'"):
+    with pytest.raises(UserError, match=r"LOSS_NORM is 'pixels': use one of samples, locations"):
         make_rpn(loss_norm="pixels")
 
 
