@@ -326,7 +326,7 @@ def test_difficult_is_respected_for_detectron2s_names(tmp_path):
 
 @pytest.mark.parametrize("year", [2007, 2012])
 def test_our_sets_for_their_evaluator(tmp_path, year):
-    """What was renamed, counts from 0 or is difficult is so in both evaluators' ground truth."""
+    """What is difficult or ignored is so for both evaluators."""
     rng = np.random.default_rng(year)
     random_folder(tmp_path, rng)
     predictions = random_predictions(tmp_path, rng)
@@ -341,17 +341,18 @@ def test_our_sets_for_their_evaluator(tmp_path, year):
     ours = evaluate("named", predictions, match=">")["bbox"]
     assert ours["AP50"] == pytest.approx(host.evaluate()["bbox"]["AP50"], abs=1e-9)
     check_datasets(["named"], len(CLASSES))
-    shift = {"rename": {"cow": "dog"}, "counts_from": 0}
-    for name, evaluator in (("shifted", "voc"), ("shifted_named", "pascal_voc")):
-        register_voc(name, *arguments[:2], CLASSES[:2], year, evaluator=evaluator, **shift)
-    one, other = (load_ground_truth(name) for name in ("shifted", "shifted_named"))
+    for name, evaluator in (("fewer", "voc"), ("fewer_named", "pascal_voc")):
+        fewer = {"ignore": CLASSES[2:], "evaluator": evaluator}
+        register_voc(name, *arguments[:2], CLASSES[:2], year, **fewer)
+    one, other = (load_ground_truth(name) for name in ("fewer", "fewer_named"))
     assert np.array_equal(one.boxes, other.boxes) and np.array_equal(one.classes, other.classes)
 
 
 def test_evaluators_of_a_set(tmp_path):
     arguments = (str(tmp_path), "test", CLASSES)
-    with pytest.raises(UserError, match=r"year, 2007 .* or 2012 .*; got year None"):
-        register_voc("a", *arguments, evaluator="pascal_voc")
+    for bad in ({"year": None}, {"year": 2008}, {"rename": {"cow": "cat"}}, {"counts_from": 0}):
+        with pytest.raises(UserError, match=r"'a': .* year 2007 .*neither rename nor counts_from"):
+            register_voc("a", *arguments, **{"year": 2012, "evaluator": "pascal_voc", **bad})
     with pytest.raises(UserError, match="'a': evaluator must be voc or coco or pascal_voc; got 'C"):
         register_voc("a", *arguments, evaluator="COCO")
     with pytest.raises(UserError, match="evaluator must be voc or coco; got 'pascal_voc'"):

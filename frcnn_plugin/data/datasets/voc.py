@@ -129,8 +129,8 @@ def register_voc(
         use_difficult: let difficult objects take part in training. Evaluation ignores them anyway.
         strict: raise for a bad box instead of clipping or dropping it with a warning.
         evaluator: "voc", or "coco" for COCO's metric. "pascal_voc" is "voc" here, and the name by
-            which trainers of other projects choose Detectron2's evaluator; ``year`` is then to be
-            2007 or 2012.
+            which trainers of other projects choose Detectron2's evaluator, which needs ``year``
+            2007 or 2012 and knows neither ``rename`` nor ``counts_from`` 0.
         ignore: class names in the files whose objects are left out, as if not annotated.
         rename: what classes of the files are called instead; two of one name are merged.
         counts_from: the number of the first pixel in the files, 1 as in VOC, or 0.
@@ -140,7 +140,7 @@ def register_voc(
 
     Raises:
         UserError: if ``name`` is taken, ``classes`` is not a list of distinct names, or the
-            evaluator is unknown or cannot take the year.
+            evaluator is unknown or does not fit.
     """
     listed, class_map = check_classes(name, classes, ignore, rename)
     VOCSource(
@@ -272,10 +272,12 @@ class VOCSource(Source):
 
     def register(self) -> None:
         """Register the set, see the base class."""
-        if self.evaluator == HOST_VOC_EVALUATOR and self.year not in (2007, 2012):
+        fits = self.year in (2007, 2012) and self.counts_from == 1 and not self.class_map.rename
+        if self.evaluator == HOST_VOC_EVALUATOR and not fits:
             raise UserError(
-                f"data set '{self.name}': Detectron2's evaluator {HOST_VOC_EVALUATOR} takes the "
-                f"rules of a year, 2007 (11 points) or 2012 (area); got year {self.year}"
+                f"data set '{self.name}': Detectron2's evaluator {HOST_VOC_EVALUATOR} reads the "
+                "XML files itself, by the rules of year 2007 (11 points) or 2012 (area): give one "
+                "of these years, and neither rename nor counts_from 0"
             )
         super().register()
 
