@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
-from ..data.datasets.checks import HOST_VOC_EVALUATOR
+from ..data.datasets.checks import is_host_voc
 from ..data.datasets.voc import load_voc_instances
 from ..errors import UserError
 
@@ -53,8 +53,8 @@ def load_dicts(dataset_name: str) -> list[dict[str, Any]]:
     Detectron2's own ``voc_2007_*`` and ``voc_2012_*`` dicts do not say which objects are difficult;
     for those names the annotation files are read with this plugin's loader.
     """
-    metadata = MetadataCatalog.get(dataset_name)
-    if metadata.get("evaluator_type") == HOST_VOC_EVALUATOR:
+    if is_host_voc(dataset_name):
+        metadata = MetadataCatalog.get(dataset_name)
         return load_voc_instances(
             metadata.dirname, metadata.split, metadata.thing_classes, name=dataset_name
         )

@@ -332,17 +332,18 @@ class PaperRCNN(GeneralizedRCNN):
         return [x["proposals"].to(self.device) for x in batched_inputs]
 
     def visualize_training(
-        self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]
+        self, batched_inputs: list[dict[str, Any]], proposals: list[Instances], *args: Any
     ) -> None:
         """Draw one picture per ``VIS_PERIOD``, even if the images pass one by one.
 
         Detectron2 sends it to TensorBoard: the first image of the batch at the network's input
-        size, with ground truth on the left and the 20 best proposals on the right.
+        size, with ground truth on the left and the 20 best proposals on the right. A class that
+        this one is combined with may take more (Adaptive Teacher's: the branch, each drawn).
         """
         iteration = get_event_storage().iter
-        if iteration != self._drawn_at:
+        if args or iteration != self._drawn_at:
             self._drawn_at = iteration
-            super().visualize_training(batched_inputs, proposals)
+            super().visualize_training(batched_inputs, proposals, *args)
 
     def _move_to_current_device(self, x: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_tracing() or torch.jit.is_scripting():

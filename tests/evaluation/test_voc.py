@@ -11,9 +11,10 @@ from detectron2.evaluation import PascalVOCDetectionEvaluator, print_csv_format
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 
-from frcnn_plugin.data import register_voc
+from frcnn_plugin.data import register_coco, register_voc, register_xml_folder
+from frcnn_plugin.data.datasets.checks import check_datasets
 from frcnn_plugin.errors import UserError
-from frcnn_plugin.evaluation import VOCEvaluator
+from frcnn_plugin.evaluation import VOCEvaluator, load_ground_truth
 from frcnn_plugin.evaluation.detections import Detections
 from frcnn_plugin.evaluation.record import EvaluationRecord
 from frcnn_plugin.host import replace_metadata
@@ -321,6 +322,44 @@ def test_difficult_is_respected_for_detectron2s_names(tmp_path):
     MetadataCatalog.get("theirs").evaluator_type = "pascal_voc"
     theirs, ours = (evaluate(n, predictions, metric="area") for n in ("theirs", "read_back"))
     assert theirs == ours
+
+
+@pytest.mark.parametrize("year", [2007, 2012])
+def test_our_sets_for_their_evaluator(tmp_path, year):
+    """What is difficult or ignored is so for both evaluators."""
+    rng = np.random.default_rng(year)
+    random_folder(tmp_path, rng)
+    predictions = random_predictions(tmp_path, rng)
+    arguments = (str(tmp_path), "test", CLASSES, year)
+    register_voc("plain", *arguments)
+    register_voc("named", *arguments, evaluator="pascal_voc")
+    assert evaluate("named", predictions) == evaluate("plain", predictions)
+    host = PascalVOCDetectionEvaluator("named")
+    host.reset()
+    for image_id, prediction in predictions.items():
+        host.process([{"image_id": image_id}], [output(*prediction)])
+    ours = evaluate("named", predictions, match=">")["bbox"]
+    assert ours["AP50"] == pytest.approx(host.evaluate()["bbox"]["AP50"], abs=1e-9)
+    check_datasets(["named"], len(CLASSES))
+    for name, evaluator in (("fewer", "voc"), ("fewer_named", "pascal_voc")):
+        fewer = {"ignore": CLASSES[2:], "evaluator": evaluator}
+        register_voc(name, *arguments[:2], CLASSES[:2], year, **fewer)
+    one, other = (load_ground_truth(name) for name in ("fewer", "fewer_named"))
+    assert np.array_equal(one.boxes, other.boxes) and np.array_equal(one.classes, other.classes)
+
+
+def test_evaluators_of_a_set(tmp_path):
+    arguments = (str(tmp_path), "test", CLASSES)
+    for bad in ({"year": None}, {"year": 2008}, {"rename": {"cow": "cat"}}, {"counts_from": 0}):
+        with pytest.raises(UserError, match=r"'a': .* year 2007 .*neither rename nor counts_from"):
+            register_voc("a", *arguments, **{"year": 2012, "evaluator": "pascal_voc", **bad})
+    with pytest.raises(UserError, match="'a': evaluator must be voc or coco or pascal_voc; got 'C"):
+        register_voc("a", *arguments, evaluator="COCO")
+    with pytest.raises(UserError, match="evaluator must be voc or coco; got 'pascal_voc'"):
+        register_xml_folder("a", str(tmp_path), CLASSES, evaluator="pascal_voc")
+    with pytest.raises(UserError, match="evaluator must be voc or coco; got 'pascal_voc'"):
+        register_coco("a", "a.json", str(tmp_path), evaluator="pascal_voc")
+    assert "a" not in DatasetCatalog
 
 
 def test_record_for_the_report(tmp_path):

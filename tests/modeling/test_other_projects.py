@@ -408,6 +408,49 @@ def test_our_model_without_their_arguments(tiny_cfg) -> None:
         build_model(tiny_cfg()).train()(batch(), branch="supervised")
 
 
+class DrawingRCNN(TwoStagePseudoLabel):
+    """Draws the same iteration in each branch, under its name."""
+
+    def forward(self, batched_inputs, branch="supervised"):
+        results = super().forward(batched_inputs, branch=branch)
+        if self.training:
+            self.visualize_training(batched_inputs, results[1], branch)
+        return results
+
+    def visualize_training(self, batched_inputs, proposals, branch=""):
+        self.drawn = [*getattr(self, "drawn", ()), branch]
+
+
+@pytest.mark.parametrize("theirs_first", [True, False])
+def test_pictures_of_branches(tiny_cfg, theirs_first: bool) -> None:
+    bases = (DrawingRCNN, PaperRCNN) if theirs_first else (PaperRCNN, DrawingRCNN)
+    name = register(META_ARCH_REGISTRY, "DrawsBranches", *bases)
+    model = build_model(tiny_cfg("MODEL.META_ARCHITECTURE", name))
+    run_both_branches(model)
+    assert model.drawn == ["supervised", "unsup_data_weak"]
+
+
+class LevelPooler(ROIPooler):
+    """Takes each box from the map that its proposal comes from."""
+
+    def forward(self, x, box_lists, level_ids):
+        ids = torch.cat(level_ids)
+        boxes = torch.cat([torch.zeros(len(ids), 1), Boxes.cat(box_lists).tensor], dim=1)
+        pairs = zip(ids, boxes, strict=True)
+        return torch.cat([self.level_poolers[i](x[i], box[None]) for i, box in pairs])
+
+
+def test_a_pooler_that_takes_more() -> None:
+    pooler = InclusiveROIPooler(LevelPooler(2, (1 / 16, 1 / 32), 0, "ROIPool"))
+    maps = [torch.arange(36.0).view(1, 1, 6, 6) + 100 * level for level in range(2)]
+    boxes = [Boxes(torch.tensor([[0.0, 0, 56, 56], [0.0, 0, 56, 56]]))]
+    for ids in ([0, 1], [1, 0]):
+        pooled = pooler(maps, boxes, level_ids=[torch.tensor(ids)])
+        assert (pooled[:, 0, 0, 0] // 100).tolist() == ids
+    one = InclusiveROIPooler(ROIPooler(2, (1 / 16,), 0, "ROIPool"))
+    assert one(maps[:1], boxes, level_ids=None)[0, 0].tolist() == [[7, 9], [19, 21]]
+
+
 @pytest.mark.parametrize("theirs_first", [True, False])
 def test_a_plain_predictor_of_theirs_is_replaced(tiny_cfg, theirs_first: bool) -> None:
     class Plain(PseudoLabelHeads):

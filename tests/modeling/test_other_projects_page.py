@@ -241,6 +241,9 @@ def test_the_page(page: dict[str, Any]) -> None:
     assert type(page["cosine"].box_predictor) is page["CosineOutputLayers"]
     scores, _ = page["cosine"].box_predictor(torch.randn(3, 64))
     assert scores.shape == (3, 9) and scores.abs().max() <= 20
+    # DistributedDataParallel stops at a weight without a gradient.
+    sum(x.sum() for x in page["cosine"].box_predictor(torch.randn(3, 64))).backward()
+    assert all(p.grad is not None for p in page["cosine"].box_predictor.parameters())
 
 
 @pytest.mark.parametrize("part", ["RPN", "ROI_HEADS"])

@@ -50,8 +50,13 @@ def register_source(source: Any) -> bool:
     """Register ``source``, a dataclass that loads a data set; return False if the same is there.
 
     Raises:
-        UserError: the name is taken.
+        UserError: the name is taken, or the evaluator is not one of ``source.evaluators``.
     """
+    if source.evaluator not in source.evaluators:
+        raise UserError(
+            f"data set '{source.name}': evaluator must be {' or '.join(source.evaluators)}; got "
+            f"{source.evaluator!r}"
+        )
     if source.name not in DatasetCatalog:
         DatasetCatalog.register(source.name, source)
         metadata = MetadataCatalog.get(source.name)

@@ -16,11 +16,9 @@ from .class_names import is_background
 from .coco import coco_source
 from .coco_files import read_coco
 from .geometry import SizeFindings, refuse_unreadable, unreadable
-from .voc import OFFICIAL_IMAGE_COUNTS, Source
+from .voc import HOST_VOC_EVALUATOR, OFFICIAL_IMAGE_COUNTS, Source
 
 logger = logging.getLogger(__name__)
-
-HOST_VOC_EVALUATOR = "pascal_voc"  # metadata.evaluator_type of Detectron2's own voc_2007_* names
 
 _MANY = 10  # class names that a message lists
 
@@ -114,7 +112,7 @@ def _check_known(name: str) -> None:
 def _check_files(name: str, metadata: Metadata) -> None:
     """Look for the files of Detectron2's own sets; ours are looked at by loading them."""
     root = f"DETECTRON2_DATASETS was {datasets_root()} when Detectron2 was imported"
-    if metadata.get("evaluator_type") == HOST_VOC_EVALUATOR and metadata.get("dirname"):
+    if is_host_voc(name) and metadata.get("dirname"):
         split_file = Path(metadata.dirname) / "ImageSets" / "Main" / f"{metadata.split}.txt"
         if not split_file.is_file():
             ours = name.replace("voc_20", "voc")
@@ -138,8 +136,19 @@ def _is_checked_by_loading(name: str, metadata: Metadata) -> bool:
     """Say whether to load a set; COCO takes long, and Detectron2 checks what it registers."""
     if metadata.get("thing_classes") is None or coco_source(name) is not None:
         return True
-    kinds = (None, "voc", "coco")
-    return metadata.get("json_file") is None and metadata.get("evaluator_type") in kinds
+    kinds = (None, "voc", "coco", HOST_VOC_EVALUATOR)
+    is_known = metadata.get("evaluator_type") in kinds and not is_host_voc(name)
+    return is_known and metadata.get("json_file") is None
+
+
+def is_host_voc(name: str) -> bool:
+    """Say whether a set is registered as Detectron2's ``voc_2007_*`` are, and not by this plugin.
+
+    Its dicts then do not say which objects are difficult.
+    """
+    if MetadataCatalog.get(name).get("evaluator_type") != HOST_VOC_EVALUATOR:
+        return False
+    return name not in DatasetCatalog or not isinstance(DatasetCatalog[name], Source)
 
 
 def _check_contents(name: str, dicts: Any, is_trained_on: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -22,6 +22,8 @@ class COCOSource:
 
     The attributes are as for :func:`register_coco`; no ``classes``: those of the file.
     """
+
+    evaluators: ClassVar[tuple[str, ...]] = ("voc", "coco")
 
     name: str
     json_file: str

@@ -91,6 +91,4 @@ def _checked(where: str, key: str, value: object) -> Any:
         raise UserError(
             f"{where}.{key} must be {wanted.__name__}; got {value!r} ({type(value).__name__})"
         )
-    if key == "evaluator" and value not in ("voc", "coco"):
-        raise UserError(f"{where}.evaluator must be voc or coco; got {value!r}")
     return value

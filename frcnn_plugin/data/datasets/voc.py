@@ -18,7 +18,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
@@ -38,6 +38,7 @@ from .voc_files import (
 logger = logging.getLogger(__name__)
 
 VOC_CLASSES: tuple[str, ...] = tuple(CLASS_NAMES)
+HOST_VOC_EVALUATOR = "pascal_voc"  # metadata.evaluator_type of Detectron2's own voc_2007_* names
 
 # Registered name -> number of images in PASCAL's image set, as the VOC site gives it.
 OFFICIAL_IMAGE_COUNTS: dict[str, int] = {
@@ -127,7 +128,9 @@ def register_voc(
             of your own (None), the area under the curve.
         use_difficult: let difficult objects take part in training. Evaluation ignores them anyway.
         strict: raise for a bad box instead of clipping or dropping it with a warning.
-        evaluator: "voc", or "coco" for COCO's metric.
+        evaluator: "voc", or "coco" for COCO's metric. "pascal_voc" is "voc" here, and the name by
+            which trainers of other projects choose Detectron2's evaluator, which needs ``year``
+            2007 or 2012 and knows neither ``rename`` nor ``counts_from`` 0.
         ignore: class names in the files whose objects are left out, as if not annotated.
         rename: what classes of the files are called instead; two of one name are merged.
         counts_from: the number of the first pixel in the files, 1 as in VOC, or 0.
@@ -136,7 +139,8 @@ def register_voc(
             that a server takes, see :class:`~frcnn_plugin.evaluation.voc.VOCEvaluator`.
 
     Raises:
-        UserError: if ``name`` is taken, or ``classes`` is not a list of distinct names.
+        UserError: if ``name`` is taken, ``classes`` is not a list of distinct names, or the
+            evaluator is unknown or does not fit.
     """
     listed, class_map = check_classes(name, classes, ignore, rename)
     VOCSource(
@@ -177,6 +181,8 @@ class Source:
 
     The attributes are as for :func:`register_voc`; no ``classes``: those that occur in the files.
     """
+
+    evaluators: ClassVar[tuple[str, ...]] = ("voc", "coco")
 
     name: str
     classes: tuple[str, ...] = ()
@@ -258,9 +264,22 @@ class Source:
 class VOCSource(Source):
     """A set in VOC's three folders."""
 
+    evaluators: ClassVar[tuple[str, ...]] = ("voc", "coco", HOST_VOC_EVALUATOR)
+
     roots: tuple[str, ...]  # tried in this order, relative ones under ``$DETECTRON2_DATASETS``
     split: str  # name of the file in ``ImageSets/Main``, without ``.txt``
     official: bool = False  # PASCAL's own set, so that messages name its archives
+
+    def register(self) -> None:
+        """Register the set, see the base class."""
+        fits = self.year in (2007, 2012) and self.counts_from == 1 and not self.class_map.rename
+        if self.evaluator == HOST_VOC_EVALUATOR and not fits:
+            raise UserError(
+                f"data set '{self.name}': Detectron2's evaluator {HOST_VOC_EVALUATOR} reads the "
+                "XML files itself, by the rules of year 2007 (11 points) or 2012 (area): give one "
+                "of these years, and neither rename nor counts_from 0"
+            )
+        super().register()
 
     def candidates(self) -> list[Path]:
         """List the folders that are tried, in order."""

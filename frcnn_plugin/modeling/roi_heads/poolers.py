@@ -163,12 +163,15 @@ class OperatorPooler(nn.Module):
             operators = [_MaxOver(module, supersampling) for module in operators]
         pooler.level_poolers = nn.ModuleList(operators)
 
-    def forward(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+    def forward(
+        self, features: list[torch.Tensor], boxes: list[Boxes], **kwargs: Any
+    ) -> torch.Tensor:
         """Pool feature maps, each (N, C, H, W), at the boxes of each image.
 
         Args:
             features: feature maps.
             boxes: continuous XYXY in network-input pixels; R over all images.
+            kwargs: for another project's pooler, which chooses among several maps by it.
 
         Returns:
             (R, C, output size, output size), in the features' dtype.
@@ -181,7 +184,7 @@ class OperatorPooler(nn.Module):
         with torch.autocast(features[0].device.type, enabled=False):
             if len(features) > 1:
                 widened = [f.float() for f in features]
-                return self.pooler(widened, [Boxes(b) for b in rois]).to(dtype)
+                return self.pooler(widened, [Boxes(b) for b in rois], **kwargs).to(dtype)
             return self._pool(features[0], rois).to(dtype)
 
     def _pool(self, features: torch.Tensor, rois: list[torch.Tensor]) -> torch.Tensor:

@@ -29,7 +29,10 @@ GOOD = {"name": "my_train", "root": "/data/my", "split": "train", "classes": ["c
         (GOOD, r"DATASETS.REGISTER must be a list, such as \[\{name: my_train"),
         ("my_train", r"DATASETS.REGISTER must be a list"),
         (["my_train"], r"REGISTER\[0\] must be a mapping such as .*; got 'my_train'"),
-        ([{**GOOD, "evaluator": "lvis"}], r"\.evaluator must be voc or coco; got 'lvis'"),
+        (
+            [{**GOOD, "evaluator": "lvis"}],
+            r"evaluator must be voc or coco or pascal_voc; got 'lvis'",
+        ),
         (
             [{"name": "a", "xml": "/x"}],
             r"missing classes \(classes: auto takes the names that occur in the files\); example",
