@@ -85,7 +85,7 @@ setup(
         "pycocotools>=2.0.2",  # COCO's annotations and metric
         "matplotlib>=3.6",  # the pictures
         "Jinja2>=3.0",  # the page of the training report; torch needs it too
-        "tabulate>=0.8",  # tables of results
+        "tabulate>=0.8.10",  # tables of results; 0.8.10 has maxcolwidths
         "tqdm>=4.30",  # progress of what takes long outside the training loop
         "setuptools<82",  # 82 dropped pkg_resources, which detectron2.model_zoo imports
     ],

@@ -38,10 +38,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+# Not every version of PyTorch warns when Detectron2 is imported.
+WARNED = """
+import frcnn_command, runpy, sys, warnings
+warnings.warn("`torch.jit.script` is deprecated", FutureWarning)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def train_net(data: Path, *args: str) -> str:
     """Run tools/train_net.py in a process of its own; returns what it printed."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "train_net.py"), *args],
+        [sys.executable, "-c", WARNED, str(ROOT / "tools" / "train_net.py"), *args],
         env={**os.environ, "DETECTRON2_DATASETS": str(data), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -118,7 +118,8 @@ def message_classes(
 ) -> dict[str, Any]:
     """Build protocol buffer classes from a table like :data:`_MESSAGES`.
 
-    If they are ``packed``, repeated numbers share one field.
+    If they are ``packed``, repeated numbers share one field. All are to be kept while one is in
+    use: protobuf before 4.25 crashes where the class of a part is gone.
     """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 

@@ -187,7 +187,8 @@ def _scaled(image: Image.Image) -> Image.Image:
     """Scale grey values of more than 8 bits to 8; those below 0, and what is no number, are 0."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
     ranges = _RANGES if image.mode == "F" else _RANGES[1:]
-    top = next((r for r in ranges if values.max() <= r), None)
+    # As float32, in which the greatest int32 is rounded up: NumPy 1 would compare in float64.
+    top = next((r for r in ranges if values.max() <= np.float32(r)), None)
     if top is None:
         raise OSError(f"its values reach {values.max():g}: save it with values from 0 to 1")
     values *= 255 / top

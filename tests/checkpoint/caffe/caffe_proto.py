@@ -43,6 +43,9 @@ _MESSAGES = {
         "layer": (100, "LayerParameter", True),
     },
 }
-NetParameter = message_classes(_MESSAGES)["NetParameter"]
+# All classes are kept, as message_classes asks.
+_PACKED = message_classes(_MESSAGES)
+NetParameter = _PACKED["NetParameter"]
 # Some writers do not pack numbers; readers have to take both.
-UnpackedNetParameter = message_classes(_MESSAGES, packed=False)["NetParameter"]
+_UNPACKED = message_classes(_MESSAGES, packed=False)
+UnpackedNetParameter = _UNPACKED["NetParameter"]
