@@ -227,6 +227,22 @@ def test_another_detector_is_noticed(form: str) -> None:
         list(export.compare(predictor, content, form))
 
 
+@pytest.mark.parametrize("wrong", [1, 2, 3])
+def test_an_image_where_rounding_decides_is_not_the_last_word(
+    wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two RoIs of the same cells have scores that are equal but for rounding."""
+    right, calls = export._largest, iter([True] * wrong + [False] * 12)
+    monkeypatch.setattr(export, "_largest", lambda *a: [9.0, 0.0] if next(calls) else right(*a))
+    content = exported("original", "torchscript")
+    lines = export.compare(detector("original"), content, "torchscript")
+    if wrong < 3:
+        assert len(list(lines)) == 4
+    else:
+        with pytest.raises(UserError, match=r"^not written: generated, upright: .* by 9 px at"):
+            list(lines)
+
+
 @pytest.fixture(scope="module")
 def sure(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, and model.onnx, of a detector with scores above 0.5."""
