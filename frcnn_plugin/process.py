@@ -248,10 +248,10 @@ def _look_up(host: str) -> None:
         try:
             socket.getaddrinfo(host, None)
             return
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the second of names such as a..b
             if not left:
                 hint = "use an IP address, or a name that all machines know; torchrun: --local-addr"
-                raise OSError(f"{error.strerror}; {hint}") from None
+                raise OSError(f"{getattr(error, 'strerror', error)}; {hint}") from None
             time.sleep(1)
 
 

@@ -310,7 +310,7 @@ def test_processes_that_cannot_reach_each_other_end(
     assert "no answer in 1 s; if gloo takes the wrong network interface, set GLOO_SOCKET" in err
 
 
-@pytest.mark.parametrize("address", ["nowhere.invalid", "two words", "[::1"])
+@pytest.mark.parametrize("address", ["nowhere.invalid", "two words", "[::1", "a..b", "x" * 64])
 def test_a_main_machine_that_nobody_knows(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_LOOKUPS", 1)
     for name, value in {**TORCHRUN, "MASTER_ADDR": address}.items():

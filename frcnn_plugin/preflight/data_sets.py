@@ -246,7 +246,7 @@ def _check_objects(
             yield _DATA.warning(
                 f"{name}: the classes {examples([one, *others])} differ in capitals or spaces only",
                 "If they are one class, add to the entry of the set: rename: "
-                f"{{{', '.join(f'{other!r}: {one!r}' for other in others)}}}",
+                f"{dict.fromkeys(others, one)}; and list only {one!r} in its classes",
             )
     absent = [c for i, c in enumerate(classes or ()) if i not in numbers]
     if absent and name in run.train:

@@ -202,7 +202,8 @@ def test_classes_that_differ_in_capitals(find, shapes: Path) -> None:
         [f for f in find(*trained_on("theirs", 4)) if "capitals" in f.text], "data", "warning"
     )
     assert "the classes circle, Circle , CIRCLE differ" in sentence
-    assert "rename: {'Circle ': 'circle', 'CIRCLE': 'circle'}" in sentence
+    fix = "rename: {'Circle ': 'circle', 'CIRCLE': 'circle'}; and list only 'circle' in its classes"
+    assert fix in sentence
 
 
 def test_truncated_image(find, shapes: Path) -> None:

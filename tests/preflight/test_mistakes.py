@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from frcnn_plugin import get_config_file
 from frcnn_plugin.cli import train
 from frcnn_plugin.cli.__main__ import main
+from frcnn_plugin.modeling import PaperRCNN
 from frcnn_plugin.preflight import schedule
 from tests.small_demo import DEMO, SMALL, random_weights
 
@@ -150,6 +152,10 @@ MODEL.PAPER_RCNN.FREEZE ['backbon'] | MODEL.PAPER_RCNN.FREEZE | backbon | backbo
 MODEL.PAPER_RCNN.FREEZE ['backbone'] | MODEL.WEIGHTS is empty and MODEL.PAPER_RCNN.FREEZE is ['backbone'] | Add MODEL.WEIGHTS
 INPUT.BOX_SCALING inclusiv | INPUT.BOX_SCALING is 'inclusiv' | use one of inclusive, continuous
 INPUT.BOX_SCALING inclusive MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False | INPUT.BOX_SCALING is 'inclusive' | Type INPUT.BOX_SCALING continuous
+INPUT.BOX_SCALING inclusive MODEL.META_ARCHITECTURE GeneralizedRCNN | INPUT.BOX_SCALING is 'inclusive' | Type INPUT.BOX_SCALING continuous
+INPUT.BOX_SCALING corners MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True | INPUT.BOX_SCALING is 'corners' | Type INPUT.BOX_SCALING continuous
+INPUT.BOX_SCALING corners MODEL.MASK_ON True | INPUT.BOX_SCALING is 'corners' | Type INPUT.BOX_SCALING continuous
+INPUT.BOX_SCALING corners MODEL.META_ARCHITECTURE GeneralizedRCNN | INPUT.BOX_SCALING is 'corners' | Type INPUT.BOX_SCALING continuous
 TEST.LOSS_PERIOD -1 | TEST.LOSS_PERIOD is -1 | 0 or more
 MODEL.ROI_BOX_HEAD.FC_DIM 0 | MODEL.ROI_BOX_HEAD.FC_DIM is 0 | Type for example MODEL.ROI_BOX_HEAD.FC_DIM 4096
 MODEL.ROI_BOX_HEAD.DROPOUT 50.0 | MODEL.ROI_BOX_HEAD.DROPOUT is 50.0 | Type for example MODEL.ROI_BOX_HEAD.DROPOUT 0.5
@@ -271,6 +277,11 @@ def rows(table: str) -> Iterator[tuple[list[str], list[str]]]:
         yield [words.get(word, word) for word in typed.split()], parts
 
 
+@META_ARCH_REGISTRY.register()
+class SubclassOfOurs(PaperRCNN):
+    """As another project may have."""
+
+
 class Accepted(Exception):
     """A run would start."""
 
@@ -345,6 +356,8 @@ def test_mistakes(start, config: str, typed: list[str], parts: list[str]) -> Non
 
 # What is unusual, but right: nothing is said about it.
 ALLOWED = """
+MODEL.META_ARCHITECTURE SubclassOfOurs INPUT.BOX_SCALING inclusive MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE True
+MODEL.META_ARCHITECTURE SubclassOfOurs INPUT.BOX_SCALING corners MODEL.ROI_BOX_HEAD.DECODE_IN_IMAGE False
 MODEL.RPN.PRE_NMS_TOPK_TRAIN -1
 MODEL.RPN.PRE_NMS_TOPK_TEST -1
 MODEL.RPN.NMS_THRESH 1.0

@@ -16,6 +16,7 @@ import functools
 import logging
 import os
 import posixpath
+import re
 import shutil
 import sys
 import tarfile
@@ -183,9 +184,11 @@ def _fetch(url: str, file: RemoteFile, part: Path) -> None:
             again = error.response.status_code in _BUSY
         except requests.RequestException as error:
             received = _size(part)
-            # Of urllib3's objects and addresses within one another: what went wrong.
+            # What went wrong, without urllib3's objects and addresses.
             cause = getattr(error.args[0], "reason", None) if error.args else None
-            why = str(cause).split(": ", 1)[-1] if cause else error
+            why = re.sub(
+                r"(<urllib3[^>]*>|HTTPS?Connection\w*\([^)]*\)): ", "", str(cause or error)
+            )
             problem = f"the connection failed after {received} bytes ({why})"
             again = attempt > 0 or received > kept  # without a network, waiting does not help
         if not again:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import socket
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import requests
+from urllib3 import HTTPConnectionPool
+from urllib3.exceptions import MaxRetryError, ProxyError, ReadTimeoutError, SSLError
 
 from frcnn_plugin.checkpoint.catalog import download as module
 from frcnn_plugin.checkpoint.catalog.known_files import RemoteFile
@@ -219,6 +224,29 @@ def test_nothing_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     message = fails(RemoteFile(file_name="w.bin", urls=(url,)), tmp_path / "w.bin")
     assert "w.bin: the connection failed after 0 bytes (" in message and "refused" in message
     assert "Max retries" not in message and "HTTPConnection" not in message
+
+
+@pytest.mark.parametrize(
+    "cause, said",
+    [
+        (ProxyError("no proxy", OSError("Tunnel: 403 Forbidden")), "no proxy.*Tunnel: 403 Forbid"),
+        (
+            SSLError("[SSL: VERIFY_FAILED] verify failed: self-signed"),
+            r"\(\[SSL: VERIFY_FAILED\] v",
+        ),
+        (OSError("<urllib3.connection.C object at 0x7f>: Failed: [Errno 1]"), r"\(Failed: \[Errno"),
+    ],
+)
+def test_why_a_connection_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: Exception, said: str
+) -> None:
+    """Whole: which proxy or certificate, without addresses of objects."""
+    pool = HTTPConnectionPool("host", 80)
+    errors = [MaxRetryError(pool, "/w.bin", cause), ReadTimeoutError(pool, "/", "Read timed out.")]
+    for error, words in zip(errors, (said, r"\(Read timed out"), strict=True):
+        monkeypatch.setattr(requests, "get", mock.Mock(side_effect=requests.ConnectionError(error)))
+        file = RemoteFile(file_name="w.bin", urls=("http://host/w.bin",))
+        assert re.search(words, fails(file, tmp_path / "w.bin"))
 
 
 def test_silent_server_counts_as_dropped(
