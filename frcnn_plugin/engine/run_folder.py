@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import multiprocessing
@@ -20,6 +19,11 @@ from detectron2.utils import comm
 
 from ..errors import UserError
 from ..stopping import Stopped
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +56,7 @@ def lock_output(folder: str | os.PathLike[str]) -> Iterator[None]:
         UserError: another process has it; says which.
     """
     folder = Path(folder)
-    file = _locked(folder / LOCK_FILE)
+    file = None if fcntl is None else _locked(folder / LOCK_FILE)
     if file is None:
         yield
         return
