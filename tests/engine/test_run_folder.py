@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from frcnn_plugin import get_config_file
-from frcnn_plugin.engine import forget_run, lock_output, setup_cfg
+from frcnn_plugin.engine import forget_run, lock_output, run_folder, setup_cfg
 from frcnn_plugin.engine.run_folder import LOCK_FILE, check_shared
 from frcnn_plugin.errors import UserError
 
@@ -197,3 +198,16 @@ def test_a_folder_that_cannot_be_written_is_told_in_a_line(
     monkeypatch.setattr(Path, "touch", touch)
     with pytest.raises(UserError, match=f"{tmp_path} cannot be written: {os.strerror(code)}"):
         check_shared(str(tmp_path))
+
+
+def test_without_fcntl_runs_are_not_locked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on Windows."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # importing it is an ImportError
+    assert run_folder.__file__
+    name = f"{run_folder.__package__}.without_fcntl"
+    spec = importlib.util.spec_from_file_location(name, run_folder.__file__)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.lock_output(tmp_path), module.lock_output(tmp_path):
+        assert not list(tmp_path.iterdir())
