@@ -100,6 +100,7 @@ setup(
             "nbclient>=0.8",  # runs docs/tutorial.ipynb in a test ...
             "nbformat>=5.7",  # ... which this reads
             "ipykernel>=6.20",  # the notebook's Python
+            "matplotlib>=3.7",  # benchmarks/ has legends outside the axes
             "onnx>=1.15",  # tests of the "export" extra
             "onnxruntime>=1.17",  # the same
         ],

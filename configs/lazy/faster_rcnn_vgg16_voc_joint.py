@@ -134,7 +134,7 @@ optimizer = L(torch.optim.SGD)(
     weight_decay=0.0005,
 )
 
-lr_multiplier = L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[50000, 70000])
+lr_multiplier = L(MultiStepParamScheduler)(values=[1.0, 0.1], num_updates=70000, milestones=[50000])
 
 train = dict(
     output_dir="output/faster_rcnn_vgg16_voc_joint",

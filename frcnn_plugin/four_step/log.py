@@ -67,7 +67,9 @@ def format_plan(cfg: CfgNode, rows: Sequence[dict[str, str]]) -> str:
     total = cfg.SOLVER.MAX_ITER
     title = f"four-step training, {total:,} iterations in all, in {cfg.OUTPUT_DIR}"
     widths = [None, 22, None, None, 26, None, 24, 24, None]
-    table = tabulate([list(row.values()) for row in rows], list(rows[0]), maxcolwidths=widths)
+    align = ["right" if name in ("parameters", "frozen") else "left" for name in rows[0]]
+    cells = [list(row.values()) for row in rows]
+    table = tabulate(cells, list(rows[0]), maxcolwidths=widths, colalign=align)
     paths = [p for p in (cfg.MODEL.WEIGHTS, cfg.FOUR_STEP.INITIAL_WEIGHTS) if p]
     lines = [title, table, *(f"{Path(p).name}: {p}" for p in paths)]
     if (world := comm.get_world_size()) > 1:
